@@ -1,0 +1,61 @@
+# One verb per chore: a newcomer and CI type the same thing. `make help` lists the verbs.
+# All paths are relative, so the project may live in a folder whose name has spaces.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two workers suit two cores; `make test JOBS=0` runs everything in one process.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest
+DEMO := build/demo
+BUDGET ?= 0.5
+
+STAMP := $(VENV)/.setup-done
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow check format bench clean distclean
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## make .venv with everything installed (the two packages editable)
+
+# The stamp is written last: a setup that was cut short is taken up again by the next call.
+$(STAMP): requirements.lock setup.py runtime/setup.py
+	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python %d.%d found, 3.10 or newer is needed: make setup PYTHON=python3.11" % sys.version_info[:2])'
+	test -x "$(BIN)/pip" || "$(PYTHON)" -m venv --clear "$(VENV)"
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --use-pep517 --no-build-isolation --no-deps -e ./runtime -e .
+	@touch "$(STAMP)"
+
+demo: setup  ## train a small CNN on real digits, convert it at BUDGET=0.5, measure what came out
+	rm -rf "$(DEMO)"
+	"$(BIN)/python" examples/digits.py --out "$(DEMO)"
+	"$(BIN)/s2d-convert" "$(DEMO)/digits.onnx" --budget $(BUDGET) --data "$(DEMO)/train.npz" --out "$(DEMO)/out" --effort quick --seed 0 --no-flip
+	"$(BIN)/s2d" evaluate "$(DEMO)/out" --data "$(DEMO)/test.npz"
+
+test: setup  ## the tests that need minutes
+	$(PYTEST) -n $(JOBS) -m "not slow"
+
+slow: setup  ## the tests that need longer
+	$(PYTEST) -m slow
+
+check: setup  ## ruff (rules and layout) and mypy --strict
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+
+format: setup  ## let ruff lay out the code and mend what it can
+	"$(BIN)/ruff" check --fix .
+	"$(BIN)/ruff" format .
+
+bench: setup  ## every benchmarks/bench_*.py, one after the other
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; "$(BIN)/python" "$$script"; done
+
+clean:  ## remove what was built, keep .venv
+	rm -rf build dist runtime/build runtime/dist ./*.egg-info runtime/*.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf "$(VENV)"

@@ -1,0 +1,95 @@
+"""What a candidate conversion is worth: accuracy from the supernet, latency from onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from s2d_convert.calibrate import best_policy, confidences, fit_temperature
+from s2d_convert.channels import Channels
+from s2d_convert.data import Images
+from s2d_convert.export import build_stages
+from s2d_convert.graph import Graph
+from s2d_convert.latency import Array, Meter
+from s2d_convert.plan import Conversion, Effective, Plan
+from s2d_convert.search import Evaluation, reward
+from s2d_convert.staged import StagedNet
+from s2d_convert.train import exit_logits
+from s2d_convert.weights import Weights
+
+MAX_IMAGES = 1000
+
+
+def is_untouched(graph: Graph, plan: Plan) -> bool:
+    """Whether a chain is the static model as it is."""
+    return plan.taps == (graph.output,) and set(plan.stages_of_units) == {1}
+
+
+class Evaluator:
+    """Callable that evaluates conversions with the weights of a trained supernet.
+
+    The latency of every stage is measured from its ONNX model, next to the static model; the accuracy is that of
+    the best thresholds that meet the budget on `images`. `answers` are the labels, or the static model's answers.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        channels: Channels,
+        net: StagedNet,
+        *,
+        meter: Meter,
+        images: Images,
+        static_logits: Array,
+        answers: Array,
+        budget: float,
+        weights: Weights,
+    ) -> None:
+        self.graph, self.channels, self.net, self.meter, self.budget = graph, channels, net, meter, budget
+        count = min(MAX_IMAGES, len(images))
+        self.images = images.take(slice(0, count))
+        self.static_logits, self.answers = static_logits[:count], answers[:count]
+        self.weights = weights
+
+    def __call__(self, conversion: Conversion) -> Evaluation:
+        cost = self.latency(conversion)
+        logits = self.logits(conversion)
+        temperatures = [fit_temperature(row, self.answers) for row in logits]
+        confidence = confidences(logits, temperatures)
+        correct = logits.argmax(axis=2) == self.answers
+        policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
+        return Evaluation(
+            accuracy=policy.expected_accuracy,
+            latency=policy.expected_latency,
+            reward=reward(policy.expected_accuracy, policy.expected_latency, self.budget),
+            info={
+                "stage_latency": [round(float(c), 4) for c in cost],
+                "exit_share": [round(float(s), 4) for s in policy.exit_share],
+                "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],
+            },
+        )
+
+    def latency(self, conversion: Conversion) -> tuple[float, ...]:
+        """Latency of each stage as a ratio to static; an untouched last chain costs what the static model costs."""
+        models = build_stages(self.graph, self.channels, conversion, [self.weights] * len(conversion.chains))
+        return self.meter.measure([m.model.SerializeToString() for m in models]).ratios
+
+    def logits(self, conversion: Conversion) -> Array:
+        """Logits [S, B, K] of all stages on the held-out images."""
+        rows = []
+        for chain in conversion.chains:
+            if is_untouched(self.graph, chain):
+                rows.append(self.static_logits[None])
+            else:
+                masks = self.net.masks(Effective(self.graph, self.channels, chain))
+                rows.append(exit_logits(self.net, self.images, masks, batch_statistics=True))
+        return np.concatenate(rows)
+
+
+def reference_answers(images: Images, static_logits: Array) -> Array:
+    """What counts as right: the labels, or without labels the static model's answers, int64 [B]."""
+    return static_logits.argmax(axis=1) if images.labels is None else images.labels
+
+
+Evaluate = Callable[[Conversion], Evaluation]

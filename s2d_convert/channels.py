@@ -1,0 +1,443 @@
+"""Channel analysis: which channels, all over the graph, must live or die together.
+
+The graph is walked once in topological order, running every operator on channel *identities* instead
+of values:
+
+1. every tensor that is really computed (a *root*) gives each position on its channel axis an *atom*;
+2. an atom has a raw id: new for the outputs of mixing operators, inherited by everything channel-wise;
+3. operators that combine operands tie raw ids (union), opaque ones tie all of theirs;
+4. movement operators (Concat, Slice, Reshape, Transpose...) are run on the atoms themselves, so a
+   channel shuffle or a zero-padded shortcut needs no case of its own. If the result only permutes,
+   selects or pads channels of roots it stays a *view* that costs nothing; else it is a root itself.
+
+Ties found late can turn what looked like a mixture into something simple, so the walk repeats until
+the ties are stable. Units are then the connected components of the ties, and classes the units that are
+made by the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from s2d_convert.errors import ModelError
+from s2d_convert.graph import Graph, Node
+from s2d_convert.rules import Array, Kind, Role, move, opaque, pad_value, role_of
+
+FREE = -1  # the unit of what needs no channel unit: the image and constants
+MAX_WALKS = 12
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the channels of one tensor lie and where their values come from.
+
+    `axis` counts without the batch. For each of the C positions on it: `units` (FREE for constants and
+    the image), `root` (index into `roots`, -1 for a constant), `position` on the root's channel axis and
+    `fill`, the value of a constant. A computed tensor is its own only root.
+    """
+
+    axis: int
+    units: Array
+    roots: tuple[str, ...]
+    root: Array
+    position: Array
+    fill: Array
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all positions belong to one unit, so that the tensor is never cut by channels."""
+        return bool((self.units == self.units[0]).all())
+
+
+@dataclass(frozen=True)
+class ChannelClass:
+    """Units that are made by the same nodes, e.g. the residual stream of one resolution.
+
+    `units` are unit numbers; `width` is the number of channels at the first producer; a class with one
+    unit, or one that holds logits, is not `splittable`.
+    """
+
+    name: str
+    units: tuple[int, ...]
+    producers: tuple[str, ...]
+    width: int
+    splittable: bool
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The result of the analysis. `layouts` has no entry for tensors that exist only inside a movement
+    (such as the five-dimensional middle of a channel shuffle); `roles` is keyed by node name."""
+
+    layouts: Mapping[str, Layout]
+    roles: Mapping[str, Role]
+    classes: tuple[ChannelClass, ...]
+    units: int
+
+    def is_root(self, name: str) -> bool:
+        """Whether the tensor is computed (and not a view of others, or the inside of a movement)."""
+        layout = self.layouts.get(name)
+        return layout is not None and layout.roots == (name,)
+
+    @cached_property
+    def class_of(self) -> Array:
+        """The class index of every unit, int64 [U]."""
+        table = np.full(self.units, -1)
+        for index, group in enumerate(self.classes):
+            table[list(group.units)] = index
+        return table
+
+
+def analyse(graph: Graph) -> Channels:
+    """The channel units, classes and layouts of a graph. Source of the idea: DepGraph (Fang et al., CVPR 2023),
+    done here on identities rather than per layer type."""
+    labels = np.zeros(0, dtype=np.int64)
+    for _ in range(MAX_WALKS):
+        walk = _Walk(graph, labels)
+        walk.run()
+        found = _components(walk.raw_count, walk.edges)
+        if np.array_equal(found, labels):
+            return walk.result()
+        labels = found
+    raise ModelError("channel analysis did not settle; please report this model")
+
+
+def _components(count: int, edges: list[tuple[Array, Array]]) -> Array:
+    """For each of `count` elements the smallest element of its connected component (pointer jumping)."""
+    labels = np.arange(count)
+    if not edges:
+        return labels
+    left = np.concatenate([e[0] for e in edges])
+    right = np.concatenate([e[1] for e in edges])
+    while True:
+        low = np.minimum(labels[left], labels[right])
+        before = labels.copy()
+        np.minimum.at(labels, labels[left], low)
+        np.minimum.at(labels, labels[right], low)
+        np.minimum.at(labels, left, low)
+        np.minimum.at(labels, right, low)
+        labels = labels[labels]
+        if np.array_equal(before, labels):
+            return labels
+
+
+class _Walk:
+    """One pass over the graph; also the `Context` that rules ask."""
+
+    def __init__(self, graph: Graph, labels: Array) -> None:
+        self.graph = graph
+        self.constants = graph.constants
+        self.labels = labels
+        self.raw_count = 0
+        self.edges: list[tuple[Array, Array]] = []
+        self.roles: dict[str, Role] = {}
+        self.atoms: dict[str, Array] = {}  # broadcastable against the shape; -1 - k is constant number k
+        self.tags: dict[str, tuple[int | None, ...]] = {}  # which axis of the roots an axis still is
+        self.own_axis: dict[str, int] = {}  # channel axis of roots
+        self.fills: list[float] = []
+        self.roots: list[str] = []
+        self.offsets: list[int] = []
+        self.atom_raw = np.zeros(0, dtype=np.int64)
+
+    # --- what rules ask ---
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.graph.shapes[name]
+
+    def computed(self, node: Node) -> tuple[str, ...]:
+        return self.graph.computed(node)
+
+    def axis(self, name: str) -> int | None:
+        varying = self._varying(name)
+        if len(varying) > 1:
+            return None
+        return varying[0] if varying else self.own_axis.get(name, 0)
+
+    def has_axis(self, name: str, axis: int) -> bool:
+        return self._varying(name) in ([], [axis])
+
+    def _varying(self, name: str) -> list[int]:
+        ids = self._ids(self.atoms[name])
+        return [a for a in range(ids.ndim) if ids.shape[a] > 1 and bool((ids != ids.take([0], axis=a)).any())]
+
+    def _ids(self, atoms: Array) -> Array:
+        """Labels (raw ids where a label is not known yet) of atoms, FREE for constants."""
+        raw = np.where(atoms < 0, FREE, self.atom_raw[np.maximum(atoms, 0)] if len(self.atom_raw) else FREE)
+        known = (raw >= 0) & (raw < len(self.labels))
+        return np.where(known, self.labels[np.where(known, raw, 0)] if len(self.labels) else raw, raw)
+
+    # --- the walk ---
+
+    def run(self) -> None:
+        image = self.graph.image
+        shape = self.shape(image)
+        axis = 2 if shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4) else 0
+        self._root(image, axis, np.full(shape[axis], FREE))
+        for node in self.graph.nodes:
+            self.roles[node.name] = role = role_of(node, self)
+            handler = getattr(self, f"_do_{role.kind.value}")
+            handler(node, role)
+
+    def _root(self, name: str, axis: int, raws: Array) -> None:
+        rank = len(self.shape(name))
+        self.roots.append(name)
+        self.offsets.append(len(self.atom_raw))
+        atoms = len(self.atom_raw) + np.arange(len(raws))
+        self.atom_raw = np.concatenate([self.atom_raw, raws])
+        form = [1] * rank
+        if rank:
+            form[axis] = len(raws)
+        self.atoms[name] = atoms.reshape(form)
+        self.tags[name] = tuple(range(rank))
+        self.own_axis[name] = axis
+
+    def _fresh(self, count: int) -> Array:
+        self.raw_count += count
+        return np.arange(self.raw_count - count, self.raw_count)
+
+    def _raws(self, name: str, axis: int) -> Array:
+        """Raw ids along the channel axis, FREE for constants; one id, repeated, for a uniform tensor."""
+        atoms = self.atoms[name]
+        count = self.shape(name)[axis] if self.shape(name) else 1
+        if atoms.ndim and atoms.shape[axis] == count:
+            line = np.moveaxis(atoms, axis, 0).reshape(count, -1)[:, 0]
+        else:
+            line = np.broadcast_to(atoms.reshape(-1)[:1], (count,))
+        return np.where(line < 0, FREE, self.atom_raw[np.maximum(line, 0)])
+
+    def _tie(self, left: Array, right: Array) -> None:
+        both = (left != FREE) & (right != FREE)
+        self.edges.append((left[both], right[both]))
+
+    def _do_mix(self, node: Node, role: Role) -> None:
+        name = node.outputs[0]
+        self._root(name, _axis(role), self._fresh(self.shape(name)[_axis(role)]))
+
+    def _do_grouped(self, node: Node, role: Role) -> None:
+        name, groups = node.outputs[0], int(node.attrs["group"])
+        raws = self._fresh(self.shape(name)[0])
+        heads = np.repeat(raws.reshape(groups, -1)[:, :1], len(raws) // groups, axis=1).reshape(-1)
+        self._tie(raws, heads)
+        source = self._raws(node.inputs[0], 0)
+        self._tie(source, np.repeat(raws.reshape(groups, -1)[:, 0], len(source) // groups))
+        self._root(name, 0, raws)
+
+    def _do_map(self, node: Node, role: Role) -> None:
+        source = self.computed(node)[0]
+        raws = self._raws(source, self.axis(source) or 0)
+        for name in node.outputs:
+            shape = self.shape(name)
+            count = shape[_axis(role)] if shape else 1
+            # Only a tensor of one unit may be read along another axis than its own.
+            self._root(name, _axis(role), raws if len(raws) == count else np.repeat(raws[:1], count))
+
+    def _do_join(self, node: Node, role: Role) -> None:
+        operands = [self._raws(name, _axis(role)) for name in self.computed(node)]
+        merged = operands[0].copy()
+        for other in operands[1:]:
+            self._tie(merged, other)
+            merged = np.where(merged == FREE, other, merged)
+        self._root(node.outputs[0], _axis(role), merged)
+
+    def _do_opaque(self, node: Node, role: Role) -> None:
+        raws = np.concatenate([self._all_raws(name) for name in self.computed(node)])
+        raws = raws[raws != FREE]
+        one = raws[:1] if len(raws) else self._fresh(1)
+        self._tie(raws, np.broadcast_to(one, raws.shape))
+        for name in node.outputs:
+            shape = self.shape(name)
+            self._root(name, 0, np.repeat(one, shape[0] if shape else 1))
+
+    def _all_raws(self, name: str) -> Array:
+        atoms = np.unique(self.atoms[name])
+        return self.atom_raw[atoms[atoms >= 0]]
+
+    def _do_move(self, node: Node, role: Role) -> None:
+        sources = self.computed(node)
+        if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+            self._reshape(sources[0], node.outputs[0])
+        elif node.op == "Transpose":
+            self._transpose(node)
+        else:
+            self._rearrange(node, sources)
+        if not all(self._settle(name, sources) for name in node.outputs):
+            self.roles[node.name] = opaque("it rearranges channels and space in one")
+            self._do_opaque(node, self.roles[node.name])
+
+    def _settle(self, name: str, sources: tuple[str, ...]) -> bool:
+        """Decide what a movement output is: the inside of a movement, a view or a root; False if none fits."""
+        varying = self._varying(name)
+        if len(varying) > 1:
+            return True
+        axis = varying[0] if varying else self._any_axis(name)
+        if self._is_view(name, axis):
+            self.own_axis[name] = axis
+            return True
+        if len(sources) != 1 or self.axis(sources[0]) is None:
+            return False
+        self._root(name, axis, self._raws(name, axis))
+        return True
+
+    def _any_axis(self, name: str) -> int:
+        """The axis that atoms vary on in a tensor of one unit, 0 if they do not vary."""
+        form = self.atoms[name].shape
+        return next((a for a, length in enumerate(form) if length > 1), 0)
+
+    def _is_view(self, name: str, axis: int) -> bool:
+        atoms, shape = self.atoms[name], self.shape(name)
+        others = [a for a in range(len(shape)) if a != axis]
+        if any(atoms.shape[a] != 1 or self.tags[name][a] != a for a in others):
+            return False
+        present = atoms[atoms >= 0]
+        roots = {self.roots[i] for i in np.unique(np.searchsorted(self.offsets, present, side="right") - 1)}
+        rest = [shape[a] for a in others]
+        return bool(roots) and all(
+            self.own_axis[r] == axis
+            and len(self.shape(r)) == len(shape)
+            and [self.shape(r)[a] for a in others] == rest
+            for r in roots
+        )
+
+    def _transpose(self, node: Node) -> None:
+        source, name = node.inputs[0], node.outputs[0]
+        rank = len(self.shape(source)) + 1
+        perm = node.attrs.get("perm", tuple(reversed(range(rank))))
+        inner = [p - 1 for p in perm[1:]]
+        self.atoms[name] = self.atoms[source].transpose(inner)
+        self.tags[name] = tuple(self.tags[source][p] for p in inner)
+
+    def _reshape(self, source: str, name: str) -> None:
+        before, after = self.shape(source), self.shape(name)
+        form: list[int] = []
+        whole: list[int] = []
+        tags: list[int | None] = []
+        atoms = self.atoms[source]
+        for left, right in _aligned(before, after):
+            lengths = [after[a] for a in right]
+            flat = all(atoms.shape[a] == 1 for a in left)
+            form += [1] * len(right) if flat else lengths
+            whole += [1 if flat else before[a] for a in left]
+            same = [before[a] for a in left] == lengths
+            tags += [self.tags[source][a] for a in left] if same else [None] * len(right)
+        self.atoms[name] = np.broadcast_to(atoms, whole).reshape(form)
+        self.tags[name] = tuple(tags)
+
+    def _rearrange(self, node: Node, sources: tuple[str, ...]) -> None:
+        """Run a Concat, Split, Slice, Gather or Pad on atoms, spread out only on the axes that it touches."""
+        touched = self._touched(node, sources)
+        spread = []
+        for source in sources:
+            form = [n if a in touched else k for a, (n, k) in enumerate(
+                zip(self.shape(source), self.atoms[source].shape, strict=True))]  # fmt: skip
+            spread.append(np.broadcast_to(self.atoms[source], form)[None])
+        if node.op == "Concat":
+            others = np.broadcast_shapes(*(tuple(1 if a - 1 in touched else n for a, n in enumerate(s.shape)) for s in spread))
+            spread = [np.broadcast_to(s, [s.shape[a] if a - 1 in touched else n for a, n in enumerate(others)]) for s in spread]
+        if node.op == "Pad":
+            self.fills.append(pad_value(node, self.constants))
+        results = move(node, spread, self.constants, fill=-len(self.fills))
+        for name, result in zip(node.outputs, results, strict=True):
+            self.atoms[name] = result[0]
+            known = self.tags[sources[0]]
+            self.tags[name] = known if len(known) == result.ndim - 1 else (None,) * (result.ndim - 1)
+
+    def _touched(self, node: Node, sources: tuple[str, ...]) -> set[int]:
+        rank = len(self.shape(sources[0])) + 1
+        if node.op in ("Concat", "Gather", "Split"):
+            return {node.attrs.get("axis", 0) % rank - 1}
+        axis = self.axis(sources[0])
+        return set(range(rank - 1)) if axis is None else {axis}
+
+    # --- the result ---
+
+    def result(self) -> Channels:
+        labels = self.labels
+        order = np.unique(labels, return_index=True)[0]  # labels are smallest members: already by appearance
+        number = np.full(self.raw_count + 1, FREE)
+        number[order] = np.arange(len(order))
+        layouts = {}
+        for name in self.atoms:
+            axis = self.axis(name)
+            if axis is not None:
+                layouts[name] = self._layout(name, axis, number)
+        classes = self._classes(layouts, len(order))
+        return Channels(layouts, dict(self.roles), classes, len(order))
+
+    def _layout(self, name: str, axis: int, number: Array) -> Layout:
+        count = self.shape(name)[axis] if self.shape(name) else 1
+        atoms = self.atoms[name]
+        if atoms.ndim:
+            line = np.moveaxis(atoms, axis, 0).reshape(atoms.shape[axis], -1)[:, 0]
+            line = np.broadcast_to(line, (count,))
+        else:
+            line = atoms.reshape(1)
+        raw = np.where(line < 0, FREE, self.atom_raw[np.maximum(line, 0)])
+        units = np.where(raw == FREE, FREE, number[self.labels[np.maximum(raw, 0)]] if len(self.labels) else FREE)
+        owner = np.searchsorted(self.offsets, line, side="right") - 1
+        owners = list(dict.fromkeys(int(o) for o in owner[line >= 0]))
+        roots = tuple(self.roots[o] for o in owners)
+        root = np.array([owners.index(o) if a >= 0 else -1 for a, o in zip(line.tolist(), owner.tolist(), strict=True)])
+        position = np.where(line < 0, 0, line - np.array(self.offsets)[np.maximum(owner, 0)])
+        fill = np.array([self.fills[-1 - a] if a < 0 else 0.0 for a in line.tolist()], dtype=np.float32)
+        return Layout(axis, units, roots, root, position, fill)
+
+    def _classes(self, layouts: Mapping[str, Layout], units: int) -> tuple[ChannelClass, ...]:
+        makers: list[list[str]] = [[] for _ in range(units)]
+        widths: dict[str, int] = {}
+        for node in self.graph.nodes:
+            if self.roles[node.name].kind in (Kind.MIX, Kind.GROUPED, Kind.OPAQUE) and node.outputs[0] in layouts:
+                made = layouts[node.outputs[0]].units
+                widths[node.name] = len(made)
+                for unit in np.unique(made[made != FREE]).tolist():
+                    makers[unit].append(node.name)
+        fixed = set(layouts[self.graph.output].units.tolist())
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for unit, made_by in enumerate(makers):
+            groups.setdefault(tuple(made_by), []).append(unit)
+        return tuple(
+            ChannelClass(
+                name=made_by[0] if made_by else f"unit {members[0]}",
+                units=tuple(members),
+                producers=made_by,
+                width=widths[made_by[0]] if made_by else len(members),
+                splittable=len(members) > 1 and fixed.isdisjoint(members),
+            )
+            for made_by, members in groups.items()
+        )
+
+
+def _axis(role: Role) -> int:
+    assert role.axis is not None, "a role that makes a root names its channel axis"
+    return role.axis
+
+
+def _aligned(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The finest pairs of axis runs with equal products that a reshape maps onto each other."""
+    pairs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right, have, want = [], [], 1, 1
+        if i < len(before):
+            left.append(i)
+            have *= before[i]
+            i += 1
+        if j < len(after):
+            right.append(j)
+            want *= after[j]
+            j += 1
+        while have != want:
+            if have < want:
+                left.append(i)
+                have *= before[i]
+                i += 1
+            else:
+                right.append(j)
+                want *= after[j]
+                j += 1
+        pairs.append((left, right))
+    return pairs
+

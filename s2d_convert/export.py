@@ -1,0 +1,147 @@
+"""From a conversion to a folder: build the stage models, run them, and write everything whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from s2d_runtime import dispatcher
+
+from s2d_convert.channels import Channels
+from s2d_convert.data import Images
+from s2d_convert.errors import OutputError
+from s2d_convert.graph import Graph
+from s2d_convert.latency import Array, make_session
+from s2d_convert.plan import Conversion
+from s2d_convert.split import OUTPUT, StageModel, split
+from s2d_convert.static import slices, to_logits
+from s2d_convert.weights import Weights
+
+RUN_BATCH = 64
+MANIFEST = "manifest.json"
+NEVER = 1.01  # a threshold that no confidence reaches
+
+
+def build_stages(
+    graph: Graph, channels: Channels, conversion: Conversion, weights: Sequence[Weights]
+) -> tuple[StageModel, ...]:
+    """The stage models of all chains, in order; `weights` has one entry per chain."""
+    models: list[StageModel] = []
+    for chain, own in zip(conversion.chains, weights, strict=True):
+        models += split(graph, channels, chain, own, first_stage=len(models) + 1)
+    return tuple(models)
+
+
+def stage_logits(graph: Graph, models: Sequence[StageModel], images: Images, *, provider: str = "CPUExecutionProvider") -> Array:
+    """Logits float32 [S, B, K] of every stage on all images, computed by onnxruntime from the stage models."""
+    sessions = [make_session(m.model.SerializeToString(), threads=os.cpu_count() or 1, provider=provider) for m in models]
+    rows = []
+    for part in slices(len(images), RUN_BATCH):
+        values: dict[str, Array] = {graph.image: np.ascontiguousarray(images.batch(part))}
+        answers = []
+        for session in sessions:
+            names = [o.name for o in session.get_outputs()]
+            found = session.run(names, {i.name: values[i.name] for i in session.get_inputs()})
+            values.update(zip(names, found, strict=True))
+            answers.append(to_logits(values[OUTPUT], graph.output_kind))
+        rows.append(np.stack(answers))
+    return np.concatenate(rows, axis=1)
+
+
+def stage_entries(graph: Graph, conversion: Conversion, models: Sequence[StageModel]) -> list[dict[str, Any]]:
+    """The `stages` part of a manifest, without what is only known later (sha256, latency)."""
+    chains = [number for number, chain in enumerate(conversion.chains, start=1) for _ in range(chain.stages)]
+    return [
+        {
+            "file": f"stage{number}.onnx",
+            "chain": chain,
+            "image": model.image,
+            "links_in": list(model.links_in),
+            "links_out": [{"name": name, "shape": [None, *shape]} for name, shape in model.links_out],
+            "macs": model.macs,
+            "parameters": model.parameters,
+        }
+        for number, (chain, model) in enumerate(zip(chains, models, strict=True), start=1)
+    ]
+
+
+def manifest_base(graph: Graph) -> dict[str, Any]:
+    """The parts of a manifest that depend on the static model only."""
+    return {
+        "format": "s2d-convert",
+        "version": 1,
+        "input": {"name": graph.image, "shape": [None, *graph.shapes[graph.image]], "dtype": "float32"},
+        "output": {"shape": [None, *graph.shapes[graph.output]], "kind": graph.output_kind},
+    }
+
+
+def draft_manifest(
+    graph: Graph, conversion: Conversion, models: Sequence[StageModel], temperatures: Sequence[float]
+) -> dict[str, Any]:
+    """A manifest with one policy that never leaves early, for folders that are not calibrated (yet)."""
+    entries = stage_entries(graph, conversion, models)
+    for entry, temperature in zip(entries, temperatures, strict=True):
+        entry |= {"temperature": temperature, "latency_ratio": 1.0}
+    stages = len(models)
+    policy = {"budget": 1.0, "thresholds": [NEVER] * (stages - 1), "expected_latency": 1.0, "expected_accuracy": 0.0,
+              "exit_share": [0.0] * (stages - 1) + [1.0], "reached": False}  # fmt: skip
+    return {**manifest_base(graph), "stages": entries, "policies": [policy], "default_budget": 1.0,
+            "preprocess": None, "measured": {}, "provenance": {}}  # fmt: skip
+
+
+def check_out(out: Path) -> None:
+    """Raise OutputError unless `out` can be made: it must not exist, and its parent must be writable."""
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out}: exists already; remove it or choose another folder with --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{out.parent}: cannot be written ({error.strerror}); choose another folder with --out") from error
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into; it becomes `out` when the block ends well, and vanishes otherwise."""
+    check_out(out)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        os.rename(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_stages(folder: Path, entries: Sequence[dict[str, Any]], models: Sequence[StageModel]) -> None:
+    """Write the stage files and the dispatcher into `folder` and add each file's sha256 to its entry."""
+    for entry, model in zip(entries, models, strict=True):
+        data = model.model.SerializeToString()
+        (folder / entry["file"]).write_bytes(data)
+        entry["sha256"] = hashlib.sha256(data).hexdigest()
+    shutil.copyfile(dispatcher.__file__, folder / "dispatcher.py")
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json and read it back through the runtime's own checks. Raises OutputError if it is refused."""
+    write_json(folder / MANIFEST, manifest)
+    try:
+        dispatcher.Manifest.load(folder)
+    except dispatcher.DispatcherError as error:
+        raise OutputError(f"{folder}: the export does not pass the runtime's checks ({error}); please report this") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

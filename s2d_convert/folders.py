@@ -1,0 +1,130 @@
+"""Work on exported folders: cut a model without training, and open an export next to its static model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from s2d_runtime import Dispatcher, Manifest
+
+from s2d_convert.channels import Channels
+from s2d_convert.errors import DataError, ModelError, UsageError
+from s2d_convert.export import build_stages, draft_manifest, whole_folder, write_json, write_manifest, write_stages
+from s2d_convert.graph import Graph, graph_from_proto, read_model
+from s2d_convert.pipeline import model_facts, read_graph
+from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion
+from s2d_convert.preprocess import Preprocess
+from s2d_convert.space import PlanSpace, divide, importance, layout_block, mac_shares
+from s2d_convert.static import StaticModel
+from s2d_convert.weights import static_weights
+
+PLAN_NAMES = ("identity", "depth", "width")
+
+
+def split_model(
+    model: Path, *, plan: str, stages: int, out: Path, output: str | None = None, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Cut a model by a named or written plan into the folder `out`, without training; returns the manifest."""
+    if not 1 <= stages <= MAX_STAGES:
+        raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
+    graph, channels = read_graph(model, size=size, output=output)
+    conversion = make_plan(graph, channels, plan, stages)
+    check_conversion(graph, channels, conversion)
+    weights = static_weights(graph, channels)
+    models = build_stages(graph, channels, conversion, [weights] * len(conversion.chains))
+    with whole_folder(out) as folder:
+        manifest = draft_manifest(graph, conversion, models, [1.0] * len(models))
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        manifest["provenance"] = {"model": str(model.resolve()), "model_sha256": digest, **model_facts(graph, channels),
+                                  "input_size": size, "output_name": output}  # fmt: skip
+        write_stages(folder, manifest["stages"], models)
+        write_json(folder / "plan.json", conversion.to_json(channels))
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conversion:
+    """The plan behind a name, or in a JSON file. Raises UsageError."""
+    if plan == "identity":
+        return Conversion((Plan((graph.output,), (1,) * channels.units),))
+    if plan in ("depth", "width"):
+        return depth_plan(graph, channels, stages) if plan == "depth" else width_plan(graph, channels, stages)
+    path = Path(plan)
+    if not path.is_file():
+        raise UsageError(f"--plan {plan}: expected {', '.join(PLAN_NAMES)} or the path of a JSON file; see docs/plan.md")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--plan {plan}: not readable as JSON ({error}); see docs/plan.md") from error
+    return Conversion.from_json(data, channels)
+
+
+def depth_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
+    """Exits at the taps nearest to equal shares of the multiply-accumulates; everything belongs to stage 1."""
+    taps = _space(graph, channels).taps
+    if len(taps) < stages - 1:
+        raise UsageError(f"--stages {stages}: the model has {len(taps)} candidate taps; fewer stages are possible")
+    share = mac_shares(graph, channels, taps)
+    chosen: list[str] = []
+    for k in range(1, stages):
+        free = taps[len(chosen) + (taps.index(chosen[-1]) + 1 - len(chosen) if chosen else 0) : len(taps) - (stages - 1 - k)]
+        chosen.append(min(free, key=lambda t: abs(share[t] - k / stages)))
+    return Conversion((Plan((*chosen, graph.output), (1,) * channels.units),))
+
+
+def width_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
+    """Every class divided evenly, the most important units first; all taps at the end."""
+    taps = _space(graph, channels).taps
+    if not taps:
+        raise UsageError("--plan width: the model has no tensor at which an exit could be put; `s2d inspect` shows why")
+    score = importance(graph, channels, static_weights(graph, channels))
+    owner = np.ones(channels.units, dtype=np.int64)
+    for group in channels.classes:
+        if group.splittable:
+            order = np.array(sorted(group.units, key=lambda u: (-score[u], u)))
+            owner[order] = 1 + np.arange(len(order)) * stages // len(order)
+    return Conversion((Plan((*[taps[-1]] * (stages - 1), graph.output), tuple(owner.tolist())),))
+
+
+def _space(graph: Graph, channels: Channels) -> PlanSpace:
+    divisions = divide(graph, channels, static_weights(graph, channels), groups=4, block=layout_block())
+    return PlanSpace(graph, channels, divisions, stages=2)
+
+
+@contextmanager
+def open_export(
+    folder: Path, *, static: Path | None = None, threads: int = 1, provider: str = "CPUExecutionProvider"
+) -> Iterator[tuple[Dispatcher, StaticModel]]:
+    """The dispatcher of a folder and the static model that it was made from, ready to be timed.
+
+    Raises ModelError when the static model is not where the manifest says, or is another one.
+    """
+    with Dispatcher(folder, threads=threads, providers=[provider]) as runner:
+        provenance = runner.manifest.provenance
+        path = static or Path(str(provenance.get("model", "")))
+        if not path.is_file():
+            raise ModelError(f"{path}: the static model is not there; give it with --model MODEL.onnx")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != provenance.get("model_sha256"):
+            raise ModelError(f"{path}: not the model that {folder} was made from; give that one with --model MODEL.onnx")
+        size, output = _asked(provenance)
+        graph = graph_from_proto(read_model(path), size=size, output=output)
+        yield runner, StaticModel(graph, threads=threads, provider=provider)
+
+
+def _asked(provenance: Any) -> tuple[tuple[int, int] | None, str | None]:
+    options = provenance.get("options", {})
+    size = options.get("size", provenance.get("input_size"))
+    output = options.get("output", provenance.get("output_name"))
+    return (int(size[0]), int(size[1])) if size else None, output
+
+
+def preprocess_in(manifest: Manifest, graph: Graph | None = None) -> Preprocess:
+    """The preprocessing that a manifest records. Raises DataError when it has none."""
+    if manifest.preprocess is None:
+        raise DataError("the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly")
+    return Preprocess.from_json(manifest.preprocess)

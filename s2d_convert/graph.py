@@ -1,0 +1,370 @@
+"""Load an ONNX file and give a read-only view of it that is simple enough to reason about.
+
+After `load_graph` every tensor is either a constant (a numpy array in `Graph.constants`) or computed
+from the image, with the batch as axis 0 of symbolic length. Shapes here never name the batch axis:
+a feature map has shape (C, H, W). The heavy lifting (constant folding, fusing BatchNormalization into
+Conv, removing what does nothing) is left to onnxruntime's basic graph optimisations, which only
+emit standard ONNX operators.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from s2d_convert.errors import ModelError
+
+MIN_OPSET = 13
+UPGRADE_OPSET = 17
+# A batch length that no model uses for anything else, so that folded shapes show where the batch was.
+PROBE_BATCH = 7
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
+TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator. `inputs` holds '' where an optional input is absent; `name` is unique in its graph."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"node '{self.name}' ({self.op})"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A simplified classifier: nodes in topological order from `image` to `output` (the logits).
+
+    `shapes` gives every computed tensor without its batch axis. `tail` is the trailing Softmax or
+    LogSoftmax that was set aside (None if the model ends in logits); it is put back at export.
+    `model` is the whole simplified static model, tail included, with a symbolic batch: the reference
+    for latency and for answers.
+    """
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+    image: str
+    output: str
+    opset: int
+    model: onnx.ModelProto
+    tail: Node | None = None
+
+    @cached_property
+    def producer(self) -> Mapping[str, Node]:
+        """The node that makes each computed tensor (the image has none)."""
+        return MappingProxyType({name: node for node in self.nodes for name in node.outputs})
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[tuple[Node, int], ...]]:
+        """For each computed tensor the (node, input index) pairs that read it."""
+        table: dict[str, list[tuple[Node, int]]] = {name: [] for name in self.shapes}
+        for node in self.nodes:
+            for index, name in enumerate(node.inputs):
+                if name in table:
+                    table[name].append((node, index))
+        return MappingProxyType({name: tuple(readers) for name, readers in table.items()})
+
+    @property
+    def classes(self) -> int:
+        """K, the number of classes."""
+        return int(np.prod(self.shapes[self.output]))
+
+    @property
+    def output_kind(self) -> str:
+        """What the static model's output means: logits, probabilities or log_probabilities."""
+        return TAIL_KINDS[self.tail.op] if self.tail else "logits"
+
+    def computed(self, node: Node) -> tuple[str, ...]:
+        """The inputs of `node` that are computed from the image, in order."""
+        return tuple(name for name in node.inputs if name in self.shapes)
+
+
+def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output: str | None = None) -> Graph:
+    """The simplified graph of an ONNX file.
+
+    `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs.
+    Raises ModelError when the file is not a static CNN classifier with one float32 image input.
+    """
+    return graph_from_proto(read_model(path), size=size, output=output)
+
+
+def read_model(path: str | Path) -> onnx.ModelProto:
+    """The checked protobuf of an ONNX file, external data included. Raises ModelError."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the path of an ONNX model")
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a valid ONNX model ({_first_line(error)}); export it again") from error
+    if not model.graph.node:
+        raise ModelError(f"{path}: not a valid ONNX model (its graph has no nodes); export it again")
+    return model
+
+
+def graph_from_proto(model: onnx.ModelProto, *, size: tuple[int, int] | None = None, output: str | None = None) -> Graph:
+    """The simplified graph of a model in memory; see `load_graph`."""
+    _refuse_quantised(model)
+    model = _with_recent_opset(model)
+    _choose_output(model, output)
+    batch = _fix_input(model, size)
+    model = _simplify(model)
+    shapes = _infer_shapes(model)
+    model = _make_batch_symbolic(model, batch, shapes)
+    return _view(model, batch, shapes)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the default operator set."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _refuse_quantised(model: onnx.ModelProto) -> None:
+    found = [n for n in model.graph.node if n.op_type in QUANTISED]
+    if found:
+        raise ModelError(
+            f"node '{found[0].name}' ({found[0].op_type}) and {len(found) - 1} more: the model is quantised; "
+            "convert the float32 model first and quantise the exported stages afterwards"
+        )
+
+
+def _with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    version = opset_of(model)
+    if version >= MIN_OPSET:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
+    try:
+        return onnx.version_converter.convert_version(model, UPGRADE_OPSET)
+    except RuntimeError as error:
+        raise ModelError(
+            f"opset {version} could not be upgraded to {UPGRADE_OPSET} ({_first_line(error)}); "
+            f"export the model with opset {MIN_OPSET} or newer"
+        ) from error
+
+
+def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
+    names = [o.name for o in model.graph.output]
+    if output is None and len(names) != 1:
+        raise ModelError(f"the model has {len(names)} outputs ({', '.join(names)}); choose the logits with --output NAME")
+    chosen = output or names[0]
+    if chosen not in names:
+        raise ModelError(f"--output {chosen}: the model has no such output; it has {', '.join(names)}")
+    keep = next(o for o in model.graph.output if o.name == chosen)
+    del model.graph.output[:]
+    model.graph.output.append(keep)
+
+
+def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> int:
+    """Give the image input a concrete shape in place; returns the batch length used."""
+    constants = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    read = {name for node in model.graph.node for name in node.input}
+    for unread in [i for i in inputs if i.name not in read]:
+        inputs.remove(unread)
+        model.graph.input.remove(unread)
+    if len(inputs) != 1:
+        names = ", ".join(i.name for i in inputs) or "none"
+        raise ModelError(f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed")
+    image = inputs[0]
+    kind = image.type.tensor_type
+    if kind.elem_type != onnx.TensorProto.FLOAT:
+        got = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+        raise ModelError(f"input '{image.name}' has type {got}; float32 is allowed: export the model in float32")
+    dims = kind.shape.dim
+    if len(dims) != 4:
+        raise ModelError(f"input '{image.name}' has {len(dims)} axes; an image batch has 4 (N, C, H, W or N, H, W, C)")
+    known = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
+    batch = known[0] or PROBE_BATCH
+    dims[0].dim_value = batch
+    spatial = (1, 2) if known[3] in (1, 3, 4) and known[1] not in (1, 3, 4) else (2, 3)
+    _fix_spatial(image, known, spatial, size)
+    return batch
+
+
+def _fix_spatial(
+    image: onnx.ValueInfoProto, known: list[int | None], spatial: tuple[int, int], size: tuple[int, int] | None
+) -> None:
+    dims = image.type.tensor_type.shape.dim
+    channel = 3 if spatial == (1, 2) else 1
+    if known[channel] is None:
+        raise ModelError(f"input '{image.name}' has a dynamic number of channels; export it with a fixed one")
+    for position, axis in enumerate(spatial):
+        if size is not None and known[axis] not in (None, size[position]):
+            raise ModelError(
+                f"--size {size[0]}x{size[1]}: input '{image.name}' is fixed to "
+                f"{known[spatial[0]]}x{known[spatial[1]]}; leave --size away or export with a dynamic size"
+            )
+        if known[axis] is None:
+            if size is None:
+                raise ModelError(f"input '{image.name}' has a dynamic height or width; fix it with --size HxW")
+            dims[axis].dim_value = size[position]
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model after onnxruntime's basic optimisations (standard operators only)."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "simplified.onnx"
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(target)
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        del model.graph.value_info[:]
+        for value in model.graph.output:  # a stale batch length there would contradict the probe's
+            value.type.tensor_type.ClearField("shape")
+        try:
+            source = Path(folder) / "source.onnx"
+            onnx.save(model, str(source), save_as_external_data=model.ByteSize() > 2**30)
+            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise ModelError(f"onnxruntime cannot load the model ({_first_line(error)}); check it there first") from error
+        simplified = onnx.load(str(target))
+    foreign = [n for n in simplified.graph.node if n.domain not in ("", "ai.onnx")]
+    if foreign:
+        names = ", ".join(f"'{n.name}' ({n.domain}.{n.op_type})" for n in foreign)
+        raise ModelError(f"operators outside the ONNX standard are not supported: {names}; export without them")
+    version = opset_of(simplified)
+    del simplified.opset_import[:]
+    simplified.opset_import.append(onnx.helper.make_opsetid("", version))
+    return simplified
+
+
+def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Concrete shapes, batch included, of the image and of every node output."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"shapes cannot be inferred ({_first_line(error)}); export with fixed shapes") from error
+    shapes = {}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if all(d.HasField("dim_value") for d in dims):
+            shapes[value.name] = tuple(d.dim_value for d in dims)
+    missing = [n.name for n in model.graph.node for o in n.output if o and o not in shapes]
+    if missing:
+        raise ModelError(f"nodes {', '.join(missing)}: shapes are not static after simplification; export with fixed shapes")
+    return shapes
+
+
+def _make_batch_symbolic(model: onnx.ModelProto, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """Free the batch axis: also inside constant Reshape shapes. Raises ModelError where batch and features mix."""
+    mixed = [n.name for n in model.graph.node for o in n.output if o and shapes[o][:1] != (batch,)]
+    if mixed:
+        raise ModelError(f"nodes {', '.join(mixed)}: axis 0 is not the batch; only models that keep it there are supported")
+    constants = {i.name: i for i in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Reshape":
+            continue
+        target = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if target[0] == batch:
+            target[0] = -1 if -1 not in target else 0
+            fresh = numpy_helper.from_array(target, f"{node.output[0]}_shape")
+            model.graph.initializer.append(fresh)
+            node.input[1] = fresh.name
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims:
+            dims[0].Clear()
+            dims[0].dim_param = "N"
+    del model.graph.value_info[:]
+    return model
+
+
+def _view(model: onnx.ModelProto, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The Graph of a simplified model, its trailing Softmax set aside."""
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    taken: set[str] = set()
+    nodes = [_node(n, index, taken) for index, n in enumerate(model.graph.node)]
+    image, output = _input_name(model), model.graph.output[0].name
+    tail, nodes, output = _set_tail_aside(nodes, output, shapes)
+    nodes = _reaching(nodes, output)
+    convs = [n for n in nodes if n.op in ("Conv", "ConvTranspose")]
+    if not convs:
+        raise ModelError("the model has no Conv node; only convolutional classifiers can be converted")
+    logits = shapes[output][1:]
+    if sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < 2:
+        raise ModelError(f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected")
+    used = {name for n in nodes for name in n.inputs}
+    computed = {image, *(o for n in nodes for o in n.outputs)}
+    return Graph(
+        nodes=tuple(nodes),
+        constants=MappingProxyType({k: v for k, v in constants.items() if k in used}),
+        shapes=MappingProxyType({k: v[1:] for k, v in shapes.items() if k in computed}),
+        image=image,
+        output=output,
+        opset=opset_of(model),
+        model=model,
+        tail=tail,
+    )
+
+
+def _input_name(model: onnx.ModelProto) -> str:
+    constants = {i.name for i in model.graph.initializer}
+    return str(next(i.name for i in model.graph.input if i.name not in constants))
+
+
+def _node(proto: onnx.NodeProto, index: int, taken: set[str]) -> Node:
+    name = proto.name or f"{proto.op_type}_{index}"
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    attrs = {a.name: _attribute(a) for a in proto.attribute}
+    return Node(name, proto.op_type, tuple(proto.input), tuple(o for o in proto.output if o), MappingProxyType(attrs))
+
+
+def _attribute(proto: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, onnx.GraphProto):
+        return value
+    return tuple(v.decode() if isinstance(v, bytes) else v for v in value)
+
+
+def _set_tail_aside(
+    nodes: list[Node], output: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Node | None, list[Node], str]:
+    last = next((n for n in nodes if output in n.outputs), None)
+    if last is None:
+        raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
+    if last.op in TAIL_KINDS and last.attrs.get("axis", -1) % len(shapes[output]) == 1:
+        return last, [n for n in nodes if n is not last], last.inputs[0]
+    return None, nodes, output
+
+
+def _reaching(nodes: list[Node], output: str) -> list[Node]:
+    """The nodes that `output` depends on, in their order."""
+    needed, kept = {output}, []
+    for node in reversed(nodes):
+        if needed.intersection(node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    return kept[::-1]

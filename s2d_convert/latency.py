@@ -1,0 +1,113 @@
+"""Latency of ONNX models in onnxruntime, always as a ratio to a reference measured in the same run.
+
+A machine's speed drifts; interleaving the models round by round lets every ratio see the same drift. Numbers are
+medians over rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from s2d_convert.errors import UsageError
+
+MIN_ROUNDS, MAX_ROUNDS = 30, 400
+MAX_TRIES, UNSTEADY = 4, 0.04
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds per call of each model and of the reference, and the ratio of the two medians."""
+
+    median_ms: tuple[float, ...]
+    reference_ms: float
+    ratios: tuple[float, ...]
+
+
+def make_session(model: bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
+    """An onnxruntime session as the dispatcher makes them. Raises UsageError for a provider that is not installed."""
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise UsageError(f"--provider {provider}: onnxruntime here has {', '.join(available)}; choose one of them")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if threads > 1:  # two spinning pools would disturb each other
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(model, options, providers=[provider])
+
+
+class Meter:
+    """Measures chains of stages against one reference model on inputs of a fixed batch.
+
+    `seconds` bounds the time of one measurement (at least MIN_ROUNDS rounds are taken all the same).
+    """
+
+    def __init__(
+        self, reference: bytes, image: Array, *, threads: int = 1, provider: str = "CPUExecutionProvider", seconds: float = 0.4
+    ) -> None:
+        self._threads, self._provider, self._seconds = threads, provider, seconds
+        self._reference = make_session(reference, threads=threads, provider=provider)
+        self._image_name = self._reference.get_inputs()[0].name
+        self._image = image
+        self._cache: dict[tuple[bytes, ...], Timing] = {}
+
+    def measure(self, models: Sequence[bytes]) -> Timing:
+        """The latency of stages that hand links on in this order; equal models are measured once."""
+        key = tuple(models)
+        if key not in self._cache:
+            self._cache[key] = self._measure(key)
+        return self._cache[key]
+
+    def _measure(self, models: tuple[bytes, ...]) -> Timing:
+        sessions = [self._reference, *(make_session(m, threads=self._threads, provider=self._provider) for m in models)]
+        feeds = self._feeds(sessions)
+        for session, feed in zip(sessions, feeds, strict=True):
+            for _ in range(3):
+                session.run(None, feed)
+        calls = [lambda s=s, f=f: s.run(None, f) for s, f in zip(sessions, feeds, strict=True)]
+        for _ in range(MAX_TRIES):
+            times = interleave(calls, self._seconds)
+            medians = np.median(times, axis=0)
+            by_round = np.median(times / times[:, :1], axis=0)
+            # A machine that changes its speed in the middle pulls the two kinds of ratio apart.
+            if np.abs(by_round / (medians / medians[0]) - 1).max() < UNSTEADY:
+                break
+        return Timing(
+            median_ms=tuple((1e3 * medians[1:]).tolist()),
+            reference_ms=float(1e3 * medians[0]),
+            ratios=tuple((medians[1:] / medians[0]).tolist()),
+        )
+
+    def _feeds(self, sessions: Sequence[ort.InferenceSession]) -> list[Mapping[str, Array]]:
+        values: dict[str, Array] = {self._image_name: self._image}
+        feeds = []
+        for session in sessions:
+            feeds.append({i.name: values[i.name] for i in session.get_inputs()})
+            names = [o.name for o in session.get_outputs()]
+            values.update(zip(names, session.run(names, feeds[-1]), strict=True))
+        return feeds
+
+
+def interleave(calls: Sequence[Callable[[], object]], seconds: float, *, rounds: int = MAX_ROUNDS) -> Array:
+    """Seconds per call, float64 [rounds, calls]: every round times each call once, in turn.
+
+    Takes at least MIN_ROUNDS, then goes on for `seconds` or until there are `rounds`.
+    """
+    rows: list[list[float]] = []
+    started = time.perf_counter()
+    while len(rows) < MIN_ROUNDS or (time.perf_counter() - started < seconds and len(rows) < rounds):
+        row = []
+        for call in calls:
+            before = time.perf_counter()
+            call()
+            row.append(time.perf_counter() - before)
+        rows.append(row)
+    return np.array(rows)

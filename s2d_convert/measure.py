@@ -1,0 +1,194 @@
+"""Measured truth about an exported folder: accuracy, exits and latency, through the dispatcher that users run.
+
+Latency is taken image by image, static and dynamic in turn, so that both see the same machine. The mean is weighted
+with the share of exits on *all* images, so that it does not hang on the few that are timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from s2d_runtime import Dispatcher
+
+from s2d_convert.data import Images
+from s2d_convert.latency import Array, interleave
+from s2d_convert.export import NEVER
+from s2d_convert.static import StaticModel, slices, to_logits
+
+ALWAYS = 0.0  # a threshold that every confidence reaches
+TIMED_PER_EXIT = 60
+REPEATS = 3
+RUN_BATCH = 64
+
+
+@dataclass(frozen=True)
+class PathCosts:
+    """Latency of leaving at each exit, through the dispatcher: ratios to static, cumulative [S], and static ms."""
+
+    ratios: tuple[float, ...]
+    static_ms: float
+
+    @property
+    def per_stage(self) -> tuple[float, ...]:
+        """What each stage adds, floored at a tiny positive cost."""
+        return tuple(float(c) for c in np.maximum(np.diff([0.0, *self.ratios]), 1e-4))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of an export on a set of images. Latencies are ratios to the static model, measured in the same run;
+    `correct_*` are shares of right answers (None without labels), `agreement` with the static model."""
+
+    images: int
+    exit_share: tuple[float, ...]
+    correct_static: float | None
+    correct_dynamic: float | None
+    agreement: float
+    static_ms: float
+    mean_latency: float
+    median_latency: float
+    worst_latency: float
+    static_macs: int
+    mean_macs: float
+    static_parameters: int
+    parameters: int
+    threads: int
+    batch: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+
+def thresholds_for_exit(stages: int, exit_stage: int) -> tuple[float, ...]:
+    """Thresholds with which every image leaves at `exit_stage` (1-based)."""
+    return tuple(ALWAYS if k + 1 == exit_stage else NEVER for k in range(stages - 1))
+
+
+def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds: float = 1.5) -> PathCosts:
+    """The latency of every way out for one batch, interleaved with the static model."""
+    stages = len(runner.manifest.stages)
+    ways = [thresholds_for_exit(stages, k + 1) for k in range(stages)]
+    calls = [lambda: static.outputs(image), *(lambda w=w: runner(image, thresholds=w) for w in ways)]
+    for call in calls:
+        call()
+    medians = np.median(interleave(calls, seconds), axis=0)
+    return PathCosts(tuple((np.maximum.accumulate(medians[1:]) / medians[0]).tolist()), float(1e3 * medians[0]))
+
+
+def measure(
+    runner: Dispatcher, static: StaticModel, images: Images, *, threads: int, batch: int, budget: float | None = None
+) -> Measured:
+    """All numbers of the export behind `runner` on `images`, at `budget` (None: the default policy)."""
+    reference, logits, stage = [], [], []
+    for part in slices(len(images), RUN_BATCH):
+        data = np.ascontiguousarray(images.batch(part))
+        answer = runner(data, budget=budget)
+        reference.append(static.logits(data).argmax(axis=1))
+        logits.append(to_logits(answer.output, static.graph.output_kind).argmax(axis=1))
+        stage.append(answer.stage)
+    said, dynamic, exits = np.concatenate(reference), np.concatenate(logits), np.concatenate(stage)
+    stages = len(runner.manifest.stages)
+    share = np.bincount(exits, minlength=stages + 1)[1:] / max(1, len(exits))
+    mean, median, worst, static_ms = _latency(runner, static, images, exits, batch=batch, budget=budget)
+    entries = runner.manifest.stages
+    upto = np.cumsum([entry.macs for entry in entries])
+    labels = images.labels
+    return Measured(
+        images=len(images),
+        exit_share=tuple(share.tolist()),
+        correct_static=None if labels is None else float((said == labels).mean()),
+        correct_dynamic=None if labels is None else float((dynamic == labels).mean()),
+        agreement=float((said == dynamic).mean()),
+        static_ms=static_ms,
+        mean_latency=mean,
+        median_latency=median,
+        worst_latency=worst,
+        static_macs=static_macs(runner),
+        mean_macs=float((share * upto).sum()),
+        static_parameters=int(runner.manifest.provenance.get("static_parameters", 0)),
+        parameters=int(sum(entry.parameters for entry in entries)),
+        threads=threads,
+        batch=batch,
+    )
+
+
+def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float, seed: int = 0) -> dict[str, Any]:
+    """Times of the static model and of every way out on one batch of noise, interleaved in one run.
+
+    Milliseconds as quartiles, and the ratios of medians with the quartiles of the per-round ratios.
+    """
+    shape = static.graph.shapes[static.graph.image]
+    image = np.random.default_rng(seed).normal(size=(batch, *shape)).astype(np.float32)
+    stages = len(runner.manifest.stages)
+    ways = [thresholds_for_exit(stages, k + 1) for k in range(stages)]
+    calls = [lambda: static.outputs(image), *(lambda w=w: runner(image, thresholds=w) for w in ways)]
+    for call in calls:
+        call()
+    times = 1e3 * interleave(calls, seconds, rounds=10**6)
+    quartiles = np.percentile(times, (25, 50, 75), axis=0).T
+    spread = np.percentile(times / times[:, :1], (25, 75), axis=0).T
+    names = ["static", *(f"exit {k + 1}" for k in range(stages))]
+    rows = [
+        {
+            "name": name,
+            "ms": dict(zip(("q1", "median", "q3"), map(float, q), strict=True)),
+            "ratio": float(q[1] / quartiles[0][1]),
+            "ratio_q1": float(s[0]),
+            "ratio_q3": float(s[1]),
+        }
+        for name, q, s in zip(names, quartiles, spread, strict=True)
+    ]
+    return {"batch": batch, "rounds": len(times), "rows": rows}
+
+
+def static_macs(runner: Dispatcher) -> int:
+    """The static model's multiply-accumulates, as the conversion wrote them down (0 if it did not)."""
+    return int(runner.manifest.provenance.get("static_macs", 0))
+
+
+def _latency(
+    runner: Dispatcher, static: StaticModel, images: Images, exits: Array, *, batch: int, budget: float | None
+) -> tuple[float, float, float, float]:
+    """(mean, median, worst) ratio to static and the static milliseconds, for batches of `batch` images."""
+    groups = _timed_batches(exits, batch)
+    static_s, by_group = [], []
+    for rows in groups:
+        own = []
+        for row in rows:
+            data = np.ascontiguousarray(images.batch(row))
+            calls = [lambda d=data: static.outputs(d), lambda d=data: runner(d, budget=budget)]
+            taken = np.median([_timed(calls) for _ in range(REPEATS)], axis=0)
+            static_s.append(taken[0])
+            own.append(taken[1])
+        by_group.append(np.array(own))
+    base = float(np.median(static_s))
+    weights = np.array([(exits == e).mean() for e in np.unique(exits)]) if batch == 1 else np.ones(1)
+    typical = np.array([np.median(times) for times in by_group]) / base
+    order = np.argsort(typical)
+    median = float(typical[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())]) if batch == 1 else float(typical[0])
+    mean = float((weights * typical).sum()) if batch == 1 else float(np.mean(by_group[0]) / base)
+    sample = np.ascontiguousarray(images.batch(np.arange(min(batch, len(images)))))
+    worst = path_costs(runner, static, sample, seconds=0.5).ratios[-1]
+    return mean, median, worst, 1e3 * base
+
+
+def _timed_batches(exits: Array, batch: int) -> list[list[Array]]:
+    """Row indices to time: up to TIMED_PER_EXIT single images of each exit, or that many batches in order."""
+    if batch == 1:
+        return [[np.array([r]) for r in np.flatnonzero(exits == e)[:TIMED_PER_EXIT]] for e in np.unique(exits)]
+    count = max(1, len(exits) // batch)
+    return [[np.arange(i * batch, min((i + 1) * batch, len(exits))) for i in range(min(count, TIMED_PER_EXIT))]]
+
+
+def _timed(calls: Sequence[Any]) -> list[float]:
+    row = []
+    for call in calls:
+        before = time.perf_counter()
+        call()
+        row.append(time.perf_counter() - before)
+    return row

@@ -1,0 +1,87 @@
+"""What a conversion is asked to do: one frozen dataclass from which the command line reads its defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from s2d_convert.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work each part gets. Epochs are passes over the training images; `min_steps` is the least number of
+    steps of the two trainings where the data set is small."""
+
+    supernet_epochs: float
+    supernet_min_steps: int
+    evaluations: int
+    finetune_epochs: float
+    finetune_min_steps: int
+    baselines: bool
+    groups: int
+    made_up_images: int
+
+
+EFFORTS: Mapping[str, Effort] = MappingProxyType(
+    {
+        "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 4000),
+        "standard": Effort(2.5, 300, 80, 8.0, 1000, True, 4, 20000),
+        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000),
+    }
+)
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's."""
+
+    model: Path
+    out: Path
+    data: Path | None = None
+    budget: float = 0.5
+    stages: int = 2
+    threads: int = 1
+    batch: int = 1
+    provider: str = "CPUExecutionProvider"
+    device: str = "auto"
+    effort: str = "standard"
+    seed: int = 0
+    resume: bool = False
+    flip: bool = True
+    output: str | None = None
+    size: tuple[int, int] | None = None
+    preprocess: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
+            raise UsageError(f"--budget {self.budget:g}: a share of the static latency above 0 and at most 1 is allowed")
+        for name, value, low, high in (
+            ("stages", self.stages, 2, 4),
+            ("threads", self.threads, 1, 256),
+            ("batch", self.batch, 1, 4096),
+            ("seed", self.seed, 0, 2**31 - 1),
+        ):
+            if not low <= value <= high:
+                raise UsageError(f"--{name} {value}: {low} to {high} is allowed")
+        for name, text, allowed in (("effort", self.effort, tuple(EFFORTS)), ("device", self.device, DEVICES)):
+            if text not in allowed:
+                raise UsageError(f"--{name} {text}: expected one of {', '.join(allowed)}")
+
+    @property
+    def work(self) -> Effort:
+        """The amounts of work behind `effort`."""
+        return EFFORTS[self.effort]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that must be equal for a run folder to be resumed, JSON-able."""
+        plain = asdict(self)
+        del plain["resume"]
+        return {k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}

@@ -1,0 +1,302 @@
+"""Plans: which channel unit belongs to which stage, and where every stage is tapped.
+
+A `Plan` is one chain; a `Conversion` is one or several chains, run one after the other. Both are plain
+data: canonical, hashable and JSON. `Effective` reads a plan as the rule that everything else
+stands on: node n computes unit u in stage ``e(n, u) = max(s(u), d(n))``, and an operator that mixes
+channels may connect input i to output o only where ``e(i) <= e(o)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from s2d_convert.channels import FREE, Channels, Layout
+from s2d_convert.errors import UsageError
+from s2d_convert.graph import Graph, Node
+from s2d_convert.rules import RULES, Array, Kind
+
+PRUNED = 0  # the stage of a unit that no stage computes
+NEVER = 1 << 20  # its effective stage
+MAX_STAGES = 4
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One chain: `taps[k]` is the tensor that stage k + 1 is read at (the last is the model's logits),
+    `stages_of_units[u]` the stage 1..S of unit u, or 0 when it is pruned."""
+
+    taps: tuple[str, ...]
+    stages_of_units: tuple[int, ...]
+
+    @property
+    def stages(self) -> int:
+        """S, the number of stages."""
+        return len(self.taps)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The chains of a conversion, in the order in which they run."""
+
+    chains: tuple[Plan, ...]
+
+    @property
+    def stages(self) -> int:
+        """The number of stages of all chains together."""
+        return sum(chain.stages for chain in self.chains)
+
+    def to_json(self, channels: Channels) -> dict[str, Any]:
+        """A JSON-able dict; units are listed per class as run lengths such as '1x8 2x8'."""
+        return {"version": FORMAT_VERSION, "chains": [_chain_to_json(c, channels) for c in self.chains]}
+
+    @staticmethod
+    def from_json(data: Any, channels: Channels) -> Conversion:
+        """The conversion that `to_json` wrote. Raises UsageError naming what is wrong."""
+        if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
+            raise UsageError(f"plan: expected an object with \"version\": {FORMAT_VERSION}; see docs/plan.md")
+        chains = data.get("chains")
+        if not isinstance(chains, list) or not chains:
+            raise UsageError("plan: \"chains\" must be a list with at least one chain; see docs/plan.md")
+        return Conversion(tuple(_chain_from_json(c, i, channels) for i, c in enumerate(chains)))
+
+    def digest(self) -> str:
+        """A short hash; equal conversions of one model have equal digests."""
+        text = json.dumps([[c.taps, c.stages_of_units] for c in self.chains])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _chain_to_json(plan: Plan, channels: Channels) -> dict[str, Any]:
+    units = {}
+    for group in channels.classes:
+        stages = [plan.stages_of_units[u] for u in group.units]
+        starts = [i for i in range(len(stages)) if i == 0 or stages[i] != stages[i - 1]]
+        ends = [*starts[1:], len(stages)]
+        units[group.name] = " ".join(f"{stages[a]}x{b - a}" for a, b in zip(starts, ends, strict=True))
+    return {"taps": list(plan.taps), "units": units}
+
+
+def _chain_from_json(data: Any, index: int, channels: Channels) -> Plan:
+    place = f"plan: chain {index + 1}"
+    if not isinstance(data, dict) or not isinstance(data.get("taps"), list) or not isinstance(data.get("units"), dict):
+        raise UsageError(f"{place}: expected \"taps\" (a list) and \"units\" (an object); see docs/plan.md")
+    taps = data["taps"]
+    if not all(isinstance(t, str) for t in taps) or not 1 <= len(taps) <= MAX_STAGES:
+        raise UsageError(f"{place}: \"taps\" must be 1 to {MAX_STAGES} tensor names, got {taps!r}")
+    known = {group.name: group for group in channels.classes}
+    unknown = [name for name in data["units"] if name not in known]
+    if unknown:
+        raise UsageError(f"{place}: the model has no channel class {unknown[0]!r}; `s2d inspect` lists its classes")
+    stages = np.ones(channels.units, dtype=np.int64)
+    for name, runs in data["units"].items():
+        stages[list(known[name].units)] = _read_runs(runs, len(known[name].units), f"{place}: class {name!r}")
+    return Plan(tuple(taps), tuple(stages.tolist()))
+
+
+def _read_runs(runs: Any, expected: int, place: str) -> list[int]:
+    try:
+        pairs = [tuple(int(n) for n in run.split("x")) for run in runs.split()]
+        stages = [stage for stage, count in pairs for _ in range(min(count, expected + 1))]
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"{place}: expected run lengths such as '1x8 2x8', got {runs!r}") from error
+    if len(stages) != expected or min(stages) < 0:
+        raise UsageError(f"{place}: {runs!r} names {len(stages)} units; the class has {expected}, stages are 0 to S")
+    return stages
+
+
+class Effective:
+    """Effective stages of every channel under one plan. Raises UsageError when the plan does not fit the graph."""
+
+    def __init__(self, graph: Graph, channels: Channels, plan: Plan, *, check_taps: bool = True) -> None:
+        self.graph, self.channels, self.plan = graph, channels, plan
+        _check(graph, channels, plan)
+        stages = np.array([*plan.stages_of_units, 0], dtype=np.int64)  # FREE (-1) reads the last entry
+        stages[:-1][stages[:-1] == PRUNED] = NEVER
+        self._stage_of_unit = stages
+        self._cache: dict[str, Array] = {}
+        for stage, tap in enumerate(plan.taps if check_taps else (), start=1):
+            if not self.readable(tap, stage).any():
+                raise UsageError(f"plan: stage {stage} has no channel of its tap '{tap}'; give it at least one unit")
+
+    @cached_property
+    def depth(self) -> Mapping[str, int]:
+        """d(n) by node name: the first stage whose tap has n among its ancestors. Nodes that no tap needs are absent."""
+        found: dict[str, int] = {}
+        for stage, tap in enumerate(self.plan.taps, start=1):
+            pending = [tap]
+            while pending:
+                node = self.graph.producer.get(pending.pop())
+                if node is not None and node.name not in found:
+                    found[node.name] = stage
+                    pending.extend(self.graph.computed(node))
+        return found
+
+    def of(self, tensor: str) -> Array:
+        """e per position of a tensor with a layout, int64 [C]; 0 for the image and constants, NEVER if pruned."""
+        if tensor not in self._cache:
+            layout = self.channels.layouts[tensor]
+            if layout.roots == (tensor,):
+                self._cache[tensor] = self._of_root(tensor, layout)
+            else:
+                tables = [self.of(root) for root in layout.roots]
+                self._cache[tensor] = _gather(layout, tables, np.zeros(len(layout.root), dtype=np.int64))
+        return self._cache[tensor]
+
+    def _of_root(self, tensor: str, layout: Layout) -> Array:
+        if tensor == self.graph.image:
+            return np.zeros(len(layout.units), dtype=np.int64)
+        depth = self.depth.get(self.graph.producer[tensor].name, NEVER)
+        return np.maximum(self._stage_of_unit[layout.units], depth)
+
+    def live(self, tensor: str) -> Array:
+        """Which positions of a tensor can be other than zero, bool [C].
+
+        A mixing row that may read no live channel is zero, bias included: that is what lets a residual block
+        whose inner class has no unit in a stage vanish from it.
+        """
+        layout = self.channels.layouts[tensor]
+        return _gather(layout, [self._live_roots[root] for root in layout.roots], layout.fill != 0)
+
+    def readable(self, tensor: str, stage: int) -> Array:
+        """The positions of a tensor that exist by the end of `stage` and can be other than zero, bool [C]."""
+        return (self.of(tensor) <= stage) & self.live(tensor)
+
+    def mask(self, node: Node) -> Array:
+        """M[o, i] = e(i) <= e(o) of a MIX node, bool [O, I], without columns that are always zero and pruned rows."""
+        return self._mask(node, self.columns(node, self.live(node.inputs[0])))
+
+    def _mask(self, node: Node, live: Array) -> Array:
+        rows, columns = self.of(node.outputs[0]), self.columns(node, self.of(node.inputs[0]))
+        return (columns[None, :] <= rows[:, None]) & (rows[:, None] < NEVER) & live[None, :]
+
+    def columns(self, node: Node, values: Array) -> Array:
+        """Per-position `values` of a MIX node's input as per-column values [I]. A tensor of one unit may be read
+        along any axis."""
+        shape = self.graph.shapes[node.inputs[0]]
+        axis = 0 if node.op in ("Conv", "ConvTranspose") else len(shape) - 1
+        own = self.channels.layouts[node.inputs[0]].axis
+        return values if own == axis else np.broadcast_to(values[:1], (shape[axis],))
+
+    @cached_property
+    def _live_roots(self) -> Mapping[str, Array]:
+        """Liveness of every root, in one walk over the graph."""
+        found: dict[str, Array] = {self.graph.image: np.ones(len(self.channels.layouts[self.graph.image].units), dtype=bool)}
+
+        def of(tensor: str) -> Array:
+            layout = self.channels.layouts[tensor]
+            return _gather(layout, [found[root] for root in layout.roots], layout.fill != 0)
+
+        for node in self.graph.nodes:
+            for name in node.outputs:
+                if self.channels.is_root(name):
+                    found[name] = self._live_output(node, name, of) & (self.of(name) < NEVER)
+        return found
+
+    def _live_output(self, node: Node, name: str, of: Callable[[str], Array]) -> Array:
+        kind = self.channels.roles[node.name].kind
+        made = self.channels.layouts[name]
+        inputs = self.graph.computed(node)
+        if kind is Kind.MIX:
+            return self._mask(node, self.columns(node, of(inputs[0]))).any(axis=1)
+        if kind is Kind.GROUPED:
+            groups = int(node.attrs["group"])
+            return np.repeat(of(inputs[0]).reshape(groups, -1).any(axis=1), len(made.units) // groups)
+        zero_in_zero_out = RULES[node.op].keeps_zero if node.op in RULES else False
+        if kind is Kind.MAP and zero_in_zero_out:
+            live = of(inputs[0])
+            return live if len(live) == len(made.units) else np.full(len(made.units), live.any())
+        if kind is Kind.JOIN and node.op in ADDITIVE and len(inputs) == len(node.inputs):
+            return np.any([of(t) for t in inputs], axis=0)
+        if kind is Kind.JOIN and node.op == "Mul":
+            return np.all([of(t) for t in inputs], axis=0)
+        if kind is Kind.MOVE:
+            source = self.channels.layouts[inputs[0]]
+            return np.isin(made.units, source.units[of(inputs[0])])
+        return np.ones(len(made.units), dtype=bool)
+
+
+ADDITIVE = ("Add", "Sum", "Sub")
+
+
+def _gather(layout: Layout, tables: list[Array], constants: Array) -> Array:
+    """Values per position of a view from the tables of its roots, `constants` where it shows a constant."""
+    if len(tables) == 1 and len(tables[0]) == len(layout.root) and (layout.root >= 0).all():
+        return tables[0][layout.position]
+    values = constants.copy()
+    for index, table in enumerate(tables):
+        here = layout.root == index
+        values[here] = table[layout.position[here]]
+    return values
+
+
+def check_conversion(graph: Graph, channels: Channels, conversion: Conversion) -> None:
+    """Raise UsageError unless every chain fits the graph and the last one ends in the model's own logits."""
+    for plan in conversion.chains:
+        Effective(graph, channels, plan)
+    last = conversion.chains[-1].taps[-1]
+    if last != graph.output:
+        raise UsageError(f"plan: the last tap is '{last}'; it must be the model's logits '{graph.output}'")
+    if conversion.stages > MAX_STAGES:
+        raise UsageError(f"plan: {conversion.stages} stages in all; at most {MAX_STAGES} are allowed")
+
+
+def _check(graph: Graph, channels: Channels, plan: Plan) -> None:
+    if len(plan.stages_of_units) != channels.units:
+        raise UsageError(f"plan: {len(plan.stages_of_units)} units, but the model has {channels.units}; it is another model's plan")
+    if not 1 <= plan.stages <= MAX_STAGES:
+        raise UsageError(f"plan: {plan.stages} stages; 1 to {MAX_STAGES} are allowed")
+    high = max(plan.stages_of_units)
+    if high > plan.stages:
+        raise UsageError(f"plan: a unit is given to stage {high}, but there are only {plan.stages} taps")
+    for index, tap in enumerate(plan.taps):
+        if tap == graph.output and index == plan.stages - 1:
+            continue
+        if tap not in channels.layouts or tap in (graph.output, graph.image):
+            raise UsageError(f"plan: '{tap}' cannot be a tap; `s2d inspect` lists the candidates")
+        if pooled_axis(graph, channels, tap) is None:
+            raise UsageError(f"plan: tap '{tap}' of shape {graph.shapes[tap]} is neither a feature map nor a feature vector")
+    for unit in channels.layouts[graph.output].units:
+        if unit != FREE and plan.stages_of_units[unit] == PRUNED:
+            raise UsageError("plan: a unit of the logits is pruned; only inner units can be")
+
+
+def pooled_axis(graph: Graph, channels: Channels, tap: str) -> int | None:
+    """The channel axis at which an exit head can read `tap` (pooling every other axis), None if it cannot."""
+    layout, shape = channels.layouts.get(tap), graph.shapes.get(tap, ())
+    if layout is None or len(shape) not in (1, 3) or layout.axis not in (0, len(shape) - 1):
+        return None
+    return layout.axis
+
+
+def candidate_taps(graph: Graph, channels: Channels) -> tuple[str, ...]:
+    """Tensors that carry all that later nodes need, in order; the last of each run without a mixing operator.
+
+    A tensor qualifies when, right after its node, every tensor still to be read shows only channels of
+    the same roots (so a DenseNet's growing Concat qualifies, the inside of a residual block does not).
+    """
+    last_use = {name: index for index, node in enumerate(graph.nodes) for name in graph.computed(node)}
+    live: set[str] = set()
+    taps: list[str] = []
+    mixed_since = True
+    for index, node in enumerate(graph.nodes):
+        live.update(o for o in node.outputs if last_use.get(o, -1) > index)
+        live = {name for name in live if last_use[name] > index}
+        if channels.roles[node.name].kind in (Kind.MIX, Kind.GROUPED, Kind.OPAQUE):
+            mixed_since = True
+        name = node.outputs[0]
+        if name not in live or pooled_axis(graph, channels, name) is None:
+            continue
+        roots = set(channels.layouts[name].roots)
+        if all(other in channels.layouts and roots.issuperset(channels.layouts[other].roots) for other in live):
+            if not mixed_since and taps:
+                taps.pop()
+            taps.append(name)
+            mixed_since = False
+    return tuple(t for t in taps if t != graph.output)

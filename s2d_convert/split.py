@@ -1,0 +1,593 @@
+"""Cut a graph into the stages of a plan: Graph + Plan + Weights -> one ONNX model per stage.
+
+A *piece* is the part of a computed tensor that one stage computes: the positions p with e(p) = s. The
+cutting has the steps of `split`:
+
+1. backwards over the graph, find the pieces that some stage's logits depend on;
+2. forwards, emit every needed piece once, in its stage. Weights lose the rows of other stages and the
+   columns of later ones; a mixing row without any input is zero, and additions of zero vanish;
+3. a piece that a later stage reads becomes a link: an output here, an input there;
+4. close every stage with its head (pooled tap -> logits; the last one is the model's own classifier),
+   the model's trailing Softmax and the confidence.
+
+The channel order inside a piece is free. Mixing operators absorb any order in their columns, so only
+joins of differently ordered operands and grouped convs ever need a Gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from s2d_convert.channels import Channels, Layout
+from s2d_convert.graph import Graph, Node
+from s2d_convert.plan import Effective, Plan
+from s2d_convert.rules import Array, Kind, macs_per_weight, move, slice_constant
+from s2d_convert.weights import Weights, initial_head
+
+MAX_RUNS = 3  # reorder by a Concat of up to this many slices, by a Gather beyond
+OUTPUT, CONFIDENCE = "output", "confidence"
+INVERSE_TEMPERATURE = "inverse_temperature"
+
+
+@dataclass(frozen=True)
+class StageModel:
+    """One stage: its ONNX model, whether it takes the image, the links it reads and writes (name and
+    shape without the batch), its multiply-accumulates per image and its number of parameters."""
+
+    model: onnx.ModelProto
+    image: bool
+    links_in: tuple[str, ...]
+    links_out: tuple[tuple[str, tuple[int, ...]], ...]
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a root tensor: runtime name, root positions in order, and the stage that has it (0: the image)."""
+
+    name: str
+    positions: Array
+    home: int
+
+
+def split(graph: Graph, channels: Channels, plan: Plan, weights: Weights, *, first_stage: int = 1) -> tuple[StageModel, ...]:
+    """The stages of one chain, in order. `first_stage` is the number of its first stage in the conversion.
+
+    Exit heads that `weights` lacks are initialised from the classifier. Raises UsageError when the plan does not fit.
+    """
+    cutter = _Cutter(graph, channels, plan, weights, first_stage)
+    needed = cutter.find_needed()
+    cutter.emit(needed)
+    return cutter.close()
+
+
+_Segment = tuple[_Piece | None, list[int]]  # a piece and the indices to take of it; None: constants, by position
+
+
+class _Stage:
+    """The ONNX graph of one stage in the making."""
+
+    def __init__(self, number: int, graph: Graph) -> None:
+        self.number, self.opset = number, graph.opset
+        self.nodes: list[gs.Node] = []
+        self.tensors: dict[str, gs.Variable] = {}
+        self.image: gs.Variable | None = None
+        self.links_in: dict[str, gs.Variable] = {}
+        self.links_out: dict[str, gs.Variable] = {}
+        self.macs = 0
+        self._names: set[str] = set()
+
+    def unique(self, name: str) -> str:
+        """A tensor name that this stage does not have yet, marked with the stage's number."""
+        fresh = base = f"{name}.s{self.number}"
+        count = 1
+        while fresh in self._names:
+            count += 1
+            fresh = f"{base}_{count}"
+        self._names.add(fresh)
+        return fresh
+
+    def op(
+        self, op: str, inputs: Sequence[str | Array], name: str, shape: Sequence[int], *, attrs: dict[str, Any] | None = None
+    ) -> str:
+        """Add a node with one output; inputs are tensor names, arrays, or '' where absent. Returns the output's name."""
+        return self.ops(op, inputs, [(name, shape)], attrs or {})[0]
+
+    def ops(
+        self, op: str, inputs: Sequence[str | Array], outputs: Sequence[tuple[str, Sequence[int]]], attrs: dict[str, Any]
+    ) -> list[str]:
+        """Add a node with several outputs (name, shape without the batch)."""
+        operands = [self._operand(x, f"{outputs[0][0]}.{i}") for i, x in enumerate(inputs)]
+        results = []
+        for name, shape in outputs:
+            fresh = self.unique(name)
+            self.tensors[fresh] = gs.Variable(fresh, dtype=np.float32, shape=["N", *shape])
+            results.append(self.tensors[fresh])
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
+        self.nodes.append(gs.Node(op, name=results[0].name, attrs=plain, inputs=operands, outputs=results))
+        return [r.name for r in results]
+
+    def _operand(self, value: str | Array, name: str) -> gs.Tensor:
+        if isinstance(value, str):
+            return self.tensors[value] if value else gs.Variable.empty()
+        return gs.Constant(self.unique(name), np.ascontiguousarray(value))
+
+    def reduce(self, op: str, source: str, axes: list[int], shape: Sequence[int]) -> str:
+        """Add a Reduce node without kept axes; its axes became an input in opset 18."""
+        name = f"{source}.{op.lower()}"
+        if self.opset >= 18:
+            return self.op(op, [source, np.array(axes)], name, shape, attrs={"keepdims": 0})
+        return self.op(op, [source], name, shape, attrs={"keepdims": 0, "axes": axes})
+
+    def finish(self, image_shape: tuple[int, ...]) -> StageModel:
+        """The stage as a checked model."""
+        inputs = ([self.image] if self.image is not None else []) + list(self.links_in.values())
+        outputs = [self.tensors[OUTPUT], self.tensors[CONFIDENCE], *self.links_out.values()]
+        surgeon = gs.Graph(nodes=self.nodes, inputs=inputs, outputs=outputs, opset=self.opset, name=f"stage{self.number}")
+        model = gs.export_onnx(surgeon)
+        model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
+        onnx.checker.check_model(model)
+        sizes = (v.size for n in self.nodes for v in map(_constant_values, n.inputs) if v is not None)
+        return StageModel(
+            model=model,
+            image=self.image is not None,
+            links_in=tuple(self.links_in),
+            links_out=tuple((name, tuple(v.shape[1:])) for name, v in self.links_out.items()),
+            macs=self.macs,
+            parameters=int(sum(sizes)),
+        )
+
+
+def _constant_values(tensor: gs.Tensor) -> Array | None:
+    """The values of a float constant that counts as a parameter (scalars do not)."""
+    if isinstance(tensor, gs.Constant) and tensor.values.dtype == np.float32 and tensor.values.ndim:
+        return np.asarray(tensor.values)
+    return None
+
+
+class _Cutter:
+    """The state of one `split`: the stages in the making and the pieces that exist."""
+
+    def __init__(self, graph: Graph, channels: Channels, plan: Plan, weights: Weights, first_stage: int) -> None:
+        self.graph, self.channels, self.plan, self.weights = graph, channels, plan, weights
+        self.first = first_stage
+        self.effective = Effective(graph, channels, plan)
+        self.stages = [_Stage(first_stage + k, graph) for k in range(plan.stages)]
+        everything = np.arange(len(channels.layouts[graph.image].units))
+        self._zero: dict[tuple[str, int], bool] = {}
+        self.pieces: dict[tuple[str, int], _Piece] = {(graph.image, 0): _Piece(graph.image, everything, 0)}
+
+    # --- step 1: what is needed ---------------------------------------------------------------------
+
+    def find_needed(self) -> set[tuple[str, int]]:
+        """The (root tensor, stage) pairs that some stage's logits depend on."""
+        needed: set[tuple[str, int]] = set()
+        for stage, tap in enumerate(self.plan.taps, start=1):
+            everything = tap == self.graph.output
+            self._need(needed, tap, self._all(tap) if everything else self._readable(tap, stage))
+        for node in reversed(self.graph.nodes):
+            for stage in range(1, self.plan.stages + 1):
+                if any((name, stage) in needed for name in node.outputs):
+                    for name, positions in self._reads(node, stage):
+                        self._need(needed, name, positions)
+        return needed
+
+    def _need(self, needed: set[tuple[str, int]], tensor: str, positions: Array) -> None:
+        needed.update((root, stage) for root, stage, _ in self._sources(tensor, positions) if root)
+
+    def _sources(self, tensor: str, positions: Array) -> list[tuple[str, int, int]]:
+        """For each position (root, its effective stage, position in the root); root '' for a constant, and for
+        a piece that is zero throughout."""
+        layout = self.channels.layouts[tensor]
+        stages = [self.effective.of(root) for root in layout.roots]
+        found = []
+        for r, p in zip(layout.root[positions].tolist(), layout.position[positions].tolist(), strict=True):
+            stage = int(stages[r][p]) if r >= 0 else 0
+            missing = r < 0 or self._is_zero(layout.roots[r], stage)
+            found.append(("", 0, p) if missing else (layout.roots[r], stage, p))
+        return found
+
+    def _is_zero(self, root: str, stage: int) -> bool:
+        if (root, stage) not in self._zero:
+            here = self.effective.of(root) == stage
+            self._zero[root, stage] = not self.effective.live(root)[here].any()
+        return self._zero[root, stage]
+
+    def _reads(self, node: Node, stage: int) -> list[tuple[str, Array]]:
+        """The (tensor, positions) that the pieces of a node in one stage are computed from."""
+        kind = self.channels.roles[node.name].kind
+        inputs = self.graph.computed(node)
+        if kind is Kind.MIX:
+            return [(inputs[0], self._readable(node.inputs[0], stage))]
+        if kind is Kind.OPAQUE:
+            return [(name, self._all(name)) for name in inputs]
+        if kind is Kind.GROUPED:
+            return [(inputs[0], np.concatenate(list(self._group_columns(node, stage).values())))]
+        if kind is Kind.MOVE:
+            return [(inputs[0], self._moved(node, stage))]
+        return [(name, self._same_positions(name, node, stage)) for name in inputs]
+
+    def _all(self, tensor: str) -> Array:
+        return np.arange(len(self.channels.layouts[tensor].units))
+
+    def _made(self, node: Node, stage: int) -> Array:
+        """The output positions of a node that `stage` computes, sorted by unit."""
+        name = node.outputs[0]
+        positions = np.flatnonzero(self.effective.of(name) == stage)
+        if self.channels.layouts[name].uniform:
+            return positions
+        return positions[np.argsort(self.channels.layouts[name].units[positions], kind="stable")]
+
+    def _same_positions(self, tensor: str, node: Node, stage: int) -> Array:
+        """The positions of an operand of a MAP or JOIN that its piece needs: all of a tensor of one unit."""
+        return self._all(tensor) if self.channels.layouts[tensor].uniform else self._made(node, stage)
+
+    def _readable(self, tensor: str, stage: int) -> Array:
+        """The positions that a mixing operator may read in a stage; all or none of a tensor of one unit."""
+        return np.flatnonzero(self.effective.readable(tensor, stage))
+
+    def _group_columns(self, node: Node, stage: int) -> dict[int, Array]:
+        """For each conv group that `stage` computes, its input positions."""
+        groups = int(node.attrs["group"])
+        rows = len(self.channels.layouts[node.outputs[0]].units) // groups
+        columns = len(self.channels.layouts[node.inputs[0]].units) // groups
+        kept = dict.fromkeys((self._made(node, stage) // rows).tolist())
+        return {g: np.arange(g * columns, (g + 1) * columns) for g in kept}
+
+    def _moved(self, node: Node, stage: int) -> Array:
+        """The input positions whose channels a MOVE root shows in a stage."""
+        source, made = self.channels.layouts[self.graph.computed(node)[0]], self.channels.layouts[node.outputs[0]]
+        units = np.unique(made.units[self.effective.of(node.outputs[0]) == stage])
+        return np.flatnonzero(np.isin(source.units, units))
+
+    # --- step 2: emit -------------------------------------------------------------------------------
+
+    def emit(self, needed: set[tuple[str, int]]) -> None:
+        """Emit every needed piece into its stage, in topological order."""
+        for node in self.graph.nodes:
+            for stage in range(1, self.plan.stages + 1):
+                if any((name, stage) in needed for name in node.outputs):
+                    handler = getattr(self, f"_emit_{self.channels.roles[node.name].kind.value}")
+                    handler(node, stage)
+
+    def _keep(self, tensor: str, stage: int, name: str, positions: Array, *, home: int | None = None) -> None:
+        self.pieces[tensor, stage] = _Piece(name, positions, stage if home is None else home)
+
+    def _emit_mix(self, node: Node, stage: int) -> None:
+        out, builder = node.outputs[0], self.stages[stage - 1]
+        rows, columns = self._made(node, stage), self._readable(node.inputs[0], stage)
+        weight, bias = self.weights.mix[node.name]
+        source, order = self.fetch(stage, node.inputs[0], columns)
+        if len(weight[0]) != len(self.channels.layouts[node.inputs[0]].units):
+            order = np.arange(len(weight[0]))  # a tensor of one unit, read along another axis than its own
+        part = weight[rows][:, order]
+        name = _mixing(builder, node, source, part, None if bias is None else bias[rows], self._shape(out, len(rows)))
+        builder.macs += int(part.size) * macs_per_weight(node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out])
+        self._keep(out, stage, name, rows)
+
+    def _emit_grouped(self, node: Node, stage: int) -> None:
+        out, builder = node.outputs[0], self.stages[stage - 1]
+        by_group = self._group_columns(node, stage)
+        wanted = np.concatenate(list(by_group.values()))
+        size = len(wanted) // len(by_group)
+        _, natural = self._arrange(node.inputs[0], wanted)
+        groups = list(dict.fromkeys((np.asarray(natural) // size).tolist()))
+        groups += [g for g in by_group if g not in groups]
+        ordered = np.concatenate([by_group[g] for g in groups])
+        source, _ = self.fetch(stage, node.inputs[0], ordered, ordered=True)
+        weight, bias = self.weights.mix[node.name]
+        per = len(weight) // int(node.attrs["group"])
+        rows = np.concatenate([np.arange(g * per, (g + 1) * per) for g in groups])
+        shape = self._shape(out, len(rows))
+        live = self.effective.live(out)[rows]
+        operands: list[str | Array] = [source, weight[rows], *([] if bias is None else [bias[rows] * live])]
+        name = builder.op("Conv", operands, out, shape, attrs={**node.attrs, "group": len(groups)})
+        builder.macs += int(weight[rows].size) * macs_per_weight(node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out])
+        self._keep(out, stage, name, rows)
+
+    def _emit_map(self, node: Node, stage: int) -> None:
+        source, builder = self.graph.computed(node)[0], self.stages[stage - 1]
+        positions = self._same_positions(source, node, stage)
+        made = self._made(node, stage)
+        whole = self.channels.layouts[source].uniform
+        data, order = self.fetch(stage, source, positions, ordered=whole)
+        kept = made if whole else order
+        operands = self._operands(node, {source: data}, source, order)
+        names = builder.ops(node.op, operands, [(n, self._shape(n, len(kept))) for n in node.outputs], dict(node.attrs))
+        for tensor, name in zip(node.outputs, names, strict=True):
+            self._keep(tensor, stage, name, kept)
+
+    def _emit_join(self, node: Node, stage: int) -> None:
+        out, builder = node.outputs[0], self.stages[stage - 1]
+        made = self._made(node, stage)
+        inputs = self.graph.computed(node)
+        if node.op in ("Add", "Sum") and len(inputs) == len(node.inputs):
+            inputs = tuple(t for t in inputs if self.effective.live(t)[made].any())
+        fixed = self.channels.layouts[out].uniform
+        lead = next((t for t in inputs if (self.channels.layouts[t].root[made] >= 0).all()), inputs[0])
+        if len(inputs) == 1 and self._alias(out, stage, lead, made):
+            return None
+        data, order = self.fetch(stage, lead, made, ordered=fixed)
+        fetched = {lead: data}
+        for tensor in inputs:
+            if tensor not in fetched:
+                fetched[tensor], _ = self.fetch(stage, tensor, order, ordered=True)
+        if len(inputs) == 1:
+            return self._keep(out, stage, fetched[lead], order)
+        remaining = Node(node.name, node.op, inputs, node.outputs, node.attrs) if len(inputs) < len(node.inputs) and node.op in (
+            "Add", "Sum") else node  # fmt: skip
+        operands = self._operands(remaining, fetched, lead, order)
+        self._keep(out, stage, builder.op(node.op, operands, out, self._shape(out, len(order)), attrs=dict(node.attrs)), order)
+        return None
+
+    def _alias(self, out: str, stage: int, source: str, positions: Array) -> bool:
+        """Let a piece be another piece itself, so that adding zero costs nothing, not even a link of its own."""
+        found = {(root, e) for root, e, _ in self._sources(source, positions)}
+        if len(found) != 1:
+            return False
+        root, e = found.pop()
+        piece = self.pieces[root, e]
+        layout = self.channels.layouts[source]
+        if layout.roots != (source,) or len(piece.positions) != len(positions):
+            return False
+        self._keep(out, stage, piece.name, piece.positions, home=piece.home)
+        return True
+
+    def _emit_opaque(self, node: Node, stage: int) -> None:
+        builder = self.stages[stage - 1]
+        fetched = {}
+        for tensor in self.graph.computed(node):
+            fetched[tensor], _ = self.fetch(stage, tensor, self._all(tensor), ordered=True)
+        operands = [fetched[n] if n in fetched else self.weights.operand(self.graph, node, i) if n else ""
+                    for i, n in enumerate(node.inputs)]  # fmt: skip
+        names = builder.ops(node.op, operands, [(n, self.graph.shapes[n]) for n in node.outputs], dict(node.attrs))
+        for tensor, name in zip(node.outputs, names, strict=True):
+            self._keep(tensor, stage, name, self._all(tensor))
+
+    def _emit_move(self, node: Node, stage: int) -> None:
+        """A movement that must really run (Flatten, Transpose...): the same one on fewer channels."""
+        source, out, builder = self.graph.computed(node)[0], node.outputs[0], self.stages[stage - 1]
+        if (out, stage) not in self.pieces and not self.channels.is_root(out):
+            return  # a view: its channels are found through its roots
+        before, after = self.graph.shapes[source], self.graph.shapes[out]
+        positions = self._moved(node, stage)
+        whole = self.channels.layouts[source].uniform
+        data, order = self.fetch(stage, source, positions, ordered=whole)
+        axis_in, axis_out = self.channels.layouts[source].axis, self.channels.layouts[out].axis
+        elements = np.arange(int(np.prod(before))).reshape(before)
+        full = self._move_elements(node, elements, after)
+        place = np.zeros(full.size, dtype=np.int64)
+        place[full] = np.arange(len(after) and after[axis_out]).reshape([-1 if a == axis_out else 1 for a in range(len(after))])
+        shape = list(after)
+        shape[axis_out] = len(self._made(node, stage))
+        part = self._move_elements(node, elements.take(order, axis=axis_in), tuple(shape))
+        kept = place[np.moveaxis(part, axis_out, 0).reshape(shape[axis_out], -1)[:, 0]]
+        if node.op in ("Transpose", "Squeeze", "Unsqueeze", "Flatten"):
+            operands: list[str | Array] = [data, *(self.graph.constants[n] for n in node.inputs[1:])]
+            name = builder.op(node.op, operands, out, shape, attrs=dict(node.attrs))
+        else:
+            name = builder.op("Reshape", [data, np.array([0, *shape])], out, shape)
+        self._keep(out, stage, name, kept)
+
+    def _move_elements(self, node: Node, elements: Array, shape: tuple[int, ...]) -> Array:
+        if node.op != "Transpose":
+            return elements.reshape(shape)
+        return move(node, [elements[None]], self.graph.constants, fill=-1)[0][0]
+
+    def _operands(self, node: Node, fetched: dict[str, str], data: str, order: Array) -> list[str | Array]:
+        """The inputs of an emitted MAP or JOIN node: fetched tensors, and constants cut to `order`."""
+        rank, axis = len(self.graph.shapes[data]), self.channels.layouts[data].axis
+        operands: list[str | Array] = []
+        for index, name in enumerate(node.inputs):
+            if name in fetched:
+                operands.append(fetched[name])
+            elif not name:
+                operands.append("")
+            else:
+                value = self.weights.operand(self.graph, node, index)
+                uniform = self.channels.layouts[data].uniform
+                operands.append(value if uniform else slice_constant(
+                    node, index, value, rank=rank, axis=axis, positions=order))  # fmt: skip
+        return operands
+
+    def _shape(self, tensor: str, count: int) -> list[int]:
+        """The shape of a piece with `count` positions."""
+        shape = list(self.graph.shapes[tensor])
+        if shape:
+            shape[self.channels.layouts[tensor].axis] = count
+        return shape
+
+    def _constant(self, builder: _Stage, tensor: str, positions: Array, values: Array) -> str:
+        """A constant feature map of the batch's length: rare, so built from the shape of any input."""
+        shape = self._shape(tensor, len(positions))
+        axis = self.channels.layouts[tensor].axis
+        form = [1] + [len(positions) if a == axis else 1 for a in range(len(shape))]
+        pattern = np.broadcast_to(values.astype(np.float32).reshape(form), [1, *shape])
+        source = next(iter([*builder.links_in, *([builder.image.name] if builder.image is not None else [])]), None)
+        source = source or self._use(builder, self.pieces[self.graph.image, 0])
+        sizes = builder.op("Shape", [source], f"{tensor}.sizes", [])
+        batch = builder.op("Slice", [sizes, np.array([0]), np.array([1])], f"{tensor}.batch", [])
+        target = builder.op("Concat", [batch, np.array(shape, dtype=np.int64)], f"{tensor}.target", [], attrs={"axis": 0})
+        for name in (sizes, batch, target):
+            builder.tensors[name].dtype, builder.tensors[name].shape = np.int64, None
+        return builder.op("Expand", [pattern, target], tensor, shape)
+
+    # --- step 3: bring channels together ------------------------------------------------------------
+
+    def fetch(
+        self, stage: int, tensor: str, positions: Array, *, ordered: bool = False
+    ) -> tuple[str, Array]:
+        """The runtime tensor in `stage` that holds `positions` of `tensor`, and the order in which it does.
+
+        Without `ordered` the order is whatever costs least.
+        """
+        builder, axis = self.stages[stage - 1], self.channels.layouts[tensor].axis
+        segments, order = self._arrange(tensor, positions)
+        if ordered and order != positions.tolist():
+            runs = self._runs(tensor, positions)
+            if len(runs) <= MAX_RUNS:
+                segments, order = runs, positions.tolist()
+        name = self._join_segments(builder, tensor, segments)
+        if ordered and order != positions.tolist():
+            place = {p: i for i, p in enumerate(order)}
+            index = np.array([place[p] for p in positions.tolist()])
+            name = builder.op("Gather", [name, index], tensor, self._shape(tensor, len(index)), attrs={"axis": axis + 1})
+            order = positions.tolist()
+        return name, np.array(order, dtype=np.int64)
+
+    def _join_segments(self, builder: _Stage, tensor: str, segments: list[_Segment]) -> str:
+        """One runtime tensor of all segments: themselves, a Concat, and a Pad for constants at the end."""
+        layout = self.channels.layouts[tensor]
+        padding: list[int] = []
+        if len(segments) > 1 and segments[-1][0] is None and len(set(layout.fill[segments[-1][1]].tolist())) == 1:
+            segments, padding = segments[:-1], segments[-1][1]
+        parts = [self._segment(builder, tensor, layout, piece, index) for piece, index in segments]
+        count = sum(len(index) for _, index in segments)
+        name = parts[0]
+        if len(parts) > 1:
+            name = builder.op("Concat", parts, tensor, self._shape(tensor, count), attrs={"axis": layout.axis + 1})
+        if padding:
+            pads = np.zeros((2, len(self.graph.shapes[tensor]) + 1), dtype=np.int64)
+            pads[1, layout.axis + 1] = len(padding)
+            value = layout.fill[padding[0]].reshape(())
+            name = builder.op("Pad", [name, pads.reshape(-1), value], tensor, self._shape(tensor, count + len(padding)))
+        return name
+
+    def _arrange(self, tensor: str, positions: Array) -> tuple[list[_Segment], list[int]]:
+        """The cheapest arrangement: per piece (None: constants) the indices to take, and the positions in that order."""
+        buckets: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
+        seen: dict[tuple[str, int, int], int] = {}
+        index_of = {}
+        for position, (root, stage, p) in zip(positions.tolist(), self._sources(tensor, positions), strict=True):
+            if not root:
+                buckets.setdefault(("", 0, 0), []).append((position, position))
+                continue
+            if (root, stage) not in index_of:
+                index_of[root, stage] = {q: i for i, q in enumerate(self.pieces[root, stage].positions.tolist())}
+            turn = seen.get((root, stage, p), 0)
+            seen[root, stage, p] = turn + 1
+            buckets.setdefault((root, stage, turn), []).append((index_of[root, stage][p], position))
+        constant = buckets.pop(("", 0, 0), None)
+        segments: list[_Segment] = []
+        order: list[int] = []
+        for (root, stage, _), entries in buckets.items():
+            entries.sort()
+            segments.append((self.pieces[root, stage], [i for i, _ in entries]))
+            order += [q for _, q in entries]
+        if constant:
+            segments.append((None, [q for _, q in constant]))
+            order += [q for _, q in constant]
+        return segments, order
+
+    def _runs(self, tensor: str, positions: Array) -> list[_Segment]:
+        """The wanted order as runs of consecutive channels of one piece."""
+        runs: list[_Segment] = []
+        for position, (root, stage, p) in zip(positions.tolist(), self._sources(tensor, positions), strict=True):
+            piece = self.pieces[root, stage] if root else None
+            index = int(np.flatnonzero(piece.positions == p)[0]) if piece is not None else position
+            if runs and runs[-1][0] is piece and runs[-1][1][-1] + 1 == index:
+                runs[-1][1].append(index)
+            else:
+                runs.append((piece, [index]))
+        return runs
+
+    def _segment(self, builder: _Stage, tensor: str, layout: Layout, piece: _Piece | None, index: list[int]) -> str:
+        """Runtime name of some channels of one piece, or of constants."""
+        if piece is None:
+            return self._constant(builder, tensor, np.array(index), layout.fill[index])
+        name = self._use(builder, piece)
+        if index == list(range(len(piece.positions))):
+            return name
+        shape, axis = self._shape(tensor, len(index)), layout.axis + 1
+        if index == list(range(index[0], index[0] + len(index))):
+            bounds = [np.array([n]) for n in (index[0], index[-1] + 1, axis)]
+            return builder.op("Slice", [name, *bounds], tensor, shape)
+        return builder.op("Gather", [name, np.array(index)], tensor, shape, attrs={"axis": axis})
+
+    def _use(self, builder: _Stage, piece: _Piece) -> str:
+        """Make a piece readable in a stage: its own tensor, the image, or a link."""
+        here = builder.number - self.first + 1
+        if piece.home == 0:
+            if builder.image is None:
+                shape = ["N", *self.graph.shapes[self.graph.image]]
+                builder.image = builder.tensors[piece.name] = gs.Variable(piece.name, dtype=np.float32, shape=shape)
+        elif piece.home != here and piece.name not in builder.links_in:
+            home = self.stages[piece.home - 1]
+            made = home.tensors[piece.name]
+            home.links_out[piece.name] = made
+            link = gs.Variable(piece.name, dtype=np.float32, shape=list(made.shape))
+            builder.links_in[piece.name] = builder.tensors[piece.name] = link
+        return piece.name
+
+    # --- step 4: close ------------------------------------------------------------------------------
+
+    def close(self) -> tuple[StageModel, ...]:
+        """Add heads, trailing Softmax and confidence, and build the models."""
+        for stage, tap in enumerate(self.plan.taps, start=1):
+            builder = self.stages[stage - 1]
+            if tap == self.graph.output:
+                logits, _ = self.fetch(stage, tap, self._all(tap), ordered=True)
+            else:
+                logits = self._head(builder, stage, tap)
+            self._answer(builder, logits, self.weights.temperature(builder.number))
+        shape = self.graph.shapes[self.graph.image]
+        return tuple(builder.finish(shape) for builder in self.stages)
+
+    def _head(self, builder: _Stage, stage: int, tap: str) -> str:
+        """The logits of an exit: global average pooling of the tap, then one linear layer."""
+        layout = self.channels.layouts[tap]
+        weight, bias = self.weights.heads.get(tap) or initial_head(self.graph, self.channels, tap)
+        source, order = self.fetch(stage, tap, self._readable(tap, stage))
+        if len(self.graph.shapes[tap]) == 3:
+            if layout.axis == 0:
+                pooled = builder.op("GlobalAveragePool", [source], "exit.pooled", [len(order), 1, 1])
+                source = builder.op("Flatten", [pooled], "exit.features", [len(order)], attrs={"axis": 1})
+            else:
+                source = builder.reduce("ReduceMean", source, [1, 2], [len(order)])
+        builder.macs += int(weight.shape[0] * len(order))
+        classes = self.graph.classes
+        logits = builder.op("Gemm", [source, weight[:, order], bias], "exit.logits", [classes], attrs={"transB": 1})
+        shape = self.graph.shapes[self.graph.output]
+        if len(shape) > 1:
+            logits = builder.op("Reshape", [logits, np.array([0, *shape])], "exit.shaped", shape)
+        return logits
+
+    def _answer(self, builder: _Stage, logits: str, temperature: float) -> None:
+        """The stage's `output` (as the static model gives it) and `confidence`, the largest probability."""
+        shape, tail = self.graph.shapes[self.graph.output], self.graph.tail
+        op, attrs = (tail.op, {"axis": 1}) if tail else ("Identity", {})
+        _named(builder, op, [logits], OUTPUT, shape, attrs)
+        flat = logits if len(shape) == 1 else builder.op("Flatten", [logits], "exit.flat", [self.graph.classes], attrs={"axis": 1})
+        scale = gs.Constant(INVERSE_TEMPERATURE, np.array([1.0 / temperature], dtype=np.float32))
+        scaled = builder.op("Mul", [flat], "exit.scaled", [self.graph.classes])
+        builder.nodes[-1].inputs.append(scale)
+        softmax = builder.op("Softmax", [scaled], "exit.probabilities", [self.graph.classes], attrs={"axis": 1})
+        largest = builder.reduce("ReduceMax", softmax, [1], [])
+        builder.tensors[CONFIDENCE] = builder.tensors.pop(largest)
+        builder.tensors[CONFIDENCE].name = CONFIDENCE
+
+
+def _named(builder: _Stage, op: str, inputs: list[str | Array], name: str, shape: Sequence[int], attrs: dict[str, Any]) -> None:
+    made = builder.op(op, inputs, name, shape, attrs=attrs)
+    builder.tensors[name] = builder.tensors.pop(made)
+    builder.tensors[name].name = name
+
+
+def _mixing(builder: _Stage, node: Node, source: str, weight: Array, bias: Array | None, shape: list[int]) -> str:
+    """Emit a MIX node with a canonical weight [O, I, *kernel] part and bias."""
+    out = node.outputs[0]
+    extra: list[str | Array] = [] if bias is None else [bias]
+    if node.op in ("Conv", "ConvTranspose"):
+        stored = weight.swapaxes(0, 1) if node.op == "ConvTranspose" else weight
+        return builder.op(node.op, [source, stored, *extra], out, shape, attrs=dict(node.attrs))
+    if node.op == "Gemm" or (len(shape) == 1 and bias is not None):
+        return builder.op("Gemm", [source, weight, *extra], out, shape, attrs={"transB": 1})
+    name = builder.op("MatMul", [source, weight.T], out, shape)
+    return builder.op("Add", [name, *extra], out, shape) if extra else name

@@ -1,0 +1,322 @@
+"""A graph as a torch module whose one forward pass gives the logits of all stages.
+
+The effective-stage rule masks the weights of mixing operators, so one dense pass computes what every stage
+of a plan would compute; supernet, search and fine-tuning all use this module with different plans.
+Folded convolutions train badly, so a normalisation layer can be put back behind each of them. It is
+initialised from measured statistics, so that the function does not change, and folded again on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2d_convert.channels import Channels
+from s2d_convert.graph import Graph, Node
+from s2d_convert.lower import BUILDERS, lower
+from s2d_convert.plan import Effective, Plan
+from s2d_convert.rules import Kind
+from s2d_convert.weights import Affine, Weights, initial_head
+
+EPSILON = 1e-5
+MOMENTUM = 0.1
+
+
+class Norm(nn.Module):
+    """Batch normalisation over axis 1 that starts as the identity on the statistics it was given."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor, epsilon: float = EPSILON) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(scale.clone()), nn.Parameter(shift.clone())
+        self.register_buffer("running_mean", mean.clone())
+        self.register_buffer("running_var", var.clone())
+        self.epsilon = epsilon
+        self.momentum = MOMENTUM
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.scale, self.shift, self.training, self.momentum, self.epsilon
+        )
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """(factor, offset) of the same function with the running statistics: factor * x + offset."""
+        factor = self.scale / torch.sqrt(self.running_var + self.epsilon)
+        return factor, self.shift - self.running_mean * factor
+
+
+class Mixing(nn.Module):
+    """A MIX or GROUPED node: a weight [O, I, *kernel] under a mask, a bias or a norm."""
+
+    def __init__(self, node: Node, affine: Affine) -> None:
+        super().__init__()
+        weight, bias = affine
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(bias))
+        self.norm: Norm | None = None
+        self.op = node.op
+        self._conv = lower(node, {}) if node.op in ("Conv", "ConvTranspose") else None
+
+    def forward(self, x: Tensor, mask: Tensor | None, alive: Tensor | None) -> Tensor:
+        weight = self.weight if mask is None else self.weight * mask
+        bias = self.bias if alive is None or self.bias is None else self.bias * alive
+        if self._conv is None:
+            return F.linear(x, weight, bias)
+        if self.op == "ConvTranspose":
+            weight = weight.transpose(0, 1)
+        y: Tensor = self._conv(x, weight, bias)
+        if self.norm is not None:
+            y = self.norm(y)
+            if alive is not None:
+                y = y * alive.view(1, -1, *[1] * (y.ndim - 2))
+        return y
+
+    def folded(self) -> Affine:
+        """The weight and bias with the norm folded in, as numpy."""
+        weight, bias = self.weight, self.bias
+        if self.norm is not None:
+            factor, bias = self.norm.affine()
+            weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
+        return weight.detach().cpu().numpy().copy(), None if bias is None else bias.detach().cpu().numpy().copy()
+
+
+class Head(nn.Module):
+    """An exit head: mean over every axis but batch and channels, then one linear layer on the stage's channels."""
+
+    def __init__(self, axis: int, rank: int, weight: np.ndarray, bias: np.ndarray) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.tensor(weight)), nn.Parameter(torch.tensor(bias))
+        self.space = [a + 1 for a in range(rank) if a != axis]
+
+    def forward(self, x: Tensor, columns: Tensor | None) -> Tensor:
+        pooled = x.mean(self.space) if self.space else x
+        return F.linear(pooled, self.weight if columns is None else self.weight * columns, self.bias)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a plan does to a StagedNet: per MIX node the mask [O, I, 1...] and the rows that have any input
+    (None where nothing is masked), per stage the tap and the head's columns."""
+
+    mix: Mapping[str, tuple[Tensor, Tensor] | None]
+    taps: tuple[str, ...]
+    columns: tuple[Tensor | None, ...]
+
+    def faded(self, alpha: float) -> Masks:
+        """Masks whose forbidden links still have weight `alpha` (1: not masked at all, 0: these masks)."""
+        if alpha <= 0:
+            return self
+        mix = {k: None if v is None else (v[0] + (1 - v[0]) * alpha, v[1] + (1 - v[1]) * alpha) for k, v in self.mix.items()}
+        columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
+        return Masks(mix, self.taps, columns)
+
+
+class StagedNet(nn.Module):
+    """The graph in torch, with an exit head for every tap in `taps`. Parameters start from `weights`."""
+
+    def __init__(self, graph: Graph, channels: Channels, weights: Weights, *, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.graph, self.channels = graph, channels
+        self.mixing = nn.ModuleDict()
+        self.norms = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self._key = {node.name: f"n{i}" for i, node in enumerate(graph.nodes)}
+        self._head_key = {tap: f"t{i}" for i, tap in enumerate(taps)}
+        self._functions: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {}
+        for node in graph.nodes:
+            self._add_node(node, weights)
+        for tap in taps:
+            weight, bias = weights.heads.get(tap) or initial_head(graph, channels, tap)
+            self.heads[self._head_key[tap]] = Head(channels.layouts[tap].axis, len(graph.shapes[tap]), weight, bias)
+        self._last_use = {name: i for i, node in enumerate(graph.nodes) for name in graph.computed(node)}
+
+    def _add_node(self, node: Node, weights: Weights) -> None:
+        key = self._key[node.name]
+        if node.name in weights.mix:
+            self.mixing[key] = Mixing(node, weights.mix[node.name])
+            return
+        if node.op == "BatchNormalization":
+            vectors = [torch.tensor(weights.operand(self.graph, node, i)) for i in range(1, 5)]
+            self.norms[key] = Norm(*vectors, epsilon=float(node.attrs.get("epsilon", EPSILON)))
+            return
+        self._functions[node.name] = lower(node, self.graph.constants)
+        for index, name in enumerate(node.inputs):
+            if name in self.graph.constants:
+                value = torch.tensor(weights.operand(self.graph, node, index))
+                self.register_buffer(f"{key}_{index}", value, persistent=False)
+
+    # --- plans --------------------------------------------------------------------------------------
+
+    def masks(self, effective: Effective) -> Masks:
+        """The masks of a plan on this module's device."""
+        device = next(self.parameters()).device
+        mix: dict[str, tuple[Tensor, Tensor] | None] = {}
+        for node in self.graph.nodes:
+            if node.name in effective.depth and self._key[node.name] in self.mixing:
+                mix[node.name] = self._mask(node, effective, device)
+        columns: list[Tensor | None] = []
+        for stage, tap in enumerate(effective.plan.taps, start=1):
+            reached = effective.readable(tap, stage)
+            free = tap == self.graph.output or bool(reached.all())
+            columns.append(None if free else torch.tensor(reached, dtype=torch.float32, device=device))
+        return Masks(mix, effective.plan.taps, tuple(columns))
+
+    def _mask(self, node: Node, effective: Effective, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        rank = self._mixing(node).weight.ndim
+        if self.channels.roles[node.name].kind is Kind.MIX:
+            mask = effective.mask(node)
+        else:  # GROUPED: whole groups are zero or not
+            mask = effective.live(node.outputs[0])[:, None]
+        if mask.all():
+            return None
+        grid = torch.tensor(mask, dtype=torch.float32, device=device)
+        return grid.view(*grid.shape, *[1] * (rank - 2)), grid.amax(1)
+
+    def _mixing(self, node: Node) -> Mixing:
+        module = self.mixing[self._key[node.name]]
+        assert isinstance(module, Mixing), "mixing holds Mixing modules only"
+        return module
+
+    # --- forward ------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, masks: Masks) -> list[Tensor]:
+        """The logits [B, K] of every stage of the plan behind `masks`."""
+        wanted = {tap: k for k, tap in enumerate(masks.taps)}
+        found: dict[str, Tensor] = {}
+        values = {self.graph.image: images}
+        for index, node in enumerate(self.graph.nodes):
+            outputs = self._run(node, values, masks)
+            values.update(zip(node.outputs, outputs, strict=True))
+            for name in node.outputs:
+                if name in wanted:
+                    found[name] = values[name]
+            if len(found) == len(wanted):
+                break
+            for name in self.graph.computed(node):
+                if self._last_use[name] == index:
+                    values.pop(name, None)
+        return [self._logits(tap, found[tap], columns) for tap, columns in zip(masks.taps, masks.columns, strict=True)]
+
+    def _logits(self, tap: str, value: Tensor, columns: Tensor | None) -> Tensor:
+        if tap == self.graph.output:
+            return value.flatten(1)
+        logits: Tensor = self.heads[self._head_key[tap]](value, columns)
+        return logits
+
+    def _run(self, node: Node, values: Mapping[str, Tensor], masks: Masks) -> tuple[Tensor, ...]:
+        key = self._key[node.name]
+        if key in self.mixing:
+            mask, alive = masks.mix.get(node.name) or (None, None)
+            return (self.mixing[key](values[node.inputs[0]], mask, alive),)
+        if key in self.norms:
+            return (self.norms[key](values[node.inputs[0]]),)
+        inputs = [values[n] if n in values else getattr(self, f"{key}_{i}") if n else None for i, n in enumerate(node.inputs)]
+        result = self._functions[node.name](*inputs)
+        return result if isinstance(result, tuple) else (result,)
+
+    # --- normalisation ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def insert_norms(self, batches: Iterable[Tensor]) -> None:
+        """Put a norm behind every conv that makes a feature map, without changing the function.
+
+        The statistics are those of the unmasked network on `batches` of images.
+        """
+        targets = [n for n in self.graph.nodes if self._wants_norm(n)]
+        identity = self.masks(Effective(self.graph, self.channels, identity_plan(self.graph, self.channels)))
+        sums = {n.name: [torch.zeros(()), torch.zeros(()), 0] for n in targets}
+        hooks = [self._mixing(n).register_forward_hook(_collect(sums[n.name], self._mixing(n))) for n in targets]
+        self.eval()
+        for images in batches:
+            self(images, identity)
+        for hook in hooks:
+            hook.remove()
+        for node in targets:
+            self._mixing(node).norm = _norm_of(self._mixing(node), sums[node.name])
+            self._mixing(node).bias = None
+
+    def _wants_norm(self, node: Node) -> bool:
+        if node.op != "Conv" or self._key[node.name] not in self.mixing:
+            return False
+        shape = self.graph.shapes[node.outputs[0]]
+        readers = [reader.op for reader, _ in self.graph.consumers[node.outputs[0]]]
+        return int(np.prod(shape[1:])) > 1 and readers != ["BatchNormalization"]
+
+    def all_norms(self) -> list[Norm]:
+        """Every norm: those of the model and those that were inserted."""
+        return [m for m in self.modules() if isinstance(m, Norm)]
+
+    def reset_norms(self) -> None:
+        """Put every norm back to evaluation with the usual momentum."""
+        for norm in self.all_norms():
+            norm.eval()
+            norm.momentum = MOMENTUM
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Iterable[Tensor], masks: Masks) -> None:
+        """Set the running statistics of all norms to those of the masked network on `batches`."""
+        norms = self.all_norms()
+        self.train()
+        for count, images in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1.0 / count
+            self(images, masks)
+        self.reset_norms()
+        self.eval()
+
+    # --- out ----------------------------------------------------------------------------------------
+
+    def weights(self) -> Weights:
+        """The parameters as numpy, norms folded, ready for `split`."""
+        mix = {node.name: self._mixing(node).folded() for node in self.graph.nodes if self._key[node.name] in self.mixing}
+        operands = {}
+        for node in self.graph.nodes:
+            module = self.norms[self._key[node.name]] if self._key[node.name] in self.norms else None
+            if isinstance(module, Norm):
+                vectors = (module.scale, module.shift, module.running_mean, module.running_var)
+                operands.update({(node.name, i): v.detach().cpu().numpy().copy() for i, v in enumerate(vectors, start=1)})
+        heads = {}
+        for tap, key in self._head_key.items():
+            head = self.heads[key]
+            assert isinstance(head, Head), "heads holds Head modules only"
+            heads[tap] = (head.weight.detach().cpu().numpy().copy(), head.bias.detach().cpu().numpy().copy())
+        return Weights(mix, operands, heads)
+
+
+def identity_plan(graph: Graph, channels: Channels) -> Plan:
+    """One stage that holds everything: the static model."""
+    return Plan((graph.output,), (1,) * channels.units)
+
+
+def unsupported_nodes(graph: Graph) -> tuple[Node, ...]:
+    """The nodes that have no torch builder, all of them at once."""
+    return tuple(n for n in graph.nodes if n.op not in BUILDERS)
+
+
+def _collect(sums: list[Tensor | int], module: Mixing) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        value = output if module.bias is None else output - module.bias.view(1, -1, *[1] * (output.ndim - 2))
+        axes = [a for a in range(output.ndim) if a != 1]
+        sums[0] = sums[0] + value.double().sum(axes)
+        sums[1] = sums[1] + value.double().square().sum(axes)
+        sums[2] = int(sums[2]) + value.numel() // value.shape[1]
+
+    return hook
+
+
+def _norm_of(module: Mixing, sums: list[Tensor | int]) -> Norm:
+    total, squares, count = sums
+    assert isinstance(total, Tensor) and isinstance(squares, Tensor) and isinstance(count, int), "sums were collected"
+    mean = total / count
+    var = (squares / count - mean.square()).clamp_min(1e-8)
+    shift = mean if module.bias is None else mean + module.bias
+    scale = torch.sqrt(var + EPSILON)
+    return Norm(scale.float(), shift.float(), mean.float(), var.float())
+

@@ -1,0 +1,163 @@
+"""What the command line shows: progress on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+PLAIN_INTERVAL_S = 10.0  # how often progress is shown where the terminal cannot rewrite a line
+
+
+class TerminalReporter:
+    """Shows steps, notes and progress on stderr; on a real terminal progress rewrites its line."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._step = ""
+        self._shown = 0.0
+        self._open_line = False
+
+    def step(self, name: str) -> None:
+        """A new step begins."""
+        self._end_line()
+        self._step = name
+        self._shown = time.monotonic()
+        self.console.print(f"[bold]{name}[/bold]")
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+        self._end_line()
+        self.console.print(f"  {text}", markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something the user should mind."""
+        self._end_line()
+        self.console.print(f"  warning: {text}", style="yellow", markup=False)
+
+    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
+        """The running step has done so much."""
+        now = time.monotonic()
+        interval = 0.2 if self.console.is_terminal else PLAIN_INTERVAL_S
+        if now - self._shown < interval and done < total:
+            return
+        self._shown = now
+        left = "" if math.isnan(seconds_left) else f", {_duration(seconds_left)} left"
+        text = f"  {self._step}: {done}/{total}, {detail}{left}"
+        if self.console.is_terminal:
+            self.console.file.write("\r\x1b[2K" + text[: self.console.width - 1])
+            self.console.file.flush()
+            self._open_line = True
+        else:
+            self.console.print(text, markup=False)
+
+    def _end_line(self) -> None:
+        if self._open_line:
+            self.console.file.write("\n")
+            self._open_line = False
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _count(value: float) -> str:
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:
+    """Static against dynamic, from the numbers of `measure.Measured.to_json`."""
+    table = Table(title=title, title_justify="left")
+    for column, justify in (("", "left"), ("static", "right"), ("dynamic", "right"), ("ratio", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    static_ms = measured["static_ms"]
+    if measured["correct_dynamic"] is not None:
+        difference = 100 * (measured["correct_dynamic"] - measured["correct_static"])
+        table.add_row("accuracy", _percent(measured["correct_static"]), _percent(measured["correct_dynamic"]), f"{difference:+.2f} points")
+    table.add_row("agreement with static", _percent(1.0), _percent(measured["agreement"]), "")
+    for key, name in (("mean_latency", "mean latency"), ("median_latency", "median latency"), ("worst_latency", "worst latency (all stages)")):
+        ratio = measured[key]
+        table.add_row(name, f"{static_ms:.3f} ms", f"{ratio * static_ms:.3f} ms", f"{ratio:.3f}")
+    shares = "  ".join(f"{k}: {100 * s:.1f} %" for k, s in enumerate(measured["exit_share"], start=1))
+    table.add_row("share of images per exit", "", shares, "")
+    if measured["static_macs"]:
+        ratio = measured["mean_macs"] / measured["static_macs"]
+        table.add_row("mean MACs per image", _count(measured["static_macs"]), _count(measured["mean_macs"]), f"{ratio:.3f}")
+        ratio = measured["parameters"] / max(1, measured["static_parameters"])
+        table.add_row("parameters", _count(measured["static_parameters"]), _count(measured["parameters"]), f"{ratio:.3f}")
+    return table
+
+
+def policy_table(policies: Sequence[Mapping[str, Any]], *, target: str) -> Table:
+    """The calibrated budgets of an export."""
+    table = Table(title="calibrated budgets (on held-out images)", title_justify="left")
+    for column in ("budget", "expected latency", f"expected {target}", "share per exit"):
+        table.add_column(column, justify="right")
+    for p in policies:
+        shares = "  ".join(f"{100 * s:.0f} %" for s in p["exit_share"])
+        mark = "" if p["reached"] else " (not reached)"
+        table.add_row(f"{p['budget']:.2f}{mark}", f"{p['expected_latency']:.3f}", _percent(p["expected_accuracy"]), shares)
+    return table
+
+
+def bench_table(found: Mapping[str, Any], *, title: str) -> Table:
+    """The output of `s2d bench`."""
+    table = Table(title=f"{title}, {found['rounds']} rounds", title_justify="left")
+    for column in ("", "median ms", "quartiles ms", "ratio of medians", "quartiles of the ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in found["rows"]:
+        ms = row["ms"]
+        spread = f"{row['ratio_q1']:.3f} - {row['ratio_q3']:.3f}"
+        table.add_row(row["name"], f"{ms['median']:.3f}", f"{ms['q1']:.3f} - {ms['q3']:.3f}", f"{row['ratio']:.3f}", spread)
+    return table
+
+
+def description_tables(about: Mapping[str, Any]) -> list[Table]:
+    """The output of `s2d inspect`."""
+    overview = Table(title="model", title_justify="left", show_header=False)
+    shape = "x".join(str(n) for n in about["input"]["shape"])
+    overview.add_row("input", f"{about['input']['name']}  {shape}")
+    shape = "x".join(str(n) for n in about["output"]["shape"])
+    overview.add_row("output", f"{about['output']['name']}  {shape}  ({about['output']['kind']})")
+    overview.add_row("operators", f"{about['nodes']} (opset {about['opset']})")
+    overview.add_row("MACs, parameters", f"{_count(about['macs'])}, {_count(about['parameters'])}")
+    overview.add_row("MACs that can be split by channels", _percent(about["splittable_macs"]))
+    classes = Table(title="channel classes", title_justify="left")
+    for column in ("made by", "nodes", "channels", "units", "MACs", "splits"):
+        classes.add_column(column, justify="left" if column == "made by" else "right")
+    for c in about["classes"]:
+        row = (c["name"], len(c["producers"]), c["channels"], c["units"], _percent(c["macs"]), "yes" if c["splittable"] else "no")
+        classes.add_row(*map(str, row))
+    taps = Table(title="candidate taps", title_justify="left")
+    for column in ("tensor", "shape", "MACs before"):
+        taps.add_column(column, justify="left" if column == "tensor" else "right")
+    for t in about["taps"]:
+        taps.add_row(t["tensor"], "x".join(map(str, t["shape"])), _percent(t["macs_before"]))
+    tables = [overview, classes, taps]
+    if about["opaque"]:
+        opaque = Table(title="opaque nodes (split by depth only)", title_justify="left")
+        for column in ("node", "operator", "why"):
+            opaque.add_column(column)
+        for n in about["opaque"]:
+            opaque.add_row(n["node"], n["op"], n["reason"])
+        tables.append(opaque)
+    if about["unsupported"]:
+        missing = Table(title="unsupported nodes (the model cannot be converted)", title_justify="left")
+        for column in ("node", "operator"):
+            missing.add_column(column)
+        for n in about["unsupported"]:
+            missing.add_row(n["node"], n["op"])
+        tables.append(missing)
+    return tables

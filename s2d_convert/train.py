@@ -1,0 +1,202 @@
+"""Joint training of all exits of a staged network.
+
+Targets are the labels, where there are any, and the static model's logits (knowledge distillation, Hinton et al., 2015).
+The same loop trains the supernet (new random plans at every step, the full network always among them: the sandwich rule
+of Yu & Huang, ICCV 2019) and fine-tunes the chosen plan, whose forbidden links fade out over the first part.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2d_convert.data import Images, Level
+from s2d_convert.latency import Array
+from s2d_convert.staged import Masks, StagedNet
+from s2d_convert.static import slices
+
+logger = logging.getLogger(__name__)
+
+EVAL_BATCH = 250
+CHECKPOINT_SECONDS = 30.0
+Teacher = Callable[[Array], Array]
+Choose = Callable[[int, float], Sequence[Masks]]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how to train. `distill` is the weight of the static model's logits (1 without labels)."""
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 0.03
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    distill: float = 0.7
+    temperature: float = 3.0
+    level: Level = "light"
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: steps done and in all, the smoothed loss, and the seconds left."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+
+
+def train(
+    net: StagedNet,
+    teacher: Teacher,
+    images: Images,
+    choose: Choose,
+    *,
+    settings: TrainSettings,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> None:
+    """Train `net` in place; `choose(step, progress)` gives the plans (as masks) of a step, progress in 0..1.
+
+    With `checkpoint` the state is saved there now and then, and training goes on from it if it exists: the same
+    seed then gives the same batches as an uninterrupted run.
+    """
+    device = next(net.parameters()).device
+    optimizer = torch.optim.SGD(_groups(net, settings.weight_decay), lr=1.0, momentum=0.9, nesterov=True)
+    first = _restore(net, optimizer, checkpoint)
+    loss_average, started, saved = math.nan, time.monotonic(), time.monotonic()
+    for step, (batch, targets, labels) in _batches(images, teacher, settings, seed, first):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(step / settings.steps, settings.warmup)
+        net.train()
+        plans = choose(step, step / settings.steps)
+        data = torch.from_numpy(batch).to(device)
+        truth = None if labels is None else torch.from_numpy(labels).to(device)
+        soft = torch.from_numpy(targets).to(device)
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for masks in plans:
+            loss = _loss(net(data, masks), soft, truth, settings) / len(plans)
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        loss_average = total if math.isnan(loss_average) else 0.95 * loss_average + 0.05 * total
+        if on_step is not None:
+            elapsed = time.monotonic() - started
+            left = elapsed / (step + 1 - first) * (settings.steps - step - 1)
+            on_step(Progress(step + 1, settings.steps, loss_average, left))
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_state(checkpoint, {"step": step + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict()})
+            saved = time.monotonic()
+    net.eval()
+
+
+def _groups(net: StagedNet, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on weights only; norms and biases go without."""
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    vectors = [p for p in net.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _schedule(progress: float, warmup: float) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if progress < warmup:
+        return (progress + 1e-3) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings) -> Tensor:
+    """Mean over exits of cross entropy with the labels and divergence from the static model's softened answer."""
+    t = settings.temperature
+    target = F.log_softmax(soft / t, dim=1)
+    distill = 1.0 if labels is None else settings.distill
+    total = soft.new_zeros(())
+    for logits in exits:
+        divergence = F.kl_div(F.log_softmax(logits / t, dim=1), target, log_target=True, reduction="batchmean") * t * t
+        total = total + distill * divergence
+        if labels is not None:
+            total = total + (1 - distill) * F.cross_entropy(logits, labels)
+    return total / len(exits)
+
+
+def _batches(
+    images: Images, teacher: Teacher, settings: TrainSettings, seed: int, first: int
+) -> Iterator[tuple[int, tuple[Array, Array, Array | None]]]:
+    """(step, (model input, static logits, labels)) from step `first` on, made one step ahead in a thread."""
+    size = min(settings.batch_size, len(images))
+    per_epoch = max(1, len(images) // size)
+
+    def make(step: int) -> tuple[Array, Array, Array | None]:
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([seed, 1, epoch]).permutation(len(images))
+        indices = order[place * size : (place + 1) * size]
+        rng = np.random.default_rng([seed, 2, step])
+        batch = np.ascontiguousarray(images.augmented(indices, rng, level=settings.level, flip=settings.flip))
+        return batch, teacher(batch), None if images.labels is None else images.labels[indices]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, first) if first < settings.steps else None
+        for step in range(first, settings.steps):
+            assert ahead is not None, "a batch was asked for one step ahead"
+            ready = ahead.result()
+            ahead = pool.submit(make, step + 1) if step + 1 < settings.steps else None
+            yield step, ready
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a torch state whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _restore(net: StagedNet, optimizer: torch.optim.Optimizer, checkpoint: Path | None) -> int:
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+@torch.no_grad()
+def exit_logits(net: StagedNet, images: Images, masks: Masks, *, batch_statistics: bool = False) -> Array:
+    """Logits float32 [S, B, K] of all exits on images without augmentation.
+
+    With `batch_statistics` the norms use each batch's own statistics: a fair look at a plan that was not trained
+    on its own, without recalibrating it.
+    """
+    device = next(net.parameters()).device
+    net.eval()
+    norms = net.all_norms()
+    for norm in norms:
+        norm.training = batch_statistics
+        norm.momentum = 0.0 if batch_statistics else norm.momentum
+    rows = []
+    for part in slices(len(images), EVAL_BATCH):
+        data = torch.from_numpy(np.ascontiguousarray(images.batch(part))).to(device)
+        rows.append(np.stack([logits.float().cpu().numpy() for logits in net(data, masks)]))
+    net.reset_norms()
+    return np.concatenate(rows, axis=1)
+
+
+def input_batches(images: Images, device: torch.device, *, count: int, size: int = EVAL_BATCH) -> Iterator[Tensor]:
+    """The first `count` images as model input on `device`, in batches, for measuring statistics."""
+    for part in slices(min(count, len(images)), size):
+        yield torch.from_numpy(np.ascontiguousarray(images.batch(part))).to(device)

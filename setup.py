@@ -1,0 +1,50 @@
+"""Build metadata of s2d-convert; the runtime for deployed devices is a package of its own in runtime/."""
+
+from __future__ import annotations
+
+from setuptools import find_packages, setup
+
+# Lower bounds are the oldest versions that requirements.lock installs (those of Python 3.10); older ones are untested.
+REQUIRED = [
+    "click>=8.5",
+    "numpy>=2.2",
+    "onnx>=1.23",
+    "onnx-graphsurgeon>=0.6.1",
+    "onnxruntime>=1.23",
+    "pillow>=12.3",
+    "protobuf",  # its range is onnx's business
+    "rich>=15.0",
+    "s2d-runtime>=0.1.0",
+    "torch>=2.13",
+]
+# The demo trains a model and exports it, so it also needs what torch.onnx needs.
+DEMO = ["onnxscript>=0.7", "scikit-learn>=1.7"]
+DEV = [
+    *DEMO,
+    "hypothesis>=6.168",
+    "matplotlib>=3.10",
+    "mypy>=2.4",
+    "pytest>=9.2",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "ruff>=0.17",
+]
+
+setup(
+    name="s2d-convert",
+    version="0.1.0",
+    description="Turns a static CNN classifier (ONNX) into stages that stop early on easy images.",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["s2d_convert", "s2d_convert.*"]),
+    package_data={"s2d_convert": ["py.typed"]},
+    install_requires=REQUIRED,
+    extras_require={"demo": DEMO, "dev": DEV},
+    entry_points={
+        "console_scripts": [
+            "s2d-convert=s2d_convert.cli:convert_main",
+            "s2d=s2d_convert.cli:main",
+        ]
+    },
+)
