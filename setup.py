@@ -43,8 +43,8 @@ setup(
     extras_require={"demo": DEMO, "dev": DEV},
     entry_points={
         "console_scripts": [
-            "s2d-convert=s2d_convert.cli:convert_main",
-            "s2d=s2d_convert.cli:main",
+            "s2d-convert=s2d_convert.entry:convert_main",
+            "s2d=s2d_convert.entry:main",
         ]
     },
 )

@@ -1,14 +1,21 @@
-"""The runtime as a package of its own: a deployed device needs neither torch nor onnx."""
+"""Build metadata of s2d-runtime: a deployed device needs neither torch nor onnx."""
 
-from setuptools import setup
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
 
 setup(
     name="s2d-runtime",
     version="0.1.0",
     description="Run multi-stage ONNX models and stop at the first confident answer",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["s2d_runtime"],
+    packages=find_packages(include=["s2d_runtime", "s2d_runtime.*"]),
     package_data={"s2d_runtime": ["py.typed"]},
-    install_requires=["numpy>=1.24", "onnxruntime>=1.17"],
+    # The oldest versions that tests/runtime passes with.
+    install_requires=["numpy>=1.26", "onnxruntime>=1.17"],
 )

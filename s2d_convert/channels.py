@@ -99,7 +99,8 @@ def analyse(graph: Graph) -> Channels:
     for _ in range(MAX_WALKS):
         walk = _Walk(graph, labels)
         walk.run()
-        found = _components(walk.raw_count, walk.edges)
+        # Ties only ever grow, so the walk must settle.
+        found = _components(walk.raw_count, [*walk.edges, (np.arange(len(labels)), labels)])
         if np.array_equal(found, labels):
             return walk.result()
         labels = found
@@ -132,7 +133,8 @@ class _Walk:
         self.graph = graph
         self.constants = graph.constants
         self.labels = labels
-        self.raw_count = 0
+        self.raw_count = sum(_most_channels(graph, node) for node in graph.nodes)
+        self._next_raw = 0
         self.edges: list[tuple[Array, Array]] = []
         self.roles: dict[str, Role] = {}
         self.atoms: dict[str, Array] = {}  # broadcastable against the shape; -1 - k is constant number k
@@ -181,6 +183,8 @@ class _Walk:
             self.roles[node.name] = role = role_of(node, self)
             handler = getattr(self, f"_do_{role.kind.value}")
             handler(node, role)
+            # A fixed range of raw ids per node keeps their meaning when a role changes between walks.
+            self._next_raw += _most_channels(self.graph, node)
 
     def _root(self, name: str, axis: int, raws: Array) -> None:
         rank = len(self.shape(name))
@@ -196,8 +200,7 @@ class _Walk:
         self.own_axis[name] = axis
 
     def _fresh(self, count: int) -> Array:
-        self.raw_count += count
-        return np.arange(self.raw_count - count, self.raw_count)
+        return np.arange(self._next_raw, self._next_raw + count)
 
     def _raws(self, name: str, axis: int) -> Array:
         """Raw ids along the channel axis, FREE for constants; one id, repeated, for a uniform tensor."""
@@ -207,7 +210,8 @@ class _Walk:
             line = np.moveaxis(atoms, axis, 0).reshape(count, -1)[:, 0]
         else:
             line = np.broadcast_to(atoms.reshape(-1)[:1], (count,))
-        return np.where(line < 0, FREE, self.atom_raw[np.maximum(line, 0)])
+        raws: Array = np.where(line < 0, FREE, self.atom_raw[np.maximum(line, 0)])
+        return raws
 
     def _tie(self, left: Array, right: Array) -> None:
         both = (left != FREE) & (right != FREE)
@@ -296,9 +300,7 @@ class _Walk:
         roots = {self.roots[i] for i in np.unique(np.searchsorted(self.offsets, present, side="right") - 1)}
         rest = [shape[a] for a in others]
         return bool(roots) and all(
-            self.own_axis[r] == axis
-            and len(self.shape(r)) == len(shape)
-            and [self.shape(r)[a] for a in others] == rest
+            self.own_axis[r] == axis and len(self.shape(r)) == len(shape) and [self.shape(r)[a] for a in others] == rest
             for r in roots
         )
 
@@ -335,8 +337,13 @@ class _Walk:
                 zip(self.shape(source), self.atoms[source].shape, strict=True))]  # fmt: skip
             spread.append(np.broadcast_to(self.atoms[source], form)[None])
         if node.op == "Concat":
-            others = np.broadcast_shapes(*(tuple(1 if a - 1 in touched else n for a, n in enumerate(s.shape)) for s in spread))
-            spread = [np.broadcast_to(s, [s.shape[a] if a - 1 in touched else n for a, n in enumerate(others)]) for s in spread]
+            others = np.broadcast_shapes(
+                *(tuple(1 if a - 1 in touched else n for a, n in enumerate(s.shape)) for s in spread)
+            )
+            spread = [
+                np.broadcast_to(s, [s.shape[a] if a - 1 in touched else n for a, n in enumerate(others)])
+                for s in spread
+            ]
         if node.op == "Pad":
             self.fills.append(pad_value(node, self.constants))
         results = move(node, spread, self.constants, fill=-len(self.fills))
@@ -356,7 +363,8 @@ class _Walk:
 
     def result(self) -> Channels:
         labels = self.labels
-        order = np.unique(labels, return_index=True)[0]  # labels are smallest members: already by appearance
+        used = np.unique(self.atom_raw[self.atom_raw != FREE])
+        order = np.unique(labels[used])  # labels are smallest members: already by appearance
         number = np.full(self.raw_count + 1, FREE)
         number[order] = np.arange(len(order))
         layouts = {}
@@ -410,6 +418,11 @@ class _Walk:
         )
 
 
+def _most_channels(graph: Graph, node: Node) -> int:
+    """How many new raw ids a node can need at most."""
+    return max((max(graph.shapes[name], default=1) for name in node.outputs), default=1)
+
+
 def _axis(role: Role) -> int:
     assert role.axis is not None, "a role that makes a root names its channel axis"
     return role.axis
@@ -440,4 +453,3 @@ def _aligned(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list
                 j += 1
         pairs.append((left, right))
     return pairs
-

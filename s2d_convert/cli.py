@@ -25,7 +25,6 @@ from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions
 from s2d_convert.pipeline import convert as run_convert
 from s2d_convert.pipeline import read_graph
 from s2d_convert.preprocess import IMAGE_SUFFIXES, PRESETS, UNREADABLE, read_image
-from s2d_convert.static import StaticModel
 from s2d_convert.terminal import TerminalReporter, bench_table, description_tables, measured_table, policy_table
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(ConvertOptions)}
@@ -79,13 +78,21 @@ STAGES = click.option("--stages", default=DEFAULTS["stages"], show_default=True,
 OUT = click.option("--out", type=PATH, help="The folder to write. [default: MODEL without .onnx, plus .s2d]")
 RUNNING = _options(
     click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime."),
-    click.option("--batch", default=DEFAULTS["batch"], show_default=True, help="Images per call when latency is measured."),
-    click.option("--provider", default=DEFAULTS["provider"], show_default=True, help="Execution provider of onnxruntime."),
+    click.option(
+        "--batch", default=DEFAULTS["batch"], show_default=True, help="Images per call when latency is measured."
+    ),
+    click.option(
+        "--provider", default=DEFAULTS["provider"], show_default=True, help="Execution provider of onnxruntime."
+    ),
 )
 PREPROCESSING = _options(
-    click.option("--preprocess", type=click.Choice(list(PRESETS)), help="How pixels become model input. [default: imagenet]"),
+    click.option(
+        "--preprocess", type=click.Choice(list(PRESETS)), help="How pixels become model input. [default: imagenet]"
+    ),
     click.option("--mean", type=_Numbers(), help="Mean per channel, in 0..1 units; overrides the preset's."),
-    click.option("--std", type=_Numbers(), help="Standard deviation per channel, in 0..1 units; overrides the preset's."),
+    click.option(
+        "--std", type=_Numbers(), help="Standard deviation per channel, in 0..1 units; overrides the preset's."
+    ),
 )
 STATIC = click.option("--model", "static", type=PATH, help="The static model. [default: where the conversion found it]")
 
@@ -98,16 +105,36 @@ def s2d() -> None:
 
 @s2d.command()
 @MODEL
-@click.option("--budget", default=DEFAULTS["budget"], show_default=True, help="Mean latency allowed, as a share of the static model's.")
-@click.option("--data", type=PATH, help="Folder of class folders, folder of images, or .npz. Without it images are made up.")
+@click.option(
+    "--budget",
+    default=DEFAULTS["budget"],
+    show_default=True,
+    help="Mean latency allowed, as a share of the static model's.",
+)
+@click.option(
+    "--data", type=PATH, help="Folder of class folders, folder of images, or .npz. Without it images are made up."
+)
 @OUT
 @STAGES
-@click.option("--effort", type=click.Choice(list(EFFORTS)), default=DEFAULTS["effort"], show_default=True, help="How long to train and search.")
+@click.option(
+    "--effort",
+    type=click.Choice(list(EFFORTS)),
+    default=DEFAULTS["effort"],
+    show_default=True,
+    help="How long to train and search.",
+)
 @RUNNING
-@click.option("--device", type=click.Choice(DEVICES), default=DEFAULTS["device"], show_default=True, help="Where to train.")
+@click.option(
+    "--device", type=click.Choice(DEVICES), default=DEFAULTS["device"], show_default=True, help="Where to train."
+)
 @SEED
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options.")
-@click.option("--flip/--no-flip", default=DEFAULTS["flip"], show_default=True, help="Mirror training images (not for digits or text).")
+@click.option(
+    "--flip/--no-flip",
+    default=DEFAULTS["flip"],
+    show_default=True,
+    help="Mirror training images (not for digits or text).",
+)
 @OUTPUT
 @SIZE
 @PREPROCESSING
@@ -122,9 +149,15 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     target = result.manifest["provenance"]["target"]
     console.print(policy_table(result.manifest["policies"], target=target))
     data = result.manifest["measured"]["data"]
-    console.print(measured_table(result.manifest["measured"], title=f"{result.out} on {result.measured.images} unseen images ({data})"))
+    console.print(
+        measured_table(
+            result.manifest["measured"], title=f"{result.out} on {result.measured.images} unseen images ({data})"
+        )
+    )
     if data == "made-up":
-        console.print("All numbers above come from made-up images: expect other shares, accuracy and latency on real ones.")
+        console.print(
+            "All numbers above come from made-up images: expect other shares, accuracy and latency on real ones."
+        )
     if not result.reached:
         click.echo(
             f"budget {asked.budget:g} was not reached: expected latency {_expected(result.manifest, asked.budget):.3f}; "
@@ -162,12 +195,18 @@ def inspect(model: Path, output: str | None, size: tuple[int, int] | None, as_js
 
 @s2d.command()
 @MODEL
-@click.option("--stages", default=DEFAULTS["stages"], show_default=True, help="Number of stages for `depth` and `width`.")
-@click.option("--plan", default="depth", show_default=True, metavar="identity|depth|width|PLAN.json", help="How to cut.")
+@click.option(
+    "--stages", default=DEFAULTS["stages"], show_default=True, help="Number of stages for `depth` and `width`."
+)
+@click.option(
+    "--plan", default="depth", show_default=True, metavar="identity|depth|width|PLAN.json", help="How to cut."
+)
 @OUT
 @OUTPUT
 @SIZE
-def split(model: Path, stages: int, plan: str, out: Path | None, output: str | None, size: tuple[int, int] | None) -> None:
+def split(
+    model: Path, stages: int, plan: str, out: Path | None, output: str | None, size: tuple[int, int] | None
+) -> None:
     """Cut MODEL into stages without any training; exit heads start from the classifier."""
     target = out or default_out(model)
     manifest = split_model(model, plan=plan, stages=stages, out=target, output=output, size=size)
@@ -183,7 +222,14 @@ def split(model: Path, stages: int, plan: str, out: Path | None, output: str | N
 @RUNNING
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
-    folder: Path, data: Path, budget: float | None, static: Path | None, threads: int, batch: int, provider: str, as_json: bool
+    folder: Path,
+    data: Path,
+    budget: float | None,
+    static: Path | None,
+    threads: int,
+    batch: int,
+    provider: str,
+    as_json: bool,
 ) -> None:
     """Measure OUT on images: accuracy, exits and latency, beside the static model in the same run."""
     with open_export(folder, static=static, threads=threads, provider=provider) as (runner, reference):
@@ -244,7 +290,9 @@ def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
             raise DataError(f"{path}: not a readable .npy array ({error}); save it with numpy.save") from error
         batch = array[None] if array.shape == shape else array
         if batch.ndim != len(shape) + 1 or batch.shape[1:] != shape or batch.dtype != np.float32:
-            raise DataError(f"{path}: got {array.dtype} of shape {array.shape}; float32 of shape {shape} or (N, ...) is expected")
+            raise DataError(
+                f"{path}: got {array.dtype} of shape {array.shape}; float32 of shape {shape} or (N, ...) is expected"
+            )
         return np.ascontiguousarray(batch)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(f"{path}: expected an image ({', '.join(sorted(IMAGE_SUFFIXES))}) or an .npy")

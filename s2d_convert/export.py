@@ -40,9 +40,13 @@ def build_stages(
     return tuple(models)
 
 
-def stage_logits(graph: Graph, models: Sequence[StageModel], images: Images, *, provider: str = "CPUExecutionProvider") -> Array:
+def stage_logits(
+    graph: Graph, models: Sequence[StageModel], images: Images, *, provider: str = "CPUExecutionProvider"
+) -> Array:
     """Logits float32 [S, B, K] of every stage on all images, computed by onnxruntime from the stage models."""
-    sessions = [make_session(m.model.SerializeToString(), threads=os.cpu_count() or 1, provider=provider) for m in models]
+    sessions = [
+        make_session(m.model.SerializeToString(), threads=os.cpu_count() or 1, provider=provider) for m in models
+    ]
     rows = []
     for part in slices(len(images), RUN_BATCH):
         values: dict[str, Array] = {graph.image: np.ascontiguousarray(images.batch(part))}
@@ -106,7 +110,9 @@ def check_out(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        raise OutputError(f"{out.parent}: cannot be written ({error.strerror}); choose another folder with --out") from error
+        raise OutputError(
+            f"{out.parent}: cannot be written ({error.strerror}); choose another folder with --out"
+        ) from error
 
 
 @contextmanager
@@ -117,7 +123,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o755)
-        os.rename(partial, out)
+        partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -137,11 +143,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     try:
         dispatcher.Manifest.load(folder)
     except dispatcher.DispatcherError as error:
-        raise OutputError(f"{folder}: the export does not pass the runtime's checks ({error}); please report this") from error
+        raise OutputError(
+            f"{folder}: the export does not pass the runtime's checks ({error}); please report this"
+        ) from error
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all; NaN is refused."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

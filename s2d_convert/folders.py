@@ -56,7 +56,9 @@ def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conve
         return depth_plan(graph, channels, stages) if plan == "depth" else width_plan(graph, channels, stages)
     path = Path(plan)
     if not path.is_file():
-        raise UsageError(f"--plan {plan}: expected {', '.join(PLAN_NAMES)} or the path of a JSON file; see docs/plan.md")
+        raise UsageError(
+            f"--plan {plan}: expected {', '.join(PLAN_NAMES)} or the path of a JSON file; see docs/plan.md"
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -72,7 +74,9 @@ def depth_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
     share = mac_shares(graph, channels, taps)
     chosen: list[str] = []
     for k in range(1, stages):
-        free = taps[len(chosen) + (taps.index(chosen[-1]) + 1 - len(chosen) if chosen else 0) : len(taps) - (stages - 1 - k)]
+        free = taps[
+            len(chosen) + (taps.index(chosen[-1]) + 1 - len(chosen) if chosen else 0) : len(taps) - (stages - 1 - k)
+        ]
         chosen.append(min(free, key=lambda t: abs(share[t] - k / stages)))
     return Conversion((Plan((*chosen, graph.output), (1,) * channels.units),))
 
@@ -110,7 +114,9 @@ def open_export(
         if not path.is_file():
             raise ModelError(f"{path}: the static model is not there; give it with --model MODEL.onnx")
         if hashlib.sha256(path.read_bytes()).hexdigest() != provenance.get("model_sha256"):
-            raise ModelError(f"{path}: not the model that {folder} was made from; give that one with --model MODEL.onnx")
+            raise ModelError(
+                f"{path}: not the model that {folder} was made from; give that one with --model MODEL.onnx"
+            )
         size, output = _asked(provenance)
         graph = graph_from_proto(read_model(path), size=size, output=output)
         yield runner, StaticModel(graph, threads=threads, provider=provider)
@@ -126,5 +132,7 @@ def _asked(provenance: Any) -> tuple[tuple[int, int] | None, str | None]:
 def preprocess_in(manifest: Manifest, graph: Graph | None = None) -> Preprocess:
     """The preprocessing that a manifest records. Raises DataError when it has none."""
     if manifest.preprocess is None:
-        raise DataError("the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly")
+        raise DataError(
+            "the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly"
+        )
     return Preprocess.from_json(manifest.preprocess)

@@ -120,7 +120,9 @@ def read_model(path: str | Path) -> onnx.ModelProto:
     return model
 
 
-def graph_from_proto(model: onnx.ModelProto, *, size: tuple[int, int] | None = None, output: str | None = None) -> Graph:
+def graph_from_proto(
+    model: onnx.ModelProto, *, size: tuple[int, int] | None = None, output: str | None = None
+) -> Graph:
     """The simplified graph of a model in memory; see `load_graph`."""
     _refuse_quantised(model)
     model = _with_recent_opset(model)
@@ -169,7 +171,9 @@ def _with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
     names = [o.name for o in model.graph.output]
     if output is None and len(names) != 1:
-        raise ModelError(f"the model has {len(names)} outputs ({', '.join(names)}); choose the logits with --output NAME")
+        raise ModelError(
+            f"the model has {len(names)} outputs ({', '.join(names)}); choose the logits with --output NAME"
+        )
     chosen = output or names[0]
     if chosen not in names:
         raise ModelError(f"--output {chosen}: the model has no such output; it has {', '.join(names)}")
@@ -188,7 +192,9 @@ def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> int:
         model.graph.input.remove(unread)
     if len(inputs) != 1:
         names = ", ".join(i.name for i in inputs) or "none"
-        raise ModelError(f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed")
+        raise ModelError(
+            f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed"
+        )
     image = inputs[0]
     kind = image.type.tensor_type
     if kind.elem_type != onnx.TensorProto.FLOAT:
@@ -241,7 +247,9 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
             onnx.save(model, str(source), save_as_external_data=model.ByteSize() > 2**30)
             ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise ModelError(f"onnxruntime cannot load the model ({_first_line(error)}); check it there first") from error
+            raise ModelError(
+                f"onnxruntime cannot load the model ({_first_line(error)}); check it there first"
+            ) from error
         simplified = onnx.load(str(target))
     foreign = [n for n in simplified.graph.node if n.domain not in ("", "ai.onnx")]
     if foreign:
@@ -266,7 +274,9 @@ def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             shapes[value.name] = tuple(d.dim_value for d in dims)
     missing = [n.name for n in model.graph.node for o in n.output if o and o not in shapes]
     if missing:
-        raise ModelError(f"nodes {', '.join(missing)}: shapes are not static after simplification; export with fixed shapes")
+        raise ModelError(
+            f"nodes {', '.join(missing)}: shapes are not static after simplification; export with fixed shapes"
+        )
     return shapes
 
 
@@ -274,7 +284,9 @@ def _make_batch_symbolic(model: onnx.ModelProto, batch: int, shapes: Mapping[str
     """Free the batch axis: also inside constant Reshape shapes. Raises ModelError where batch and features mix."""
     mixed = [n.name for n in model.graph.node for o in n.output if o and shapes[o][:1] != (batch,)]
     if mixed:
-        raise ModelError(f"nodes {', '.join(mixed)}: axis 0 is not the batch; only models that keep it there are supported")
+        raise ModelError(
+            f"nodes {', '.join(mixed)}: axis 0 is not the batch; only models that keep it there are supported"
+        )
     constants = {i.name: i for i in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type != "Reshape":
@@ -307,7 +319,9 @@ def _view(model: onnx.ModelProto, batch: int, shapes: Mapping[str, tuple[int, ..
         raise ModelError("the model has no Conv node; only convolutional classifiers can be converted")
     logits = shapes[output][1:]
     if sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < 2:
-        raise ModelError(f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected")
+        raise ModelError(
+            f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected"
+        )
     used = {name for n in nodes for name in n.inputs}
     computed = {image, *(o for n in nodes for o in n.outputs)}
     return Graph(

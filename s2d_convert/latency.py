@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,13 @@ class Meter:
     """
 
     def __init__(
-        self, reference: bytes, image: Array, *, threads: int = 1, provider: str = "CPUExecutionProvider", seconds: float = 0.4
+        self,
+        reference: bytes,
+        image: Array,
+        *,
+        threads: int = 1,
+        provider: str = "CPUExecutionProvider",
+        seconds: float = 0.4,
     ) -> None:
         self._threads, self._provider, self._seconds = threads, provider, seconds
         self._reference = make_session(reference, threads=threads, provider=provider)
@@ -72,7 +79,7 @@ class Meter:
         for session, feed in zip(sessions, feeds, strict=True):
             for _ in range(3):
                 session.run(None, feed)
-        calls = [lambda s=s, f=f: s.run(None, f) for s, f in zip(sessions, feeds, strict=True)]
+        calls = [partial(s.run, None, f) for s, f in zip(sessions, feeds, strict=True)]
         for _ in range(MAX_TRIES):
             times = interleave(calls, self._seconds)
             medians = np.median(times, axis=0)
@@ -88,7 +95,7 @@ class Meter:
 
     def _feeds(self, sessions: Sequence[ort.InferenceSession]) -> list[Mapping[str, Array]]:
         values: dict[str, Array] = {self._image_name: self._image}
-        feeds = []
+        feeds: list[Mapping[str, Array]] = []
         for session in sessions:
             feeds.append({i.name: values[i.name] for i in session.get_inputs()})
             names = [o.name for o in session.get_outputs()]

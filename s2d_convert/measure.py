@@ -7,16 +7,17 @@ with the share of exits on *all* images, so that it does not hang on the few tha
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from s2d_runtime import Dispatcher
 
 from s2d_convert.data import Images
-from s2d_convert.latency import Array, interleave
 from s2d_convert.export import NEVER
+from s2d_convert.latency import Array, interleave
 from s2d_convert.static import StaticModel, slices, to_logits
 
 ALWAYS = 0.0  # a threshold that every confidence reaches
@@ -73,7 +74,10 @@ def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds
     """The latency of every way out for one batch, interleaved with the static model."""
     stages = len(runner.manifest.stages)
     ways = [thresholds_for_exit(stages, k + 1) for k in range(stages)]
-    calls = [lambda: static.outputs(image), *(lambda w=w: runner(image, thresholds=w) for w in ways)]
+    calls: list[Callable[[], object]] = [
+        partial(static.outputs, image),
+        *(partial(runner, image, thresholds=way) for way in ways),
+    ]
     for call in calls:
         call()
     medians = np.median(interleave(calls, seconds), axis=0)
@@ -126,7 +130,10 @@ def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float
     image = np.random.default_rng(seed).normal(size=(batch, *shape)).astype(np.float32)
     stages = len(runner.manifest.stages)
     ways = [thresholds_for_exit(stages, k + 1) for k in range(stages)]
-    calls = [lambda: static.outputs(image), *(lambda w=w: runner(image, thresholds=w) for w in ways)]
+    calls: list[Callable[[], object]] = [
+        partial(static.outputs, image),
+        *(partial(runner, image, thresholds=way) for way in ways),
+    ]
     for call in calls:
         call()
     times = 1e3 * interleave(calls, seconds, rounds=10**6)
@@ -161,7 +168,7 @@ def _latency(
         own = []
         for row in rows:
             data = np.ascontiguousarray(images.batch(row))
-            calls = [lambda d=data: static.outputs(d), lambda d=data: runner(d, budget=budget)]
+            calls: list[Callable[[], object]] = [partial(static.outputs, data), partial(runner, data, budget=budget)]
             taken = np.median([_timed(calls) for _ in range(REPEATS)], axis=0)
             static_s.append(taken[0])
             own.append(taken[1])
@@ -170,7 +177,11 @@ def _latency(
     weights = np.array([(exits == e).mean() for e in np.unique(exits)]) if batch == 1 else np.ones(1)
     typical = np.array([np.median(times) for times in by_group]) / base
     order = np.argsort(typical)
-    median = float(typical[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())]) if batch == 1 else float(typical[0])
+    median = (
+        float(typical[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())])
+        if batch == 1
+        else float(typical[0])
+    )
     mean = float((weights * typical).sum()) if batch == 1 else float(np.mean(by_group[0]) / base)
     sample = np.ascontiguousarray(images.batch(np.arange(min(batch, len(images)))))
     worst = path_costs(runner, static, sample, seconds=0.5).ratios[-1]
@@ -185,7 +196,7 @@ def _timed_batches(exits: Array, batch: int) -> list[list[Array]]:
     return [[np.arange(i * batch, min((i + 1) * batch, len(exits))) for i in range(min(count, TIMED_PER_EXIT))]]
 
 
-def _timed(calls: Sequence[Any]) -> list[float]:
+def _timed(calls: Sequence[Callable[[], object]]) -> list[float]:
     row = []
     for call in calls:
         before = time.perf_counter()

@@ -62,7 +62,9 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
-            raise UsageError(f"--budget {self.budget:g}: a share of the static latency above 0 and at most 1 is allowed")
+            raise UsageError(
+                f"--budget {self.budget:g}: a share of the static latency above 0 and at most 1 is allowed"
+            )
         for name, value, low, high in (
             ("stages", self.stages, 2, 4),
             ("threads", self.threads, 1, 256),
@@ -84,4 +86,7 @@ class ConvertOptions:
         """Everything that must be equal for a run folder to be resumed, JSON-able."""
         plain = asdict(self)
         del plain["resume"]
-        return {k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+        return {
+            k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for k, v in plain.items()
+        }

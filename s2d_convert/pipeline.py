@@ -25,7 +25,7 @@ from s2d_runtime import Dispatcher
 from s2d_convert import calibrate
 from s2d_convert.candidates import Evaluator, is_untouched, reference_answers
 from s2d_convert.channels import Channels, analyse
-from s2d_convert.data import Dataset, Images, load_data
+from s2d_convert.data import Dataset, Images, Level, load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError, VerifyError
 from s2d_convert.export import (
     build_stages,
@@ -44,7 +44,7 @@ from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Effective
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
 from s2d_convert.runfolder import TRACE, RunFolder
-from s2d_convert.search import Evaluation, SearchResult, Trial, evaluate_all, random_search, reinforce
+from s2d_convert.search import Evaluation, SearchResult, Trial, evaluate_all, random_actions, random_search, reinforce
 from s2d_convert.space import PlanSpace, divide, layout_block, node_macs
 from s2d_convert.staged import Masks, StagedNet, unsupported_nodes
 from s2d_convert.static import StaticModel, slices
@@ -127,7 +127,9 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     started = time.monotonic()
     finetune(ready, net, conversion, options, run, reporter)
     timed("fine-tune", started)
-    result = export(ready, net, conversion, options, run, reporter, provenance={"model_sha256": digest, "seconds": seconds})
+    result = export(
+        ready, net, conversion, options, run, reporter, provenance={"model_sha256": digest, "seconds": seconds}
+    )
     run.remove()
     return result
 
@@ -175,7 +177,9 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     logits = static_logits(static, dataset.calib)
     static_check(graph, dataset.calib, logits, preprocess, static, reporter)
     answers = reference_answers(dataset.calib, logits)
-    return Prepared(graph, channels, static_weights(graph, channels), preprocess, dataset, static, logits, answers, device)
+    return Prepared(
+        graph, channels, static_weights(graph, channels), preprocess, dataset, static, logits, answers, device
+    )
 
 
 def torch_device(name: str) -> torch.device:
@@ -219,7 +223,9 @@ def static_check(
     """Print the static model's accuracy; raise StaticCheckError when it is near chance or not finite."""
     said = logits.argmax(axis=1)
     if not np.isfinite(logits).all():
-        raise StaticCheckError("the static model answers NaN or infinity on the data; check the images and the preprocessing")
+        raise StaticCheckError(
+            "the static model answers NaN or infinity on the data; check the images and the preprocessing"
+        )
     if images.labels is None:
         if len(np.unique(said)) == 1 and images.kind == "unlabelled":
             raise StaticCheckError(
@@ -271,18 +277,27 @@ def new_net(ready: Prepared, space: PlanSpace) -> StagedNet:
     net = StagedNet(ready.graph, ready.channels, ready.weights, taps=space.taps).to(ready.device)
     net.insert_norms(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES))
     # Convolutions of training run faster with channels last, on CPU and GPU.
-    return net.to(memory_format=torch.channels_last) if _is_2d(net) else net
+    if _is_2d(net):
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
 
 
 def _is_2d(net: StagedNet) -> bool:
     return all(p.ndim <= 4 for p in net.parameters())
 
 
-def _steps(images: Images, settings: TrainSettings, epochs: float, at_least: int) -> int:
-    return max(at_least, round(epochs * len(images) / settings.batch_size))
+def train_settings(
+    dataset: Dataset, options: ConvertOptions, rate: float, epochs: float, at_least: int
+) -> TrainSettings:
+    """Settings for so many passes over the training images, and at least so many steps."""
+    steps = max(at_least, round(epochs * len(dataset.train) / TrainSettings.batch_size))
+    level: Level = "strong" if dataset.kind == "made-up" else "light"
+    return TrainSettings(steps=steps, learning_rate=rate, level=level, flip=options.flip)
 
 
-def train_supernet(ready: Prepared, space: PlanSpace, options: ConvertOptions, run: RunFolder, reporter: Reporter) -> StagedNet:
+def train_supernet(
+    ready: Prepared, space: PlanSpace, options: ConvertOptions, run: RunFolder, reporter: Reporter
+) -> StagedNet:
     """One network whose weights serve every plan of the space: all exits at full width, and a random plan, at every step."""
     reporter.step("supernet")
     net = new_net(ready, space)
@@ -291,9 +306,8 @@ def train_supernet(ready: Prepared, space: PlanSpace, options: ConvertOptions, r
         net.load_state_dict(torch.load(done, weights_only=True))
         net.eval()
         return net
-    level = "strong" if ready.dataset.kind == "made-up" else "light"
-    base = TrainSettings(steps=1, learning_rate=SUPERNET_RATE, level=level, flip=options.flip)
-    steps = _steps(ready.dataset.train, base, options.work.supernet_epochs, options.work.supernet_min_steps)
+    work = options.work
+    settings = train_settings(ready.dataset, options, SUPERNET_RATE, work.supernet_epochs, work.supernet_min_steps)
     everything = Masks({}, (*space.taps, ready.graph.output), (None,) * (len(space.taps) + 1))
 
     def choose(step: int, _progress: float) -> Sequence[Masks]:
@@ -305,7 +319,7 @@ def train_supernet(ready: Prepared, space: PlanSpace, options: ConvertOptions, r
         ready.static.logits,
         ready.dataset.train,
         choose,
-        settings=TrainSettings(steps=steps, learning_rate=SUPERNET_RATE, level=level, flip=options.flip),
+        settings=settings,
         seed=options.seed,
         checkpoint=run.path / "supernet.part.pt",
         on_step=_training_progress(reporter),
@@ -320,10 +334,7 @@ def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
         taps = np.sort(rng.integers(0, len(space.taps), space.stages - 1))
         shares = np.sort(rng.random(space.stages - 1))
         return space.decode(space.actions(int(rng.choice(space.kinds)), taps.tolist(), shares.tolist()))
-    actions: tuple[int, ...] = ()
-    while len(actions) < len(space.sizes):
-        actions = (*actions, int(rng.choice(np.flatnonzero(space.allowed(actions)))))
-    return space.decode(actions)
+    return space.decode(random_actions(space, rng))
 
 
 def _training_progress(reporter: Reporter) -> Any:
@@ -358,13 +369,21 @@ def search(
         reporter.progress(min(total, sum(1 for _ in known)), total, best, math.nan)
 
     starts = space.starts()
-    some = tuple(starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 3)).round().astype(int)))
-    results = [reinforce(space, evaluate, evaluations=total, seed=options.seed, on_trial=on_trial, known=known, warm_start=some)]
+    some = tuple(
+        starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 3)).round().astype(int))
+    )
+    results = [
+        reinforce(
+            space, evaluate, evaluations=total, seed=options.seed, on_trial=on_trial, known=known, warm_start=some
+        )
+    ]
     if options.work.baselines:
         results += baselines(space, evaluate, total, options.seed, on_trial, known)
     for result in results:
         value = result.best.evaluation
-        reporter.note(f"{result.method}: reward {value.reward:.4f} (accuracy {value.accuracy:.4f}, latency {value.latency:.3f})")
+        reporter.note(
+            f"{result.method}: reward {value.reward:.4f} (accuracy {value.accuracy:.4f}, latency {value.latency:.3f})"
+        )
     best = max(results, key=lambda r: r.best.evaluation.reward).best
     run.write_json("baselines.json", {r.method: _summary(r) for r in results})
     run.write_json("plan.json", best.plan.to_json(ready.channels))
@@ -438,9 +457,8 @@ def finetune(
         net.eval()
         return
     masks = net.masks(Effective(ready.graph, ready.channels, conversion.chains[0]))
-    level = "strong" if ready.dataset.kind == "made-up" else "light"
-    base = TrainSettings(steps=1)
-    steps = _steps(ready.dataset.train, base, options.work.finetune_epochs, options.work.finetune_min_steps)
+    work = options.work
+    settings = train_settings(ready.dataset, options, FINETUNE_RATE, work.finetune_epochs, work.finetune_min_steps)
 
     def choose(_step: int, progress: float) -> Sequence[Masks]:
         return (masks.faded(max(0.0, 1 - progress / FADE)),)
@@ -450,7 +468,7 @@ def finetune(
         ready.static.logits,
         ready.dataset.train,
         choose,
-        settings=TrainSettings(steps=steps, learning_rate=FINETUNE_RATE, level=level, flip=options.flip),
+        settings=settings,
         seed=options.seed + 1,
         checkpoint=run.path / "finetune.part.pt",
         on_step=_training_progress(reporter),
@@ -484,7 +502,11 @@ def export(
     models = build_stages(ready.graph, ready.channels, conversion, weights)
     with whole_folder(options.out) as folder:
         manifest = draft_manifest(ready.graph, conversion, models, temperatures)
-        manifest |= {"preprocess": ready.preprocess.to_json(), "measured": {}, "provenance": _provenance(ready, options, provenance)}
+        manifest |= {
+            "preprocess": ready.preprocess.to_json(),
+            "measured": {},
+            "provenance": _provenance(ready, options, provenance),
+        }
         write_stages(folder, manifest["stages"], models)
         write_manifest(folder, manifest)
         confidence = calibrate.confidences(logits, temperatures)

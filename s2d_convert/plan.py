@@ -61,10 +61,10 @@ class Conversion:
     def from_json(data: Any, channels: Channels) -> Conversion:
         """The conversion that `to_json` wrote. Raises UsageError naming what is wrong."""
         if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
-            raise UsageError(f"plan: expected an object with \"version\": {FORMAT_VERSION}; see docs/plan.md")
+            raise UsageError(f'plan: expected an object with "version": {FORMAT_VERSION}; see docs/plan.md')
         chains = data.get("chains")
         if not isinstance(chains, list) or not chains:
-            raise UsageError("plan: \"chains\" must be a list with at least one chain; see docs/plan.md")
+            raise UsageError('plan: "chains" must be a list with at least one chain; see docs/plan.md')
         return Conversion(tuple(_chain_from_json(c, i, channels) for i, c in enumerate(chains)))
 
     def digest(self) -> str:
@@ -86,10 +86,10 @@ def _chain_to_json(plan: Plan, channels: Channels) -> dict[str, Any]:
 def _chain_from_json(data: Any, index: int, channels: Channels) -> Plan:
     place = f"plan: chain {index + 1}"
     if not isinstance(data, dict) or not isinstance(data.get("taps"), list) or not isinstance(data.get("units"), dict):
-        raise UsageError(f"{place}: expected \"taps\" (a list) and \"units\" (an object); see docs/plan.md")
+        raise UsageError(f'{place}: expected "taps" (a list) and "units" (an object); see docs/plan.md')
     taps = data["taps"]
     if not all(isinstance(t, str) for t in taps) or not 1 <= len(taps) <= MAX_STAGES:
-        raise UsageError(f"{place}: \"taps\" must be 1 to {MAX_STAGES} tensor names, got {taps!r}")
+        raise UsageError(f'{place}: "taps" must be 1 to {MAX_STAGES} tensor names, got {taps!r}')
     known = {group.name: group for group in channels.classes}
     unknown = [name for name in data["units"] if name not in known]
     if unknown:
@@ -187,7 +187,9 @@ class Effective:
     @cached_property
     def _live_roots(self) -> Mapping[str, Array]:
         """Liveness of every root, in one walk over the graph."""
-        found: dict[str, Array] = {self.graph.image: np.ones(len(self.channels.layouts[self.graph.image].units), dtype=bool)}
+        found: dict[str, Array] = {
+            self.graph.image: np.ones(len(self.channels.layouts[self.graph.image].units), dtype=bool)
+        }
 
         def of(tensor: str) -> Array:
             layout = self.channels.layouts[tensor]
@@ -213,9 +215,9 @@ class Effective:
             live = of(inputs[0])
             return live if len(live) == len(made.units) else np.full(len(made.units), live.any())
         if kind is Kind.JOIN and node.op in ADDITIVE and len(inputs) == len(node.inputs):
-            return np.any([of(t) for t in inputs], axis=0)
+            return np.stack([of(t) for t in inputs]).any(axis=0)
         if kind is Kind.JOIN and node.op == "Mul":
-            return np.all([of(t) for t in inputs], axis=0)
+            return np.stack([of(t) for t in inputs]).all(axis=0)
         if kind is Kind.MOVE:
             source = self.channels.layouts[inputs[0]]
             return np.isin(made.units, source.units[of(inputs[0])])
@@ -249,7 +251,9 @@ def check_conversion(graph: Graph, channels: Channels, conversion: Conversion) -
 
 def _check(graph: Graph, channels: Channels, plan: Plan) -> None:
     if len(plan.stages_of_units) != channels.units:
-        raise UsageError(f"plan: {len(plan.stages_of_units)} units, but the model has {channels.units}; it is another model's plan")
+        raise UsageError(
+            f"plan: {len(plan.stages_of_units)} units, but the model has {channels.units}; it is another model's plan"
+        )
     if not 1 <= plan.stages <= MAX_STAGES:
         raise UsageError(f"plan: {plan.stages} stages; 1 to {MAX_STAGES} are allowed")
     high = max(plan.stages_of_units)
@@ -261,7 +265,9 @@ def _check(graph: Graph, channels: Channels, plan: Plan) -> None:
         if tap not in channels.layouts or tap in (graph.output, graph.image):
             raise UsageError(f"plan: '{tap}' cannot be a tap; `s2d inspect` lists the candidates")
         if pooled_axis(graph, channels, tap) is None:
-            raise UsageError(f"plan: tap '{tap}' of shape {graph.shapes[tap]} is neither a feature map nor a feature vector")
+            raise UsageError(
+                f"plan: tap '{tap}' of shape {graph.shapes[tap]} is neither a feature map nor a feature vector"
+            )
     for unit in channels.layouts[graph.output].units:
         if unit != FREE and plan.stages_of_units[unit] == PRUNED:
             raise UsageError("plan: a unit of the logits is pruned; only inner units can be")

@@ -33,6 +33,8 @@ class Sample:
 class LSTMPolicy(nn.Module):
     """A distribution over sequences of T decisions with `sizes[t]` options each; uniform per decision at first."""
 
+    first: Tensor
+
     def __init__(self, sizes: Sequence[int], *, hidden: int = 64, seed: int = 0) -> None:
         super().__init__()
         if not sizes or min(sizes) < 1:
@@ -82,7 +84,9 @@ class LSTMPolicy(nn.Module):
         for row, prefix in enumerate(prefixes):
             masks[row, :size] = allowed(prefix)
             if not masks[row].any():
-                raise ValueError(f"decision {step} after {prefix}: no option is allowed; expected at least one of {size}")
+                raise ValueError(
+                    f"decision {step} after {prefix}: no option is allowed; expected at least one of {size}"
+                )
         return torch.from_numpy(masks)
 
     def _score(self, actions: Sequence[Actions], masks: Tensor, explore: float) -> tuple[Tensor, Tensor]:

@@ -277,9 +277,7 @@ def _operands(node: Node, context: Context) -> Role:
     return Role(Kind.MAP if len(tensors) == 1 else Kind.JOIN, axis)
 
 
-def slice_constant(
-    node: Node, index: int, value: Array, *, rank: int, axis: int, positions: Array
-) -> Array:
+def slice_constant(node: Node, index: int, value: Array, *, rank: int, axis: int, positions: Array) -> Array:
     """Constant input `index` of a MAP or JOIN node, cut to the channel `positions` of its data.
 
     `rank` is the rank of the data without the batch, `axis` its channel axis.
@@ -372,9 +370,10 @@ def pad_value(node: Node, constants: Mapping[str, Array]) -> float:
 
 
 def _slices(node: Node, constants: Mapping[str, Array], rank: int) -> list[tuple[int, slice]]:
-    starts, ends, *rest = (constants[name].tolist() if name else None for name in node.inputs[1:])
-    axes = rest[0] if rest and rest[0] is not None else list(range(len(starts)))
-    steps = rest[1] if len(rest) > 1 and rest[1] is not None else [1] * len(starts)
+    given: list[list[int]] = [constants[name].tolist() if name else [] for name in node.inputs[1:]]
+    starts, ends = given[:2]
+    axes = given[2] if len(given) > 2 and given[2] else list(range(len(starts)))
+    steps = given[3] if len(given) > 3 and given[3] else [1] * len(starts)
     found = []
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         # A negative step runs to before the first element, which Python only spells as None.

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -79,7 +81,7 @@ def _chunks(order: list[int], width: int, groups: int, block: int) -> tuple[tupl
     step = max(1, block // per_unit) if width >= 2 * block else 1
     count = min(groups, max(1, len(order) // step)) if len(order) >= 2 else 1
     cuts = [round(len(order) * i / count / step) * step for i in range(count)] + [len(order)]
-    return tuple(tuple(order[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a)
+    return tuple(tuple(order[a:b]) for a, b in pairwise(cuts) if b > a)
 
 
 def _is_optional(graph: Graph, channels: Channels, group: ChannelClass) -> bool:
@@ -97,7 +99,13 @@ class PlanSpace:
     """
 
     def __init__(
-        self, graph: Graph, channels: Channels, divisions: tuple[Division, ...], *, stages: int, kinds: Sequence[int] = (LINKED, CASCADE)
+        self,
+        graph: Graph,
+        channels: Channels,
+        divisions: tuple[Division, ...],
+        *,
+        stages: int,
+        kinds: Sequence[int] = (LINKED, CASCADE),
     ) -> None:
         self.graph, self.channels, self.divisions, self.stages = graph, channels, divisions, stages
         self.kinds = tuple(kinds)
@@ -235,7 +243,6 @@ def node_macs(graph: Graph, channels: Channels) -> dict[str, int]:
 def layout_block() -> int:
     """Channels per block of onnxruntime's blocked layout on this processor: 16 with AVX-512, else 8."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as handle:
-            return 16 if " avx512f" in handle.read() else 8
+        return 16 if " avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else 8
     except OSError:
         return 8

@@ -57,7 +57,9 @@ class _Piece:
     home: int
 
 
-def split(graph: Graph, channels: Channels, plan: Plan, weights: Weights, *, first_stage: int = 1) -> tuple[StageModel, ...]:
+def split(
+    graph: Graph, channels: Channels, plan: Plan, weights: Weights, *, first_stage: int = 1
+) -> tuple[StageModel, ...]:
     """The stages of one chain, in order. `first_stage` is the number of its first stage in the conversion.
 
     Exit heads that `weights` lacks are initialised from the classifier. Raises UsageError when the plan does not fit.
@@ -95,13 +97,23 @@ class _Stage:
         return fresh
 
     def op(
-        self, op: str, inputs: Sequence[str | Array], name: str, shape: Sequence[int], *, attrs: dict[str, Any] | None = None
+        self,
+        op: str,
+        inputs: Sequence[str | Array],
+        name: str,
+        shape: Sequence[int],
+        *,
+        attrs: dict[str, Any] | None = None,
     ) -> str:
         """Add a node with one output; inputs are tensor names, arrays, or '' where absent. Returns the output's name."""
         return self.ops(op, inputs, [(name, shape)], attrs or {})[0]
 
     def ops(
-        self, op: str, inputs: Sequence[str | Array], outputs: Sequence[tuple[str, Sequence[int]]], attrs: dict[str, Any]
+        self,
+        op: str,
+        inputs: Sequence[str | Array],
+        outputs: Sequence[tuple[str, Sequence[int]]],
+        attrs: dict[str, Any],
     ) -> list[str]:
         """Add a node with several outputs (name, shape without the batch)."""
         operands = [self._operand(x, f"{outputs[0][0]}.{i}") for i, x in enumerate(inputs)]
@@ -130,11 +142,16 @@ class _Stage:
         """The stage as a checked model."""
         inputs = ([self.image] if self.image is not None else []) + list(self.links_in.values())
         outputs = [self.tensors[OUTPUT], self.tensors[CONFIDENCE], *self.links_out.values()]
-        surgeon = gs.Graph(nodes=self.nodes, inputs=inputs, outputs=outputs, opset=self.opset, name=f"stage{self.number}")
+        surgeon = gs.Graph(
+            nodes=self.nodes, inputs=inputs, outputs=outputs, opset=self.opset, name=f"stage{self.number}"
+        )
         model = gs.export_onnx(surgeon)
         model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
         onnx.checker.check_model(model)
-        sizes = (v.size for n in self.nodes for v in map(_constant_values, n.inputs) if v is not None)
+        learned = (
+            n for n in self.nodes if n.op != "Expand"
+        )  # what is expanded stands for channels that are not computed
+        sizes = (v.size for n in learned for v in map(_constant_values, n.inputs) if v is not None)
         return StageModel(
             model=model,
             image=self.image is not None,
@@ -269,7 +286,9 @@ class _Cutter:
             order = np.arange(len(weight[0]))  # a tensor of one unit, read along another axis than its own
         part = weight[rows][:, order]
         name = _mixing(builder, node, source, part, None if bias is None else bias[rows], self._shape(out, len(rows)))
-        builder.macs += int(part.size) * macs_per_weight(node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out])
+        builder.macs += int(part.size) * macs_per_weight(
+            node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out]
+        )
         self._keep(out, stage, name, rows)
 
     def _emit_grouped(self, node: Node, stage: int) -> None:
@@ -289,7 +308,9 @@ class _Cutter:
         live = self.effective.live(out)[rows]
         operands: list[str | Array] = [source, weight[rows], *([] if bias is None else [bias[rows] * live])]
         name = builder.op("Conv", operands, out, shape, attrs={**node.attrs, "group": len(groups)})
-        builder.macs += int(weight[rows].size) * macs_per_weight(node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out])
+        builder.macs += int(weight[rows].size) * macs_per_weight(
+            node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out]
+        )
         self._keep(out, stage, name, rows)
 
     def _emit_map(self, node: Node, stage: int) -> None:
@@ -324,7 +345,9 @@ class _Cutter:
         remaining = Node(node.name, node.op, inputs, node.outputs, node.attrs) if len(inputs) < len(node.inputs) and node.op in (
             "Add", "Sum") else node  # fmt: skip
         operands = self._operands(remaining, fetched, lead, order)
-        self._keep(out, stage, builder.op(node.op, operands, out, self._shape(out, len(order)), attrs=dict(node.attrs)), order)
+        self._keep(
+            out, stage, builder.op(node.op, operands, out, self._shape(out, len(order)), attrs=dict(node.attrs)), order
+        )
         return None
 
     def _alias(self, out: str, stage: int, source: str, positions: Array) -> bool:
@@ -364,7 +387,9 @@ class _Cutter:
         elements = np.arange(int(np.prod(before))).reshape(before)
         full = self._move_elements(node, elements, after)
         place = np.zeros(full.size, dtype=np.int64)
-        place[full] = np.arange(len(after) and after[axis_out]).reshape([-1 if a == axis_out else 1 for a in range(len(after))])
+        place[full] = np.arange(len(after) and after[axis_out]).reshape(
+            [-1 if a == axis_out else 1 for a in range(len(after))]
+        )
         shape = list(after)
         shape[axis_out] = len(self._made(node, stage))
         part = self._move_elements(node, elements.take(order, axis=axis_in), tuple(shape))
@@ -408,22 +433,23 @@ class _Cutter:
         """A constant feature map of the batch's length: rare, so built from the shape of any input."""
         shape = self._shape(tensor, len(positions))
         axis = self.channels.layouts[tensor].axis
-        form = [1] + [len(positions) if a == axis else 1 for a in range(len(shape))]
-        pattern = np.broadcast_to(values.astype(np.float32).reshape(form), [1, *shape])
+        pattern = values.astype(np.float32).reshape(
+            [1] + [len(positions) if a == axis else 1 for a in range(len(shape))]
+        )
         source = next(iter([*builder.links_in, *([builder.image.name] if builder.image is not None else [])]), None)
         source = source or self._use(builder, self.pieces[self.graph.image, 0])
         sizes = builder.op("Shape", [source], f"{tensor}.sizes", [])
         batch = builder.op("Slice", [sizes, np.array([0]), np.array([1])], f"{tensor}.batch", [])
-        target = builder.op("Concat", [batch, np.array(shape, dtype=np.int64)], f"{tensor}.target", [], attrs={"axis": 0})
+        target = builder.op(
+            "Concat", [batch, np.array(shape, dtype=np.int64)], f"{tensor}.target", [], attrs={"axis": 0}
+        )
         for name in (sizes, batch, target):
             builder.tensors[name].dtype, builder.tensors[name].shape = np.int64, None
         return builder.op("Expand", [pattern, target], tensor, shape)
 
     # --- step 3: bring channels together ------------------------------------------------------------
 
-    def fetch(
-        self, stage: int, tensor: str, positions: Array, *, ordered: bool = False
-    ) -> tuple[str, Array]:
+    def fetch(self, stage: int, tensor: str, positions: Array, *, ordered: bool = False) -> tuple[str, Array]:
         """The runtime tensor in `stage` that holds `positions` of `tensor`, and the order in which it does.
 
         Without `ordered` the order is whatever costs least.
@@ -438,7 +464,9 @@ class _Cutter:
         if ordered and order != positions.tolist():
             place = {p: i for i, p in enumerate(order)}
             index = np.array([place[p] for p in positions.tolist()])
-            name = builder.op("Gather", [name, index], tensor, self._shape(tensor, len(index)), attrs={"axis": axis + 1})
+            name = builder.op(
+                "Gather", [name, index], tensor, self._shape(tensor, len(index)), attrs={"axis": axis + 1}
+            )
             order = positions.tolist()
         return name, np.array(order, dtype=np.int64)
 
@@ -564,7 +592,11 @@ class _Cutter:
         shape, tail = self.graph.shapes[self.graph.output], self.graph.tail
         op, attrs = (tail.op, {"axis": 1}) if tail else ("Identity", {})
         _named(builder, op, [logits], OUTPUT, shape, attrs)
-        flat = logits if len(shape) == 1 else builder.op("Flatten", [logits], "exit.flat", [self.graph.classes], attrs={"axis": 1})
+        flat = (
+            logits
+            if len(shape) == 1
+            else builder.op("Flatten", [logits], "exit.flat", [self.graph.classes], attrs={"axis": 1})
+        )
         scale = gs.Constant(INVERSE_TEMPERATURE, np.array([1.0 / temperature], dtype=np.float32))
         scaled = builder.op("Mul", [flat], "exit.scaled", [self.graph.classes])
         builder.nodes[-1].inputs.append(scale)
@@ -574,7 +606,9 @@ class _Cutter:
         builder.tensors[CONFIDENCE].name = CONFIDENCE
 
 
-def _named(builder: _Stage, op: str, inputs: list[str | Array], name: str, shape: Sequence[int], attrs: dict[str, Any]) -> None:
+def _named(
+    builder: _Stage, op: str, inputs: list[str | Array], name: str, shape: Sequence[int], attrs: dict[str, Any]
+) -> None:
     made = builder.op(op, inputs, name, shape, attrs=attrs)
     builder.tensors[name] = builder.tensors.pop(made)
     builder.tensors[name].name = name

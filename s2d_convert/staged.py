@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,8 @@ class Mixing(nn.Module):
             return F.linear(x, weight, bias)
         if self.op == "ConvTranspose":
             weight = weight.transpose(0, 1)
-        y: Tensor = self._conv(x, weight, bias)
+        y = self._conv(x, weight, bias)
+        assert isinstance(y, Tensor), "a convolution has one output"
         if self.norm is not None:
             y = self.norm(y)
             if alive is not None:
@@ -80,11 +82,12 @@ class Mixing(nn.Module):
 
     def folded(self) -> Affine:
         """The weight and bias with the norm folded in, as numpy."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if self.norm is not None:
             factor, bias = self.norm.affine()
             weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
-        return weight.detach().cpu().numpy().copy(), None if bias is None else bias.detach().cpu().numpy().copy()
+        return _numpy(weight), None if bias is None else _numpy(bias)
 
 
 class Head(nn.Module):
@@ -113,7 +116,10 @@ class Masks:
         """Masks whose forbidden links still have weight `alpha` (1: not masked at all, 0: these masks)."""
         if alpha <= 0:
             return self
-        mix = {k: None if v is None else (v[0] + (1 - v[0]) * alpha, v[1] + (1 - v[1]) * alpha) for k, v in self.mix.items()}
+        mix = {
+            k: None if v is None else (v[0] + (1 - v[0]) * alpha, v[1] + (1 - v[1]) * alpha)
+            for k, v in self.mix.items()
+        }
         columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
         return Masks(mix, self.taps, columns)
 
@@ -143,8 +149,8 @@ class StagedNet(nn.Module):
             self.mixing[key] = Mixing(node, weights.mix[node.name])
             return
         if node.op == "BatchNormalization":
-            vectors = [torch.tensor(weights.operand(self.graph, node, i)) for i in range(1, 5)]
-            self.norms[key] = Norm(*vectors, epsilon=float(node.attrs.get("epsilon", EPSILON)))
+            scale, shift, mean, var = (torch.tensor(weights.operand(self.graph, node, i)) for i in range(1, 5))
+            self.norms[key] = Norm(scale, shift, mean, var, epsilon=float(node.attrs.get("epsilon", EPSILON)))
             return
         self._functions[node.name] = lower(node, self.graph.constants)
         for index, name in enumerate(node.inputs):
@@ -217,7 +223,9 @@ class StagedNet(nn.Module):
             return (self.mixing[key](values[node.inputs[0]], mask, alive),)
         if key in self.norms:
             return (self.norms[key](values[node.inputs[0]]),)
-        inputs = [values[n] if n in values else getattr(self, f"{key}_{i}") if n else None for i, n in enumerate(node.inputs)]
+        inputs = [
+            values[n] if n in values else getattr(self, f"{key}_{i}") if n else None for i, n in enumerate(node.inputs)
+        ]
         result = self._functions[node.name](*inputs)
         return result if isinstance(result, tuple) else (result,)
 
@@ -231,16 +239,16 @@ class StagedNet(nn.Module):
         """
         targets = [n for n in self.graph.nodes if self._wants_norm(n)]
         identity = self.masks(Effective(self.graph, self.channels, identity_plan(self.graph, self.channels)))
-        sums = {n.name: [torch.zeros(()), torch.zeros(()), 0] for n in targets}
-        hooks = [self._mixing(n).register_forward_hook(_collect(sums[n.name], self._mixing(n))) for n in targets]
+        moments = [_Moments(self._mixing(n)) for n in targets]
+        hooks = [m.module.register_forward_hook(m.hook) for m in moments]
         self.eval()
         for images in batches:
             self(images, identity)
         for hook in hooks:
             hook.remove()
-        for node in targets:
-            self._mixing(node).norm = _norm_of(self._mixing(node), sums[node.name])
-            self._mixing(node).bias = None
+        for measured in moments:
+            measured.module.norm = measured.norm()
+            measured.module.bias = None
 
     def _wants_norm(self, node: Node) -> bool:
         if node.op != "Conv" or self._key[node.name] not in self.mixing:
@@ -275,18 +283,20 @@ class StagedNet(nn.Module):
 
     def weights(self) -> Weights:
         """The parameters as numpy, norms folded, ready for `split`."""
-        mix = {node.name: self._mixing(node).folded() for node in self.graph.nodes if self._key[node.name] in self.mixing}
+        mix = {
+            node.name: self._mixing(node).folded() for node in self.graph.nodes if self._key[node.name] in self.mixing
+        }
         operands = {}
         for node in self.graph.nodes:
-            module = self.norms[self._key[node.name]] if self._key[node.name] in self.norms else None
+            module = dict(self.norms.items()).get(self._key[node.name])
             if isinstance(module, Norm):
                 vectors = (module.scale, module.shift, module.running_mean, module.running_var)
-                operands.update({(node.name, i): v.detach().cpu().numpy().copy() for i, v in enumerate(vectors, start=1)})
+                operands.update({(node.name, i): _numpy(v) for i, v in enumerate(vectors, start=1)})
         heads = {}
         for tap, key in self._head_key.items():
             head = self.heads[key]
             assert isinstance(head, Head), "heads holds Head modules only"
-            heads[tap] = (head.weight.detach().cpu().numpy().copy(), head.bias.detach().cpu().numpy().copy())
+            heads[tap] = (_numpy(head.weight), _numpy(head.bias))
         return Weights(mix, operands, heads)
 
 
@@ -300,23 +310,33 @@ def unsupported_nodes(graph: Graph) -> tuple[Node, ...]:
     return tuple(n for n in graph.nodes if n.op not in BUILDERS)
 
 
-def _collect(sums: list[Tensor | int], module: Mixing) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        value = output if module.bias is None else output - module.bias.view(1, -1, *[1] * (output.ndim - 2))
-        axes = [a for a in range(output.ndim) if a != 1]
-        sums[0] = sums[0] + value.double().sum(axes)
-        sums[1] = sums[1] + value.double().square().sum(axes)
-        sums[2] = int(sums[2]) + value.numel() // value.shape[1]
-
-    return hook
+def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A contiguous copy on the host; training may have stored it channels last."""
+    return np.ascontiguousarray(tensor.detach().cpu().numpy()).copy()
 
 
-def _norm_of(module: Mixing, sums: list[Tensor | int]) -> Norm:
-    total, squares, count = sums
-    assert isinstance(total, Tensor) and isinstance(squares, Tensor) and isinstance(count, int), "sums were collected"
-    mean = total / count
-    var = (squares / count - mean.square()).clamp_min(1e-8)
-    shift = mean if module.bias is None else mean + module.bias
-    scale = torch.sqrt(var + EPSILON)
-    return Norm(scale.float(), shift.float(), mean.float(), var.float())
+class _Moments:
+    """Sums of the outputs of one conv without its bias, for mean and variance per channel."""
 
+    def __init__(self, module: Mixing) -> None:
+        self.module = module
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)
+        self.count = 0
+
+    def hook(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Add one output; the signature is torch's for forward hooks."""
+        bias = self.module.bias
+        value = (output if bias is None else output - bias.view(1, -1, *[1] * (output.ndim - 2))).double()
+        axes = [a for a in range(value.ndim) if a != 1]
+        self.total = self.total.to(value.device) + value.sum(axes)
+        self.squares = self.squares.to(value.device) + value.square().sum(axes)
+        self.count += value.numel() // value.shape[1]
+
+    def norm(self) -> Norm:
+        """A norm that undoes itself on these moments and adds the bias."""
+        mean = self.total / self.count
+        var = (self.squares / self.count - mean.square()).clamp_min(1e-8)
+        bias = self.module.bias
+        shift = mean if bias is None else mean + bias
+        return Norm(torch.sqrt(var + EPSILON).float(), shift.float(), mean.float(), var.float())

@@ -85,18 +85,31 @@ def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:
     static_ms = measured["static_ms"]
     if measured["correct_dynamic"] is not None:
         difference = 100 * (measured["correct_dynamic"] - measured["correct_static"])
-        table.add_row("accuracy", _percent(measured["correct_static"]), _percent(measured["correct_dynamic"]), f"{difference:+.2f} points")
+        table.add_row(
+            "accuracy",
+            _percent(measured["correct_static"]),
+            _percent(measured["correct_dynamic"]),
+            f"{difference:+.2f} points",
+        )
     table.add_row("agreement with static", _percent(1.0), _percent(measured["agreement"]), "")
-    for key, name in (("mean_latency", "mean latency"), ("median_latency", "median latency"), ("worst_latency", "worst latency (all stages)")):
+    for key, name in (
+        ("mean_latency", "mean latency"),
+        ("median_latency", "median latency"),
+        ("worst_latency", "worst latency (all stages)"),
+    ):
         ratio = measured[key]
         table.add_row(name, f"{static_ms:.3f} ms", f"{ratio * static_ms:.3f} ms", f"{ratio:.3f}")
     shares = "  ".join(f"{k}: {100 * s:.1f} %" for k, s in enumerate(measured["exit_share"], start=1))
     table.add_row("share of images per exit", "", shares, "")
     if measured["static_macs"]:
         ratio = measured["mean_macs"] / measured["static_macs"]
-        table.add_row("mean MACs per image", _count(measured["static_macs"]), _count(measured["mean_macs"]), f"{ratio:.3f}")
+        table.add_row(
+            "mean MACs per image", _count(measured["static_macs"]), _count(measured["mean_macs"]), f"{ratio:.3f}"
+        )
         ratio = measured["parameters"] / max(1, measured["static_parameters"])
-        table.add_row("parameters", _count(measured["static_parameters"]), _count(measured["parameters"]), f"{ratio:.3f}")
+        table.add_row(
+            "parameters", _count(measured["static_parameters"]), _count(measured["parameters"]), f"{ratio:.3f}"
+        )
     return table
 
 
@@ -108,7 +121,9 @@ def policy_table(policies: Sequence[Mapping[str, Any]], *, target: str) -> Table
     for p in policies:
         shares = "  ".join(f"{100 * s:.0f} %" for s in p["exit_share"])
         mark = "" if p["reached"] else " (not reached)"
-        table.add_row(f"{p['budget']:.2f}{mark}", f"{p['expected_latency']:.3f}", _percent(p["expected_accuracy"]), shares)
+        table.add_row(
+            f"{p['budget']:.2f}{mark}", f"{p['expected_latency']:.3f}", _percent(p["expected_accuracy"]), shares
+        )
     return table
 
 
@@ -120,7 +135,9 @@ def bench_table(found: Mapping[str, Any], *, title: str) -> Table:
     for row in found["rows"]:
         ms = row["ms"]
         spread = f"{row['ratio_q1']:.3f} - {row['ratio_q3']:.3f}"
-        table.add_row(row["name"], f"{ms['median']:.3f}", f"{ms['q1']:.3f} - {ms['q3']:.3f}", f"{row['ratio']:.3f}", spread)
+        table.add_row(
+            row["name"], f"{ms['median']:.3f}", f"{ms['q1']:.3f} - {ms['q3']:.3f}", f"{row['ratio']:.3f}", spread
+        )
     return table
 
 
@@ -138,7 +155,14 @@ def description_tables(about: Mapping[str, Any]) -> list[Table]:
     for column in ("made by", "nodes", "channels", "units", "MACs", "splits"):
         classes.add_column(column, justify="left" if column == "made by" else "right")
     for c in about["classes"]:
-        row = (c["name"], len(c["producers"]), c["channels"], c["units"], _percent(c["macs"]), "yes" if c["splittable"] else "no")
+        row = (
+            c["name"],
+            len(c["producers"]),
+            c["channels"],
+            c["units"],
+            _percent(c["macs"]),
+            "yes" if c["splittable"] else "no",
+        )
         classes.add_row(*map(str, row))
     taps = Table(title="candidate taps", title_justify="left")
     for column in ("tensor", "shape", "MACs before"):

@@ -1,15 +1,15 @@
 """Joint training of all exits of a staged network.
 
-Targets are the labels, where there are any, and the static model's logits (knowledge distillation, Hinton et al., 2015).
-The same loop trains the supernet (new random plans at every step, the full network always among them: the sandwich rule
-of Yu & Huang, ICCV 2019) and fine-tunes the chosen plan, whose forbidden links fade out over the first part.
+Targets are the labels, where there are any, and the static model's logits (knowledge distillation, Hinton et al., 2015,
+arXiv 1503.02531). The same loop trains the supernet (new random plans at every step, the full network always among
+them: the sandwich rule of Yu & Huang, ICCV 2019) and fine-tunes the chosen plan, whose forbidden links fade out over
+the first part.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -163,7 +163,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a torch state whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _restore(net: StagedNet, optimizer: torch.optim.Optimizer, checkpoint: Path | None) -> int:

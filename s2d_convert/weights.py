@@ -46,7 +46,9 @@ class Weights:
 def static_weights(graph: Graph, channels: Channels) -> Weights:
     """The weights of the static model, without exit heads."""
     mixing = (Kind.MIX, Kind.GROUPED)
-    return Weights({n.name: mix_weights(n, graph.constants) for n in graph.nodes if channels.roles[n.name].kind in mixing})
+    return Weights(
+        {n.name: mix_weights(n, graph.constants) for n in graph.nodes if channels.roles[n.name].kind in mixing}
+    )
 
 
 def classifier_of(graph: Graph, channels: Channels) -> Node | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Runnable = onnx.ModelProto | bytes | str | Path | ort.InferenceSession
+Runnable: TypeAlias = onnx.ModelProto | bytes | str | Path | ort.InferenceSession
 
 
 def open_session(model: onnx.ModelProto | bytes | str | Path) -> ort.InferenceSession:

@@ -194,8 +194,8 @@ class Net:
 
 def tags_of(model: onnx.ModelProto) -> list[str]:
     """The parts that a generated model is made of, in order: "block:residual", "act:Relu", "head:mlp"..."""
-    (tags,) = [prop.value.split() for prop in model.metadata_props if prop.key == TAGS]
-    return tags
+    (tags,) = [str(prop.value) for prop in model.metadata_props if prop.key == TAGS]
+    return tags.split()
 
 
 def describe(model: onnx.ModelProto) -> str:

@@ -1,7 +1,7 @@
 """Random image classifiers in ONNX, for the laws that must hold on every static CNN.
 
 `random_graphs()` is a hypothesis strategy. A model has one input "image" [N, C, H, W] with H and W in 6..12, weights
-that keep activations O(1), and logits (or their Softmax) [N, K]. Its parts are in `random_blocks`; heads are here.
+that keep activations O(1), and logits (or their Softmax) [N, K]. Its blocks are in `random_blocks`; heads are here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from helpers import random_images
 from hypothesis import strategies as st
 from hypothesis.vendor import pretty
 from net_builder import RELU_GAIN, Net, describe, tags_of
-from random_blocks import ACTIVATIONS, BLOCKS, MAX_CHANNELS, OPAQUE, WIDTHS, Block, conv_unit, pick
+from random_blocks import BLOCKS, OPAQUE
+from random_parts import ACTIVATIONS, MAX_CHANNELS, WIDTHS, Block, conv_unit, pick
 
 __all__ = [
     "ACTIVATIONS",
@@ -105,9 +106,9 @@ def two_pools_linear(net: Net, x: str, draw: st.DrawFn) -> str:
 
 @st.composite
 def _steps(draw: st.DrawFn, net: Net, top: list[str], names: tuple[str, ...]) -> None:
-    """One more block on `net`; its output takes the place of `top[0]`."""
-    name = pick(draw, *names)
-    if len(net.nodes) < ENOUGH_NODES:
+    """One more block on `net`, its output in the place of `top[0]`; or nothing, which is how a block is shrunk away."""
+    name = pick(draw, None, *names)
+    if name is not None and len(net.nodes) < ENOUGH_NODES:
         net.tags.append(f"block:{name}")
         top[0] = BLOCKS[name](net, top[0], draw)
         if top[0] not in net.maps:
@@ -125,8 +126,9 @@ def random_graphs(
     image = pick(draw, 3, 1, 4), draw(st.integers(6, 12)), draw(st.integers(6, 12))
     net = Net(image, seed=draw(st.integers(0, 2**32 - 1)))
     top = [conv_unit(net, net.image, draw, pick(draw, *WIDTHS))]
-    # A list of steps, not a loop: hypothesis knows how to leave out elements of a list.
-    draw(st.lists(_steps(net, top, tuple(blocks) or tuple(BLOCKS)), max_size=max_blocks))
+    # A list of steps, not a loop: hypothesis knows how to leave out elements of a list. It likes short ones best, too.
+    least = draw(st.integers(0, (max_blocks + 1) // 2))
+    draw(st.lists(_steps(net, top, tuple(blocks) or tuple(BLOCKS)), min_size=least, max_size=max_blocks))
     name, tail = pick(draw, *(tuple(heads) or tuple(HEADS))), pick(draw, *TAILS)
     net.tags += [f"head:{name}", f"tail:{tail}"]
     logits = HEADS[name](net, top[0], draw)

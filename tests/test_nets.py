@@ -11,8 +11,8 @@ from nets.common import family
 from torch import nn
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
-# The dynamo exporter takes seconds: three that exercise movement in `make test`, the rest in `make slow`.
-DYNAMO_QUICK = ("lenet", "resnet_option_a", "shufflenet_v2")
+# The dynamo exporter takes seconds: two exports full of movement in `make test`, the rest in `make slow`.
+DYNAMO_QUICK = {("resnet_option_a", False), ("shufflenet_v2", True)}
 
 
 def count(model: onnx.ModelProto, op: str) -> int:
@@ -59,9 +59,13 @@ def test_the_unfolded_export_answers_as_torch_and_keeps_every_norm(name: str) ->
     assert count(model, "BatchNormalization") == norms(name)
 
 
-@pytest.mark.parametrize("fold_bn", [True, False])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in DYNAMO_QUICK else [pytest.mark.slow]) for name in FAMILIES]
+    ("name", "fold_bn"),
+    [
+        pytest.param(name, fold_bn, marks=[] if (name, fold_bn) in DYNAMO_QUICK else [pytest.mark.slow])
+        for name in FAMILIES
+        for fold_bn in (True, False)
+    ],
 )
 def test_the_dynamo_export_answers_as_torch(name: str, fold_bn: bool) -> None:
     assert_answers_as_torch(name, export(name, dynamo=True, fold_bn=fold_bn))

@@ -1,5 +1,34 @@
-"""Run models that s2d-convert made: `Dispatcher(folder)(images)`."""
+"""Runs a folder that s2d-convert exported; needs numpy and onnxruntime only.
 
-from s2d_runtime.dispatcher import Answer, Dispatcher, DispatcherError, Manifest, Policy, Stage, TensorSpec
+``Dispatcher("OUT")(images)`` answers with `output`, `stage` and `confidence` per image.
+"""
 
-__all__ = ["Answer", "Dispatcher", "DispatcherError", "Manifest", "Policy", "Stage", "TensorSpec"]
+from __future__ import annotations
+
+from s2d_runtime.dispatcher import (
+    Answer,
+    Dispatcher,
+    DispatcherError,
+    Link,
+    Manifest,
+    OutputSpec,
+    Policy,
+    Stage,
+    TensorSpec,
+    leaves,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "Dispatcher",
+    "DispatcherError",
+    "Link",
+    "Manifest",
+    "OutputSpec",
+    "Policy",
+    "Stage",
+    "TensorSpec",
+    "__version__",
+    "leaves",
+]

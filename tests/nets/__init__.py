@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from functools import cache
+from typing import Any, cast
 
 import onnx
 import torch
@@ -41,7 +42,8 @@ def export(
 @cache
 def _exported(name: str, opset: int, dynamic_batch: bool, fold_bn: bool, width: float, dynamo: bool) -> bytes:
     net = FAMILIES[name](width)
-    return to_onnx(net, opset=opset, dynamic_batch=dynamic_batch, fold_bn=fold_bn, dynamo=dynamo).SerializeToString()
+    model = to_onnx(net, opset=opset, dynamic_batch=dynamic_batch, fold_bn=fold_bn, dynamo=dynamo)
+    return bytes(model.SerializeToString())
 
 
 def to_onnx(
@@ -68,7 +70,7 @@ def _classic(net: nn.Module, opset: int, *, dynamic_batch: bool, fold_bn: bool) 
     torch.onnx.export(
         net.eval(),
         (torch.zeros(1, *IMAGE),),
-        buffer,
+        cast(Any, buffer),  # this exporter writes to open files too; its annotations do not say so
         dynamo=False,
         input_names=[INPUT],
         output_names=[OUTPUT],

@@ -72,7 +72,8 @@ def down_unit(c_in: int, c_out: int) -> nn.Sequential:
 @family
 def shufflenet_v1(width: float) -> nn.Module:
     """ShuffleNetV1 with three groups."""
-    a, b, c = (scaled(n, width, multiple=12) for n in (12, 24, 48))
+    a = scaled(12, width, multiple=6)
+    b, c = 2 * a, 4 * a
     return nn.Sequential(
         conv_bn(3, a, kernel=3, stride=2),
         *(GroupedUnit(a, b, 2), GroupedUnit(b, b, 1), GroupedUnit(b, c, 2), GroupedUnit(c, c, 1)),

@@ -1,0 +1,198 @@
+"""What the parts cost: analysis of a large graph, one candidate, and the dispatcher's own overhead.
+
+    python benchmarks/bench_parts.py [MODEL.onnx ...]
+
+Without arguments it measures a ResNet-50 and a ResNet-20 with random weights, made here. Times are medians; latencies
+are ratios to the static model, taken in the same run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from s2d_runtime import Dispatcher
+
+from s2d_convert.channels import analyse
+from s2d_convert.folders import make_plan, split_model
+from s2d_convert.graph import graph_from_proto, load_graph, read_model
+from s2d_convert.latency import Meter, interleave, make_session
+from s2d_convert.plan import Effective
+from s2d_convert.space import PlanSpace, divide, layout_block
+from s2d_convert.split import split
+from s2d_convert.staged import StagedNet
+from s2d_convert.weights import static_weights
+
+BUILD = Path("build/bench")
+
+
+class Builder:
+    """Adds layers with seeded random weights to an ONNX graph."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(self, op: str, inputs: list[str], **attrs: Any) -> str:
+        """A node; returns its output."""
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attrs))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        """A random constant."""
+        name = f"w{len(self.weights)}"
+        scale = np.sqrt(2 / max(1, int(np.prod(shape[1:]))))
+        self.weights.append(numpy_helper.from_array((scale * self.rng.normal(size=shape)).astype(np.float32), name))
+        return name
+
+    def conv(self, x: str, c_in: int, c_out: int, kernel: int, stride: int = 1, *, relu: bool = True) -> str:
+        """Conv with bias, same padding, and a ReLU."""
+        inputs = [x, self.weight(c_out, c_in, kernel, kernel), self.weight(c_out)]
+        pads = [kernel // 2] * 4
+        y = self.add("Conv", inputs, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=pads)
+        return self.add("Relu", [y]) if relu else y
+
+    def residual(self, x: str, body: str, c_in: int, c_out: int, stride: int) -> str:
+        """ReLU(body + shortcut)."""
+        short = x if c_in == c_out and stride == 1 else self.conv(x, c_in, c_out, 1, stride, relu=False)
+        return self.add("Relu", [self.add("Add", [body, short])])
+
+    def model(self, x: str, channels: int, classes: int, size: int) -> onnx.ModelProto:
+        """Close with global pooling and a linear layer."""
+        flat = self.add("Flatten", [self.add("GlobalAveragePool", [x])])
+        logits = self.add("Gemm", [flat, self.weight(classes, channels), self.weight(classes)], transB=1)
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, size, size])
+        output = helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", classes])
+        graph = helper.make_graph(self.nodes, "bench", [image], [output], self.weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def resnet50() -> onnx.ModelProto:
+    """ResNet-50 for 224x224, random weights."""
+    b = Builder()
+    pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    x, width = b.add("MaxPool", [b.conv("image", 3, 64, 7, 2)], **pool), 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        inner = 64 * 2**stage
+        for block in range(blocks):
+            stride = 2 if block == 0 and stage else 1
+            body = b.conv(b.conv(x, width, inner, 1), inner, inner, 3, stride)
+            x = b.residual(x, b.conv(body, inner, 4 * inner, 1, relu=False), width, 4 * inner, stride)
+            width = 4 * inner
+    return b.model(x, width, 1000, 224)
+
+
+def resnet20() -> onnx.ModelProto:
+    """ResNet-20 for 32x32, random weights."""
+    b = Builder()
+    x, width = b.conv("image", 3, 16, 3), 16
+    for stage in range(3):
+        for block in range(3):
+            out, stride = 16 * 2**stage, 2 if block == 0 and stage else 1
+            body = b.conv(b.conv(x, width, out, 3, stride), out, out, 3, relu=False)
+            x, width = b.residual(x, body, width, out, stride), out
+    return b.model(x, width, 10, 32)
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """The median time of a call."""
+    times = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    return statistics.median(times)
+
+
+def bench_model(path: Path) -> None:
+    """Print what the parts cost on one model."""
+    graph = load_graph(path)
+    print(f"{path.name}: {len(graph.nodes)} nodes")
+    print(f"  load            {median_seconds(lambda: graph_from_proto(read_model(path)), 3):.3f} s")
+    print(f"  analyse         {median_seconds(lambda: analyse(graph), 3):.3f} s")
+    channels = analyse(graph)
+    weights = static_weights(graph, channels)
+    divisions = divide(graph, channels, weights, groups=4, block=layout_block())
+    plan = make_plan(graph, channels, "width", 2).chains[0]
+    print(f"  split (width)   {median_seconds(lambda: split(graph, channels, plan, weights), 3):.3f} s")
+    shape = graph.shapes[graph.image]
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, *shape)).astype(np.float32)
+    if shape[-1] <= 64:
+        space = PlanSpace(graph, channels, divisions, stages=2)
+        net = StagedNet(graph, channels, weights, taps=space.taps).eval()
+        images = torch.from_numpy(rng.normal(size=(1000, *shape)).astype(np.float32))
+        meter = Meter(graph.model.SerializeToString(), image)
+
+        def candidate() -> None:
+            models = split(graph, channels, plan, weights)
+            meter.measure([m.model.SerializeToString() for m in models])
+            masks = net.masks(Effective(graph, channels, plan))
+            with torch.no_grad():
+                for start in range(0, 1000, 250):
+                    net(images[start : start + 250], masks)
+
+        before = time.perf_counter()
+        candidate()
+        print(f"  one candidate   {time.perf_counter() - before:.3f} s (stages, latency, forward of 1,000 images)")
+    bench_dispatcher(path, graph.model, image)
+
+
+def bench_dispatcher(path: Path, model: onnx.ModelProto, image: np.ndarray) -> None:
+    """The dispatcher against bare session.run calls on the same stage files, all stages run, interleaved."""
+    out = BUILD / f"{path.stem}.s2d"
+    if not out.exists():
+        split_model(path, plan="depth", stages=2, out=out)
+    static = make_session(model.SerializeToString())
+    name = static.get_inputs()[0].name
+    with Dispatcher(out) as runner:
+        stages = [make_session((out / s.file).read_bytes()) for s in runner.manifest.stages]
+        first, second = stages
+        links = [s.name for s in runner.manifest.stages[0].links_out]
+        names = ["output", "confidence"]
+
+        def bare() -> None:
+            _, _, *made = first.run([*names, *links], {name: image})
+            second.run(names, dict(zip(links, made, strict=True)))
+
+        once = partial(static.run, None, {name: image})
+        calls: list[Callable[[], object]] = [once, bare, partial(runner, image)]
+        for call in calls:
+            call()
+        times = interleave(calls, 5.0, rounds=3000)
+    static_s, bare_s, runner_s = np.median(times, axis=0)
+    share = (runner_s - bare_s) / static_s
+    print(
+        f"  static          {1e3 * static_s:.3f} ms; two stages bare {bare_s / static_s:.3f}, dispatched {runner_s / static_s:.3f} of it"
+    )
+    print(
+        f"  dispatcher      {1e6 * (runner_s - bare_s):.0f} us beyond onnxruntime: {100 * share:.1f} % of the static latency"
+    )
+
+
+def main() -> None:
+    """Measure the models on the command line, or two made here."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    paths = [Path(arg) for arg in sys.argv[1:]]
+    if not paths:
+        for name, make in (("resnet50", resnet50), ("resnet20", resnet20)):
+            paths.append(BUILD / f"{name}.onnx")
+            if not paths[-1].exists():
+                onnx.save(make(), str(paths[-1]))
+    for path in paths:
+        bench_model(path)
+
+
+if __name__ == "__main__":
+    main()

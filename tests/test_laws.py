@@ -1,0 +1,78 @@
+"""What must always hold: identity, chain, size and depth laws, over random graphs and one net per family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nets
+import onnx
+import pytest
+from helpers import assert_close, random_images, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plans import analysed, check_chain_law, possible_taps, run_chain
+from random_graphs import random_graphs
+
+from s2d_convert.plan import Plan, candidate_taps
+from s2d_convert.split import split
+
+SEEDS = st.integers(0, 2**16)
+
+
+def static_answer(model: onnx.ModelProto, feeds: dict[str, Any]) -> object:
+    return next(iter(run(model, feeds).values()))
+
+
+def check_identity_law(model: onnx.ModelProto) -> None:
+    """Law 1: one stage with nothing pruned is the static model."""
+    graph, channels, weights = analysed(model)
+    (stage,) = split(graph, channels, Plan((graph.output,), (1,) * channels.units), weights)
+    for batch in (1, 3):
+        feeds = random_images(model, batch, batch)
+        assert_close(run(stage.model, feeds)["output"], static_answer(model, feeds), what="identity")
+
+
+def check_depth_law(model: onnx.ModelProto) -> None:
+    """Exits by depth leave the last stage exactly the static model, wherever they are."""
+    graph, channels, weights = analysed(model)
+    feeds = random_images(model, 2, 0)
+    expected = static_answer(model, feeds)
+    taps = possible_taps(graph, channels)
+    for tap in taps[:: max(1, len(taps) // 4)]:
+        stages = split(graph, channels, Plan((tap, graph.output), (1,) * channels.units), weights)
+        assert_close(run_chain(stages, feeds)[-1]["output"], expected, what=f"depth exit at {tap}")
+
+
+@given(random_graphs())
+def test_identity_law_on_random_graphs(model: onnx.ModelProto) -> None:
+    check_identity_law(model)
+
+
+@given(random_graphs())
+@settings(max_examples=20)
+def test_depth_law_on_random_graphs(model: onnx.ModelProto) -> None:
+    check_depth_law(model)
+
+
+@given(random_graphs(), SEEDS)
+@settings(max_examples=100)
+def test_chain_law_on_random_graphs(model: onnx.ModelProto, seed: int) -> None:
+    check_chain_law(model, seed)
+
+
+@pytest.mark.parametrize("family", sorted(nets.FAMILIES))
+@pytest.mark.parametrize("fold_bn", [True, False], ids=["folded", "batchnorm"])
+def test_laws_on_families(family: str, fold_bn: bool) -> None:
+    model = nets.export(family, fold_bn=fold_bn)
+    check_identity_law(model)
+    check_depth_law(model)
+    for seed in range(3):
+        check_chain_law(model, seed)
+
+
+@pytest.mark.parametrize("family", sorted(nets.FAMILIES))
+def test_every_family_has_taps_and_splits_by_channels(family: str) -> None:
+    graph, channels, _ = analysed(nets.export(family))
+    assert len(candidate_taps(graph, channels)) >= 2
+    # The shuffle of ShuffleNetV1 spreads every conv group over all groups of the next: one unit, depth only.
+    assert any(group.splittable for group in channels.classes) == (family != "shufflenet_v1")
