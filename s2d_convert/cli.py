@@ -23,7 +23,7 @@ from s2d_convert.folders import open_export, preprocess_in, split_model
 from s2d_convert.measure import bench, measure
 from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions
 from s2d_convert.pipeline import convert as run_convert
-from s2d_convert.pipeline import read_graph
+from s2d_convert.prepare import read_graph
 from s2d_convert.preprocess import IMAGE_SUFFIXES, PRESETS, UNREADABLE, read_image
 from s2d_convert.terminal import TerminalReporter, bench_table, description_tables, measured_table, policy_table
 

@@ -15,9 +15,10 @@ from s2d_runtime import Dispatcher, Manifest
 from s2d_convert.channels import Channels
 from s2d_convert.errors import DataError, ModelError, UsageError
 from s2d_convert.export import build_stages, draft_manifest, whole_folder, write_json, write_manifest, write_stages
+from s2d_convert.finish import model_facts
 from s2d_convert.graph import Graph, graph_from_proto, read_model
-from s2d_convert.pipeline import model_facts, read_graph
 from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion
+from s2d_convert.prepare import read_graph
 from s2d_convert.preprocess import Preprocess
 from s2d_convert.space import PlanSpace, divide, importance, layout_block, mac_shares
 from s2d_convert.static import StaticModel

@@ -206,7 +206,7 @@ class Effective:
         made = self.channels.layouts[name]
         inputs = self.graph.computed(node)
         if kind is Kind.MIX:
-            return self._mask(node, self.columns(node, of(inputs[0]))).any(axis=1)
+            return np.asarray(self._mask(node, self.columns(node, of(inputs[0]))).any(axis=1))
         if kind is Kind.GROUPED:
             groups = int(node.attrs["group"])
             return np.repeat(of(inputs[0]).reshape(groups, -1).any(axis=1), len(made.units) // groups)
@@ -215,9 +215,9 @@ class Effective:
             live = of(inputs[0])
             return live if len(live) == len(made.units) else np.full(len(made.units), live.any())
         if kind is Kind.JOIN and node.op in ADDITIVE and len(inputs) == len(node.inputs):
-            return np.stack([of(t) for t in inputs]).any(axis=0)
+            return np.asarray(np.stack([of(t) for t in inputs]).any(axis=0))
         if kind is Kind.JOIN and node.op == "Mul":
-            return np.stack([of(t) for t in inputs]).all(axis=0)
+            return np.asarray(np.stack([of(t) for t in inputs]).all(axis=0))
         if kind is Kind.MOVE:
             source = self.channels.layouts[inputs[0]]
             return np.isin(made.units, source.units[of(inputs[0])])

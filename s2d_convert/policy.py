@@ -46,7 +46,8 @@ class LSTMPolicy(nn.Module):
         self.register_buffer("first", torch.as_tensor(first))
         self.option = nn.Parameter(torch.randn(1 + sum(sizes[:-1]), hidden, generator=generator) * 0.3)
         self.step = nn.Parameter(torch.randn(len(sizes), hidden, generator=generator) * 0.3)
-        self.cell = nn.LSTM(hidden, hidden, batch_first=True)
+        # By way of "meta", because the usual start would draw from the global generator, which is the caller's.
+        self.cell = nn.LSTM(hidden, hidden, batch_first=True, device="meta").to_empty(device="cpu")
         for parameter in self.cell.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5, generator=generator)
         self.head = nn.Parameter(torch.zeros(len(sizes), hidden, max(sizes)))

@@ -24,25 +24,24 @@ class RunFolder:
     def __init__(self, out: Path) -> None:
         self.path = out.with_name(out.name + ".run")
 
-    def open(self, fingerprint: dict[str, Any], *, resume: bool) -> bool:
-        """Make the folder, or take it up again; returns whether there was something to take up.
+    def refuse_leftover(self, *, resume: bool) -> None:
+        """Raise OutputError when an unfinished run lies there and it is not to be resumed."""
+        if self.path.exists() and not resume:
+            raise OutputError(
+                f"{self.path}: an unfinished run lies there; go on with it by --resume, or remove the folder"
+            )
 
-        Raises OutputError when it exists and `resume` is off, or when it belongs to a run with other options.
-        """
+    def open(self, fingerprint: dict[str, Any]) -> None:
+        """Make the folder, or take it up again. Raises OutputError when it belongs to a run with other options."""
         config = self.path / CONFIG
         if self.path.exists():
-            if not resume:
-                raise OutputError(
-                    f"{self.path}: an unfinished run lies there; go on with it by --resume, or remove the folder"
-                )
             self._check(config, fingerprint)
-            return config.exists()
+            return
         try:
             self.path.mkdir(parents=True)
             write_json(config, fingerprint)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
-        return False
 
     def _check(self, config: Path, fingerprint: dict[str, Any]) -> None:
         try:

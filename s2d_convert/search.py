@@ -1,56 +1,63 @@
-"""Search over plans: REINFORCE with an LSTM policy, and the baselines that it has to beat.
+"""Searches over a space of plans; they know neither models nor clocks, only ``evaluate(plan)`` and its reward.
 
-The search knows neither models nor clocks. It gets a space (decisions, what is allowed, what a sequence of decisions
-means) and `evaluate(plan)`, and asks for each distinct plan once: candidates that repeat cost nothing.
-
-REINFORCE is Williams' (1992) with a moving baseline and an entropy bonus, as in S2DNAS (Yuan et al., ECCV 2020). Because
-a candidate takes a second and a search affords a hundred of them, the policy also imitates the best trials so far
-(self-imitation, Oh et al., ICML 2018), weighted by rank.
+`reinforce` is REINFORCE (Williams, 1992) with an LSTM policy as in S2DNAS (Yuan et al., ECCV 2020), made frugal: it also
+imitates the best plans so far (self-imitation: Oh et al., ICML 2018), because at three seconds per evaluation a hundred
+rewards must do. `random_search` and `evaluate_all` are the baselines. All of them keep one book: a plan is evaluated once.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s2d_convert.policy import Actions, LSTMPolicy
+from s2d_convert.policy import Actions, Allowed, LSTMPolicy
 
-PlanT = TypeVar("PlanT", bound=Hashable)
-DecodedT = TypeVar("DecodedT", bound=Hashable, covariant=True)
-REWARD_EXPONENT = 2.0
+PlanT = TypeVar("PlanT")
+PlanT_co = TypeVar("PlanT_co", covariant=True)
+
+MAX_ENUMERATED = 5000  # action strings that are looked through, at most, before a space counts as exhausted
 
 
-class Space(Protocol[DecodedT]):
-    """Plans as sequences of decisions; `sizes[t]` options at step t. Different sequences may mean one plan."""
+class Space(Protocol[PlanT_co]):
+    """Plans as sequences of decisions; different sequences may stand for equal plans. Plans are hashable."""
 
-    sizes: tuple[int, ...]
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of options of every decision."""
 
-    def allowed(self, prefix: Actions) -> NDArray[np.bool_]:
-        """Which options decision `len(prefix)` has; never none."""
+    def allowed(self, prefix: Actions, /) -> NDArray[np.bool_]:
+        """Options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
 
-    def decode(self, actions: Actions) -> DecodedT:
-        """The plan that a whole sequence means."""
+    def decode(self, actions: Actions, /) -> PlanT_co:
+        """The plan that a full sequence stands for."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a plan is worth: accuracy in 0..1, latency relative to the static model, the reward of both, and details."""
+    """What a plan is worth; latency is relative to the static model, `info` is anything JSON can hold."""
 
     accuracy: float
     latency: float
     reward: float
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"evaluation: got the reward {self.reward} ({self}); expected a finite number")
+
 
 @dataclass(frozen=True)
 class Trial(Generic[PlanT]):
-    """One proposal of a method: its decisions and plan, its evaluation, whether the plan had been met before."""
+    """One proposal of a search; `repeated` if its plan had been met before, `seconds` is what evaluating took."""
 
     index: int
     method: str
@@ -63,7 +70,7 @@ class Trial(Generic[PlanT]):
 
 @dataclass(frozen=True)
 class SearchResult(Generic[PlanT]):
-    """The trials of one method in order, and the best of them (the first, at equal reward)."""
+    """All trials in order, and the best: highest reward, then lowest latency, then first met."""
 
     best: Trial[PlanT]
     trials: tuple[Trial[PlanT], ...]
@@ -72,193 +79,294 @@ class SearchResult(Generic[PlanT]):
 
 @dataclass(frozen=True)
 class Settings:
-    """How REINFORCE learns. `explore` is the chance that a decision is drawn evenly, from start to end; `elite` how many
-    of the best trials are imitated, with weights that fall by rank over `elite_decay`; `patience` how many proposals in a
-    row may be repeats before the space counts as exhausted."""
+    """How `reinforce` learns; the defaults were tuned for 60-150 evaluations of 15-40 decisions.
 
-    learning_rate: float = 0.01
+    `explore` is the chance that a decision is drawn evenly, falling to `explore_end` over the run; `baseline_decay` that
+    of the moving averages of reward and spread; elites are weighted by ``exp(-rank / elite_scale)``. After `patience`
+    repeats in a row exploration rises, and is all chance after `give_up`.
+    """
+
+    hidden: int = 64
     batch: int = 4
+    learning_rate: float = 0.01
+    clip: float = 1.0
     entropy: float = 0.01
     entropy_decay: float = 0.99
     explore: float = 0.1
     explore_end: float = 0.02
     baseline_decay: float = 0.8
-    elite: int = 8
-    elite_decay: float = 3.0
+    elites: int = 8
+    elite_scale: float = 3.0
     imitation: float = 1.0
-    clip: float = 1.0
-    patience: int = 200
+    warm_updates: int = 20
+    patience: int = 20
+    give_up: int = 200
 
 
-def reward(accuracy: float, latency: float, budget: float, exponent: float = REWARD_EXPONENT) -> float:
-    """The reward of a candidate: its accuracy, less where even the best thresholds miss the budget."""
-    return float(accuracy * min(1.0, budget / max(latency, 1e-9)) ** exponent)
-
-
+Evaluate = Callable[[PlanT], Evaluation]
 OnTrial = Callable[[Trial[PlanT]], None]
 
 
-class _Recorder(Generic[PlanT]):
-    """Evaluates proposals of one method, each distinct plan once."""
+def reward(accuracy: float, latency: float, budget: float, exponent: float = 2.0) -> float:
+    """The accuracy, times ``(budget / latency) ** exponent`` where the latency misses the budget."""
+    return accuracy if latency <= budget else accuracy * (budget / latency) ** exponent
 
-    def __init__(
-        self,
-        space: Space[PlanT],
-        evaluate: Callable[[PlanT], Evaluation],
-        *,
-        method: str,
-        on_trial: OnTrial[PlanT] | None,
-        known: Mapping[PlanT, Evaluation] | None,
-    ) -> None:
-        self.space, self.evaluate, self.method = space, evaluate, method
-        self._on_trial, self._known = on_trial, dict(known or {})
-        self.met: dict[PlanT, Evaluation] = {}
-        self.trials: list[Trial[PlanT]] = []
 
-    def __call__(self, actions: Actions) -> Trial[PlanT]:
-        """The trial of one proposal; a plan in `known` is not evaluated, but counts as met from now on."""
-        started = time.monotonic()
-        plan = self.space.decode(actions)
-        repeated = plan in self.met
-        if not repeated:
-            self.met[plan] = self._known[plan] if plan in self._known else self.evaluate(plan)
-        seconds = time.monotonic() - started
-        trial = Trial(len(self.trials), self.method, actions, plan, self.met[plan], repeated, seconds)
-        self.trials.append(trial)
-        if self._on_trial is not None and not repeated:
-            self._on_trial(trial)
-        return trial
+def trial_to_json(trial: Trial[Any], plan_json: Any) -> dict[str, Any]:
+    """One line of the search trace; floats in full, so that `evaluation_from_json` gives the same evaluation back."""
+    value = trial.evaluation
+    return {
+        "method": trial.method,
+        "index": trial.index,
+        "actions": list(trial.actions),
+        "plan": plan_json,
+        "accuracy": value.accuracy,
+        "latency": value.latency,
+        "reward": value.reward,
+        "info": dict(value.info),
+        "repeated": trial.repeated,
+        "seconds": trial.seconds,
+    }
 
-    def result(self) -> SearchResult[PlanT]:
-        """Everything so far."""
-        best = max(self.trials, key=lambda t: t.evaluation.reward)
-        return SearchResult(best, tuple(self.trials), self.method)
+
+def evaluation_from_json(entry: Mapping[str, Any]) -> Evaluation:
+    """The evaluation in a line of the trace, for `known`."""
+    return Evaluation(entry["accuracy"], entry["latency"], entry["reward"], entry["info"])
 
 
 def reinforce(
     space: Space[PlanT],
-    evaluate: Callable[[PlanT], Evaluation],
+    evaluate: Evaluate[PlanT],
     *,
     evaluations: int,
     seed: int,
     settings: Settings | None = None,
     on_trial: OnTrial[PlanT] | None = None,
-    known: Mapping[PlanT, Evaluation] | None = None,
     warm_start: Sequence[Actions] = (),
+    known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
-    """The best plan that a policy trained by REINFORCE found in `evaluations` distinct plans.
+    """The trials of an LSTM policy that learns to propose plans of high reward.
 
-    `warm_start` are evaluated first and count. With `known` (of an interrupted run with the same seed) the search takes
-    the same way without evaluating again.
+    Ends after `evaluations` distinct plans, or when the space has no other. The `warm_start` sequences are evaluated
+    first (and count), and the policy imitates the best of them. A plan in `known` takes its evaluation from there but
+    counts like any other, so a run that was killed goes through the same trials when it is started again with the
+    same seed and what it knew.
     """
-    chosen = settings or Settings()
-    record = _Recorder(space, evaluate, method="reinforce", on_trial=on_trial, known=known)
+    book = _Book(space, evaluate, method="reinforce", evaluations=evaluations, on_trial=on_trial, known=known)
+    learner = _Learner(space, settings or Settings(), seed)
     for actions in warm_start:
-        if len(record.met) < evaluations:
-            record(actions)
-    learner = _Learner(space, chosen, seed)
-    stale = 0
-    while len(record.met) < evaluations and stale < chosen.patience:
-        progress = len(record.met) / evaluations
-        # A policy that only repeats itself is pushed to look elsewhere.
-        push = max(0.0, stale - 5 * chosen.batch) / chosen.patience
-        explore = min(1.0, chosen.explore + (chosen.explore_end - chosen.explore) * progress + push)
-        fresh = []
-        for actions in learner.propose(explore):
-            if len(record.met) >= evaluations:
-                break
-            fresh.append(record(actions))
-            stale = stale + 1 if fresh[-1].repeated else 0
-        learner.learn(fresh, record.trials, explore)
-    return record.result()
-
-
-class _Learner:
-    """The policy and its optimiser."""
-
-    def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
-        self.space, self.settings = space, settings
-        self.policy = LSTMPolicy(space.sizes, seed=seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.learning_rate)
-        self.entropy = settings.entropy
-        self.baseline: float | None = None
-        self.variance: float | None = None
-
-    def propose(self, explore: float) -> tuple[Actions, ...]:
-        """A batch of sequences."""
-        with torch.no_grad():
-            drawn = self.policy.sample(
-                self.space.allowed, generator=self.generator, count=self.settings.batch, explore=explore
-            )
-        return drawn.actions
-
-    def learn(self, fresh: Sequence[Trial[Any]], trials: Iterable[Trial[Any]], explore: float) -> None:
-        """One step on the new trials (policy gradient) and on the best ones so far (imitation)."""
-        advantage = torch.tensor(self._advantages([t.evaluation.reward for t in fresh]), dtype=torch.float32)
-        best = {t.plan: t for t in sorted(trials, key=lambda t: t.evaluation.reward)}
-        elite = sorted(best.values(), key=lambda t: -t.evaluation.reward)[: self.settings.elite]
-        weight = torch.exp(-torch.arange(len(elite)) / self.settings.elite_decay)
-        sequences = [t.actions for t in (*fresh, *elite)]
-        scored = self.policy.log_prob(sequences, self.space.allowed, explore=explore)
-        count = len(fresh)
-        gradient = (advantage * scored.log_prob[:count]).mean()
-        imitation = (weight / weight.sum() * scored.log_prob[count:]).sum()
-        bonus = self.entropy * scored.entropy[:count].mean()
-        self.optimizer.zero_grad()
-        (-gradient - self.settings.imitation * imitation - bonus).backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.entropy *= self.settings.entropy_decay
-
-    def _advantages(self, rewards: Sequence[float]) -> NDArray[np.float64]:
-        """Rewards relative to the moving baseline, in units of their moving spread, clipped."""
-        values, keep = np.array(rewards), self.settings.baseline_decay
-        mean = float(values.mean())
-        self.baseline = mean if self.baseline is None else keep * self.baseline + (1 - keep) * mean
-        spread = float(np.square(values - self.baseline).mean())
-        self.variance = spread if self.variance is None else keep * self.variance + (1 - keep) * spread
-        advantages: NDArray[np.float64] = np.clip((values - self.baseline) / (np.sqrt(self.variance) + 1e-8), -3, 3)
-        return advantages
-
-
-def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
-    """A sequence whose every decision is drawn evenly from what is allowed."""
-    actions: Actions = ()
-    while len(actions) < len(space.sizes):
-        actions = (*actions, int(rng.choice(np.flatnonzero(space.allowed(actions)))))
-    return actions
+        book.visit_if_open(_checked(space, actions))
+    if book.trials and not book.closed:
+        learner.warm(book)
+    while not book.closed:
+        explore = learner.exploration(book)
+        proposals = learner.propose(explore) if book.stale < learner.settings.give_up else book.unmet()
+        if not proposals:
+            break
+        episodes = [t for t in map(book.visit_if_open, proposals) if t is not None]
+        learner.learn(episodes, book, explore=explore)
+    return book.result()
 
 
 def random_search(
     space: Space[PlanT],
-    evaluate: Callable[[PlanT], Evaluation],
+    evaluate: Evaluate[PlanT],
     *,
     evaluations: int,
     seed: int,
     on_trial: OnTrial[PlanT] | None = None,
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
-    """The best of `evaluations` distinct plans drawn at random."""
-    record = _Recorder(space, evaluate, method="random", on_trial=on_trial, known=known)
+    """The trials of proposals whose every decision is drawn evenly from what is allowed; ends like `reinforce`."""
+    book = _Book(space, evaluate, method="random", evaluations=evaluations, on_trial=on_trial, known=known)
     rng = np.random.default_rng(seed)
-    stale = 0
-    while len(record.met) < evaluations and stale < Settings.patience:
-        stale = stale + 1 if record(random_actions(space, rng)).repeated else 0
-    return record.result()
+    while not book.closed:
+        proposals = [random_actions(space, rng)] if book.stale < Settings.give_up else book.unmet()
+        if not proposals:
+            break
+        book.visit_if_open(proposals[0])
+    return book.result()
 
 
 def evaluate_all(
     space: Space[PlanT],
-    evaluate: Callable[[PlanT], Evaluation],
-    proposals: Iterable[Actions],
+    evaluate: Evaluate[PlanT],
+    sequences: Sequence[Actions],
     *,
     method: str,
     on_trial: OnTrial[PlanT] | None = None,
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
-    """The best of the given proposals (at least one)."""
-    record = _Recorder(space, evaluate, method=method, on_trial=on_trial, known=known)
-    for actions in proposals:
-        record(actions)
-    return record.result()
+    """The trials of the given sequences, in order."""
+    book = _Book(space, evaluate, method=method, evaluations=len(sequences), on_trial=on_trial, known=known)
+    for actions in sequences:
+        book.visit_if_open(_checked(space, actions))
+    return book.result()
+
+
+def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
+    """A sequence whose every decision is drawn evenly from what is allowed."""
+    actions: Actions = ()
+    for _ in space.sizes:
+        actions = (*actions, int(rng.choice(np.flatnonzero(space.allowed(actions)))))
+    return actions
+
+
+def _checked(space: Space[Any], actions: Sequence[int]) -> Actions:
+    """The sequence itself, once every decision of it is allowed."""
+    sequence = tuple(int(a) for a in actions)
+    if len(sequence) != len(space.sizes):
+        raise ValueError(f"sequence {sequence}: got {len(sequence)} decisions; expected {len(space.sizes)}")
+    for step, option in enumerate(sequence):
+        choices = np.flatnonzero(space.allowed(sequence[:step])).tolist()
+        if option not in choices:
+            raise ValueError(f"sequence {sequence}: got option {option} at decision {step}; allowed are {choices}")
+    return sequence
+
+
+def _merit(trial: Trial[Any]) -> tuple[float, float]:
+    return trial.evaluation.reward, -trial.evaluation.latency
+
+
+class _Book(Generic[PlanT]):
+    """What a search has met: trials, distinct plans, and how long nothing was new."""
+
+    def __init__(
+        self,
+        space: Space[PlanT],
+        evaluate: Evaluate[PlanT],
+        *,
+        method: str,
+        evaluations: int,
+        on_trial: OnTrial[PlanT] | None,
+        known: Mapping[PlanT, Evaluation] | None,
+    ) -> None:
+        if evaluations < 1:
+            raise ValueError(f"search: got evaluations={evaluations}; expected at least 1")
+        self.evaluations, self.method = evaluations, method
+        self.trials: list[Trial[PlanT]] = []
+        self.distinct: dict[PlanT, Trial[PlanT]] = {}
+        self.stale = 0
+        self._evaluate, self._on_trial, self._known = evaluate, on_trial, known if known is not None else {}
+        self._decode = lru_cache(maxsize=None)(space.decode)
+        self._rest = islice(_sequences(space, ()), MAX_ENUMERATED)
+
+    @property
+    def closed(self) -> bool:
+        """Whether all evaluations are spent."""
+        return len(self.distinct) >= self.evaluations
+
+    def visit_if_open(self, actions: Actions) -> Trial[PlanT] | None:
+        """The next trial, with this sequence; None when all evaluations are spent."""
+        if self.closed:
+            return None
+        plan = self._decode(actions)
+        before, started = self.distinct.get(plan), time.perf_counter()
+        if before is not None:
+            value = before.evaluation
+        else:
+            value = self._known[plan] if plan in self._known else self._evaluate(plan)
+        seconds = 0.0 if before is not None or plan in self._known else time.perf_counter() - started
+        trial = Trial(len(self.trials), self.method, actions, plan, value, before is not None, seconds)
+        self.stale = self.stale + 1 if trial.repeated else 0
+        self.distinct.setdefault(plan, trial)
+        self.trials.append(trial)
+        if self._on_trial is not None:
+            self._on_trial(trial)
+        return trial
+
+    def unmet(self) -> list[Actions]:
+        """A sequence whose plan was not met yet, found by going through the space in order; empty if there is none."""
+        return list(islice((s for s in self._rest if self._decode(s) not in self.distinct), 1))
+
+    def elites(self, count: int) -> list[Trial[PlanT]]:
+        """The best distinct plans, best first."""
+        return sorted(self.distinct.values(), key=_merit, reverse=True)[:count]
+
+    def result(self) -> SearchResult[PlanT]:
+        """The finished book."""
+        if not self.trials:
+            raise ValueError(f"search '{self.method}': got nothing to evaluate; expected at least one sequence")
+        return SearchResult(max(self.trials, key=_merit), tuple(self.trials), self.method)
+
+
+def _sequences(space: Space[Any], prefix: Actions) -> Iterator[Actions]:
+    """All sequences that begin with `prefix`, in order."""
+    if len(prefix) == len(space.sizes):
+        yield prefix
+        return
+    for option in np.flatnonzero(space.allowed(prefix)).tolist():
+        yield from _sequences(space, (*prefix, option))
+
+
+class _Learner:
+    """The policy, its optimizer and its moving averages."""
+
+    def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
+        self.settings = settings
+        self.policy = LSTMPolicy(space.sizes, hidden=settings.hidden, seed=seed)
+        self.allowed: Allowed = lru_cache(maxsize=2**16)(space.allowed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.learning_rate)
+        self._entropy = settings.entropy
+        self._mean: float | None = None
+        self._variance: float | None = None
+
+    def exploration(self, book: _Book[Any]) -> float:
+        """The chance that a decision is drawn evenly: falls with the evaluations, rises while nothing is new."""
+        s = self.settings
+        usual = s.explore + (s.explore_end - s.explore) * len(book.distinct) / book.evaluations
+        stuck = max(0, book.stale - s.patience) / max(1, s.give_up - s.patience)
+        return min(1.0, usual + stuck)
+
+    def propose(self, explore: float) -> Sequence[Actions]:
+        """A batch of sequences drawn from the policy."""
+        with torch.no_grad():
+            drawn = self.policy.sample(
+                self.allowed, generator=self._generator, count=self.settings.batch, explore=explore
+            )
+        return drawn.actions
+
+    def warm(self, book: _Book[Any]) -> None:
+        """Imitate the best plans met so far."""
+        for _ in range(self.settings.warm_updates):
+            self._step((), (), book, explore=self.settings.explore)
+
+    def learn(self, episodes: Sequence[Trial[Any]], book: _Book[Any], *, explore: float) -> None:
+        """One update from the episodes' rewards and from the best plans so far."""
+        rewards = np.array([t.evaluation.reward for t in episodes])
+        advantages = np.clip(rewards - self._averages(rewards), -3 * self._spread, 3 * self._spread) / self._spread
+        self._step([t.actions for t in episodes], advantages, book, explore=explore)
+        self._entropy *= self.settings.entropy_decay
+
+    def _averages(self, rewards: NDArray[np.float64]) -> float:
+        """The moving average of the reward, brought up to date; so is that of its squared distance."""
+        keep = self.settings.baseline_decay
+        self._mean = _moved(self._mean, float(rewards.mean()), keep)
+        self._variance = _moved(self._variance, float(np.square(rewards - self._mean).mean()), keep)
+        return self._mean
+
+    @property
+    def _spread(self) -> float:
+        return math.sqrt(self._variance or 0.0) + 1e-8
+
+    def _step(self, drawn: Sequence[Actions], advantages: Any, book: _Book[Any], *, explore: float) -> None:
+        s = self.settings
+        elites = book.elites(s.elites) if s.imitation else []
+        scores = self.policy.log_prob([*drawn, *(t.actions for t in elites)], self.allowed, explore=explore)
+        count = len(drawn)
+        loss = torch.zeros(())
+        if count:
+            weights = torch.as_tensor(np.asarray(advantages), dtype=torch.float32)
+            loss = loss - (weights * scores.log_prob[:count]).mean() - self._entropy * scores.entropy[:count].mean()
+        if elites:
+            ranks = torch.exp(-torch.arange(len(elites)) / s.elite_scale)
+            loss = loss - s.imitation * (ranks / ranks.sum() * scores.log_prob[count:]).sum()
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip)
+        self._optimizer.step()
+
+
+def _moved(average: float | None, value: float, keep: float) -> float:
+    return value if average is None else keep * average + (1 - keep) * value

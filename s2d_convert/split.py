@@ -16,36 +16,21 @@ joins of differently ordered operands and grouped convs ever need a Gather.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from s2d_convert.channels import Channels, Layout
 from s2d_convert.graph import Graph, Node
 from s2d_convert.plan import Effective, Plan
 from s2d_convert.rules import Array, Kind, macs_per_weight, move, slice_constant
+from s2d_convert.stagegraph import OUTPUT, StageGraph, StageModel
 from s2d_convert.weights import Weights, initial_head
 
+__all__ = ["OUTPUT", "StageModel", "split"]
+
 MAX_RUNS = 3  # reorder by a Concat of up to this many slices, by a Gather beyond
-OUTPUT, CONFIDENCE = "output", "confidence"
-INVERSE_TEMPERATURE = "inverse_temperature"
-
-
-@dataclass(frozen=True)
-class StageModel:
-    """One stage: its ONNX model, whether it takes the image, the links it reads and writes (name and
-    shape without the batch), its multiply-accumulates per image and its number of parameters."""
-
-    model: onnx.ModelProto
-    image: bool
-    links_in: tuple[str, ...]
-    links_out: tuple[tuple[str, tuple[int, ...]], ...]
-    macs: int
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -73,102 +58,6 @@ def split(
 _Segment = tuple[_Piece | None, list[int]]  # a piece and the indices to take of it; None: constants, by position
 
 
-class _Stage:
-    """The ONNX graph of one stage in the making."""
-
-    def __init__(self, number: int, graph: Graph) -> None:
-        self.number, self.opset = number, graph.opset
-        self.nodes: list[gs.Node] = []
-        self.tensors: dict[str, gs.Variable] = {}
-        self.image: gs.Variable | None = None
-        self.links_in: dict[str, gs.Variable] = {}
-        self.links_out: dict[str, gs.Variable] = {}
-        self.macs = 0
-        self._names: set[str] = set()
-
-    def unique(self, name: str) -> str:
-        """A tensor name that this stage does not have yet, marked with the stage's number."""
-        fresh = base = f"{name}.s{self.number}"
-        count = 1
-        while fresh in self._names:
-            count += 1
-            fresh = f"{base}_{count}"
-        self._names.add(fresh)
-        return fresh
-
-    def op(
-        self,
-        op: str,
-        inputs: Sequence[str | Array],
-        name: str,
-        shape: Sequence[int],
-        *,
-        attrs: dict[str, Any] | None = None,
-    ) -> str:
-        """Add a node with one output; inputs are tensor names, arrays, or '' where absent. Returns the output's name."""
-        return self.ops(op, inputs, [(name, shape)], attrs or {})[0]
-
-    def ops(
-        self,
-        op: str,
-        inputs: Sequence[str | Array],
-        outputs: Sequence[tuple[str, Sequence[int]]],
-        attrs: dict[str, Any],
-    ) -> list[str]:
-        """Add a node with several outputs (name, shape without the batch)."""
-        operands = [self._operand(x, f"{outputs[0][0]}.{i}") for i, x in enumerate(inputs)]
-        results = []
-        for name, shape in outputs:
-            fresh = self.unique(name)
-            self.tensors[fresh] = gs.Variable(fresh, dtype=np.float32, shape=["N", *shape])
-            results.append(self.tensors[fresh])
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
-        self.nodes.append(gs.Node(op, name=results[0].name, attrs=plain, inputs=operands, outputs=results))
-        return [r.name for r in results]
-
-    def _operand(self, value: str | Array, name: str) -> gs.Tensor:
-        if isinstance(value, str):
-            return self.tensors[value] if value else gs.Variable.empty()
-        return gs.Constant(self.unique(name), np.ascontiguousarray(value))
-
-    def reduce(self, op: str, source: str, axes: list[int], shape: Sequence[int]) -> str:
-        """Add a Reduce node without kept axes; its axes became an input in opset 18."""
-        name = f"{source}.{op.lower()}"
-        if self.opset >= 18:
-            return self.op(op, [source, np.array(axes)], name, shape, attrs={"keepdims": 0})
-        return self.op(op, [source], name, shape, attrs={"keepdims": 0, "axes": axes})
-
-    def finish(self, image_shape: tuple[int, ...]) -> StageModel:
-        """The stage as a checked model."""
-        inputs = ([self.image] if self.image is not None else []) + list(self.links_in.values())
-        outputs = [self.tensors[OUTPUT], self.tensors[CONFIDENCE], *self.links_out.values()]
-        surgeon = gs.Graph(
-            nodes=self.nodes, inputs=inputs, outputs=outputs, opset=self.opset, name=f"stage{self.number}"
-        )
-        model = gs.export_onnx(surgeon)
-        model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
-        onnx.checker.check_model(model)
-        learned = (
-            n for n in self.nodes if n.op != "Expand"
-        )  # what is expanded stands for channels that are not computed
-        sizes = (v.size for n in learned for v in map(_constant_values, n.inputs) if v is not None)
-        return StageModel(
-            model=model,
-            image=self.image is not None,
-            links_in=tuple(self.links_in),
-            links_out=tuple((name, tuple(v.shape[1:])) for name, v in self.links_out.items()),
-            macs=self.macs,
-            parameters=int(sum(sizes)),
-        )
-
-
-def _constant_values(tensor: gs.Tensor) -> Array | None:
-    """The values of a float constant that counts as a parameter (scalars do not)."""
-    if isinstance(tensor, gs.Constant) and tensor.values.dtype == np.float32 and tensor.values.ndim:
-        return np.asarray(tensor.values)
-    return None
-
-
 class _Cutter:
     """The state of one `split`: the stages in the making and the pieces that exist."""
 
@@ -176,7 +65,7 @@ class _Cutter:
         self.graph, self.channels, self.plan, self.weights = graph, channels, plan, weights
         self.first = first_stage
         self.effective = Effective(graph, channels, plan)
-        self.stages = [_Stage(first_stage + k, graph) for k in range(plan.stages)]
+        self.stages = [StageGraph(first_stage + k, graph) for k in range(plan.stages)]
         everything = np.arange(len(channels.layouts[graph.image].units))
         self._zero: dict[tuple[str, int], bool] = {}
         self.pieces: dict[tuple[str, int], _Piece] = {(graph.image, 0): _Piece(graph.image, everything, 0)}
@@ -285,7 +174,8 @@ class _Cutter:
         if len(weight[0]) != len(self.channels.layouts[node.inputs[0]].units):
             order = np.arange(len(weight[0]))  # a tensor of one unit, read along another axis than its own
         part = weight[rows][:, order]
-        name = _mixing(builder, node, source, part, None if bias is None else bias[rows], self._shape(out, len(rows)))
+        shape = self._shape(out, len(rows))
+        name = builder.mixing(node, source, part, None if bias is None else bias[rows], shape=shape)
         builder.macs += int(part.size) * macs_per_weight(
             node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out]
         )
@@ -429,7 +319,7 @@ class _Cutter:
             shape[self.channels.layouts[tensor].axis] = count
         return shape
 
-    def _constant(self, builder: _Stage, tensor: str, positions: Array, values: Array) -> str:
+    def _constant(self, builder: StageGraph, tensor: str, positions: Array, values: Array) -> str:
         """A constant feature map of the batch's length: rare, so built from the shape of any input."""
         shape = self._shape(tensor, len(positions))
         axis = self.channels.layouts[tensor].axis
@@ -470,7 +360,7 @@ class _Cutter:
             order = positions.tolist()
         return name, np.array(order, dtype=np.int64)
 
-    def _join_segments(self, builder: _Stage, tensor: str, segments: list[_Segment]) -> str:
+    def _join_segments(self, builder: StageGraph, tensor: str, segments: list[_Segment]) -> str:
         """One runtime tensor of all segments: themselves, a Concat, and a Pad for constants at the end."""
         layout = self.channels.layouts[tensor]
         padding: list[int] = []
@@ -526,7 +416,7 @@ class _Cutter:
                 runs.append((piece, [index]))
         return runs
 
-    def _segment(self, builder: _Stage, tensor: str, layout: Layout, piece: _Piece | None, index: list[int]) -> str:
+    def _segment(self, builder: StageGraph, tensor: str, layout: Layout, piece: _Piece | None, index: list[int]) -> str:
         """Runtime name of some channels of one piece, or of constants."""
         if piece is None:
             return self._constant(builder, tensor, np.array(index), layout.fill[index])
@@ -539,7 +429,7 @@ class _Cutter:
             return builder.op("Slice", [name, *bounds], tensor, shape)
         return builder.op("Gather", [name, np.array(index)], tensor, shape, attrs={"axis": axis})
 
-    def _use(self, builder: _Stage, piece: _Piece) -> str:
+    def _use(self, builder: StageGraph, piece: _Piece) -> str:
         """Make a piece readable in a stage: its own tensor, the image, or a link."""
         here = builder.number - self.first + 1
         if piece.home == 0:
@@ -564,11 +454,11 @@ class _Cutter:
                 logits, _ = self.fetch(stage, tap, self._all(tap), ordered=True)
             else:
                 logits = self._head(builder, stage, tap)
-            self._answer(builder, logits, self.weights.temperature(builder.number))
-        shape = self.graph.shapes[self.graph.image]
-        return tuple(builder.finish(shape) for builder in self.stages)
+            tensor = self.graph.shapes[self.graph.output]
+            builder.answer(logits, tensor, tail=self.graph.tail, temperature=self.weights.temperature(builder.number))
+        return tuple(builder.finish() for builder in self.stages)
 
-    def _head(self, builder: _Stage, stage: int, tap: str) -> str:
+    def _head(self, builder: StageGraph, stage: int, tap: str) -> str:
         """The logits of an exit: global average pooling of the tap, then one linear layer."""
         layout = self.channels.layouts[tap]
         weight, bias = self.weights.heads.get(tap) or initial_head(self.graph, self.channels, tap)
@@ -586,42 +476,3 @@ class _Cutter:
         if len(shape) > 1:
             logits = builder.op("Reshape", [logits, np.array([0, *shape])], "exit.shaped", shape)
         return logits
-
-    def _answer(self, builder: _Stage, logits: str, temperature: float) -> None:
-        """The stage's `output` (as the static model gives it) and `confidence`, the largest probability."""
-        shape, tail = self.graph.shapes[self.graph.output], self.graph.tail
-        op, attrs = (tail.op, {"axis": 1}) if tail else ("Identity", {})
-        _named(builder, op, [logits], OUTPUT, shape, attrs)
-        flat = (
-            logits
-            if len(shape) == 1
-            else builder.op("Flatten", [logits], "exit.flat", [self.graph.classes], attrs={"axis": 1})
-        )
-        scale = gs.Constant(INVERSE_TEMPERATURE, np.array([1.0 / temperature], dtype=np.float32))
-        scaled = builder.op("Mul", [flat], "exit.scaled", [self.graph.classes])
-        builder.nodes[-1].inputs.append(scale)
-        softmax = builder.op("Softmax", [scaled], "exit.probabilities", [self.graph.classes], attrs={"axis": 1})
-        largest = builder.reduce("ReduceMax", softmax, [1], [])
-        builder.tensors[CONFIDENCE] = builder.tensors.pop(largest)
-        builder.tensors[CONFIDENCE].name = CONFIDENCE
-
-
-def _named(
-    builder: _Stage, op: str, inputs: list[str | Array], name: str, shape: Sequence[int], attrs: dict[str, Any]
-) -> None:
-    made = builder.op(op, inputs, name, shape, attrs=attrs)
-    builder.tensors[name] = builder.tensors.pop(made)
-    builder.tensors[name].name = name
-
-
-def _mixing(builder: _Stage, node: Node, source: str, weight: Array, bias: Array | None, shape: list[int]) -> str:
-    """Emit a MIX node with a canonical weight [O, I, *kernel] part and bias."""
-    out = node.outputs[0]
-    extra: list[str | Array] = [] if bias is None else [bias]
-    if node.op in ("Conv", "ConvTranspose"):
-        stored = weight.swapaxes(0, 1) if node.op == "ConvTranspose" else weight
-        return builder.op(node.op, [source, stored, *extra], out, shape, attrs=dict(node.attrs))
-    if node.op == "Gemm" or (len(shape) == 1 and bias is not None):
-        return builder.op("Gemm", [source, weight, *extra], out, shape, attrs={"transB": 1})
-    name = builder.op("MatMul", [source, weight.T], out, shape)
-    return builder.op("Add", [name, *extra], out, shape) if extra else name

@@ -435,12 +435,14 @@ def _wanted_providers(providers: Sequence[Any] | None) -> dict[str, Any]:
 def _open(path: Path, stage: Stage, manifest: Manifest, *, options: Any, providers: Mapping[str, Any]) -> Any:
     """The session of a stage file that is what the manifest says. Raises DispatcherError."""
     try:
-        found = _inside(path.parent, path.name)
-        if _sha256(found) != stage.sha256:
+        # The bytes, not the path: what was hashed is what runs, and data outside the file is out of reach.
+        data = _inside(path.parent, path.name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != stage.sha256:
             raise DispatcherError("its sha256 is not the one in the manifest; copy the folder again or convert again")
-        # The path, not the bytes: onnxruntime would keep those beside the session.
-        session = ort.InferenceSession(str(found), options, providers=list(providers.values()), enable_fallback=0)
+        session = ort.InferenceSession(data, options, providers=list(providers.values()), enable_fallback=0)
         session.disable_fallback()  # a failing provider is an error, no reason to go on elsewhere; 1.17 needs the call
+        if hasattr(session, "_model_bytes"):  # kept for the fallback alone: as much memory again as the weights
+            session._model_bytes = None
         if lost := [name for name in providers if name not in session.get_providers()]:
             raise DispatcherError(f"onnxruntime could not start {lost[0]}; leave it out or mend its installation")
         _check_session(session, stage, manifest)
@@ -449,18 +451,9 @@ def _open(path: Path, stage: Stage, manifest: Manifest, *, options: Any, provide
     return session
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_session(session: Any, stage: Stage, manifest: Manifest) -> None:
     """Raise DispatcherError unless inputs and outputs have the names, types and shapes of the manifest."""
-    shapes = {link.name: link.shape for other in manifest.stages for link in other.links_out}
-    shapes |= {OUTPUT: manifest.output.shape, CONFIDENCE: (None,), manifest.input.name: manifest.input.shape}
+    shapes = _shapes(manifest)
     inputs = [*([manifest.input.name] if stage.image else []), *stage.links_in]
     outputs = [OUTPUT, CONFIDENCE, *(link.name for link in stage.links_out)]
     for side, names, found in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
@@ -471,6 +464,13 @@ def _check_session(session: Any, stage: Stage, manifest: Manifest) -> None:
             if node.type != ORT_TYPES[dtype] or not _fits(node.shape, shapes[node.name]):
                 expected = f"{ORT_TYPES[dtype]} {_shape_text(shapes[node.name])}, as the manifest says"
                 raise DispatcherError(f"'{node.name}': got {node.type} {node.shape}; expected {expected}")
+
+
+def _shapes(manifest: Manifest) -> dict[str, Shape]:
+    """The shape of everything that goes into or comes out of a stage, by name."""
+    links = {link.name: link.shape for stage in manifest.stages for link in stage.links_out}
+    own = {manifest.input.name: manifest.input.shape, OUTPUT: manifest.output.shape, CONFIDENCE: (None,)}
+    return {**links, **own}
 
 
 def _fits(found: Sequence[int | str | None], shape: Shape) -> bool:
@@ -503,27 +503,18 @@ class Answer:
     confidence: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+_NOBODY = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
 class _Step:
     """A stage on a route: what it reads, what is fetched from it, and which tensors are read after it."""
 
     number: int  # of the stage, from 1
-    session: Any
+    run: Any  # the session's
     reads: tuple[str, ...]
     fetches: tuple[str, ...]
-    lengths: tuple[Shape, ...]  # of what is fetched, without the batch
     read_later: tuple[str, ...]
-
-    def run(self, values: dict[str, Array], rows: int) -> None:
-        """Add the stage's tensors to `values`. Raises DispatcherError when it fails or answers in another shape."""
-        try:
-            found = self.session.run(self.fetches, {name: values[name] for name in self.reads})
-        except ORT_ERRORS as error:
-            raise DispatcherError(f"stage {self.number}: {_sentence(error)}") from error
-        for name, array, lengths in zip(self.fetches, found, self.lengths, strict=True):
-            if array.shape[1:] != lengths or len(array) != rows:
-                _refuse(f"stage {self.number}: '{name}'", list(array.shape), f"{[rows, *lengths]}; convert again")
-            values[name] = array
 
 
 def _route(manifest: Manifest, sessions: Sequence[Any], *, exits: bool) -> tuple[_Step, ...]:
@@ -535,15 +526,12 @@ def _route(manifest: Manifest, sessions: Sequence[Any], *, exits: bool) -> tuple
     steps: list[_Step] = []
     needed: set[str] = set()
     for number, stage in reversed(list(enumerate(manifest.stages, start=1))):
-        fetched = {link.name: link.shape[1:] for link in stage.links_out if link.name in needed}
-        if exits or not steps:
-            fetched |= {OUTPUT: manifest.output.shape[1:], CONFIDENCE: ()}
-        if not fetched:
-            continue
-        reads = (*((manifest.input.name,) if stage.image else ()), *stage.links_in)
-        lengths = tuple(fetched.values())
-        steps.append(_Step(number, sessions[number - 1], reads, tuple(fetched), lengths, tuple(sorted(needed))))
-        needed = needed.difference(fetched).union(reads)
+        answers = (OUTPUT, CONFIDENCE) if exits or not steps else ()
+        fetches = (*answers, *(link.name for link in stage.links_out if link.name in needed))
+        if fetches:
+            reads = (*((manifest.input.name,) if stage.image else ()), *stage.links_in)
+            steps.append(_Step(number, sessions[number - 1].run, reads, fetches, tuple(sorted(needed))))
+            needed = needed.difference(fetches).union(reads)
     return tuple(reversed(steps))
 
 
@@ -586,7 +574,9 @@ class Dispatcher:
         options = default_options(threads) if session_options is None else session_options
         named = _wanted_providers(providers)
         self.manifest = manifest = Manifest.load(folder)
-        self._lengths, self._dtype = manifest.input.shape[1:], np.dtype(manifest.input.dtype)
+        self._input, self._dtype = manifest.input.name, np.dtype(manifest.input.dtype)
+        self._lengths = manifest.input.shape[1:]
+        self._row_shapes = {name: shape[1:] for name, shape in _shapes(manifest).items()}
         self._choices = {policy: _Choice(policy, _limits(policy.thresholds)) for policy in manifest.policies}
         self.set_budget(budget)
         files = [Path(folder) / stage.file for stage in manifest.stages]
@@ -626,34 +616,51 @@ class Dispatcher:
         return self._run(loaded.with_exits, images, self._own_limits(thresholds))
 
     def _run(self, steps: Sequence[_Step], images: Array, limits: Sequence[np.float32] | None) -> Answer:
-        """Run a route; limits: a threshold for every stage but the last, or None where only the last step answers."""
+        """Run a route; limits: a threshold for every stage but the last, or None where only the last step answers.
+
+        For a single image the time between two stages counts, and there the caches are cold: this loop copies nothing
+        and stays off numpy's slower doors (count_nonzero, full).
+        """
         rows = len(images)
         if not rows:  # older versions of onnxruntime fail on empty tensors
             return self._blank(0)
-        values = {self.manifest.input.name: images}
+        values: dict[str, Array] = {self._input: images}
         merged: Answer | None = None  # made when the first rows leave and others stay
-        here = np.empty(0, np.int64)  # which images the rows are, from then on
+        here = _NOBODY  # from then on: which images the rows are
         for step in steps:
-            step.run(values, rows)
+            try:
+                found = step.run(step.fetches, {name: values[name] for name in step.reads})
+            except ORT_ERRORS as error:
+                raise DispatcherError(f"stage {step.number}: {_sentence(error)}") from error
+            values.update(zip(step.fetches, found, strict=True))
             if step is steps[-1]:
                 break
             if limits is None:
                 continue
             leaving = leaves(values[CONFIDENCE], limits[step.number - 1])
-            count = np.count_nonzero(leaving)
+            count = leaving.tolist().count(True)
             if count == rows:
                 break
             if count:
+                self._check_rows(values, (OUTPUT, CONFIDENCE, *step.read_later), rows, step.number)
                 if merged is None:
                     merged, here = self._blank(rows), np.arange(rows)
                 gone, staying = np.flatnonzero(leaving), np.flatnonzero(~leaving)
                 _place(merged, here[gone], step.number, values[OUTPUT][gone], values[CONFIDENCE][gone])
                 values = {name: values[name][staying] for name in step.read_later}
                 here, rows = here[staying], len(staying)
+        self._check_rows(values, (OUTPUT, CONFIDENCE), rows, step.number)
         if merged is None:
-            return Answer(values[OUTPUT], np.full(rows, step.number, np.int64), values[CONFIDENCE])
+            return Answer(values[OUTPUT], np.array([step.number] * rows, np.int64), values[CONFIDENCE])
         _place(merged, here, step.number, values[OUTPUT], values[CONFIDENCE])
         return merged
+
+    def _check_rows(self, values: Mapping[str, Array], names: Iterable[str], rows: int, stage: int) -> None:
+        """Raise DispatcherError if a tensor has another shape than the manifest says, which onnxruntime may allow."""
+        for name in names:
+            if values[name].shape != (rows, *self._row_shapes[name]):
+                expected = f"{[rows, *self._row_shapes[name]]}; convert again"
+                _refuse(f"stage {stage}: '{name}'", list(values[name].shape), expected)
 
     def _blank(self, rows: int) -> Answer:
         lengths = [n or 0 for n in self.manifest.output.shape[1:]]

@@ -1,0 +1,199 @@
+"""The last step of a conversion: calibrate, write, verify and measure the exported folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from s2d_runtime import Dispatcher
+
+from s2d_convert import calibrate
+from s2d_convert.candidates import is_untouched
+from s2d_convert.channels import Channels
+from s2d_convert.errors import VerifyError
+from s2d_convert.export import (
+    build_stages,
+    draft_manifest,
+    stage_logits,
+    whole_folder,
+    write_json,
+    write_manifest,
+    write_stages,
+)
+from s2d_convert.graph import Graph
+from s2d_convert.latency import Array
+from s2d_convert.measure import Measured, measure, path_costs
+from s2d_convert.options import ConvertOptions
+from s2d_convert.plan import Conversion, Effective
+from s2d_convert.prepare import Job, Prepared
+from s2d_convert.runfolder import TRACE
+from s2d_convert.space import node_macs
+from s2d_convert.staged import StagedNet
+from s2d_convert.static import StaticModel
+from s2d_convert.train import exit_logits
+from s2d_convert.weights import Weights
+
+VERIFY_IMAGES = 64
+VERIFY_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a conversion: where it is, what was measured on unseen images, whether the budget was reached."""
+
+    out: Path
+    manifest: Mapping[str, Any]
+    measured: Measured
+    reached: bool
+
+
+def finish(job: Job, net: StagedNet, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
+    """Calibrate, write, verify and measure; everything that the manifest says is measured from the files themselves."""
+    ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
+    reporter.step("export")
+    trained = net.weights()
+    weights = [ready.weights if is_untouched(ready.graph, c) else trained for c in conversion.chains]
+    models = build_stages(ready.graph, ready.channels, conversion, weights)
+    logits = stage_logits(ready.graph, models, ready.dataset.calib)
+    verify(ready, net, conversion, logits)
+    temperatures = tuple(calibrate.fit_temperature(row, ready.answers) for row in logits)
+    weights = [Weights(w.mix, w.operands, w.heads, temperatures) for w in weights]
+    models = build_stages(ready.graph, ready.channels, conversion, weights)
+    with whole_folder(options.out) as folder:
+        manifest = draft_manifest(ready.graph, conversion, models, temperatures)
+        manifest |= {
+            "preprocess": ready.preprocess.to_json(),
+            "measured": {},
+            "provenance": _provenance(ready, options, provenance),
+        }
+        write_stages(folder, manifest["stages"], models)
+        write_manifest(folder, manifest)
+        confidence = calibrate.confidences(logits, temperatures)
+        correct = logits.argmax(axis=2) == ready.answers
+        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+            manifest |= choose_policies(ready, options, runner, confidence, correct)
+        write_manifest(folder, manifest)
+        reporter.step("measure")
+        timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
+        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+            measured = measure(runner, timing_static, ready.dataset.test, threads=options.threads, batch=options.batch)
+        manifest["measured"] = {**measured.to_json(), "data": ready.dataset.kind, "machine": machine()}
+        manifest["provenance"]["search"] = run.read_json("baselines.json") or {}
+        write_manifest(folder, manifest)
+        write_json(folder / "plan.json", conversion.to_json(ready.channels))
+        if (run.path / TRACE).exists():
+            (folder / TRACE).write_bytes((run.path / TRACE).read_bytes())
+    asked = next(p for p in manifest["policies"] if p["budget"] == options.budget)
+    return Result(options.out, manifest, measured, bool(asked["reached"]))
+
+
+def choose_policies(
+    ready: Prepared, options: ConvertOptions, runner: Dispatcher, confidence: Array, correct: Array
+) -> dict[str, Any]:
+    """The manifest's policies for a row of budgets, from latencies of the finished files.
+
+    Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
+    calibrated on; where that cannot be reached, at the budget itself.
+    """
+    image = np.ascontiguousarray(ready.dataset.calib.batch(np.arange(options.batch) % len(ready.dataset.calib)))
+    timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
+    costs = path_costs(runner, timing_static, image)
+    cost = costs.per_stage
+    budgets = calibrate.budget_grid(confidence, cost, include=[options.budget])
+    policies = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
+    stages = [{**s, "latency_ratio": round(c, 5)} for s, c in zip(_stage_dicts(runner), cost, strict=True)]
+    return {
+        "stages": stages,
+        "policies": [_policy_json(p) for p in policies],
+        "default_budget": options.budget,
+    }
+
+
+def _stage_dicts(runner: Dispatcher) -> list[dict[str, Any]]:
+    plain = runner.manifest.to_json()
+    stages: list[dict[str, Any]] = plain["stages"]
+    return stages
+
+
+def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> calibrate.Policy:
+    """The best policy one standard error of the mean cost below the budget, or at the budget where that is out of reach."""
+    best = calibrate.best_policy(confidence, correct, cost=cost, budget=budget)
+    paid = np.cumsum(cost)[calibrate.exits(confidence, best.thresholds)]
+    margin = float(paid.std() / math.sqrt(len(paid)))
+    careful = calibrate.best_policy(confidence, correct, cost=cost, budget=budget - margin)
+    chosen = careful if careful.reached else best
+    return calibrate.policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
+
+
+def _policy_json(policy: calibrate.Policy) -> dict[str, Any]:
+    return {
+        "budget": policy.budget,
+        "thresholds": [round(float(t), 7) for t in policy.thresholds],
+        "expected_latency": round(policy.expected_latency, 5),
+        "expected_accuracy": round(policy.expected_accuracy, 5),
+        "exit_share": [round(float(s), 5) for s in policy.exit_share],
+        "reached": policy.reached,
+    }
+
+
+def verify(ready: Prepared, net: StagedNet, conversion: Conversion, logits: Array) -> None:
+    """Compare the exported stages with the torch module on real images. Raises VerifyError when they part."""
+    images = ready.dataset.calib.take(slice(0, min(VERIFY_IMAGES, len(ready.dataset.calib))))
+    stage = 0
+    for chain in conversion.chains:
+        if is_untouched(ready.graph, chain):
+            expected = ready.calib_logits[None, : len(images)]
+        else:
+            expected = exit_logits(net, images, net.masks(Effective(ready.graph, ready.channels, chain)))
+        for own in expected:
+            got = logits[stage, : len(images)]
+            error = float(np.abs(got - own).max() / max(1.0, float(np.abs(own).max())))
+            stage += 1
+            if not error <= VERIFY_TOLERANCE:
+                raise VerifyError(
+                    f"stage {stage}: the exported file differs from the trained module by {error:.1e} "
+                    f"(relative; at most {VERIFY_TOLERANCE:.0e} is allowed); please report this model"
+                )
+
+
+def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, Any]) -> dict[str, Any]:
+    plain = options.fingerprint()
+    return {
+        "model": plain.pop("model"),
+        "options": plain,
+        **model_facts(ready.graph, ready.channels),
+        "data": ready.dataset.kind,
+        "target": "accuracy" if ready.dataset.calib.labels is not None else "agreement with the static model",
+        "versions": versions(),
+        **extra,
+    }
+
+
+def model_facts(graph: Graph, channels: Channels) -> dict[str, int]:
+    """The static model's multiply-accumulates per image and its number of parameters."""
+    parameters = sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim)
+    return {"static_macs": sum(node_macs(graph, channels).values()), "static_parameters": parameters}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the numbers depend on."""
+    names = ("s2d-convert", "onnx", "onnxruntime", "torch", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def machine() -> str:
+    """The processor in words, for tables."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, onnxruntime {ort.__version__}"
+    except OSError:
+        pass
+    return f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}"

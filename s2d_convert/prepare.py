@@ -1,0 +1,189 @@
+"""The first step of a conversion: load, analyse, read the data, and check the static model on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from s2d_convert.candidates import reference_answers
+from s2d_convert.channels import Channels, analyse
+from s2d_convert.data import Dataset, Images, load_data
+from s2d_convert.errors import ModelError, StaticCheckError, UsageError
+from s2d_convert.graph import Graph, load_graph
+from s2d_convert.latency import Array
+from s2d_convert.options import ConvertOptions
+from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
+from s2d_convert.runfolder import RunFolder
+from s2d_convert.staged import unsupported_nodes
+from s2d_convert.static import StaticModel, slices
+from s2d_convert.synthetic import made_up_dataset
+from s2d_convert.weights import Weights, static_weights
+
+
+class Reporter(Protocol):
+    """Where a conversion tells how it is going."""
+
+    def step(self, name: str) -> None:
+        """A new step begins."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should mind."""
+
+    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
+        """The running step has done so much."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every later step needs."""
+
+    graph: Graph
+    channels: Channels
+    weights: Weights
+    preprocess: Preprocess
+    dataset: Dataset
+    static: StaticModel
+    calib_logits: Array
+    answers: Array
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion on its way: what was asked, what is ready, where it is kept and where it reports."""
+
+    options: ConvertOptions
+    ready: Prepared
+    run: RunFolder
+    reporter: Reporter
+
+
+def read_graph(
+    model: Path, *, size: tuple[int, int] | None = None, output: str | None = None, strict: bool = True
+) -> tuple[Graph, Channels]:
+    """The graph of a model file and its channels. Raises ModelError naming every node that is not supported,
+    unless `strict` is off."""
+    graph = load_graph(model, size=size, output=output)
+    missing = unsupported_nodes(graph) if strict else ()
+    if missing:
+        raise ModelError(f"{model}: {len(missing)} nodes have no torch counterpart: {', '.join(map(str, missing))}")
+    return graph, analyse(graph)
+
+
+def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
+    """The preprocessing that the options ask for, in the shape and layout that the model takes."""
+    shape = graph.shapes[graph.image]
+    nhwc = shape[2] in (1, 3) and shape[0] not in (1, 3)
+    height, width, channels = shape if nhwc else (shape[1], shape[2], shape[0])
+    return make_preprocess(
+        options.preprocess,
+        size=(height, width),
+        channels=channels,
+        layout="NHWC" if nhwc else "NCHW",
+        mean=options.mean,
+        std=options.std,
+    )
+
+
+def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
+    """Load, analyse and check: no training happens before the static model has shown that it works on the data."""
+    reporter.step("load")
+    device = torch_device(options.device)
+    graph, channels = read_graph(options.model, size=options.size, output=options.output)
+    preprocess = preprocess_of(graph, options)
+    static = StaticModel(graph, threads=torch.get_num_threads(), provider=options.provider)
+    reporter.step("data")
+    dataset = read_dataset(graph, preprocess, options, reporter)
+    reporter.step("static check")
+    logits = static_logits(static, dataset.calib)
+    static_check(graph, dataset.calib, logits, preprocess, static, reporter)
+    answers = reference_answers(dataset.calib, logits)
+    return Prepared(
+        graph, channels, static_weights(graph, channels), preprocess, dataset, static, logits, answers, device
+    )
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch device behind --device. Raises UsageError when cuda is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def read_dataset(graph: Graph, preprocess: Preprocess, options: ConvertOptions, reporter: Reporter) -> Dataset:
+    """The user's images, or made-up ones."""
+    if options.data is None:
+        reporter.warn(
+            "no --data: images are made up and labelled by the static model. Thresholds then rest on agreement with the "
+            "static model on made-up images; on real images both accuracy and latency will differ. "
+            "Give --data with some real images, labelled or not, to be sure."
+        )
+        return made_up_dataset(options.work.made_up_images, preprocess, seed=options.seed)
+    dataset = load_data(
+        options.data,
+        preprocess=preprocess,
+        classes=graph.classes,
+        seed=options.seed,
+        progress=lambda done, total: reporter.progress(done, total, "images read", math.nan),
+    )
+    sizes = f"{len(dataset.train)} to train, {len(dataset.calib)} to calibrate, {len(dataset.test)} to report"
+    reporter.note(f"{dataset.kind} images: {sizes}")
+    if dataset.kind == "unlabelled":
+        reporter.note("no labels: the target is agreement with the static model")
+    return dataset
+
+
+def static_logits(static: StaticModel, images: Images) -> Array:
+    """The static model's logits [B, K] on images without augmentation."""
+    return np.concatenate([static.logits(np.ascontiguousarray(images.batch(p))) for p in slices(len(images), 100)])
+
+
+def static_check(
+    graph: Graph, images: Images, logits: Array, preprocess: Preprocess, static: StaticModel, reporter: Reporter
+) -> None:
+    """Print the static model's accuracy; raise StaticCheckError when it is near chance or not finite."""
+    said = logits.argmax(axis=1)
+    if not np.isfinite(logits).all():
+        raise StaticCheckError(
+            "the static model answers NaN or infinity on the data; check the images and the preprocessing"
+        )
+    if images.labels is None:
+        if len(np.unique(said)) == 1 and images.kind == "unlabelled":
+            raise StaticCheckError(
+                f"the static model answers class {said[0]} for every image; check --mean, --std, --preprocess and the images"
+            )
+        reporter.note(f"static model: {len(np.unique(said))} of {graph.classes} classes occur among its answers")
+        return
+    accuracy, chance = float((said == images.labels).mean()), 1 / graph.classes
+    reporter.note(f"static model: accuracy {100 * accuracy:.2f} % on {len(images)} held-out images")
+    limit = chance + max(3 * math.sqrt(chance * (1 - chance) / len(images)), 0.5 * chance)
+    if accuracy <= min(limit, 0.9):
+        raise StaticCheckError(
+            f"the static model's accuracy is {100 * accuracy:.1f} %, near chance ({100 * chance:.1f} %): check the "
+            "preprocessing (--preprocess, --mean, --std, --size), the channel order (RGB or BGR) and the order of the "
+            f"class folders{_hint(graph, images, preprocess, static)}"
+        )
+
+
+def _hint(graph: Graph, images: Images, preprocess: Preprocess, static: StaticModel) -> str:
+    """A preset that would do better, if the images are pixels and there is one."""
+    if images.is_model_input or images.labels is None:
+        return ""
+    some = np.arange(min(200, len(images)))
+    best, name = 0.0, ""
+    for preset in PRESETS:
+        other = make_preprocess(preset, size=preprocess.size, channels=preprocess.channels, layout=preprocess.layout)
+        accuracy = float((static.logits(other(images.raw(some))).argmax(axis=1) == images.labels[some]).mean())
+        if accuracy > best:
+            best, name = accuracy, preset
+    if best < 2 / graph.classes:
+        return "; no preset of --preprocess does better"
+    return f"; with --preprocess {name} it would be {100 * best:.0f} %"
