@@ -435,7 +435,7 @@ def _wanted_providers(providers: Sequence[Any] | None) -> dict[str, Any]:
 def _open(path: Path, stage: Stage, manifest: Manifest, *, options: Any, providers: Mapping[str, Any]) -> Any:
     """The session of a stage file that is what the manifest says. Raises DispatcherError."""
     try:
-        # The bytes, not the path: what was hashed is what runs, and data outside the file is out of reach.
+        # onnxruntime gets the bytes, not the path: what was hashed is what runs.
         data = _inside(path.parent, path.name).read_bytes()
         if hashlib.sha256(data).hexdigest() != stage.sha256:
             raise DispatcherError("its sha256 is not the one in the manifest; copy the folder again or convert again")
