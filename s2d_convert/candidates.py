@@ -9,7 +9,7 @@ import numpy as np
 from s2d_convert.calibrate import best_policy, confidences, fit_temperature
 from s2d_convert.channels import Channels
 from s2d_convert.data import Images
-from s2d_convert.export import build_stages
+from s2d_convert.export import Part, build_stages
 from s2d_convert.graph import Graph
 from s2d_convert.latency import Array, Meter
 from s2d_convert.plan import Conversion, Effective, Plan
@@ -72,7 +72,7 @@ class Evaluator:
 
     def latency(self, conversion: Conversion) -> tuple[float, ...]:
         """Latency of each stage as a ratio to static; an untouched last chain costs what the static model costs."""
-        models = build_stages(self.graph, self.channels, conversion, [self.weights] * len(conversion.chains))
+        models = build_stages([Part(self.graph, self.channels, chain, self.weights) for chain in conversion.chains])
         return self.meter.measure([m.model.SerializeToString() for m in models]).ratios
 
     def logits(self, conversion: Conversion) -> Array:

@@ -9,35 +9,51 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from s2d_runtime import dispatcher
 
-from s2d_convert.channels import Channels
+from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import Images
 from s2d_convert.errors import OutputError
-from s2d_convert.graph import Graph
+from s2d_convert.graph import Graph, load_graph
 from s2d_convert.latency import Array, make_session
-from s2d_convert.plan import Conversion
+from s2d_convert.plan import Conversion, Plan, identity_plan
 from s2d_convert.split import OUTPUT, StageModel, split
 from s2d_convert.static import slices, to_logits
-from s2d_convert.weights import Weights
+from s2d_convert.weights import Weights, static_weights
 
 RUN_BATCH = 64
 MANIFEST = "manifest.json"
 NEVER = 1.01  # a threshold that no confidence reaches
 
 
-def build_stages(
-    graph: Graph, channels: Channels, conversion: Conversion, weights: Sequence[Weights]
-) -> tuple[StageModel, ...]:
-    """The stage models of all chains, in order; `weights` has one entry per chain."""
+@dataclass(frozen=True)
+class Part:
+    """One chain as it is trained and exported: a plan with weights, on the static graph or on a smaller one cut from it."""
+
+    graph: Graph
+    channels: Channels
+    plan: Plan
+    weights: Weights
+
+
+def build_stages(parts: Sequence[Part]) -> tuple[StageModel, ...]:
+    """The stage models of all chains, in order."""
     models: list[StageModel] = []
-    for chain, own in zip(conversion.chains, weights, strict=True):
-        models += split(graph, channels, chain, own, first_stage=len(models) + 1)
+    for part in parts:
+        models += split(part.graph, part.channels, part.plan, part.weights, first_stage=len(models) + 1)
     return tuple(models)
+
+
+def read_part(path: Path) -> Part:
+    """A stage file as a chain of its own: without the channels that the stage lacks, it trains at the cost of what is left."""
+    graph = load_graph(path, output=OUTPUT)
+    channels = analyse(graph)
+    return Part(graph, channels, identity_plan(graph, channels), static_weights(graph, channels))
 
 
 def stage_logits(
@@ -148,8 +164,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         ) from error
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all; NaN is refused."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_bytes(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())

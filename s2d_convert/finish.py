@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import onnxruntime as ort
 from s2d_runtime import Dispatcher
 
 from s2d_convert import calibrate
-from s2d_convert.candidates import is_untouched
 from s2d_convert.channels import Channels
 from s2d_convert.errors import VerifyError
 from s2d_convert.export import (
+    Part,
     build_stages,
     draft_manifest,
     stage_logits,
@@ -31,14 +31,13 @@ from s2d_convert.graph import Graph
 from s2d_convert.latency import Array
 from s2d_convert.measure import Measured, measure, path_costs
 from s2d_convert.options import ConvertOptions
-from s2d_convert.plan import Conversion, Effective
+from s2d_convert.plan import Conversion
 from s2d_convert.prepare import Job, Prepared
 from s2d_convert.runfolder import TRACE
 from s2d_convert.space import node_macs
-from s2d_convert.staged import StagedNet
+from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.train import exit_logits
-from s2d_convert.weights import Weights
 
 VERIFY_IMAGES = 64
 VERIFY_TOLERANCE = 2e-3
@@ -54,18 +53,24 @@ class Result:
     reached: bool
 
 
-def finish(job: Job, net: StagedNet, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
+@dataclass(frozen=True)
+class Tuned:
+    """The first chain after training: the module, its masks, and the chain with its trained weights."""
+
+    net: StagedNet
+    masks: Masks
+    part: Part
+
+
+def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
     """Calibrate, write, verify and measure; everything that the manifest says is measured from the files themselves."""
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     reporter.step("export")
-    trained = net.weights()
-    weights = [ready.weights if is_untouched(ready.graph, c) else trained for c in conversion.chains]
-    models = build_stages(ready.graph, ready.channels, conversion, weights)
-    logits = stage_logits(ready.graph, models, ready.dataset.calib)
-    verify(ready, net, conversion, logits)
+    parts = [tuned.part, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
+    logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
+    verify(ready, tuned, logits)
     temperatures = tuple(calibrate.fit_temperature(row, ready.answers) for row in logits)
-    weights = [Weights(w.mix, w.operands, w.heads, temperatures) for w in weights]
-    models = build_stages(ready.graph, ready.channels, conversion, weights)
+    models = build_stages([replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts])
     with whole_folder(options.out) as folder:
         manifest = draft_manifest(ready.graph, conversion, models, temperatures)
         manifest |= {
@@ -143,24 +148,19 @@ def _policy_json(policy: calibrate.Policy) -> dict[str, Any]:
     }
 
 
-def verify(ready: Prepared, net: StagedNet, conversion: Conversion, logits: Array) -> None:
-    """Compare the exported stages with the torch module on real images. Raises VerifyError when they part."""
+def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
+    """Compare the exported stages with the torch module, and an untouched last stage with the static model, on real
+    images. Raises VerifyError when they part."""
     images = ready.dataset.calib.take(slice(0, min(VERIFY_IMAGES, len(ready.dataset.calib))))
-    stage = 0
-    for chain in conversion.chains:
-        if is_untouched(ready.graph, chain):
-            expected = ready.calib_logits[None, : len(images)]
-        else:
-            expected = exit_logits(net, images, net.masks(Effective(ready.graph, ready.channels, chain)))
-        for own in expected:
-            got = logits[stage, : len(images)]
-            error = float(np.abs(got - own).max() / max(1.0, float(np.abs(own).max())))
-            stage += 1
-            if not error <= VERIFY_TOLERANCE:
-                raise VerifyError(
-                    f"stage {stage}: the exported file differs from the trained module by {error:.1e} "
-                    f"(relative; at most {VERIFY_TOLERANCE:.0e} is allowed); please report this model"
-                )
+    expected = [*exit_logits(tuned.net, images, tuned.masks)]
+    expected += [ready.calib_logits[: len(images)]] * (len(logits) - len(expected))
+    for stage, (got, own) in enumerate(zip(logits[:, : len(images)], expected, strict=True), start=1):
+        error = float(np.abs(got - own).max() / max(1.0, float(np.abs(own).max())))
+        if not error <= VERIFY_TOLERANCE:
+            raise VerifyError(
+                f"stage {stage}: the exported file differs from the trained module by {error:.1e} "
+                f"(relative; at most {VERIFY_TOLERANCE:.0e} is allowed); please report this model"
+            )
 
 
 def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, Any]) -> dict[str, Any]:

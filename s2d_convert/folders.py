@@ -14,7 +14,15 @@ from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.channels import Channels
 from s2d_convert.errors import DataError, ModelError, UsageError
-from s2d_convert.export import build_stages, draft_manifest, whole_folder, write_json, write_manifest, write_stages
+from s2d_convert.export import (
+    Part,
+    build_stages,
+    draft_manifest,
+    whole_folder,
+    write_json,
+    write_manifest,
+    write_stages,
+)
 from s2d_convert.finish import model_facts
 from s2d_convert.graph import Graph, graph_from_proto, read_model
 from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion
@@ -37,7 +45,7 @@ def split_model(
     conversion = make_plan(graph, channels, plan, stages)
     check_conversion(graph, channels, conversion)
     weights = static_weights(graph, channels)
-    models = build_stages(graph, channels, conversion, [weights] * len(conversion.chains))
+    models = build_stages([Part(graph, channels, chain, weights) for chain in conversion.chains])
     with whole_folder(out) as folder:
         manifest = draft_manifest(graph, conversion, models, [1.0] * len(models))
         digest = hashlib.sha256(model.read_bytes()).hexdigest()

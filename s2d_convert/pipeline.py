@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ import torch
 from s2d_convert.candidates import Evaluator
 from s2d_convert.data import Dataset, Level
 from s2d_convert.errors import ModelError
-from s2d_convert.export import check_out
-from s2d_convert.finish import Result, finish
+from s2d_convert.export import Part, build_stages, check_out, read_part, write_bytes
+from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Effective
@@ -37,16 +38,18 @@ from s2d_convert.search import (
     reinforce,
     trial_to_json,
 )
-from s2d_convert.space import PlanSpace, divide, layout_block
+from s2d_convert.space import PlanSpace, divide, layout_block, node_macs
 from s2d_convert.staged import Masks, StagedNet
-from s2d_convert.train import Progress, TrainSettings, input_batches, save_state, train
+from s2d_convert.train import Choose, Progress, TrainSettings, input_batches, save_state, train
 
 __all__ = ["Reporter", "Result", "convert"]
 
 STATISTICS_IMAGES = 2000
 FADE = 0.3  # the share of fine-tuning over which forbidden links fade out
-SUPERNET_RATE, FINETUNE_RATE = 0.02, 0.03
-SECONDS = "seconds.json"
+SUPERNET_RATE, FINETUNE_RATE, COMPACT_RATE = 0.02, 0.03, 0.05
+MOST_PASSES = 3.0
+MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make a training step faster
+SECONDS, COMPACT = "seconds.json", "chain1.onnx"
 
 
 def convert(options: ConvertOptions, reporter: Reporter) -> Result:
@@ -64,9 +67,9 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     with _timed(run, "search"):
         conversion = search(job, space, net)
     with _timed(run, "fine-tune"):
-        finetune(job, net, conversion)
+        tuned = finetune(job, net, conversion)
     seconds = run.read_json(SECONDS)
-    result = finish(job, net, conversion, provenance={"model_sha256": digest, "seconds": seconds})
+    result = finish(job, tuned, conversion, provenance={"model_sha256": digest, "seconds": seconds})
     reporter.note("time: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     run.remove()
     return result
@@ -96,11 +99,15 @@ def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
 def new_net(ready: Prepared, space: PlanSpace) -> StagedNet:
     """The staged network with the static model's weights, norms put back, and a head for every tap."""
     net = StagedNet(ready.graph, ready.channels, ready.weights, taps=space.taps).to(ready.device)
+    _prepare_net(net, ready)
+    return net
+
+
+def _prepare_net(net: StagedNet, ready: Prepared) -> None:
     net.insert_norms(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES))
     # Convolutions of training run faster with channels last, on CPU and GPU.
     if _is_2d(net):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net
 
 
 def _is_2d(net: StagedNet) -> bool:
@@ -245,31 +252,77 @@ def _summary(result: SearchResult[Conversion]) -> dict[str, Any]:
 # --- fine-tune --------------------------------------------------------------------------------------------
 
 
-def finetune(job: Job, net: StagedNet, conversion: Conversion) -> None:
-    """Train the chosen plan in place, its forbidden links fading out, then measure its statistics anew."""
-    ready, options, run = job.ready, job.options, job.run
+def finetune(job: Job, net: StagedNet, conversion: Conversion) -> Tuned:
+    """The first chain, trained on its own: as a small network where it is one, else under masks that fade in."""
     job.reporter.step("fine-tune")
+    chain = conversion.chains[0]
+    whole = Part(job.ready.graph, job.ready.channels, chain, job.ready.weights)
+    if chain.stages == 1:
+        return _train_compact(job, net, whole)
+    masks = net.masks(Effective(job.ready.graph, job.ready.channels, chain))
+
+    def choose(_step: int, progress: float) -> Sequence[Masks]:
+        return (masks.faded(max(0.0, 1 - progress / FADE)),)
+
+    _finetune(job, net, masks, choose, rate=FINETUNE_RATE, passes=1.0)
+    return Tuned(net, masks, replace(whole, weights=net.weights()))
+
+
+def _train_compact(job: Job, net: StagedNet, whole: Part) -> Tuned:
+    """Train a chain of one stage without the channels that it lacks.
+
+    An epoch of it costs less than one of the static model, so it gets more of them, up to MOST_PASSES times as many.
+    """
+    ready, stored = job.ready, job.run.path / COMPACT
+    if not stored.exists():
+        masks = net.masks(Effective(ready.graph, ready.channels, whole.plan))
+        net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
+        (stage,) = build_stages([replace(whole, weights=net.weights())])
+        write_bytes(stored, stage.model.SerializeToString())
+    small = read_part(stored)
+    own = StagedNet(small.graph, small.channels, small.weights).to(ready.device)
+    _prepare_net(own, ready)
+    passes = sum(node_macs(ready.graph, ready.channels).values()) / max(
+        1, sum(node_macs(small.graph, small.channels).values())
+    )
+    masks = Masks({}, (small.graph.output,), (None,))
+    _finetune(job, own, masks, lambda _step, _progress: (masks,), rate=COMPACT_RATE, passes=min(passes, MOST_PASSES))
+    return Tuned(own, masks, replace(small, weights=own.weights()))
+
+
+def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: float, passes: float) -> None:
+    """Train `net` in place and measure its statistics anew, or load what an interrupted run has finished."""
+    ready, options, run = job.ready, job.options, job.run
     done = run.path / "finetuned.pt"
     if done.exists():
         net.load_state_dict(torch.load(done, weights_only=True))
         net.eval()
         return
-    masks = net.masks(Effective(ready.graph, ready.channels, conversion.chains[0]))
-    work = options.work
-    settings = train_settings(ready.dataset, options, FINETUNE_RATE, work.finetune_epochs, work.finetune_min_steps)
-
-    def choose(_step: int, progress: float) -> Sequence[Masks]:
-        return (masks.faded(max(0.0, 1 - progress / FADE)),)
-
-    train(
-        net,
-        ready.static.logits,
-        ready.dataset.train,
-        choose,
-        settings=settings,
-        seed=options.seed + 1,
-        checkpoint=run.path / "finetune.part.pt",
-        on_step=_training_progress(job.reporter),
-    )
+    epochs, at_least = options.work.finetune_epochs * passes, options.work.finetune_min_steps
+    settings = train_settings(ready.dataset, options, rate, epochs, at_least)
+    with _threads_for(net, settings.batch_size):
+        train(
+            net,
+            ready.static.logits,
+            ready.dataset.train,
+            choose,
+            settings=settings,
+            seed=options.seed + 1,
+            checkpoint=run.path / "finetune.part.pt",
+            on_step=_training_progress(job.reporter),
+        )
     net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
     save_state(done, net.state_dict())
+
+
+@contextmanager
+def _threads_for(net: StagedNet, batch_size: int) -> Iterator[None]:
+    """As many torch threads as the network can use: on a small one a second thread only takes the static model's core.
+
+    The number depends on the network alone, so that equal seeds give equal results.
+    """
+    before = torch.get_num_threads()
+    work = sum(node_macs(net.graph, net.channels).values()) * batch_size
+    torch.set_num_threads(max(1, min(before, round(work / MACS_PER_THREAD))))
+    yield
+    torch.set_num_threads(before)

@@ -238,6 +238,11 @@ def _gather(layout: Layout, tables: list[Array], constants: Array) -> Array:
     return values
 
 
+def identity_plan(graph: Graph, channels: Channels) -> Plan:
+    """One stage that holds everything: the static model."""
+    return Plan((graph.output,), (1,) * channels.units)
+
+
 def check_conversion(graph: Graph, channels: Channels, conversion: Conversion) -> None:
     """Raise UsageError unless every chain fits the graph and the last one ends in the model's own logits."""
     for plan in conversion.chains:

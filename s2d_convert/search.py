@@ -79,11 +79,12 @@ class SearchResult(Generic[PlanT]):
 
 @dataclass(frozen=True)
 class Settings:
-    """How `reinforce` learns; the defaults were tuned for 60-150 evaluations of 15-40 decisions.
+    """How `reinforce` learns; the defaults are tuned for 60-150 evaluations of 15-40 decisions.
 
-    `explore` is the chance that a decision is drawn evenly, falling to `explore_end` over the run; `baseline_decay` that
-    of the moving averages of reward and spread; elites are weighted by ``exp(-rank / elite_scale)``. After `patience`
-    repeats in a row exploration rises, and is all chance after `give_up`.
+    `explore` is the chance that a decision is drawn evenly, falling to `explore_end` over the run. `baseline_decay` belongs
+    to the moving averages of reward and spread. The `elites` best plans are imitated with weights
+    ``exp(-rank / elite_scale)``: steep, because a flat elite holds mediocre plans for most of a short run. After
+    `patience` repeats in a row exploration rises; after `give_up` the space is gone through in order.
     """
 
     hidden: int = 64
@@ -98,9 +99,8 @@ class Settings:
     elites: int = 8
     elite_scale: float = 3.0
     imitation: float = 1.0
-    warm_updates: int = 20
-    patience: int = 20
-    give_up: int = 200
+    patience: int = 12
+    give_up: int = 80
 
 
 Evaluate = Callable[[PlanT], Evaluation]
@@ -148,7 +148,7 @@ def reinforce(
     """The trials of an LSTM policy that learns to propose plans of high reward.
 
     Ends after `evaluations` distinct plans, or when the space has no other. The `warm_start` sequences are evaluated
-    first (and count), and the policy imitates the best of them. A plan in `known` takes its evaluation from there but
+    first (and count); those that stay among the best are imitated. A plan in `known` takes its evaluation from there but
     counts like any other, so a run that was killed goes through the same trials when it is started again with the
     same seed and what it knew.
     """
@@ -156,8 +156,6 @@ def reinforce(
     learner = _Learner(space, settings or Settings(), seed)
     for actions in warm_start:
         book.visit_if_open(_checked(space, actions))
-    if book.trials and not book.closed:
-        learner.warm(book)
     while not book.closed:
         explore = learner.exploration(book)
         proposals = learner.propose(explore) if book.stale < learner.settings.give_up else book.unmet()
@@ -261,19 +259,24 @@ class _Book(Generic[PlanT]):
         if self.closed:
             return None
         plan = self._decode(actions)
-        before, started = self.distinct.get(plan), time.perf_counter()
-        if before is not None:
-            value = before.evaluation
-        else:
-            value = self._known[plan] if plan in self._known else self._evaluate(plan)
-        seconds = 0.0 if before is not None or plan in self._known else time.perf_counter() - started
-        trial = Trial(len(self.trials), self.method, actions, plan, value, before is not None, seconds)
-        self.stale = self.stale + 1 if trial.repeated else 0
+        repeated = plan in self.distinct
+        value, seconds = self._value(plan)
+        trial = Trial(len(self.trials), self.method, actions, plan, value, repeated, seconds)
+        self.stale = self.stale + 1 if repeated else 0
         self.distinct.setdefault(plan, trial)
         self.trials.append(trial)
         if self._on_trial is not None:
             self._on_trial(trial)
         return trial
+
+    def _value(self, plan: PlanT) -> tuple[Evaluation, float]:
+        """The plan's evaluation, and the seconds that it took now."""
+        if plan in self.distinct:
+            return self.distinct[plan].evaluation, 0.0
+        if plan in self._known:
+            return self._known[plan], 0.0
+        started = time.perf_counter()
+        return self._evaluate(plan), time.perf_counter() - started
 
     def unmet(self) -> list[Actions]:
         """A sequence whose plan was not met yet, found by going through the space in order; empty if there is none."""
@@ -327,45 +330,33 @@ class _Learner:
             )
         return drawn.actions
 
-    def warm(self, book: _Book[Any]) -> None:
-        """Imitate the best plans met so far."""
-        for _ in range(self.settings.warm_updates):
-            self._step((), (), book, explore=self.settings.explore)
-
     def learn(self, episodes: Sequence[Trial[Any]], book: _Book[Any], *, explore: float) -> None:
-        """One update from the episodes' rewards and from the best plans so far."""
-        rewards = np.array([t.evaluation.reward for t in episodes])
-        advantages = np.clip(rewards - self._averages(rewards), -3 * self._spread, 3 * self._spread) / self._spread
-        self._step([t.actions for t in episodes], advantages, book, explore=explore)
-        self._entropy *= self.settings.entropy_decay
+        """One update: towards the episodes that did better than the moving average, and towards the best plans so far.
 
-    def _averages(self, rewards: NDArray[np.float64]) -> float:
-        """The moving average of the reward, brought up to date; so is that of its squared distance."""
-        keep = self.settings.baseline_decay
-        self._mean = _moved(self._mean, float(rewards.mean()), keep)
-        self._variance = _moved(self._variance, float(np.square(rewards - self._mean).mean()), keep)
-        return self._mean
-
-    @property
-    def _spread(self) -> float:
-        return math.sqrt(self._variance or 0.0) + 1e-8
-
-    def _step(self, drawn: Sequence[Actions], advantages: Any, book: _Book[Any], *, explore: float) -> None:
-        s = self.settings
+        `explore` is the one that the episodes were drawn with: the gradient is that of the mixture, so it stays on policy.
+        """
+        s, count = self.settings, len(episodes)
         elites = book.elites(s.elites) if s.imitation else []
-        scores = self.policy.log_prob([*drawn, *(t.actions for t in elites)], self.allowed, explore=explore)
-        count = len(drawn)
-        loss = torch.zeros(())
-        if count:
-            weights = torch.as_tensor(np.asarray(advantages), dtype=torch.float32)
-            loss = loss - (weights * scores.log_prob[:count]).mean() - self._entropy * scores.entropy[:count].mean()
+        scores = self.policy.log_prob([t.actions for t in [*episodes, *elites]], self.allowed, explore=explore)
+        gain = (self._advantages(episodes) * scores.log_prob[:count]).mean()
+        loss = -gain - self._entropy * scores.entropy[:count].mean()
         if elites:
-            ranks = torch.exp(-torch.arange(len(elites)) / s.elite_scale)
-            loss = loss - s.imitation * (ranks / ranks.sum() * scores.log_prob[count:]).sum()
+            weights = torch.exp(-torch.arange(len(elites)) / s.elite_scale)
+            loss = loss - s.imitation * (weights / weights.sum() * scores.log_prob[count:]).sum()
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip)
         self._optimizer.step()
+        self._entropy *= s.entropy_decay
+
+    def _advantages(self, episodes: Sequence[Trial[Any]]) -> torch.Tensor:
+        """By how much each reward is above the moving average, in moving standard deviations, cut at 3."""
+        rewards = np.array([t.evaluation.reward for t in episodes])
+        keep = self.settings.baseline_decay
+        self._mean = _moved(self._mean, float(rewards.mean()), keep)
+        self._variance = _moved(self._variance, float(np.square(rewards - self._mean).mean()), keep)
+        scaled = (rewards - self._mean) / (math.sqrt(self._variance) + 1e-8)
+        return torch.as_tensor(np.clip(scaled, -3, 3), dtype=torch.float32)
 
 
 def _moved(average: float | None, value: float, keep: float) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from s2d_convert.channels import Channels
 from s2d_convert.graph import Graph, Node
 from s2d_convert.lower import BUILDERS, lower
-from s2d_convert.plan import Effective, Plan
+from s2d_convert.plan import Effective, identity_plan
 from s2d_convert.rules import Kind
 from s2d_convert.weights import Affine, Weights, initial_head
 
@@ -298,11 +298,6 @@ class StagedNet(nn.Module):
             assert isinstance(head, Head), "heads holds Head modules only"
             heads[tap] = (_numpy(head.weight), _numpy(head.bias))
         return Weights(mix, operands, heads)
-
-
-def identity_plan(graph: Graph, channels: Channels) -> Plan:
-    """One stage that holds everything: the static model."""
-    return Plan((graph.output,), (1,) * channels.units)
 
 
 def unsupported_nodes(graph: Graph) -> tuple[Node, ...]:

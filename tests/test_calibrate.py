@@ -159,7 +159,7 @@ def test_a_worked_example() -> None:
     confidence = np.array([[0.9, 0.8, 0.5, 0.4], [0.9, 0.9, 0.9, 0.9]], dtype=np.float32)
     correct = np.array([[True, True, False, False], [True, True, True, False]])
     policy = best_policy(confidence, correct, cost=[0.3, 0.6], budget=0.6)
-    assert policy.thresholds == (pytest.approx(0.65),)  # midway between 0.8 and 0.5
+    assert list(policy.thresholds) == pytest.approx([0.65])  # midway between 0.8 and 0.5
     assert policy.expected_accuracy == 0.75
     assert policy.expected_latency == pytest.approx(0.3 + 0.6 / 2)
     assert policy.exit_share == (0.5, 0.5)
