@@ -314,9 +314,11 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
         _fail(str(error), error.exit_code)
     except DispatcherError as error:
         _fail(str(error), OutputError.exit_code)
-    except click.ClickException as error:
-        error.show()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; run the same command with --resume to go on", EXIT_INTERRUPTED)
 

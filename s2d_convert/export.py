@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -135,6 +136,8 @@ def check_out(out: Path) -> None:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` when the block ends well, and vanishes otherwise."""
     check_out(out)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # of a run that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         yield partial

@@ -1,0 +1,114 @@
+"""A tiny classifier that converts in seconds: which quadrant of a 12x12 image is bright."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from s2d_convert import options
+from s2d_convert.options import ConvertOptions, Effort
+
+EFFORT = Effort(
+    supernet_epochs=0.1,
+    supernet_min_steps=6,
+    evaluations=5,
+    finetune_epochs=0.1,
+    finetune_min_steps=12,
+    baselines=True,
+    groups=2,
+    made_up_images=400,
+)
+TINY = "quick"  # the effort whose amounts the tests replace by EFFORT
+
+
+def use_tiny_effort(monkeypatch: object) -> None:
+    """Make `--effort quick` tiny for one test."""
+    monkeypatch.setattr(options, "EFFORTS", {**options.EFFORTS, TINY: EFFORT})  # type: ignore[attr-defined]
+
+
+def quadrants(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images float32 [B, 3, 12, 12] and labels int64 [B] of 4 classes; some are noisy, so that some are hard."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, count)
+    images = rng.normal(0, 1, (count, 3, 12, 12)) * rng.uniform(0.2, 2.0, (count, 1, 1, 1))
+    for row, label in enumerate(labels):
+        top, left = 6 * (label // 2), 6 * (label % 2)
+        images[row, :, top : top + 6, left : left + 6] += 1.0
+    return images.astype(np.float32), labels.astype(np.int64)
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def make_model(path: Path) -> None:
+    """Train for some seconds and export."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Block(16),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), Block(32),
+        nn.AvgPool2d(3), nn.Flatten(), nn.Linear(128, 4),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    for step in range(60):
+        images, labels = quadrants(64, step)
+        loss = nn.functional.cross_entropy(net(torch.from_numpy(images)), torch.from_numpy(labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    net.eval()
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            net, (torch.zeros(1, 3, 12, 12),), buffer, dynamo=False, opset_version=17,
+            input_names=["input"], output_names=["logits"], dynamic_axes={"input": {0: "N"}, "logits": {0: "N"}},
+        )  # fmt: skip
+    path.write_bytes(buffer.getvalue())
+
+
+def ask(folder: Path, **changes: object) -> ConvertOptions:
+    """Options for a conversion of the tiny model in `folder`."""
+    plain = {"model": folder / "tiny.onnx", "out": folder / "out", "data": folder / "data.npz", "budget": 0.7,
+             "effort": TINY, "flip": False, "device": "cpu"}  # fmt: skip
+    return ConvertOptions(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+class Listener:
+    """A reporter that remembers, and can interrupt at a step."""
+
+    def __init__(self, interrupt_at: str = "") -> None:
+        self.steps: list[str] = []
+        self.texts: list[str] = []
+        self.interrupt_at = interrupt_at
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
+
+    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
+        if self.steps and self.steps[-1] == self.interrupt_at and done > 1:
+            raise KeyboardInterrupt
