@@ -244,8 +244,8 @@ def test_a_search_ends_with_its_evaluations_and_repeats_with_its_seed(search: Se
 @pytest.mark.parametrize("search", [reinforce, random_search])
 @pytest.mark.parametrize("killed_after", [1, 13, 30])
 def test_a_killed_search_goes_the_same_way_again(search: Search, killed_after: int) -> None:
-    problem = Rising(*[4] * 12)
-    whole = search(problem, total, evaluations=30, seed=3)
+    problem = Knapsack(3, decisions=7, options=3)
+    whole = search(problem, problem.evaluate, evaluations=30, seed=3)
     lines = [json.dumps(trial_to_json(t, list(t.plan))) for t in whole.trials[:killed_after]]
     known = {tuple(e["plan"]): evaluation_from_json(e) for e in map(json.loads, lines)}
     fresh: list[Actions] = []
@@ -253,7 +253,7 @@ def test_a_killed_search_goes_the_same_way_again(search: Search, killed_after: i
     def evaluate(plan: Actions) -> Evaluation:
         assert plan not in known
         fresh.append(plan)
-        return total(plan)
+        return problem.evaluate(plan)
 
     resumed = search(problem, evaluate, evaluations=30, seed=3, known=known)
     assert [(t.actions, t.evaluation, t.repeated) for t in resumed.trials] == [

@@ -1,0 +1,149 @@
+"""Loading: what is simplified, what becomes symbolic, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers import assert_close, random_images, run
+from onnx import TensorProto, helper
+from text_nets import chain, net, residual
+
+from s2d_convert.errors import ModelError
+from s2d_convert.graph import PROBE_BATCH, graph_from_proto, load_graph
+
+
+def test_batchnorm_is_folded_and_shapes_leave_the_batch_out() -> None:
+    model = net(
+        """g (float[N,3,8,8] image) => (float[N,2] logits) {
+            a = Conv(image, wa)  n = BatchNormalization(a, s, b, m, v)  x = Relu(n)
+            p = GlobalAveragePool(x)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+        }""",
+        wa=(4, 3, 3, 3), s=(4,), b=(4,), m=(4,), v=(4,), wl=(2, 4),
+    )  # fmt: skip
+    for i in model.graph.initializer:
+        if i.name == "v":
+            i.CopyFrom(onnx.numpy_helper.from_array(np.full(4, 0.5, np.float32), "v"))
+    graph = graph_from_proto(model)
+    assert [n.op for n in graph.nodes] == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
+    assert graph.shapes["x"] == (4, 6, 6)
+    assert graph.classes == 2
+    feeds = random_images(model, 3, 0)
+    assert_close(run(graph.model, feeds), run(model, feeds))
+
+
+@pytest.mark.parametrize("batch", ["1", "4"])
+def test_a_fixed_batch_becomes_symbolic_also_inside_a_reshape(batch: str) -> None:
+    model = net(
+        f"""g (float[{batch},3,6,6] image) => (float[{batch},2] logits) <int64[2] flat = {{{batch},64}}> {{
+            a = Conv(image, wa)  x = Relu(a)  f = Reshape(x, flat)  logits = Gemm<transB=1>(f, wl)
+        }}""",
+        wa=(4, 3, 3, 3), wl=(2, 64),
+    )  # fmt: skip
+    graph = graph_from_proto(model)
+    images = np.random.default_rng(0).normal(size=(int(batch), 3, 6, 6)).astype(np.float32)
+    expected = run(model, {"image": images})["logits"]
+    for rows in (1, 3, PROBE_BATCH):
+        repeated = images[np.arange(rows) % len(images)]
+        assert_close(run(graph.model, {"image": repeated})["logits"], expected[np.arange(rows) % len(images)])
+
+
+@pytest.mark.parametrize(("op", "kind"), [("Softmax", "probabilities"), ("LogSoftmax", "log_probabilities")])
+def test_a_trailing_softmax_is_set_aside(op: str, kind: str) -> None:
+    model = net(
+        f"""g (float[N,3,6,6] image) => (float[N,2] y) {{
+            a = Conv(image, wa)  p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            y = {op}<axis=-1>(logits)
+        }}""",
+        wa=(4, 3, 3, 3), wl=(2, 4),
+    )  # fmt: skip
+    graph = graph_from_proto(model)
+    assert graph.output == "logits"
+    assert graph.output_kind == kind
+    assert [o.name for o in graph.model.graph.output] == ["y"]
+
+
+def test_old_opsets_are_upgraded() -> None:
+    model = chain()
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", 11))
+    graph = graph_from_proto(model)
+    assert graph.opset >= 13
+    feeds = random_images(model, 2, 0)
+    assert_close(run(graph.model, feeds), run(model, feeds))
+
+
+def test_a_dynamic_size_is_fixed_by_size() -> None:
+    text = """g (float[N,3,H,W] image) => (float[N,2] logits) {
+        a = Conv(image, wa)  p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+    }"""
+    model = net(text, wa=(4, 3, 3, 3), wl=(2, 4))
+    with pytest.raises(ModelError, match="--size"):
+        graph_from_proto(model)
+    assert graph_from_proto(model, size=(10, 12)).shapes["image"] == (3, 10, 12)
+    with pytest.raises(ModelError, match="is fixed to 8x8"):
+        graph_from_proto(chain(), size=(9, 9))
+
+
+def test_one_of_several_outputs_is_chosen_by_name() -> None:
+    model = residual()
+    model.graph.output.append(helper.make_tensor_value_info("f", TensorProto.FLOAT, ["N", 4]))
+    with pytest.raises(ModelError, match=r"2 outputs .* --output"):
+        graph_from_proto(model)
+    assert graph_from_proto(model, output="f").classes == 4
+    with pytest.raises(ModelError, match="no such output"):
+        graph_from_proto(model, output="x9")
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes", "message"),
+    [
+        ("g (float[N,3,4,4] a, float[N,3,4,4] b) => (float[N,3,4,4] y) { y = Add(a, b) }", {}, "2 inputs"),
+        ("g (float[N,12] a) => (float[N,2] y) { y = Gemm<transB=1>(a, w) }", {"w": (2, 12)}, "2 axes"),
+        (
+            "g (float[N,3,4,4] a) => (float[N,2] y) { f = Flatten(a) y = Gemm<transB=1>(f, w) }",
+            {"w": (2, 48)},
+            "no Conv",
+        ),
+        ("g (float[N,3,8,8] a) => (float[N,4,6,6] y) { y = Conv(a, w) }", {"w": (4, 3, 3, 3)}, "logits of shape"),
+        ("g (uint8[N,3,8,8] a) => (uint8[N,3,8,8] y) { y = Identity(a) }", {}, "type uint8"),
+        (
+            "g (float[N,3,8,8] a) => (float[N,2] y) { q = DynamicQuantizeLinear(a) y = Conv(a, w) }",
+            {"w": (2, 3, 8, 8)},
+            "quantise",
+        ),
+    ],
+)
+def test_what_is_no_static_classifier_is_refused(text: str, shapes: dict[str, tuple[int, ...]], message: str) -> None:
+    if "DynamicQuantizeLinear" in text:
+        model = chain()
+        model.graph.node.insert(0, helper.make_node("DynamicQuantizeLinear", ["image"], ["q", "s", "z"], name="quant"))
+    else:
+        model = net(text, **shapes)
+    with pytest.raises(ModelError, match=message):
+        graph_from_proto(model)
+
+
+def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    whole = chain().SerializeToString()
+    for name, content in {"text": b"hello", "empty": b"", "cut": whole[: len(whole) // 2]}.items():
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match="not a valid ONNX model"):
+            load_graph(path)
+    with pytest.raises(ModelError, match="no such file"):
+        load_graph(tmp_path / "missing.onnx")
+    with pytest.raises(ModelError, match="no such file"):
+        load_graph(tmp_path)
+
+
+def test_operators_outside_the_standard_are_named() -> None:
+    model = chain()
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    gelu = helper.make_node("Gelu", ["x"], ["x2"], domain="com.microsoft", name="odd")
+    model.graph.node.insert(2, gelu)
+    model.graph.node[3].input[0] = "x2"
+    with pytest.raises(ModelError, match=r"'odd' \(com.microsoft.Gelu\)"):
+        graph_from_proto(model)

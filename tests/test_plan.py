@@ -1,0 +1,122 @@
+"""Plans: the effective-stage rule by hand, dead channels, JSON, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from plans import analysed
+from text_nets import chain, residual
+
+from s2d_convert.errors import UsageError
+from s2d_convert.plan import NEVER, Conversion, Effective, Plan, candidate_taps, check_conversion, identity_plan
+from s2d_convert.split import split
+
+
+def test_effective_stages_by_hand() -> None:
+    graph, channels, _ = analysed(chain())
+    # Half of the first conv and a quarter of the second in stage 1, tap of stage 1 at the second ReLU.
+    stages = [1] * 4 + [2] * 4 + [1] * 4 + [2] * 12 + [1] * 5
+    effective = Effective(graph, channels, Plan(("y", "logits"), tuple(stages)))
+    assert effective.of("a").tolist() == [1] * 4 + [2] * 4
+    assert effective.of("y").tolist() == [1] * 4 + [2] * 12
+    assert effective.of("logits").tolist() == [2] * 5  # no earlier tap needs the classifier
+    second = next(n for n in graph.nodes if n.outputs[0] == "b")
+    mask = effective.mask(second)
+    assert mask[:4].tolist() == [[True] * 4 + [False] * 4] * 4
+    assert mask[4:].all()
+
+
+def test_an_early_tap_moves_everything_after_it_to_the_next_stage() -> None:
+    graph, channels, _ = analysed(chain())
+    effective = Effective(graph, channels, Plan(("x", "logits"), (1,) * channels.units))
+    assert set(effective.of("a").tolist()) == {1}
+    assert set(effective.of("b").tolist()) == {2}
+
+
+def test_a_block_without_units_in_a_stage_vanishes_from_it() -> None:
+    graph, channels, weights = analysed(residual())
+    inner = next(c for c in channels.classes if c.width == 6)
+    stages = np.ones(channels.units, dtype=int)
+    stages[list(inner.units)] = 2
+    stages[list(channels.classes[0].units)] = [1, 1, 2, 2]
+    plan = Plan(("y", "logits"), tuple(stages.tolist()))
+    effective = Effective(graph, channels, plan)
+    assert effective.live("b").tolist() == [False, False, True, True]
+    first, second = split(graph, channels, plan, weights)
+    assert [n.op_type for n in first.model.graph.node].count("Conv") == 1
+    assert [n.op_type for n in second.model.graph.node].count("Conv") == 3
+
+
+def test_pruned_units_are_never_computed() -> None:
+    graph, channels, weights = analysed(chain())
+    stages = [1] * 8 + [1] * 12 + [0] * 4 + [1] * 5
+    plan = Plan(("logits",), tuple(stages))
+    assert (Effective(graph, channels, plan).of("b")[12:] == NEVER).all()
+    (stage,) = split(graph, channels, plan, weights)
+    assert stage.parameters == 8 * 3 * 9 + 12 * 8 * 9 + 5 * 12 + 1  # and the temperature
+
+
+def test_taps_are_tensors_that_carry_everything() -> None:
+    graph, channels, _ = analysed(residual())
+    assert candidate_taps(graph, channels) == ("x", "f")
+
+
+def test_a_conversion_survives_json() -> None:
+    _, channels, _ = analysed(residual())
+    stages = np.random.default_rng(0).integers(0, 3, channels.units).tolist()
+    before = Conversion((Plan(("y", "logits"), tuple(stages)), Plan(("logits",), (1,) * channels.units)))
+    after = Conversion.from_json(before.to_json(channels), channels)
+    assert after == before
+    assert after.digest() == before.digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version"),
+        ({"chains": []}, "at least one chain"),
+        ({"chains": [{"taps": ["logits"]}]}, "units"),
+        ({"chains": [{"taps": [1], "units": {}}]}, "tensor names"),
+        ({"chains": [{"taps": ["logits"] * 5, "units": {}}]}, "tensor names"),
+        ({"chains": [{"taps": ["logits"], "units": {"nope": "1x8"}}]}, "no channel class 'nope'"),
+        ({"chains": [{"taps": ["logits"], "units": {"Conv_0": "1x7"}}]}, "names 7 units"),
+        ({"chains": [{"taps": ["logits"], "units": {"Conv_0": "x"}}]}, "run lengths"),
+        ({"chains": [{"taps": ["logits"], "units": {"Conv_0": 3}}]}, "run lengths"),
+    ],
+)
+def test_a_wrong_plan_file_is_refused_in_words(change: dict[str, Any], message: str) -> None:
+    _, channels, _ = analysed(chain())
+    first = channels.classes[0].name
+    text = {"version": 1, "chains": [{"taps": ["logits"], "units": {}}], **change}
+    for c in text["chains"]:
+        if "Conv_0" in c.get("units", {}):
+            c["units"] = {first: c["units"]["Conv_0"]}
+    with pytest.raises(UsageError, match=message):
+        Conversion.from_json(text, channels)
+
+
+@pytest.mark.parametrize(
+    ("taps", "stages", "message"),
+    [
+        (("nope", "logits"), [1] * 29, "cannot be a tap"),
+        (("image", "logits"), [1] * 29, "cannot be a tap"),
+        (("logits", "logits"), [1] * 29, "cannot be a tap"),
+        (("y", "logits"), [1] * 28, "28 units"),
+        (("logits",), [2] * 29, "only 1 taps"),
+        (("y", "logits"), [2] * 29, "no channel of its tap"),
+        (("logits",), [0] * 29, "pruned"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(taps: tuple[str, ...], stages: list[int], message: str) -> None:
+    graph, channels, _ = analysed(chain())
+    with pytest.raises(UsageError, match=message):
+        Effective(graph, channels, Plan(taps, tuple(stages)))
+
+
+def test_the_last_chain_ends_in_the_logits() -> None:
+    graph, channels, _ = analysed(chain())
+    with pytest.raises(UsageError, match="last tap"):
+        check_conversion(graph, channels, Conversion((Plan(("y",), (1,) * channels.units),)))
+    check_conversion(graph, channels, Conversion((identity_plan(graph, channels),)))
