@@ -249,6 +249,7 @@ class StagedNet(nn.Module):
         for measured in moments:
             measured.module.norm = measured.norm()
             measured.module.bias = None
+        self.eval()  # a fresh module starts in training mode
 
     def _wants_norm(self, node: Node) -> bool:
         if node.op != "Conv" or self._key[node.name] not in self.mixing:

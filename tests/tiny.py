@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 
@@ -75,14 +74,12 @@ def make_model(path: Path) -> None:
         loss.backward()
         optimizer.step()
     net.eval()
-    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
-            net, (torch.zeros(1, 3, 12, 12),), buffer, dynamo=False, opset_version=17,
+            net, (torch.zeros(1, 3, 12, 12),), str(path), dynamo=False, opset_version=17,
             input_names=["input"], output_names=["logits"], dynamic_axes={"input": {0: "N"}, "logits": {0: "N"}},
         )  # fmt: skip
-    path.write_bytes(buffer.getvalue())
 
 
 def ask(folder: Path, **changes: object) -> ConvertOptions:

@@ -1,0 +1,183 @@
+"""The staged module and its training: functions kept, masks faded, runs resumed bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nets
+import numpy as np
+import pytest
+import torch
+from helpers import assert_close, random_images, run
+from plans import analysed, random_plan
+from tiny import quadrants
+from torch import nn
+
+from s2d_convert.data import Images
+from s2d_convert.plan import Effective, identity_plan
+from s2d_convert.preprocess import make_preprocess
+from s2d_convert.split import split
+from s2d_convert.staged import Masks, StagedNet
+from s2d_convert.train import Choose, Progress, TrainSettings, exit_logits, train
+
+FAMILY = "resnet_preact"  # convs that get a norm back, and BatchNormalizations of its own
+
+
+def staged(family: str = FAMILY) -> tuple[StagedNet, Masks, dict[str, np.ndarray]]:
+    model = nets.export(family)
+    graph, channels, weights = analysed(model)
+    net = StagedNet(graph, channels, weights).eval()
+    return net, net.masks(Effective(graph, channels, identity_plan(graph, channels))), random_images(model, 16, 0)
+
+
+def images32(count: int, *, labelled: bool = True) -> Images:
+    """The quadrant task, its images in the corner of 32x32 ones."""
+    corner, labels = quadrants(count, 0)
+    pixels = np.zeros((count, 3, 32, 32), dtype=np.float32)
+    pixels[:, :, :12, :12] = corner
+    preprocess = make_preprocess(size=(32, 32), channels=3)
+    rows = np.arange(count)
+    if labelled:
+        return Images(pixels, preprocess, rows, labels, "labelled")
+    return Images(pixels, preprocess, rows, None, "unlabelled")
+
+
+class Corner(nn.Module):
+    """A small classifier that looks at the corner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(32, nets.CLASSES)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.body(x[:, :, :12, :12])
+        return logits
+
+
+def small_net32() -> tuple[StagedNet, Masks]:
+    graph, channels, weights = analysed(nets.to_onnx(Corner().eval()))
+    net = StagedNet(graph, channels, weights)
+    return net, net.masks(Effective(graph, channels, identity_plan(graph, channels)))
+
+
+def test_putting_norms_back_keeps_the_function() -> None:
+    net, masks, feeds = staged()
+    data = torch.from_numpy(feeds["input"])
+    with torch.no_grad():
+        before = net(data, masks)[0]
+        net.insert_norms([data])
+        assert len(net.all_norms()) > len([n for n in net.graph.nodes if n.op == "BatchNormalization"])
+        assert_close(net(data, masks)[0].numpy(), before.numpy())
+
+
+def test_norms_fold_into_the_exported_weights() -> None:
+    net, masks, feeds = staged()
+    data = torch.from_numpy(feeds["input"])
+    net.insert_norms([data])
+    with torch.no_grad():
+        for norm in net.all_norms():
+            norm.scale.mul_(torch.linspace(0.8, 1.2, len(norm.scale)))
+            norm.shift.add_(0.1)
+        expected = net(data, masks)[0].numpy()
+    (stage,) = split(net.graph, net.channels, identity_plan(net.graph, net.channels), net.weights())
+    assert_close(run(stage.model, feeds)["output"], expected)
+
+
+def test_recalibrated_statistics_are_those_of_the_batches() -> None:
+    net, masks, feeds = staged("vgg_bn")
+    data = torch.from_numpy(feeds["input"])
+    net.insert_norms([data])
+    first = net.all_norms()[0]
+    first.running_mean.fill_(7.0)
+    net.recalibrate([data], masks)
+    seen: list[torch.Tensor] = []
+    first.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        net(data, masks)
+    assert_close(first.running_mean.numpy(), seen[0].mean((0, 2, 3)).numpy())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_fade_between_nothing_and_the_plan(seed: int) -> None:
+    net, free, feeds = staged("resnet_basic")
+    data = torch.from_numpy(feeds["input"])
+    plan = random_plan(net.graph, net.channels, seed)
+    while plan.stages > 1:
+        seed += 10
+        plan = random_plan(net.graph, net.channels, seed)
+    masks = net.masks(Effective(net.graph, net.channels, plan))
+    with torch.no_grad():
+        assert_close(net(data, masks.faded(1.0))[0].numpy(), net(data, free)[0].numpy())
+        assert masks.faded(0.0) is masks
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_training_lowers_the_loss(labelled: bool) -> None:
+    net, masks = small_net32()
+    losses: list[float] = []
+
+    def teacher(batch: np.ndarray) -> np.ndarray:
+        means = batch[:, 0, :12, :12].reshape(len(batch), 2, 6, 2, 6).mean((2, 4)).reshape(len(batch), 4)
+        wide = np.full((len(batch), nets.CLASSES), -5.0, dtype=np.float32)
+        wide[:, :4] = 5 * means
+        return wide
+
+    settings = TrainSettings(steps=40, batch_size=32, learning_rate=0.05, level="none")
+    images = images32(256, labelled=labelled)
+    train(net, teacher, images, always(masks), settings=settings, seed=0, on_step=lambda p: losses.append(p.loss))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s2d_convert.train.CHECKPOINT_SECONDS", 0.0)
+    settings = TrainSettings(steps=8, batch_size=32)
+    whole, masks = small_net32()
+    train(whole, np_zeros, images32(96), always(masks), settings=settings, seed=3)
+    broken, masks = small_net32()
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            broken,
+            np_zeros,
+            images32(96),
+            always(masks),
+            settings=settings,
+            seed=3,
+            checkpoint=tmp_path / "c.pt",
+            on_step=stop,
+        )
+    again, masks = small_net32()
+    train(again, np_zeros, images32(96), always(masks), settings=settings, seed=3, checkpoint=tmp_path / "c.pt")
+    for (key, value), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(value, other), key
+
+
+def test_batch_statistics_leave_the_norms_as_they_were() -> None:
+    net, masks, feeds = staged("vgg_bn")
+    net.insert_norms([torch.from_numpy(feeds["input"])])
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    exit_logits(net, images32(20), masks, batch_statistics=True)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any(norm.training for norm in net.all_norms())
+
+
+def np_zeros(batch: np.ndarray) -> np.ndarray:
+    """A teacher that finds all classes equal."""
+    return np.zeros((len(batch), nets.CLASSES), dtype=np.float32)
+
+
+def always(masks: Masks) -> Choose:
+    """The same plan at every step."""
+
+    def choose(_step: int, _progress: float) -> Sequence[Masks]:
+        return (masks,)
+
+    return choose
