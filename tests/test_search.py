@@ -290,11 +290,10 @@ def test_a_collapsed_policy_explores_again() -> None:
 
 def test_a_small_optimum_is_found() -> None:
     problem = Knapsack(4, decisions=6, options=3)
-    best = max(problem.evaluate(a).reward for a in sequences(problem))
-    rewards = [
-        reinforce(problem, problem.evaluate, evaluations=80, seed=s).best.evaluation.reward / best for s in range(3)
-    ]
-    assert min(rewards) > 0.98
+    best = max(problem.evaluate(a).reward for a in sequences(problem))  # of 729
+    for seed in range(2):
+        found = reinforce(problem, problem.evaluate, evaluations=100, seed=seed)
+        assert found.best.evaluation.reward == best
 
 
 @pytest.mark.parametrize(
