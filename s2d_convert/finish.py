@@ -140,7 +140,7 @@ def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget
 def _policy_json(policy: calibrate.Policy) -> dict[str, Any]:
     return {
         "budget": policy.budget,
-        "thresholds": [round(float(t), 7) for t in policy.thresholds],
+        "thresholds": [float(t) for t in policy.thresholds],
         "expected_latency": round(policy.expected_latency, 5),
         "expected_accuracy": round(policy.expected_accuracy, 5),
         "exit_share": [round(float(s), 5) for s in policy.exit_share],

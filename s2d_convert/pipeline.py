@@ -197,7 +197,7 @@ def search(job: Job, space: PlanSpace, net: StagedNet) -> Conversion:
 
     starts = space.starts()
     some = tuple(
-        starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 3)).round().astype(int))
+        starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
     )
     results = [
         reinforce(
