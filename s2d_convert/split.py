@@ -16,6 +16,7 @@ joins of differently ordered operands and grouped convs ever need a Gather.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -269,27 +270,36 @@ class _Cutter:
         source, out, builder = self.graph.computed(node)[0], node.outputs[0], self.stages[stage - 1]
         if (out, stage) not in self.pieces and not self.channels.is_root(out):
             return  # a view: its channels are found through its roots
-        before, after = self.graph.shapes[source], self.graph.shapes[out]
         positions = self._moved(node, stage)
-        whole = self.channels.layouts[source].uniform
-        data, order = self.fetch(stage, source, positions, ordered=whole)
-        axis_in, axis_out = self.channels.layouts[source].axis, self.channels.layouts[out].axis
-        elements = np.arange(int(np.prod(before))).reshape(before)
-        full = self._move_elements(node, elements, after)
-        place = np.zeros(full.size, dtype=np.int64)
-        place[full] = np.arange(len(after) and after[axis_out]).reshape(
-            [-1 if a == axis_out else 1 for a in range(len(after))]
-        )
-        shape = list(after)
-        shape[axis_out] = len(self._made(node, stage))
-        part = self._move_elements(node, elements.take(order, axis=axis_in), tuple(shape))
-        kept = place[np.moveaxis(part, axis_out, 0).reshape(shape[axis_out], -1)[:, 0]]
+        shape = self._shape(out, len(self._made(node, stage)))
+        _, natural = self._arrange(source, positions)
+        kept = self._moved_places(node, np.array(natural), shape)
+        data, order = self.fetch(stage, source, positions, ordered=kept is None)
+        if kept is None:  # a reshape that cuts through the channels needs them in their original order
+            kept = self._moved_places(node, order, shape)
+            assert kept is not None, "channels in their original order stay a grid under any movement"
         if node.op in ("Transpose", "Squeeze", "Unsqueeze", "Flatten"):
             operands: list[str | Array] = [data, *(self.graph.constants[n] for n in node.inputs[1:])]
             name = builder.op(node.op, operands, out, shape, attrs=dict(node.attrs))
         else:
             name = builder.op("Reshape", [data, np.array([0, *shape])], out, shape)
         self._keep(out, stage, name, kept)
+
+    def _moved_places(self, node: Node, order: Array, shape: Sequence[int]) -> Array | None:
+        """The output positions that a movement gives when its input holds the channels in `order`, in their order.
+
+        None if that is not the movement of whole channels: found by moving the numbers of all elements.
+        """
+        source, out = self.graph.computed(node)[0], node.outputs[0]
+        before, after = self.graph.shapes[source], self.graph.shapes[out]
+        axis_in, axis_out = self.channels.layouts[source].axis, self.channels.layouts[out].axis
+        elements = np.arange(int(np.prod(before))).reshape(before)
+        full = self._move_elements(node, elements, after)
+        part = self._move_elements(node, elements.take(order, axis=axis_in), tuple(shape))
+        place = np.zeros(full.size, dtype=np.int64)
+        place[full] = np.arange(after[axis_out]).reshape([-1 if a == axis_out else 1 for a in range(len(after))])
+        kept: Array = place[np.moveaxis(part, axis_out, 0).reshape(shape[axis_out], -1)[:, 0]]
+        return kept if np.array_equal(full.take(kept, axis=axis_out), part) else None
 
     def _move_elements(self, node: Node, elements: Array, shape: tuple[int, ...]) -> Array:
         if node.op != "Transpose":

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import analysed, check_chain_law, possible_taps, run_chain
 from random_graphs import random_graphs
+from text_nets import net
 
 from s2d_convert.plan import Plan, candidate_taps
 from s2d_convert.split import split
@@ -76,3 +77,15 @@ def test_every_family_has_taps_and_splits_by_channels(family: str) -> None:
     assert len(candidate_taps(graph, channels)) >= 2
     # The shuffle of ShuffleNetV1 spreads every conv group over all groups of the next: one unit, depth only.
     assert any(group.splittable for group in channels.classes) == (family != "shufflenet_v1")
+
+
+def test_a_shuffle_into_a_grouped_conv_keeps_the_order_that_its_reshape_needs() -> None:
+    model = net(
+        """g (float[N,3,6,6] image) => (float[N,10] y) <int64[5] five = {0,2,4,6,6}, int64[4] four = {0,8,6,6}> {
+            a = Conv(image, wa)  q = Reshape(a, five)  t = Transpose<perm=[0,2,1,3,4]>(q)  x = Reshape(t, four)
+            b = Conv<group=2>(x, wb)  p = GlobalAveragePool(b)  f = Flatten(p)  y = Gemm<transB=1>(f, wl)
+        }""",
+        wa=(8, 3, 1, 1), wb=(8, 4, 1, 1), wl=(10, 8),
+    )  # fmt: skip
+    for seed in range(6):
+        check_chain_law(model, seed)
