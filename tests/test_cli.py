@@ -1,0 +1,139 @@
+"""The command line: every command is documented, every bad input ends in one sentence and its exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import pytest
+from text_nets import chain, residual
+
+from s2d_convert.cli import convert, main, s2d
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a model and some data."""
+    onnx.save(residual(), str(tmp_path / "model.onnx"))
+    onnx.save(chain(), str(tmp_path / "other.onnx"))
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(60, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "random.npz", images=images, labels=rng.integers(0, 3, 60))
+    np.savez(tmp_path / "high.npz", images=images, labels=np.full(60, 7))
+    np.savez(tmp_path / "nan.npz", images=np.full_like(images, np.nan))
+    np.save(tmp_path / "images.npy", images[:3])
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 5)))
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "plan.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of one command."""
+    try:
+        main(list(args))
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ("convert missing.onnx", 4, "no such file"),
+        ("convert text.onnx", 4, "not a valid ONNX model"),
+        ("convert there", 4, "no such file"),
+        ("convert model.onnx --budget 0", 2, "above 0 and at most 1"),
+        ("convert model.onnx --budget nan", 2, "above 0 and at most 1"),
+        ("convert model.onnx --budget 1.1", 2, "above 0 and at most 1"),
+        ("convert model.onnx --stages 5", 2, "2 to 4"),
+        ("convert model.onnx --threads 0", 2, "--threads 0"),
+        ("convert model.onnx --batch 0", 2, "--batch 0"),
+        ("convert model.onnx --seed -1", 2, "--seed -1"),
+        ("convert model.onnx --effort lazy", 2, "lazy"),
+        ("convert model.onnx --size 0x3", 2, "not a size"),
+        ("convert model.onnx --size 16", 4, "is fixed to 8x8"),
+        ("convert model.onnx --mean a,b", 2, "separated by commas"),
+        ("convert model.onnx --mean 1,2 --data random.npz", 2, "mean"),
+        ("convert model.onnx --provider Nope --data random.npz", 2, "--provider Nope"),
+        ("convert model.onnx --output nope", 4, "no such output"),
+        ("convert model.onnx --out there", 6, "exists already"),
+        ("convert model.onnx --data missing", 5, "missing"),
+        ("convert model.onnx --data there", 5, "empty"),
+        ("convert model.onnx --data high.npz", 5, "label"),
+        ("convert model.onnx --data nan.npz", 5, "nan.npz"),
+        ("convert model.onnx --data random.npz", 7, "near chance"),
+        ("split model.onnx --plan zigzag", 2, "identity, depth, width"),
+        ("split model.onnx --plan plan.json", 2, "not readable as JSON"),
+        ("split model.onnx --stages 5", 2, "1 to 4"),
+        ("split model.onnx --stages 4", 2, "fewer stages"),
+        ("split model.onnx --out there", 6, "exists already"),
+        ("inspect text.onnx", 4, "not a valid ONNX model"),
+        ("run there images.npy", 6, "manifest.json"),
+        ("evaluate missing --data random.npz", 6, "manifest.json"),
+        ("bench there", 6, "manifest.json"),
+        ("nonsense", 2, "nonsense"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str], args: str, code: int, words: str
+) -> None:
+    before = sorted(p.name for p in place.iterdir())
+    got, _, err = call(capsys, *args.split())
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert got == code, err
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "Traceback" not in err
+    assert sorted(p.name for p in place.iterdir()) == before
+
+
+def test_a_plan_goes_out_and_in_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for plan in ("identity", "depth", "width"):
+        assert call(capsys, "split", "model.onnx", "--plan", plan, "--out", plan)[0] == 0
+    assert call(capsys, "split", "model.onnx", "--plan", "width/plan.json", "--out", "again")[0] == 0
+    for file in ("stage1.onnx", "stage2.onnx", "plan.json"):
+        assert (place / "again" / file).read_bytes() == (place / "width" / file).read_bytes()
+
+
+def test_a_split_folder_runs_and_is_timed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "split", "model.onnx")
+    code, out, _ = call(capsys, "run", "model.s2d", "images.npy")
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    code, out, _ = call(capsys, "bench", "model.s2d", "--seconds", "0.1", "--json")
+    assert [row["name"] for row in json.loads(out)["rows"]] == ["static", "exit 1", "exit 2"]
+    assert call(capsys, "run", "model.s2d", "wrong.npy")[0] == 5
+    assert call(capsys, "bench", "model.s2d", "--model", "other.onnx")[0] == 4
+    code, _, err = call(capsys, "evaluate", "model.s2d", "--data", "random.npz")
+    assert (code, "no preprocessing" in err) == (5, True)
+
+
+def test_inspect_tells_what_can_be_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "inspect", "model.onnx", "--json")
+    about = json.loads(out)
+    assert code == 0
+    assert [c["channels"] for c in about["classes"]] == [4, 6, 3]
+    assert about["splittable_macs"] > 0.9
+    assert [t["tensor"] for t in about["taps"]] == ["x", "f"]
+    assert "channel classes" in call(capsys, "inspect", "model.onnx")[1]
+
+
+def commands() -> Iterator[click.Command]:
+    yield from s2d.commands.values()
+
+
+@pytest.mark.parametrize("command", [*commands(), convert], ids=lambda c: str(c.name))
+def test_every_command_and_option_is_documented(command: click.Command) -> None:
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{command.name} {parameter.name}"
