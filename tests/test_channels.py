@@ -148,3 +148,76 @@ def test_softmax_is_opaque_only_over_the_channels(axis: int) -> None:
         )
     )  # fmt: skip
     assert channels.classes[0].splittable == (axis == -1)
+
+
+def test_a_concat_is_a_view_of_its_parts() -> None:
+    channels = channels_of(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) {
+                a = Conv(image, wa)  b = Conv(a, wb)  c = Concat<axis=1>(b, a)
+                d = Conv(c, wd)  p = GlobalAveragePool(d)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            }""",
+            wa=(3, 3, 1, 1), wb=(2, 3, 1, 1), wd=(4, 5, 1, 1), wl=(2, 4),
+        )
+    )  # fmt: skip
+    view = channels.layouts["c"]
+    assert not channels.is_root("c")
+    assert view.roots == ("b", "a")
+    assert view.root.tolist() == [0, 0, 1, 1, 1]
+    assert view.position.tolist() == [0, 1, 0, 1, 2]
+    assert view.units.tolist() == [*channels.layouts["b"].units.tolist(), *channels.layouts["a"].units.tolist()]
+    assert widths(channels) == [(3, 1, True), (2, 1, True), (4, 1, True), (2, 1, False)]
+
+
+def test_a_split_gives_two_views_and_divides_a_class() -> None:
+    channels = channels_of(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) {
+                a = Conv(image, wa)  l, r = Split<axis=1>(a, sizes)  b = Conv(r, wb)  t = Add(l, b)
+                p = GlobalAveragePool(t)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            }""".replace("=> (float[N,2] logits) {", "=> (float[N,2] logits) <int64[2] sizes = {2,3}> {"),
+            wa=(5, 3, 1, 1), wb=(2, 3, 1, 1), wl=(2, 2),
+        )
+    )  # fmt: skip
+    left, right = channels.layouts["l"], channels.layouts["r"]
+    assert (left.roots, left.position.tolist()) == (("a",), [0, 1])
+    assert (right.roots, right.position.tolist()) == (("a",), [2, 3, 4])
+    # The left part is added to what the second conv makes, the right one stands alone.
+    assert channels.layouts["b"].units.tolist() == left.units.tolist()
+    assert widths(channels) == [(2, 2, True), (3, 1, True), (2, 1, False)]
+
+
+def test_ties_found_late_reach_back() -> None:
+    channels = channels_of(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) {
+                a = Conv(image, wa)  b = Conv(a, wb)  c = Conv(b, wc)  t = Add(a, b)  u = Add(t, c)
+                p = GlobalAveragePool(u)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            }""",
+            wa=(4, 3, 1, 1), wb=(4, 4, 1, 1), wc=(4, 4, 1, 1), wl=(2, 4),
+        )
+    )  # fmt: skip
+    assert widths(channels) == [(4, 3, True), (2, 1, False)]
+    assert [channels.layouts[n].units.tolist() for n in "abctu"] == [[0, 1, 2, 3]] * 5
+
+
+def test_a_class_is_named_after_its_first_producer_and_knows_its_units() -> None:
+    graph = graph_from_proto(residual())
+    channels = analyse(graph)
+    stem, inner, last = channels.classes
+    assert stem.name == graph.producer["s"].name
+    assert stem.producers == (graph.producer["s"].name, graph.producer["b"].name)
+    assert (stem.width, inner.width, last.width) == (4, 6, 3)
+    assert channels.class_of.tolist() == [0] * 4 + [1] * 6 + [2] * 3
+
+
+def test_logits_that_come_straight_from_a_conv_are_fixed() -> None:
+    channels = channels_of(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) {
+                a = Conv(image, wa)  b = Conv(a, wb)  p = GlobalAveragePool(b)  logits = Flatten(p)
+            }""",
+            wa=(4, 3, 1, 1), wb=(2, 4, 1, 1),
+        )
+    )  # fmt: skip
+    assert widths(channels) == [(4, 1, True), (2, 1, False)]

@@ -147,3 +147,104 @@ def test_operators_outside_the_standard_are_named() -> None:
     model.graph.node[3].input[0] = "x2"
     with pytest.raises(ModelError, match=r"'odd' \(com.microsoft.Gelu\)"):
         graph_from_proto(model)
+
+
+def test_an_image_with_channels_last_keeps_its_axes() -> None:
+    text = """g (float[N,H,W,3] image) => (float[N,2] logits) {
+        t = Transpose<perm=[0,3,1,2]>(image)  a = Conv(t, wa)  p = GlobalAveragePool(a)  f = Flatten(p)
+        logits = Gemm<transB=1>(f, wl)
+    }"""
+    model = net(text, wa=(4, 3, 3, 3), wl=(2, 4))
+    graph = graph_from_proto(model, size=(6, 9))
+    assert graph.shapes["image"] == (6, 9, 3)
+    assert graph.shapes["t"] == (3, 6, 9)
+    assert graph.nodes[0].op == "Transpose"
+    feeds = {"image": np.random.default_rng(0).normal(size=(3, 6, 9, 3)).astype(np.float32)}
+    assert_close(run(graph.model, feeds), run(model, feeds))
+
+
+POOLED = "p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes", "message"),
+    [
+        # The number of channels is not known.
+        (f"(float[N,C,8,8] image) => (float[N,2] logits) {{ a = Conv(image, wa) {POOLED} }}", {}, "number of channels"),
+        # One class is no classification.
+        (f"(float[N,3,8,8] image) => (float[N,1] logits) {{ a = Conv(image, wa) {POOLED} }}", {"wl": (1, 4)}, "K >= 2"),
+        # Places of the feature map have become rows of the batch.
+        (
+            """(float[N,3,8,8] image) => (float[M,2] logits) <int64[2] r = {-1,4}>
+            { a = Conv(image, wa)  f = Reshape(a, r)  logits = Gemm<transB=1>(f, wl) }""",
+            {},
+            "axis 0 is not the batch",
+        ),
+        # How many values there are depends on the values.
+        (
+            """(float[N,3,8,8] image) => (float[N,2] logits)
+            { a = Conv(image, wa)  z = NonZero(a)  c = Cast<to=1>(z)  logits = Transpose(c) }""",
+            {},
+            "not static after simplification",
+        ),
+        # The classifier expects five features of four.
+        (
+            f"(float[N,3,8,8] image) => (float[N,2] logits) {{ a = Conv(image, wa) {POOLED} }}",
+            {"wl": (2, 5)},
+            "onnxruntime cannot load",
+        ),
+    ],
+    ids=["dynamic channels", "one class", "batch and space mixed", "value-dependent shapes", "shapes that clash"],
+)
+def test_what_cannot_be_reasoned_about_is_refused(text: str, shapes: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        graph_from_proto(net(f"g {text}", **{"wa": (4, 3, 3, 3), "wl": (2, 4), **shapes}))
+
+
+def test_a_size_may_fill_in_what_is_free_but_not_change_what_is_fixed() -> None:
+    text = f"g (float[N,3,8,W] image) => (float[N,2] logits) {{ a = Conv(image, wa) {POOLED} }}"
+    model = net(text, wa=(4, 3, 3, 3), wl=(2, 4))
+    assert graph_from_proto(model, size=(8, 10)).shapes["image"] == (3, 8, 10)
+    with pytest.raises(ModelError, match="--size 9x10"):
+        graph_from_proto(model, size=(9, 10))
+
+
+def test_an_opset_that_cannot_be_upgraded_is_refused() -> None:
+    model = chain()
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", 1))  # Gemm broadcast by an attribute then
+    with pytest.raises(ModelError, match="opset 1 could not be upgraded"):
+        graph_from_proto(model)
+
+
+def test_inputs_that_nothing_reads_or_that_are_weights_do_not_count() -> None:
+    model = chain()
+    model.graph.input.append(helper.make_tensor_value_info("spare", TensorProto.FLOAT, ["N", 7]))
+    for i in model.graph.initializer:  # as files of the first ONNX years list them
+        model.graph.input.append(helper.make_tensor_value_info(i.name, TensorProto.FLOAT, list(i.dims)))
+    graph = graph_from_proto(model)
+    assert graph.image == "image"
+    assert [n.op for n in graph.nodes] == [n.op for n in graph_from_proto(chain()).nodes]
+
+
+def test_the_models_own_proto_is_left_as_it_was() -> None:
+    model = chain()
+    before = model.SerializeToString()
+    graph_from_proto(model)
+    assert model.SerializeToString() == before
+
+
+def test_every_node_has_a_name_of_its_own() -> None:
+    model = residual()
+    model.graph.node[0].name = "Relu_1"  # what the second node, which has no name, would be called
+    names = [n.name for n in graph_from_proto(model).nodes]
+    assert names[:2] == ["Relu_1", "Relu_1_"]
+    assert len(set(names)) == len(names)
+
+
+def test_readers_and_makers_of_a_tensor() -> None:
+    graph = graph_from_proto(residual())
+    assert graph.producer["t"].op == "Add"
+    assert "image" not in graph.producer
+    assert [(node.op, index) for node, index in graph.consumers["x"]] == [("Conv", 0), ("Add", 1)]
+    assert graph.consumers["logits"] == ()

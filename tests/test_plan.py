@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from plans import analysed
-from text_nets import chain, residual
+from text_nets import chain, net, residual
 
 from s2d_convert.errors import UsageError
 from s2d_convert.plan import NEVER, Conversion, Effective, Plan, candidate_taps, check_conversion, identity_plan
@@ -120,3 +120,92 @@ def test_the_last_chain_ends_in_the_logits() -> None:
     with pytest.raises(UsageError, match="last tap"):
         check_conversion(graph, channels, Conversion((Plan(("y",), (1,) * channels.units),)))
     check_conversion(graph, channels, Conversion((identity_plan(graph, channels),)))
+
+
+def test_units_are_written_as_run_lengths_per_class() -> None:
+    _, channels, _ = analysed(chain())
+    stages = (1,) * 4 + (2,) * 4 + (0,) * 16 + (2, 2, 1, 1, 1)
+    written = Conversion((Plan(("y", "logits"), stages),)).to_json(channels)
+    first, second, logits = (group.name for group in channels.classes)
+    units = {first: "1x4 2x4", second: "0x16", logits: "2x2 1x3"}
+    assert written == {"version": 1, "chains": [{"taps": ["y", "logits"], "units": units}]}
+
+
+def test_a_class_that_a_plan_file_leaves_out_is_in_stage_1() -> None:
+    _, channels, _ = analysed(chain())
+    data = {"version": 1, "chains": [{"taps": ["y", "logits"], "units": {channels.classes[0].name: "2x8"}}]}
+    assert Conversion.from_json(data, channels).chains[0].stages_of_units == (2,) * 8 + (1,) * 21
+
+
+def test_digests_tell_plans_apart() -> None:
+    base = Plan(("y", "logits"), (1, 2, 1))
+    others = [
+        Conversion((Plan(("x", "logits"), (1, 2, 1)),)),
+        Conversion((Plan(("y", "logits"), (1, 1, 2)),)),
+        Conversion((base, base)),
+    ]
+    digests = {Conversion((base,)).digest(), *(c.digest() for c in others)}
+    assert len(digests) == 4
+    assert Conversion((Plan(("y", "logits"), (1, 2, 1)),)).digest() in digests
+    assert {len(d) for d in digests} == {16}
+
+
+@pytest.mark.parametrize("data", [None, [], "plan", {}, {"version": "1"}])
+def test_a_file_that_is_no_plan_is_refused(data: object) -> None:
+    _, channels, _ = analysed(chain())
+    with pytest.raises(UsageError, match="version"):
+        Conversion.from_json(data, channels)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"), [("-1x8", "names 8 units"), ("1x9", "names 9 units"), ("", "names 0 units"), ("1x", "run len")]
+)
+def test_wrong_run_lengths_are_refused(runs: str, message: str) -> None:
+    _, channels, _ = analysed(chain())
+    data = {"version": 1, "chains": [{"taps": ["logits"], "units": {channels.classes[0].name: runs}}]}
+    with pytest.raises(UsageError, match=message):
+        Conversion.from_json(data, channels)
+
+
+def test_all_chains_together_have_at_most_four_stages() -> None:
+    graph, channels, _ = analysed(chain())
+    ones = (1,) * channels.units
+    three, two = Plan(("x", "y", "logits"), ones), Plan(("y", "logits"), ones)
+    check_conversion(graph, channels, Conversion((three, identity_plan(graph, channels))))
+    with pytest.raises(UsageError, match="5 stages in all"):
+        check_conversion(graph, channels, Conversion((three, two)))
+    with pytest.raises(UsageError, match="5 stages; 1 to 4"):
+        Effective(graph, channels, Plan(("x", "x", "y", "y", "logits"), ones))
+
+
+def test_a_pruned_inside_makes_a_block_dead_bias_and_all() -> None:
+    graph, channels, _ = analysed(residual())
+    stages = np.ones(channels.units, dtype=int)
+    stages[list(channels.classes[1].units)] = 0
+    effective = Effective(graph, channels, Plan(("logits",), tuple(stages.tolist())))
+    assert not effective.live("a").any()
+    assert not effective.live("b").any()  # although its conv has a bias
+    assert effective.live("t").all()  # the identity still flows
+    assert effective.live("logits").all()
+    assert not effective.mask(graph.producer["b"]).any()
+
+
+def test_depth_is_the_first_stage_that_needs_a_node() -> None:
+    graph, channels, _ = analysed(residual())
+    depth = Effective(graph, channels, Plan(("x", "y", "logits"), (1,) * channels.units)).depth
+    found = {name: depth[graph.producer[name].name] for name in ("s", "x", "a", "b", "t", "y", "f", "logits")}
+    assert found == {"s": 1, "x": 1, "a": 2, "b": 2, "t": 2, "y": 2, "f": 3, "logits": 3}
+
+
+def test_a_growing_concat_is_a_tap_and_its_branch_is_not() -> None:
+    graph, channels, _ = analysed(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) {
+                s = Conv(image, ws)  a = Conv(s, wa)  c = Concat<axis=1>(s, a)
+                b = Conv(c, wb)  d = Concat<axis=1>(c, b)  e = Conv(d, we)  y = Relu(e)
+                p = GlobalAveragePool(y)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            }""",
+            ws=(4, 3, 1, 1), wa=(2, 4, 1, 1), wb=(2, 6, 1, 1), we=(6, 8, 1, 1), wl=(2, 6),
+        )
+    )  # fmt: skip
+    assert candidate_taps(graph, channels) == ("s", "c", "d", "f")

@@ -12,7 +12,7 @@ from text_nets import chain, residual
 
 from s2d_convert.plan import PRUNED, check_conversion
 from s2d_convert.search import random_actions
-from s2d_convert.space import CASCADE, LINKED, PlanSpace, divide
+from s2d_convert.space import CASCADE, LINKED, PlanSpace, divide, importance, mac_shares, node_macs
 
 
 def space_of(name: str, stages: int, groups: int = 4) -> PlanSpace:
@@ -67,3 +67,81 @@ def test_a_stage_can_do_without_the_inside_of_a_block_but_not_without_a_chain() 
         graph, channels, weights = analysed(model)
         found = divide(graph, channels, weights, groups=2, block=8)
         assert [d.optional for d in found] == optional
+
+
+def by_hand(stages: int, *, kinds: tuple[int, ...] = (LINKED, CASCADE)) -> PlanSpace:
+    """The space of `chain` with two groups per class: taps 'x' and 'f'."""
+    graph, channels, weights = analysed(chain())
+    divisions = divide(graph, channels, weights, groups=2, block=4)
+    return PlanSpace(graph, channels, divisions, stages=stages, kinds=kinds)
+
+
+def test_decisions_by_hand() -> None:
+    space = by_hand(2)
+    assert space.taps == ("x", "f")
+    assert space.sizes == (2, 2, 3, 3)  # kind; tap, groups of the first conv, groups of the second
+    assert space.allowed((LINKED,)).tolist() == [True, True]
+    assert space.allowed((LINKED, 1)).tolist() == [False, True, True]  # a chain cannot do without a class
+    # An exit at the first ReLU never computes the second conv: one spelling only.
+    assert space.allowed((LINKED, 0, 1)).tolist() == [False, False, True]
+    (plan,) = space.decode((LINKED, 1, 1, 2)).chains
+    first, second = space.divisions
+    assert [plan.stages_of_units[u] for u in first.chunks[0]] == [1] * 4
+    assert [plan.stages_of_units[u] for u in first.chunks[1]] == [2] * 4
+    assert {plan.stages_of_units[u] for chunk in second.chunks for u in chunk} == {1}
+
+
+def test_a_kind_that_is_not_offered_is_not_allowed() -> None:
+    space = by_hand(2, kinds=(CASCADE,))
+    assert space.allowed(()).tolist() == [False, True]
+    assert all(actions[0] == CASCADE for actions in (*space.starts(), *space.uniform()))
+
+
+def test_a_later_stage_never_has_less() -> None:
+    space = by_hand(3)
+    assert space.allowed((LINKED, 1, 2, 1)).tolist() == [False, True]  # the tap
+    assert space.allowed((LINKED, 1, 2, 1, 1)).tolist() == [False, False, True]  # the first conv
+    assert space.allowed((LINKED, 1, 2, 1, 1, 2)).tolist() == [False, True, True]  # the second
+
+
+def test_a_stage_that_adds_nothing_is_dropped() -> None:
+    space = by_hand(3)
+    twice = space.decode((LINKED, 1, 1, 1, 1, 1, 1))
+    assert twice == by_hand(2).decode((LINKED, 1, 1, 1))
+    assert twice.stages == 2
+
+
+@given(data=st.data())
+@settings(max_examples=20)
+def test_any_string_of_allowed_options_is_a_valid_conversion(data: st.DataObject) -> None:
+    space = by_hand(data.draw(st.integers(2, 4)))
+    chosen: tuple[int, ...] = ()
+    for _ in space.sizes:
+        chosen += (data.draw(st.sampled_from(np.flatnonzero(space.allowed(chosen)).tolist())),)
+    conversion = space.decode(chosen)
+    check_conversion(space.graph, space.channels, conversion)
+    assert conversion.stages <= space.stages
+
+
+def test_a_narrow_class_is_divided_evenly() -> None:
+    graph, channels, weights = analysed(residual())
+    stream, inner = divide(graph, channels, weights, groups=3, block=16)
+    assert sorted(len(chunk) for chunk in stream.chunks) == [1, 1, 2]
+    assert [len(chunk) for chunk in inner.chunks] == [2, 2, 2]
+
+
+def test_what_matters_most_comes_first() -> None:
+    graph, channels, weights = analysed(chain())
+    score = importance(graph, channels, weights)
+    for division in divide(graph, channels, weights, groups=4, block=2):
+        order = [score[u] for chunk in division.chunks for u in chunk]
+        assert order == sorted(order, reverse=True)
+
+
+def test_macs_by_hand() -> None:
+    graph, channels, _ = analysed(chain())
+    first, second, last = 8 * 27 * 36, 16 * 72 * 16, 5 * 16
+    assert list(node_macs(graph, channels).values()) == [first, second, last]
+    total = first + second + last
+    shares = mac_shares(graph, channels, ("x", "y", "logits"))
+    assert shares == pytest.approx({"x": first / total, "y": (first + second) / total, "logits": 1.0})
