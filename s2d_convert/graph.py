@@ -29,6 +29,7 @@ MIN_OPSET = 13
 UPGRADE_OPSET = 17
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
+BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
@@ -131,7 +132,9 @@ def graph_from_proto(
     model = _simplify(model)
     shapes = _infer_shapes(model)
     model = _make_batch_symbolic(model, batch, shapes)
-    return _view(model, batch, shapes)
+    graph = _view(model, batch, shapes)
+    _check_rows(graph)
+    return graph
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -148,7 +151,8 @@ def _refuse_quantised(model: onnx.ModelProto) -> None:
     found = [n for n in model.graph.node if n.op_type in QUANTISED]
     if found:
         raise ModelError(
-            f"node '{found[0].name}' ({found[0].op_type}) and {len(found) - 1} more: the model is quantised; "
+            f"node '{found[0].name or found[0].output[0]}' ({found[0].op_type}) and {len(found) - 1} more: the model is "
+            "quantised; "
             "convert the float32 model first and quantise the exported stages afterwards"
         )
 
@@ -253,7 +257,7 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         simplified = onnx.load(str(target))
     foreign = [n for n in simplified.graph.node if n.domain not in ("", "ai.onnx")]
     if foreign:
-        names = ", ".join(f"'{n.name}' ({n.domain}.{n.op_type})" for n in foreign)
+        names = ", ".join(f"'{n.name or n.output[0]}' ({n.domain}.{n.op_type})" for n in foreign)
         raise ModelError(f"operators outside the ONNX standard are not supported: {names}; export without them")
     version = opset_of(simplified)
     del simplified.opset_import[:]
@@ -272,7 +276,7 @@ def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         dims = value.type.tensor_type.shape.dim
         if all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
-    missing = [n.name for n in model.graph.node for o in n.output if o and o not in shapes]
+    missing = [n.name or o for n in model.graph.node for o in n.output if o and o not in shapes]
     if missing:
         raise ModelError(
             f"nodes {', '.join(missing)}: shapes are not static after simplification; export with fixed shapes"
@@ -282,7 +286,7 @@ def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 def _make_batch_symbolic(model: onnx.ModelProto, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """Free the batch axis: also inside constant Reshape shapes. Raises ModelError where batch and features mix."""
-    mixed = [n.name for n in model.graph.node for o in n.output if o and shapes[o][:1] != (batch,)]
+    mixed = [n.name or o for n in model.graph.node for o in n.output if o and shapes[o][:1] != (batch,)]
     if mixed:
         raise ModelError(
             f"nodes {', '.join(mixed)}: axis 0 is not the batch; only models that keep it there are supported"
@@ -291,6 +295,11 @@ def _make_batch_symbolic(model: onnx.ModelProto, batch: int, shapes: Mapping[str
     for node in model.graph.node:
         if node.op_type != "Reshape":
             continue
+        if node.input[1] not in constants:
+            raise ModelError(
+                f"node '{node.name or node.output[0]}' (Reshape): its shape is computed from the image; "
+                "export with fixed shapes"
+            )
         target = numpy_helper.to_array(constants[node.input[1]]).copy()
         if target[0] == batch:
             target[0] = -1 if -1 not in target else 0
@@ -304,6 +313,28 @@ def _make_batch_symbolic(model: onnx.ModelProto, batch: int, shapes: Mapping[str
             dims[0].dim_param = "N"
     del model.graph.value_info[:]
     return model
+
+
+def _check_rows(graph: Graph) -> None:
+    """Raise ModelError unless every row of a batch is answered as it is alone.
+
+    A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).normal(size=(3, *graph.shapes[graph.image])).astype(np.float32)
+    try:
+        alone = np.concatenate([session.run(None, {graph.image: images[i : i + 1]})[0] for i in range(3)])
+        together = session.run(None, {graph.image: images})[0]
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on other batch lengths ({_first_line(error)}); export it with a dynamic batch"
+        ) from error
+    tolerance = BATCH_TOLERANCE * max(1.0, float(np.abs(alone).max()))
+    if together.shape != alone.shape or not np.allclose(together, alone, rtol=0, atol=tolerance, equal_nan=True):
+        raise ModelError("the model answers an image differently in a batch and alone; export it with a dynamic batch")
 
 
 def _view(model: onnx.ModelProto, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> Graph:

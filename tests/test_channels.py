@@ -50,6 +50,20 @@ def test_a_padded_shortcut_ties_only_the_channels_that_are_there() -> None:
     assert channels.layouts["q"].units.tolist() == [FREE, *stream, FREE]
 
 
+def test_a_sum_takes_its_units_from_whichever_operand_has_one() -> None:
+    channels = channels_of(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) <int64[8] pads = {0,1,0,0,0,1,0,0}> {
+                a = Conv(image, wa)  q = Pad(a, pads)  b = Conv(a, wb)  t = Add(q, b)
+                p = GlobalAveragePool(t)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            }""",
+            wa=(4, 3, 1, 1), wb=(6, 4, 1, 1), wl=(2, 6),
+        )
+    )  # fmt: skip
+    assert channels.layouts["t"].units.tolist() == channels.layouts["b"].units.tolist()
+    assert FREE not in channels.layouts["t"].units
+
+
 def test_depthwise_channels_are_those_of_their_input() -> None:
     channels = channels_of(
         net(

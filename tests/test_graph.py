@@ -248,3 +248,17 @@ def test_readers_and_makers_of_a_tensor() -> None:
     assert "image" not in graph.producer
     assert [(node.op, index) for node, index in graph.consumers["x"]] == [("Conv", 0), ("Add", 1)]
     assert graph.consumers["logits"] == ()
+
+
+@pytest.mark.parametrize(
+    "line", ["u = Resize(a, , , z)", "u = ReduceMean<axes=[0], keepdims=1>(a)", "u = Softmax<axis=0>(a)"]
+)
+def test_a_baked_batch_of_one_is_noticed(line: str) -> None:
+    model = net(
+        f"""g (float[1,3,6,6] image) => (float[1,2] logits) <int64[4] z = {{1,4,8,8}}> {{
+            a = Conv(image, wa)  {line}  p = GlobalAveragePool(u)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+        }}""",
+        wa=(4, 3, 3, 3), wl=(2, 4),
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="dynamic batch"):
+        graph_from_proto(model)

@@ -147,6 +147,16 @@ def test_a_head_that_was_not_given_starts_from_the_classifier() -> None:
     assert_close(stored[gemm.input[1]], graph.constants["wl"][:, :4])
 
 
+def test_a_head_reads_the_columns_of_its_own_channels() -> None:
+    model = chain()
+    graph, channels, weights = analysed(model)
+    head = (np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32), np.zeros(5, np.float32))
+    plan = Plan(("y", "logits"), (2, 1) * 4 + (2,) * 12 + (1,) * 4 + (1,) * 5)  # the last four channels of the tap
+    first, _ = split(graph, channels, plan, weights.with_heads({"y": head}))
+    answer = run(first.model, random_images(model, 3, 0))
+    assert_close(answer["output"], answer["y.s1"].mean((2, 3)) @ head[0][:, 12:].T)
+
+
 @pytest.mark.parametrize("family", ["resnet_option_a", "wide_resnet", "densenet"])
 def test_width_plans_of_plain_families_need_no_gather(family: str) -> None:
     graph, channels, weights = analysed(nets.export(family))

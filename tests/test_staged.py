@@ -214,6 +214,9 @@ def test_a_pruned_block_is_dead_with_its_norms() -> None:
     x = F.conv2d(images(model, 3, 1), torch.tensor(constants["ws"]), torch.tensor(constants["bs"]), padding=1).relu()
     expected = x.mean((2, 3)) @ torch.tensor(constants["wl"]).T + torch.tensor(constants["bl"])
     assert_close(before[0], expected)
+    # Faded in whole, it comes back with its biases and norms.
+    static = run(model, random_images(model, 3, 1))["logits"]
+    assert_close(answers(staged, masks.faded(1), images(model, 3, 1))[0], static)
 
 
 # --- state ------------------------------------------------------------------------------------------
