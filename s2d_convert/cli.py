@@ -21,7 +21,7 @@ from s2d_convert.describe import describe
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_INTERRUPTED, DataError, OutputError, S2DError, UsageError
 from s2d_convert.folders import open_export, preprocess_in, split_model
 from s2d_convert.measure import bench, measure
-from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions
+from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions, check_running
 from s2d_convert.pipeline import convert as run_convert
 from s2d_convert.prepare import read_graph
 from s2d_convert.preprocess import IMAGE_SUFFIXES, PRESETS, UNREADABLE, read_image
@@ -232,6 +232,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure OUT on images: accuracy, exits and latency, beside the static model in the same run."""
+    check_running(threads=threads, batch=batch, budget=budget)
     with open_export(folder, static=static, threads=threads, provider=provider) as (runner, reference):
         preprocess = preprocess_in(runner.manifest, reference.graph)
         images = load_all(data, preprocess=preprocess, classes=reference.graph.classes)
@@ -254,6 +255,7 @@ def bench_command(
     folder: Path, static: Path | None, threads: int, batch: int, provider: str, seconds: float, as_json: bool
 ) -> None:
     """Time every way out of OUT and the static model, interleaved in one run: medians, ratios and spread."""
+    check_running(threads=threads, batch=batch)
     if not 0 < seconds <= 3600:
         raise UsageError(f"--seconds {seconds:g}: above 0 and at most 3600 is allowed")
     with open_export(folder, static=static, threads=threads, provider=provider) as (runner, reference):
@@ -271,6 +273,7 @@ def bench_command(
 @click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime.")
 def run(folder: Path, image: Path, budget: float | None, threads: int) -> None:
     """Answer for one image file, or for an .npy of model input: class, confidence and the stage that answered."""
+    check_running(threads=threads, batch=1, budget=budget)
     with Dispatcher(folder, threads=threads) as runner:
         answer = runner(read_input(image, runner), budget=budget)
     flat = answer.output.reshape(len(answer.output), -1)

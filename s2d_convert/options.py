@@ -37,6 +37,19 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
 DEVICES = ("auto", "cpu", "cuda")
 
 
+def check_running(*, threads: int, batch: int, budget: float | None = None) -> None:
+    """Raise UsageError unless the options that every measuring command has are in their ranges."""
+    if budget is not None and not (math.isfinite(budget) and 0 < budget <= 1):
+        raise UsageError(f"--budget {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
+    _check_range("threads", threads, 1, 256)
+    _check_range("batch", batch, 1, 4096)
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"--{name} {value}: {low} to {high} is allowed")
+
+
 @dataclass(frozen=True)
 class ConvertOptions:
     """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's."""
@@ -61,18 +74,9 @@ class ConvertOptions:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
-            raise UsageError(
-                f"--budget {self.budget:g}: a share of the static latency above 0 and at most 1 is allowed"
-            )
-        for name, value, low, high in (
-            ("stages", self.stages, 2, 4),
-            ("threads", self.threads, 1, 256),
-            ("batch", self.batch, 1, 4096),
-            ("seed", self.seed, 0, 2**31 - 1),
-        ):
-            if not low <= value <= high:
-                raise UsageError(f"--{name} {value}: {low} to {high} is allowed")
+        check_running(threads=self.threads, batch=self.batch, budget=self.budget)
+        _check_range("stages", self.stages, 2, 4)
+        _check_range("seed", self.seed, 0, 2**31 - 1)
         for name, text, allowed in (("effort", self.effort, tuple(EFFORTS)), ("device", self.device, DEVICES)):
             if text not in allowed:
                 raise UsageError(f"--{name} {text}: expected one of {', '.join(allowed)}")

@@ -80,6 +80,10 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("run there images.npy", 6, "manifest.json"),
         ("evaluate missing --data random.npz", 6, "manifest.json"),
         ("bench there", 6, "manifest.json"),
+        ("run there images.npy --budget 2", 2, "--budget 2"),
+        ("evaluate there --data random.npz --threads 0", 2, "--threads 0"),
+        ("bench there --batch 0", 2, "--batch 0"),
+        ("bench there --seconds -1", 2, "--seconds -1"),
         ("nonsense", 2, "nonsense"),
     ],
 )
