@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from s2d_convert.calibrate import best_policy, confidences, fit_temperature
@@ -23,7 +21,7 @@ MAX_IMAGES = 1000
 
 def is_untouched(graph: Graph, plan: Plan) -> bool:
     """Whether a chain is the static model as it is."""
-    return plan.taps == (graph.output,) and set(plan.stages_of_units) == {1}
+    return plan == Plan((graph.output,), (1,) * len(plan.stages_of_units))
 
 
 class Evaluator:
@@ -90,6 +88,3 @@ class Evaluator:
 def reference_answers(images: Images, static_logits: Array) -> Array:
     """What counts as right: the labels, or without labels the static model's answers, int64 [B]."""
     return static_logits.argmax(axis=1) if images.labels is None else images.labels
-
-
-Evaluate = Callable[[Conversion], Evaluation]

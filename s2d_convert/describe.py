@@ -10,14 +10,14 @@ from s2d_convert.channels import FREE, Channels
 from s2d_convert.graph import Graph
 from s2d_convert.plan import candidate_taps
 from s2d_convert.rules import Kind
-from s2d_convert.space import mac_shares, node_macs
+from s2d_convert.space import mac_shares, node_macs, total_macs
 from s2d_convert.staged import unsupported_nodes
 
 
 def describe(graph: Graph, channels: Channels) -> dict[str, Any]:
     """A JSON-able description of a model: input, output, classes of channels, opaque nodes and candidate taps."""
-    macs = node_macs(graph, channels)
-    total = max(1, sum(macs.values()))
+    macs, facts = node_macs(graph, channels), model_facts(graph, channels)
+    total = max(1, facts["static_macs"])
     by_class = _macs_by_class(graph, channels, macs)
     taps = candidate_taps(graph, channels)
     shares = mac_shares(graph, channels, taps)
@@ -26,8 +26,8 @@ def describe(graph: Graph, channels: Channels) -> dict[str, Any]:
         "output": {"name": graph.output, "shape": ["N", *graph.shapes[graph.output]], "kind": graph.output_kind},
         "opset": graph.opset,
         "nodes": len(graph.nodes),
-        "macs": sum(macs.values()),
-        "parameters": sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim),
+        "macs": facts["static_macs"],
+        "parameters": facts["static_parameters"],
         "splittable_macs": sum(by_class[i] for i, c in enumerate(channels.classes) if c.splittable) / total,
         "classes": [
             {
@@ -48,6 +48,12 @@ def describe(graph: Graph, channels: Channels) -> dict[str, Any]:
         "unsupported": [{"node": n.name, "op": n.op} for n in unsupported_nodes(graph)],
         "taps": [{"tensor": t, "shape": list(graph.shapes[t]), "macs_before": shares[t]} for t in taps],
     }
+
+
+def model_facts(graph: Graph, channels: Channels) -> dict[str, int]:
+    """The static model's multiply-accumulates per image and its number of parameters."""
+    parameters = sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim)
+    return {"static_macs": total_macs(graph, channels), "static_parameters": parameters}
 
 
 def _macs_by_class(graph: Graph, channels: Channels, macs: dict[str, int]) -> list[float]:

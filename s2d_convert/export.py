@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from s2d_runtime import dispatcher
 
+from s2d_convert.calibrate import NEVER
 from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import Images
 from s2d_convert.errors import OutputError
@@ -29,7 +30,6 @@ from s2d_convert.weights import Weights, static_weights
 
 RUN_BATCH = 64
 MANIFEST = "manifest.json"
-NEVER = 1.01  # a threshold that no confidence reaches
 
 
 @dataclass(frozen=True)

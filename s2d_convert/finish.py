@@ -15,7 +15,7 @@ import onnxruntime as ort
 from s2d_runtime import Dispatcher
 
 from s2d_convert import calibrate
-from s2d_convert.channels import Channels
+from s2d_convert.describe import model_facts
 from s2d_convert.errors import VerifyError
 from s2d_convert.export import (
     Part,
@@ -27,14 +27,12 @@ from s2d_convert.export import (
     write_manifest,
     write_stages,
 )
-from s2d_convert.graph import Graph
 from s2d_convert.latency import Array
 from s2d_convert.measure import Measured, measure, path_costs
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion
-from s2d_convert.prepare import Job, Prepared
+from s2d_convert.prepare import Job, Prepared, timing_images
 from s2d_convert.runfolder import TRACE
-from s2d_convert.space import node_macs
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.train import exit_logits
@@ -82,11 +80,12 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         write_manifest(folder, manifest)
         confidence = calibrate.confidences(logits, temperatures)
         correct = logits.argmax(axis=2) == ready.answers
+        timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
-            manifest |= choose_policies(ready, options, runner, confidence, correct)
+            costs = path_costs(runner, timing_static, timing_images(ready, options.batch))
+        manifest |= choose_policies(manifest["stages"], costs.per_stage, confidence, correct, budget=options.budget)
         write_manifest(folder, manifest)
         reporter.step("measure")
-        timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             measured = measure(runner, timing_static, ready.dataset.test, threads=options.threads, batch=options.batch)
         manifest["measured"] = {**measured.to_json(), "data": ready.dataset.kind, "machine": machine()}
@@ -100,31 +99,20 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
 
 
 def choose_policies(
-    ready: Prepared, options: ConvertOptions, runner: Dispatcher, confidence: Array, correct: Array
+    stages: Sequence[Mapping[str, Any]], cost: Sequence[float], confidence: Array, correct: Array, *, budget: float
 ) -> dict[str, Any]:
-    """The manifest's policies for a row of budgets, from latencies of the finished files.
+    """The manifest's stages with their measured `cost`, and its policies for a row of budgets, `budget` among them.
 
     Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
     calibrated on; where that cannot be reached, at the budget itself.
     """
-    image = np.ascontiguousarray(ready.dataset.calib.batch(np.arange(options.batch) % len(ready.dataset.calib)))
-    timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
-    costs = path_costs(runner, timing_static, image)
-    cost = costs.per_stage
-    budgets = calibrate.budget_grid(confidence, cost, include=[options.budget])
+    budgets = calibrate.budget_grid(confidence, cost, include=[budget])
     policies = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
-    stages = [{**s, "latency_ratio": round(c, 5)} for s, c in zip(_stage_dicts(runner), cost, strict=True)]
     return {
-        "stages": stages,
+        "stages": [{**s, "latency_ratio": round(c, 5)} for s, c in zip(stages, cost, strict=True)],
         "policies": [_policy_json(p) for p in policies],
-        "default_budget": options.budget,
+        "default_budget": budget,
     }
-
-
-def _stage_dicts(runner: Dispatcher) -> list[dict[str, Any]]:
-    plain = runner.manifest.to_json()
-    stages: list[dict[str, Any]] = plain["stages"]
-    return stages
 
 
 def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> calibrate.Policy:
@@ -174,12 +162,6 @@ def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, An
         "versions": versions(),
         **extra,
     }
-
-
-def model_facts(graph: Graph, channels: Channels) -> dict[str, int]:
-    """The static model's multiply-accumulates per image and its number of parameters."""
-    parameters = sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim)
-    return {"static_macs": sum(node_macs(graph, channels).values()), "static_parameters": parameters}
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.channels import Channels
+from s2d_convert.describe import model_facts
 from s2d_convert.errors import DataError, ModelError, UsageError
 from s2d_convert.export import (
     Part,
@@ -23,9 +24,8 @@ from s2d_convert.export import (
     write_manifest,
     write_stages,
 )
-from s2d_convert.finish import model_facts
 from s2d_convert.graph import Graph, graph_from_proto, read_model
-from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion
+from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion, identity_plan
 from s2d_convert.prepare import read_graph
 from s2d_convert.preprocess import Preprocess
 from s2d_convert.space import PlanSpace, divide, importance, layout_block, mac_shares
@@ -60,7 +60,7 @@ def split_model(
 def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conversion:
     """The plan behind a name, or in a JSON file. Raises UsageError."""
     if plan == "identity":
-        return Conversion((Plan((graph.output,), (1,) * channels.units),))
+        return Conversion((identity_plan(graph, channels),))
     if plan in ("depth", "width"):
         return depth_plan(graph, channels, stages) if plan == "depth" else width_plan(graph, channels, stages)
     path = Path(plan)
@@ -83,9 +83,8 @@ def depth_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
     share = mac_shares(graph, channels, taps)
     chosen: list[str] = []
     for k in range(1, stages):
-        free = taps[
-            len(chosen) + (taps.index(chosen[-1]) + 1 - len(chosen) if chosen else 0) : len(taps) - (stages - 1 - k)
-        ]
+        first = taps.index(chosen[-1]) + 1 if chosen else 0
+        free = taps[first : len(taps) - (stages - 1 - k)]  # leave one for every stage still to come
         chosen.append(min(free, key=lambda t: abs(share[t] - k / stages)))
     return Conversion((Plan((*chosen, graph.output), (1,) * channels.units),))
 

@@ -111,10 +111,15 @@ def interleave(calls: Sequence[Callable[[], object]], seconds: float, *, rounds:
     rows: list[list[float]] = []
     started = time.perf_counter()
     while len(rows) < MIN_ROUNDS or (time.perf_counter() - started < seconds and len(rows) < rounds):
-        row = []
-        for call in calls:
-            before = time.perf_counter()
-            call()
-            row.append(time.perf_counter() - before)
-        rows.append(row)
+        rows.append(time_round(calls))
     return np.array(rows)
+
+
+def time_round(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Seconds that each call takes, one after the other."""
+    row = []
+    for call in calls:
+        before = time.perf_counter()
+        call()
+        row.append(time.perf_counter() - before)
+    return row

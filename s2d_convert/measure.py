@@ -6,8 +6,7 @@ with the share of exits on *all* images, so that it does not hang on the few tha
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher
 
+from s2d_convert.calibrate import ALWAYS, NEVER
 from s2d_convert.data import Images
-from s2d_convert.export import NEVER
-from s2d_convert.latency import Array, interleave
+from s2d_convert.latency import Array, interleave, time_round
 from s2d_convert.static import StaticModel, slices, to_logits
 
-ALWAYS = 0.0  # a threshold that every confidence reaches
 TIMED_PER_EXIT = 60
 REPEATS = 3
 RUN_BATCH = 64
@@ -72,6 +70,13 @@ def thresholds_for_exit(stages: int, exit_stage: int) -> tuple[float, ...]:
 
 def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds: float = 1.5) -> PathCosts:
     """The latency of every way out for one batch, interleaved with the static model."""
+    calls = _ways_out(runner, static, image)
+    medians = np.median(interleave(calls, seconds), axis=0)
+    return PathCosts(tuple((np.maximum.accumulate(medians[1:]) / medians[0]).tolist()), float(1e3 * medians[0]))
+
+
+def _ways_out(runner: Dispatcher, static: StaticModel, image: Array) -> list[Callable[[], object]]:
+    """Calls to time, each made once to warm up: the static model, then leaving at every exit in turn."""
     stages = len(runner.manifest.stages)
     ways = [thresholds_for_exit(stages, k + 1) for k in range(stages)]
     calls: list[Callable[[], object]] = [
@@ -80,8 +85,7 @@ def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds
     ]
     for call in calls:
         call()
-    medians = np.median(interleave(calls, seconds), axis=0)
-    return PathCosts(tuple((np.maximum.accumulate(medians[1:]) / medians[0]).tolist()), float(1e3 * medians[0]))
+    return calls
 
 
 def measure(
@@ -112,7 +116,7 @@ def measure(
         mean_latency=mean,
         median_latency=median,
         worst_latency=worst,
-        static_macs=static_macs(runner),
+        static_macs=int(runner.manifest.provenance.get("static_macs", 0)),
         mean_macs=float((share * upto).sum()),
         static_parameters=int(runner.manifest.provenance.get("static_parameters", 0)),
         parameters=int(sum(entry.parameters for entry in entries)),
@@ -128,18 +132,11 @@ def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float
     """
     shape = static.graph.shapes[static.graph.image]
     image = np.random.default_rng(seed).normal(size=(batch, *shape)).astype(np.float32)
-    stages = len(runner.manifest.stages)
-    ways = [thresholds_for_exit(stages, k + 1) for k in range(stages)]
-    calls: list[Callable[[], object]] = [
-        partial(static.outputs, image),
-        *(partial(runner, image, thresholds=way) for way in ways),
-    ]
-    for call in calls:
-        call()
+    calls = _ways_out(runner, static, image)
     times = 1e3 * interleave(calls, seconds, rounds=10**6)
     quartiles = np.percentile(times, (25, 50, 75), axis=0).T
     spread = np.percentile(times / times[:, :1], (25, 75), axis=0).T
-    names = ["static", *(f"exit {k + 1}" for k in range(stages))]
+    names = ["static", *(f"exit {k}" for k in range(1, len(calls)))]
     rows = [
         {
             "name": name,
@@ -153,11 +150,6 @@ def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float
     return {"batch": batch, "rounds": len(times), "rows": rows}
 
 
-def static_macs(runner: Dispatcher) -> int:
-    """The static model's multiply-accumulates, as the conversion wrote them down (0 if it did not)."""
-    return int(runner.manifest.provenance.get("static_macs", 0))
-
-
 def _latency(
     runner: Dispatcher, static: StaticModel, images: Images, exits: Array, *, batch: int, budget: float | None
 ) -> tuple[float, float, float, float]:
@@ -169,7 +161,7 @@ def _latency(
         for row in rows:
             data = np.ascontiguousarray(images.batch(row))
             calls: list[Callable[[], object]] = [partial(static.outputs, data), partial(runner, data, budget=budget)]
-            taken = np.median([_timed(calls) for _ in range(REPEATS)], axis=0)
+            taken = np.median([time_round(calls) for _ in range(REPEATS)], axis=0)
             static_s.append(taken[0])
             own.append(taken[1])
         by_group.append(np.array(own))
@@ -194,12 +186,3 @@ def _timed_batches(exits: Array, batch: int) -> list[list[Array]]:
         return [[np.array([r]) for r in np.flatnonzero(exits == e)[:TIMED_PER_EXIT]] for e in np.unique(exits)]
     count = max(1, len(exits) // batch)
     return [[np.arange(i * batch, min((i + 1) * batch, len(exits))) for i in range(min(count, TIMED_PER_EXIT))]]
-
-
-def _timed(calls: Sequence[Callable[[], object]]) -> list[float]:
-    row = []
-    for call in calls:
-        before = time.perf_counter()
-        call()
-        row.append(time.perf_counter() - before)
-    return row

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Effective
-from s2d_convert.prepare import Job, Prepared, Reporter, prepare
+from s2d_convert.prepare import Job, Prepared, Reporter, prepare, timing_images
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.search import (
     Evaluation,
@@ -38,7 +39,7 @@ from s2d_convert.search import (
     reinforce,
     trial_to_json,
 )
-from s2d_convert.space import PlanSpace, divide, layout_block, node_macs
+from s2d_convert.space import PlanSpace, divide, layout_block, total_macs
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.train import Choose, Progress, TrainSettings, input_batches, save_state, train
 
@@ -77,11 +78,14 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
 
 @contextmanager
 def _timed(run: RunFolder, step: str) -> Iterator[None]:
-    """Adds the seconds that the block takes to those that the run has spent on the step before."""
+    """Adds the seconds that the block takes to those that the run has spent on the step before, also when it is
+    interrupted; of a killed process nobody can tell them."""
     started = time.monotonic()
-    yield
-    seconds = run.read_json(SECONDS) or {}
-    run.write_json(SECONDS, {**seconds, step: round(seconds.get(step, 0.0) + time.monotonic() - started, 1)})
+    try:
+        yield
+    finally:
+        seconds = run.read_json(SECONDS) or {}
+        run.write_json(SECONDS, {**seconds, step: round(seconds.get(step, 0.0) + time.monotonic() - started, 1)})
 
 
 # --- supernet ---------------------------------------------------------------------------------------------
@@ -129,9 +133,7 @@ def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
     job.reporter.step("supernet")
     net = new_net(ready, space)
     done = run.path / "supernet.pt"
-    if done.exists():
-        net.load_state_dict(torch.load(done, weights_only=True))
-        net.eval()
+    if _load_finished(net, done):
         return net
     work = options.work
     settings = train_settings(ready.dataset, options, SUPERNET_RATE, work.supernet_epochs, work.supernet_min_steps)
@@ -141,18 +143,31 @@ def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
         plan = random_plan(space, np.random.default_rng([options.seed, 3, step]))
         return everything, net.masks(Effective(ready.graph, ready.channels, plan.chains[0]))
 
-    train(
-        net,
-        ready.static.logits,
-        ready.dataset.train,
-        choose,
-        settings=settings,
-        seed=options.seed,
-        checkpoint=run.path / "supernet.part.pt",
-        on_step=_training_progress(job.reporter),
-    )
+    _train(job, net, choose, settings=settings, seed=options.seed, name="supernet")
     save_state(done, net.state_dict())
     return net
+
+
+def _load_finished(net: StagedNet, done: Path) -> bool:
+    """Load what an earlier session has finished, if there is any."""
+    if done.exists():
+        net.load_state_dict(torch.load(done, weights_only=True))
+        net.eval()
+    return done.exists()
+
+
+def _train(job: Job, net: StagedNet, choose: Choose, *, settings: TrainSettings, seed: int, name: str) -> None:
+    """Train on the job's images, with the job's checkpoint and progress of this name."""
+    train(
+        net,
+        job.ready.static.logits,
+        job.ready.dataset.train,
+        choose,
+        settings=settings,
+        seed=seed,
+        checkpoint=job.run.path / f"{name}.part.pt",
+        on_step=_training_progress(job.reporter),
+    )
 
 
 def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
@@ -228,7 +243,7 @@ def baselines(
 
 def make_evaluator(ready: Prepared, net: StagedNet, options: ConvertOptions) -> Evaluator:
     """The evaluation of candidates with latency measured next to the static model."""
-    image = np.ascontiguousarray(ready.dataset.calib.batch(np.arange(options.batch) % len(ready.dataset.calib)))
+    image = timing_images(ready, options.batch)
     meter = Meter(ready.graph.model.SerializeToString(), image, threads=options.threads, provider=options.provider)
     return Evaluator(
         ready.graph,
@@ -282,9 +297,7 @@ def _train_compact(job: Job, net: StagedNet, whole: Part) -> Tuned:
     small = read_part(stored)
     own = StagedNet(small.graph, small.channels, small.weights).to(ready.device)
     _prepare_net(own, ready)
-    passes = sum(node_macs(ready.graph, ready.channels).values()) / max(
-        1, sum(node_macs(small.graph, small.channels).values())
-    )
+    passes = total_macs(ready.graph, ready.channels) / max(1, total_macs(small.graph, small.channels))
     masks = Masks({}, (small.graph.output,), (None,))
     _finetune(job, own, masks, lambda _step, _progress: (masks,), rate=COMPACT_RATE, passes=min(passes, MOST_PASSES))
     return Tuned(own, masks, replace(small, weights=own.weights()))
@@ -294,23 +307,12 @@ def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: f
     """Train `net` in place and measure its statistics anew, or load what an interrupted run has finished."""
     ready, options, run = job.ready, job.options, job.run
     done = run.path / "finetuned.pt"
-    if done.exists():
-        net.load_state_dict(torch.load(done, weights_only=True))
-        net.eval()
+    if _load_finished(net, done):
         return
     epochs, at_least = options.work.finetune_epochs * passes, options.work.finetune_min_steps
     settings = train_settings(ready.dataset, options, rate, epochs, at_least)
     with _threads_for(net, settings.batch_size):
-        train(
-            net,
-            ready.static.logits,
-            ready.dataset.train,
-            choose,
-            settings=settings,
-            seed=options.seed + 1,
-            checkpoint=run.path / "finetune.part.pt",
-            on_step=_training_progress(job.reporter),
-        )
+        _train(job, net, choose, settings=settings, seed=options.seed + 1, name="finetune")
     net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
     save_state(done, net.state_dict())
 
@@ -322,7 +324,9 @@ def _threads_for(net: StagedNet, batch_size: int) -> Iterator[None]:
     The number depends on the network alone, so that equal seeds give equal results.
     """
     before = torch.get_num_threads()
-    work = sum(node_macs(net.graph, net.channels).values()) * batch_size
+    work = total_macs(net.graph, net.channels) * batch_size
     torch.set_num_threads(max(1, min(before, round(work / MACS_PER_THREAD))))
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

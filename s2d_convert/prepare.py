@@ -146,6 +146,12 @@ def static_logits(static: StaticModel, images: Images) -> Array:
     return np.concatenate([static.logits(np.ascontiguousarray(images.batch(p))) for p in slices(len(images), 100)])
 
 
+def timing_images(ready: Prepared, batch: int) -> Array:
+    """The batch of real images that latency is measured on."""
+    calib = ready.dataset.calib
+    return np.ascontiguousarray(calib.batch(np.arange(batch) % len(calib)))
+
+
 def static_check(
     graph: Graph, images: Images, logits: Array, preprocess: Preprocess, static: StaticModel, reporter: Reporter
 ) -> None:

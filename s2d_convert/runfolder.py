@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s2d_convert.errors import OutputError
-from s2d_convert.export import write_json
+from s2d_convert.export import write_bytes, write_json
 
 CONFIG, TRACE = "config.json", "search.jsonl"
 
@@ -86,9 +86,7 @@ class RunFolder:
     def rewrite_trace(self) -> None:
         """Drop a torn last line, so that new lines start clean."""
         lines = [json.dumps(entry) + "\n" for entry in self.trace()]
-        partial = self.path / (TRACE + ".partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(self.path / TRACE)
+        write_bytes(self.path / TRACE, "".join(lines).encode())
 
     def remove(self) -> None:
         """Delete the folder; the run is whole."""

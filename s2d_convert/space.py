@@ -18,7 +18,7 @@ import numpy as np
 
 from s2d_convert.channels import FREE, ChannelClass, Channels
 from s2d_convert.graph import Graph
-from s2d_convert.plan import PRUNED, Conversion, Effective, Plan, candidate_taps
+from s2d_convert.plan import PRUNED, Conversion, Effective, Plan, candidate_taps, identity_plan
 from s2d_convert.rules import Array, Kind, macs_per_weight
 from s2d_convert.weights import Weights
 
@@ -163,8 +163,7 @@ class PlanSpace:
         units = tuple(stages.tolist())
         if not cascade:
             return Conversion((self._alive(Plan((*taps, self.graph.output), units)),))
-        untouched = Plan((self.graph.output,), (1,) * self.channels.units)
-        return Conversion((self._alive(Plan(taps, units)), untouched))
+        return Conversion((self._alive(Plan(taps, units)), identity_plan(self.graph, self.channels)))
 
     def _alive(self, plan: Plan) -> Plan:
         """The plan itself, or with every first group in stage 1 where a tap would show nothing but zeros."""
@@ -237,6 +236,11 @@ def node_macs(graph: Graph, channels: Channels) -> dict[str, int]:
             per = macs_per_weight(node, graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]])
             counts[node.name] = int(graph.constants[node.inputs[1]].size) * per
     return counts
+
+
+def total_macs(graph: Graph, channels: Channels) -> int:
+    """Multiply-accumulates per image of the whole graph."""
+    return sum(node_macs(graph, channels).values())
 
 
 @lru_cache

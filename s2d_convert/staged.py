@@ -289,7 +289,8 @@ class StagedNet(nn.Module):
         }
         operands = {}
         for node in self.graph.nodes:
-            module = dict(self.norms.items()).get(self._key[node.name])
+            key = self._key[node.name]
+            module = self.norms[key] if key in self.norms else None  # noqa: SIM401 - a ModuleDict has no get
             if isinstance(module, Norm):
                 vectors = (module.scale, module.shift, module.running_mean, module.running_var)
                 operands.update({(node.name, i): _numpy(v) for i, v in enumerate(vectors, start=1)})
