@@ -13,7 +13,7 @@ BUDGET ?= 0.5
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check format bench clean distclean
+.PHONY: help setup demo test slow check format docs bench clean distclean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ check: setup  ## ruff (rules and layout) and mypy --strict
 format: setup  ## let ruff lay out the code and mend what it can
 	"$(BIN)/ruff" check --fix .
 	"$(BIN)/ruff" format .
+
+docs: setup  ## write the tables of docs/operators.md anew, from the tables in the code
+	"$(BIN)/python" tests/operators_page.py --write
 
 bench: setup  ## every benchmarks/bench_*.py, one after the other
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; "$(BIN)/python" "$$script"; done

@@ -11,8 +11,12 @@ of values:
    selects or pads channels of roots it stays a *view* that costs nothing; else it is a root itself.
 
 Ties found late can turn what looked like a mixture into something simple, so the walk repeats until
-the ties are stable. Units are then the connected components of the ties, and classes the units that are
-made by the same nodes.
+the ties are stable. Until then an operator that looks opaque ties nothing: only when nothing else is left
+to find are its ties drawn, and the walk goes on. Units are then the connected components of the ties, and
+classes the units that are made by the same nodes.
+
+An operand with one channel that is spread over many (a spatial gate, a mean over the channels) is
+*anchored* rather than tied: its unit is FREE, so that it exists in the first stage that needs its node.
 """
 
 from __future__ import annotations
@@ -25,10 +29,14 @@ import numpy as np
 
 from s2d_convert.errors import ModelError
 from s2d_convert.graph import Graph, Node
-from s2d_convert.rules import Array, Kind, Role, move, opaque, pad_value, role_of
+from s2d_convert.rules import Array, Kind, Role, block_channels, move, opaque, pad_value, role_of
 
-FREE = -1  # the unit of what needs no channel unit: the image and constants
-MAX_WALKS = 12
+FREE = -1  # the unit of what needs no channel unit: the image, constants and what is anchored
+MAX_WALKS = 100
+# What an axis is made of: the (axis, length) of one axis of the roots, or of several that were merged.
+Tag = tuple[tuple[int, int], ...]
+LOST: Tag = ((-1, 0),)
+SHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -96,14 +104,19 @@ def analyse(graph: Graph) -> Channels:
     """The channel units, classes and layouts of a graph. Source of the idea: DepGraph (Fang et al., CVPR 2023),
     done here on identities rather than per layer type."""
     labels = np.zeros(0, dtype=np.int64)
+    settled: set[str] = set()
     for _ in range(MAX_WALKS):
-        walk = _Walk(graph, labels)
+        walk = _Walk(graph, labels, settled)
         walk.run()
         # Ties only ever grow, so the walk must settle.
         found = _components(walk.raw_count, [*walk.edges, (np.arange(len(labels)), labels)])
-        if np.array_equal(found, labels):
+        pending = walk.pending[Kind.TIE] or walk.pending[Kind.OPAQUE]
+        if not np.array_equal(found, labels):
+            labels = found
+        elif pending:
+            settled.update(pending)
+        else:
             return walk.result()
-        labels = found
     raise ModelError("channel analysis did not settle; please report this model")
 
 
@@ -129,16 +142,20 @@ def _components(count: int, edges: list[tuple[Array, Array]]) -> Array:
 class _Walk:
     """One pass over the graph; also the `Context` that rules ask."""
 
-    def __init__(self, graph: Graph, labels: Array) -> None:
+    def __init__(self, graph: Graph, labels: Array, settled: set[str]) -> None:
         self.graph = graph
         self.constants = graph.constants
         self.labels = labels
+        self.settled = settled  # the TIE and OPAQUE nodes whose ties are drawn
+        self.pending: dict[Kind, list[str]] = {Kind.TIE: [], Kind.OPAQUE: []}
+        self.anchored: list[Array] = []
         self.raw_count = sum(_most_channels(graph, node) for node in graph.nodes)
         self._next_raw = 0
         self.edges: list[tuple[Array, Array]] = []
         self.roles: dict[str, Role] = {}
         self.atoms: dict[str, Array] = {}  # broadcastable against the shape; -1 - k is constant number k
-        self.tags: dict[str, tuple[int | None, ...]] = {}  # which axis of the roots an axis still is
+        self.tags: dict[str, tuple[Tag, ...]] = {}  # which axes of the roots an axis still is
+        self.inside: set[str] = set()  # what exists only between movements, though its units lie on one axis
         self.own_axis: dict[str, int] = {}  # channel axis of roots
         self.fills: list[float] = []
         self.roots: list[str] = []
@@ -154,15 +171,15 @@ class _Walk:
         return self.graph.computed(node)
 
     def axis(self, name: str) -> int | None:
-        varying = self._varying(name)
+        varying = self.varying(name)
         if len(varying) > 1:
             return None
         return varying[0] if varying else self.own_axis.get(name, 0)
 
     def has_axis(self, name: str, axis: int) -> bool:
-        return self._varying(name) in ([], [axis])
+        return self.varying(name) in ([], [axis])
 
-    def _varying(self, name: str) -> list[int]:
+    def varying(self, name: str) -> list[int]:
         ids = self._ids(self.atoms[name])
         return [a for a in range(ids.ndim) if ids.shape[a] > 1 and bool((ids != ids.take([0], axis=a)).any())]
 
@@ -180,7 +197,9 @@ class _Walk:
         axis = 2 if shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4) else 0
         self._root(image, axis, np.full(shape[axis], FREE))
         for node in self.graph.nodes:
-            self.roles[node.name] = role = role_of(node, self)
+            folded = not self.graph.folded.isdisjoint((*node.inputs, *node.outputs))
+            role = opaque("the batch is folded together with other axes") if folded else role_of(node, self)
+            self.roles[node.name] = role
             handler = getattr(self, f"_do_{role.kind.value}")
             handler(node, role)
             # A fixed range of raw ids per node keeps their meaning when a role changes between walks.
@@ -196,7 +215,7 @@ class _Walk:
         if rank:
             form[axis] = len(raws)
         self.atoms[name] = atoms.reshape(form)
-        self.tags[name] = tuple(range(rank))
+        self.tags[name] = tuple(((a, n),) for a, n in enumerate(self.shape(name)))
         self.own_axis[name] = axis
 
     def _fresh(self, count: int) -> Array:
@@ -240,21 +259,50 @@ class _Walk:
             self._root(name, _axis(role), raws if len(raws) == count else np.repeat(raws[:1], count))
 
     def _do_join(self, node: Node, role: Role) -> None:
-        operands = [self._raws(name, _axis(role)) for name in self.computed(node)]
-        merged = operands[0].copy()
-        for other in operands[1:]:
+        name, axis = node.outputs[0], _axis(role)
+        merged = np.full(self.shape(name)[axis], FREE)
+        for operand in self.computed(node):
+            other = self._raws(operand, axis)
+            if len(other) != len(merged):  # one channel for all
+                self.anchored.append(other)
+                continue
             self._tie(merged, other)
             merged = np.where(merged == FREE, other, merged)
-        self._root(node.outputs[0], _axis(role), merged)
+        self._root(name, axis, merged)
+
+    _do_norm = _do_map
+
+    def _do_reduce(self, node: Node, role: Role) -> None:
+        self._one_unit(node.outputs[0], self._fresh(1))
+
+    def _one_unit(self, name: str, raw: Array) -> None:
+        shape = self.shape(name)
+        self._root(name, 0, np.repeat(raw, shape[0] if shape else 1))
+
+    def _do_tie(self, node: Node, role: Role) -> None:
+        if node.name in self.settled:
+            for source in self.computed(node):
+                atoms = np.moveaxis(self.atoms[source], _axis(role), 0)
+                raws = np.where(atoms < 0, FREE, self.atom_raw[np.maximum(atoms, 0)]).reshape(len(atoms), -1)
+                for row in map(np.unique, raws):
+                    self._tie(np.broadcast_to(row[-1:], row.shape), row)
+        else:
+            self.pending[Kind.TIE].append(node.name)
+        for name in node.outputs:
+            self._one_unit(name, np.array([FREE]))
 
     def _do_opaque(self, node: Node, role: Role) -> None:
+        if node.name not in self.settled:
+            self.pending[Kind.OPAQUE].append(node.name)
+            for name in node.outputs:
+                self._one_unit(name, np.array([FREE]))
+            return
         raws = np.concatenate([self._all_raws(name) for name in self.computed(node)])
         raws = raws[raws != FREE]
         one = raws[:1] if len(raws) else self._fresh(1)
         self._tie(raws, np.broadcast_to(one, raws.shape))
         for name in node.outputs:
-            shape = self.shape(name)
-            self._root(name, 0, np.repeat(one, shape[0] if shape else 1))
+            self._one_unit(name, one)
 
     def _all_raws(self, name: str) -> Array:
         atoms = np.unique(self.atoms[name])
@@ -266,23 +314,36 @@ class _Walk:
             self._reshape(sources[0], node.outputs[0])
         elif node.op == "Transpose":
             self._transpose(node)
+        elif node.op in ("DepthToSpace", "SpaceToDepth"):
+            return self._blocks(node)
         else:
             self._rearrange(node, sources)
         if not all(self._settle(name, sources) for name in node.outputs):
             self.roles[node.name] = opaque("it rearranges channels and space in one")
             self._do_opaque(node, self.roles[node.name])
+        return None
+
+    def _blocks(self, node: Node) -> None:
+        raws = self._raws(node.inputs[0], 0)
+        if node.op == "SpaceToDepth":
+            return self._root(node.outputs[0], 0, np.tile(raws, int(node.attrs["blocksize"]) ** 2))
+        merged = block_channels(node, raws)
+        for column in merged.T[1:]:
+            self._tie(merged[:, 0], column)
+        return self._root(node.outputs[0], 0, merged[:, 0])
 
     def _settle(self, name: str, sources: tuple[str, ...]) -> bool:
         """Decide what a movement output is: the inside of a movement, a view or a root; False if none fits."""
-        varying = self._varying(name)
+        varying = self.varying(name)
         if len(varying) > 1:
             return True
         axis = varying[0] if varying else self._any_axis(name)
         if self._is_view(name, axis):
             self.own_axis[name] = axis
             return True
-        if len(sources) != 1 or self.axis(sources[0]) is None:
-            return False
+        if len(sources) != 1 or self.axis(sources[0]) is None or sources[0] in self.inside:
+            self.inside.add(name)
+            return all(reader.op in SHAPING for reader, _ in self.graph.consumers[name])
         self._root(name, axis, self._raws(name, axis))
         return True
 
@@ -294,7 +355,7 @@ class _Walk:
     def _is_view(self, name: str, axis: int) -> bool:
         atoms, shape = self.atoms[name], self.shape(name)
         others = [a for a in range(len(shape)) if a != axis]
-        if any(atoms.shape[a] != 1 or self.tags[name][a] != a for a in others):
+        if any(atoms.shape[a] != 1 or self.tags[name][a] != ((a, shape[a]),) for a in others):
             return False
         present = atoms[atoms >= 0]
         roots = {self.roots[i] for i in np.unique(np.searchsorted(self.offsets, present, side="right") - 1)}
@@ -316,15 +377,14 @@ class _Walk:
         before, after = self.shape(source), self.shape(name)
         form: list[int] = []
         whole: list[int] = []
-        tags: list[int | None] = []
+        tags: list[Tag] = []
         atoms = self.atoms[source]
         for left, right in _aligned(before, after):
             lengths = [after[a] for a in right]
             flat = all(atoms.shape[a] == 1 for a in left)
             form += [1] * len(right) if flat else lengths
             whole += [1 if flat else before[a] for a in left]
-            same = [before[a] for a in left] == lengths
-            tags += [self.tags[source][a] for a in left] if same else [None] * len(right)
+            tags += _shared_out([self.tags[source][a] for a in left], lengths)
         self.atoms[name] = np.broadcast_to(atoms, whole).reshape(form)
         self.tags[name] = tuple(tags)
 
@@ -350,10 +410,12 @@ class _Walk:
         for name, result in zip(node.outputs, results, strict=True):
             self.atoms[name] = result[0]
             known = self.tags[sources[0]]
-            self.tags[name] = known if len(known) == result.ndim - 1 else (None,) * (result.ndim - 1)
+            self.tags[name] = known if len(known) == result.ndim - 1 else (LOST,) * (result.ndim - 1)
 
     def _touched(self, node: Node, sources: tuple[str, ...]) -> set[int]:
         rank = len(self.shape(sources[0])) + 1
+        if node.op == "Tile":
+            return {a - 1 for a, times in enumerate(self.constants[node.inputs[1]].tolist()) if times != 1}
         if node.op in ("Concat", "Gather", "Split"):
             return {node.attrs.get("axis", 0) % rank - 1}
         axis = self.axis(sources[0])
@@ -364,13 +426,14 @@ class _Walk:
     def result(self) -> Channels:
         labels = self.labels
         used = np.unique(self.atom_raw[self.atom_raw != FREE])
-        order = np.unique(labels[used])  # labels are smallest members: already by appearance
+        anchored = labels[np.concatenate([*self.anchored, np.full(0, FREE)])] if self.anchored else labels[:0]
+        order = np.setdiff1d(labels[used], anchored)  # labels are smallest members: already by appearance
         number = np.full(self.raw_count + 1, FREE)
         number[order] = np.arange(len(order))
         layouts = {}
         for name in self.atoms:
             axis = self.axis(name)
-            if axis is not None:
+            if axis is not None and name not in self.inside:
                 layouts[name] = self._layout(name, axis, number)
         classes = self._classes(layouts, len(order))
         return Channels(layouts, dict(self.roles), classes, len(order))
@@ -421,6 +484,23 @@ class _Walk:
 def _most_channels(graph: Graph, node: Node) -> int:
     """How many new raw ids a node can need at most."""
     return max((max(graph.shapes[name], default=1) for name in node.outputs), default=1)
+
+
+def _shared_out(tags: list[Tag], lengths: list[int]) -> list[Tag]:
+    """The tags of axes of these `lengths` that together are the axes tagged `tags`; LOST where one is cut."""
+    parts = [part for tag in tags for part in tag]
+    if LOST in tags:
+        return [LOST] * len(lengths)
+    found: list[Tag] = []
+    for index, length in enumerate(lengths):
+        taken: list[tuple[int, int]] = []
+        last = index == len(lengths) - 1
+        while parts and (last or int(np.prod([n for _, n in taken])) < length):
+            taken.append(parts.pop(0))
+        if int(np.prod([n for _, n in taken])) != length:
+            return [LOST] * len(lengths)
+        found.append(tuple(taken))
+    return found
 
 
 def _axis(role: Role) -> int:

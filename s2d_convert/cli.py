@@ -20,12 +20,13 @@ from s2d_convert.data import load_all
 from s2d_convert.describe import describe
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_INTERRUPTED, DataError, OutputError, S2DError, UsageError
 from s2d_convert.folders import open_export, preprocess_in, split_model
+from s2d_convert.inspect_view import InspectView
 from s2d_convert.measure import bench, measure
 from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions, check_running
 from s2d_convert.pipeline import convert as run_convert
 from s2d_convert.prepare import read_graph
 from s2d_convert.preprocess import IMAGE_SUFFIXES, PRESETS, UNREADABLE, read_image
-from s2d_convert.terminal import TerminalReporter, bench_table, description_tables, measured_table, policy_table
+from s2d_convert.terminal import TerminalReporter, bench_table, measured_table, policy_table
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(ConvertOptions)}
 F = TypeVar("F", bound=Callable[..., Any])
@@ -180,17 +181,19 @@ def default_out(model: Path) -> Path:
 @MODEL
 @OUTPUT
 @SIZE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def inspect(model: Path, output: str | None, size: tuple[int, int] | None, as_json: bool) -> None:
-    """Show what MODEL offers: channel classes, opaque nodes and why, candidate taps."""
+@click.option("--all", "everything", is_flag=True, help="Show all channel classes and opaque nodes of a large model.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all there is, instead of tables.")
+def inspect(model: Path, output: str | None, size: tuple[int, int] | None, everything: bool, as_json: bool) -> None:
+    """Show what MODEL offers: channel classes, opaque nodes and what they cost, a picture of the candidate taps."""
     graph, channels = read_graph(model, size=size, output=output, strict=False)
     about = describe(graph, channels)
     if as_json:
         click.echo(json.dumps(about, indent=1))
         return
-    console = Console()
-    for table in description_tables(about):
-        console.print(table)
+    console = Console(highlight=False)
+    show = InspectView(console.width, everything, console.options.ascii_only)
+    for index, part in enumerate(show(about)):
+        console.print(*([""] if index else []), part, sep="\n")
 
 
 @s2d.command()

@@ -2,16 +2,13 @@
 
 After `load_graph` every tensor is either a constant (a numpy array in `Graph.constants`) or computed
 from the image, with the batch as axis 0 of symbolic length. Shapes here never name the batch axis:
-a feature map has shape (C, H, W). The heavy lifting (constant folding, fusing BatchNormalization into
-Conv, removing what does nothing) is left to onnxruntime's basic graph optimisations, which only
-emit standard ONNX operators.
+a feature map has shape (C, H, W). How the file gets so simple stands in `simplify`.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -23,14 +20,24 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from s2d_convert.batch import free_batch, is_plain
 from s2d_convert.errors import ModelError
+from s2d_convert.simplify import (
+    cleaned,
+    first_line,
+    opset_of,
+    optimised,
+    refuse_quantised,
+    refuse_training,
+    with_float32,
+    with_plain_operators,
+    with_recent_opset,
+)
 
-MIN_OPSET = 13
-UPGRADE_OPSET = 17
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
+OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
 BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
-QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
@@ -54,6 +61,9 @@ class Graph:
 
     `shapes` gives every computed tensor without its batch axis. `tail` is the trailing Softmax or
     LogSoftmax that was set aside (None if the model ends in logits); it is put back at export.
+    `half` says that the file had float16 weights; here all numbers are float32. `folded` names the tensors whose
+    axis 0 is the batch together with other axes (windows as rows...). `types` has the numpy type of each tensor that
+    is not float32 (masks, indices).
     `model` is the whole simplified static model, tail included, with a symbolic batch: the reference
     for latency and for answers.
     """
@@ -66,6 +76,9 @@ class Graph:
     opset: int
     model: onnx.ModelProto
     tail: Node | None = None
+    half: bool = False
+    folded: frozenset[str] = frozenset()
+    types: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:
@@ -115,7 +128,7 @@ def read_model(path: str | Path) -> onnx.ModelProto:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a valid ONNX model ({_first_line(error)}); export it again") from error
+        raise ModelError(f"{path}: not a valid ONNX model ({first_line(error)}); export it again") from error
     if not model.graph.node:
         raise ModelError(f"{path}: not a valid ONNX model (its graph has no nodes); export it again")
     return model
@@ -125,51 +138,22 @@ def graph_from_proto(
     model: onnx.ModelProto, *, size: tuple[int, int] | None = None, output: str | None = None
 ) -> Graph:
     """The simplified graph of a model in memory; see `load_graph`."""
-    _refuse_quantised(model)
-    model = _with_recent_opset(model)
+    refuse_quantised(model)
+    refuse_training(model)
+    half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
+    model = with_plain_operators(with_recent_opset(with_float32(cleaned(model))))
     _choose_output(model, output)
-    batch = _fix_input(model, size)
-    model = _simplify(model)
-    shapes = _infer_shapes(model)
-    model = _make_batch_symbolic(model, batch, shapes)
-    graph = _view(model, batch, shapes)
+    image, batch = _fix_input(model, size)
+    source = model
+    model, found = optimised(source, batch)
+    other = None
+    if batch == PROBE_BATCH and not is_plain(model, batch, found.shapes):
+        image.type.tensor_type.shape.dim[0].dim_value = OTHER_BATCH
+        other = optimised(source, OTHER_BATCH)[1].shapes
+    shapes, folded = free_batch(model, batch, found.shapes, other)
+    graph = replace(_view(model, shapes), half=half, folded=folded, types=MappingProxyType(found.types))
     _check_rows(graph)
     return graph
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the default operator set."""
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def _refuse_quantised(model: onnx.ModelProto) -> None:
-    found = [n for n in model.graph.node if n.op_type in QUANTISED]
-    if found:
-        raise ModelError(
-            f"node '{found[0].name or found[0].output[0]}' ({found[0].op_type}) and {len(found) - 1} more: the model is "
-            "quantised; "
-            "convert the float32 model first and quantise the exported stages afterwards"
-        )
-
-
-def _with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    version = opset_of(model)
-    if version >= MIN_OPSET:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return copy
-    try:
-        return onnx.version_converter.convert_version(model, UPGRADE_OPSET)
-    except RuntimeError as error:
-        raise ModelError(
-            f"opset {version} could not be upgraded to {UPGRADE_OPSET} ({_first_line(error)}); "
-            f"export the model with opset {MIN_OPSET} or newer"
-        ) from error
 
 
 def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
@@ -186,8 +170,8 @@ def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
     model.graph.output.append(keep)
 
 
-def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> int:
-    """Give the image input a concrete shape in place; returns the batch length used."""
+def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[onnx.ValueInfoProto, int]:
+    """Give the image input a concrete shape in place; returns it and the batch length used."""
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     read = {name for node in model.graph.node for name in node.input}
@@ -212,7 +196,7 @@ def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> int:
     dims[0].dim_value = batch
     spatial = (1, 2) if known[3] in (1, 3, 4) and known[1] not in (1, 3, 4) else (2, 3)
     _fix_spatial(image, known, spatial, size)
-    return batch
+    return image, batch
 
 
 def _fix_spatial(
@@ -234,87 +218,6 @@ def _fix_spatial(
             dims[axis].dim_value = size[position]
 
 
-def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model after onnxruntime's basic optimisations (standard operators only)."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "simplified.onnx"
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(target)
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        del model.graph.value_info[:]
-        for value in model.graph.output:  # a stale batch length there would contradict the probe's
-            value.type.tensor_type.ClearField("shape")
-        try:
-            source = Path(folder) / "source.onnx"
-            onnx.save(model, str(source), save_as_external_data=model.ByteSize() > 2**30)
-            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise ModelError(
-                f"onnxruntime cannot load the model ({_first_line(error)}); check it there first"
-            ) from error
-        simplified = onnx.load(str(target))
-    foreign = [n for n in simplified.graph.node if n.domain not in ("", "ai.onnx")]
-    if foreign:
-        names = ", ".join(f"'{n.name or n.output[0]}' ({n.domain}.{n.op_type})" for n in foreign)
-        raise ModelError(f"operators outside the ONNX standard are not supported: {names}; export without them")
-    version = opset_of(simplified)
-    del simplified.opset_import[:]
-    simplified.opset_import.append(onnx.helper.make_opsetid("", version))
-    return simplified
-
-
-def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Concrete shapes, batch included, of the image and of every node output."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"shapes cannot be inferred ({_first_line(error)}); export with fixed shapes") from error
-    shapes = {}
-    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if all(d.HasField("dim_value") for d in dims):
-            shapes[value.name] = tuple(d.dim_value for d in dims)
-    missing = [n.name or o for n in model.graph.node for o in n.output if o and o not in shapes]
-    if missing:
-        raise ModelError(
-            f"nodes {', '.join(missing)}: shapes are not static after simplification; export with fixed shapes"
-        )
-    return shapes
-
-
-def _make_batch_symbolic(model: onnx.ModelProto, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
-    """Free the batch axis: also inside constant Reshape shapes. Raises ModelError where batch and features mix."""
-    mixed = [n.name or o for n in model.graph.node for o in n.output if o and shapes[o][:1] != (batch,)]
-    if mixed:
-        raise ModelError(
-            f"nodes {', '.join(mixed)}: axis 0 is not the batch; only models that keep it there are supported"
-        )
-    constants = {i.name: i for i in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type != "Reshape":
-            continue
-        if node.input[1] not in constants:
-            raise ModelError(
-                f"node '{node.name or node.output[0]}' (Reshape): its shape is computed from the image; "
-                "export with fixed shapes"
-            )
-        target = numpy_helper.to_array(constants[node.input[1]]).copy()
-        if target[0] == batch:
-            target[0] = -1 if -1 not in target else 0
-            fresh = numpy_helper.from_array(target, f"{node.output[0]}_shape")
-            model.graph.initializer.append(fresh)
-            node.input[1] = fresh.name
-    for value in (*model.graph.input, *model.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if dims:
-            dims[0].Clear()
-            dims[0].dim_param = "N"
-    del model.graph.value_info[:]
-    return model
-
-
 def _check_rows(graph: Graph) -> None:
     """Raise ModelError unless every row of a batch is answered as it is alone.
 
@@ -330,14 +233,14 @@ def _check_rows(graph: Graph) -> None:
         together = session.run(None, {graph.image: images})[0]
     except Exception as error:
         raise ModelError(
-            f"the model does not run on other batch lengths ({_first_line(error)}); export it with a dynamic batch"
+            f"the model does not run on other batch lengths ({first_line(error)}); export it with a dynamic batch"
         ) from error
     tolerance = BATCH_TOLERANCE * max(1.0, float(np.abs(alone).max()))
     if together.shape != alone.shape or not np.allclose(together, alone, rtol=0, atol=tolerance, equal_nan=True):
         raise ModelError("the model answers an image differently in a batch and alone; export it with a dynamic batch")
 
 
-def _view(model: onnx.ModelProto, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+def _view(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
     """The Graph of a simplified model, its trailing Softmax set aside."""
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     taken: set[str] = set()

@@ -134,6 +134,17 @@ def _hard_sigmoid(node: Node, constants: Constants) -> Lowered:
     return lambda x: (alpha * x + beta).clamp(0, 1)
 
 
+@builder("Shrink")
+def _shrink(node: Node, constants: Constants) -> Lowered:
+    threshold, bias = node.attrs.get("lambd", 0.5), node.attrs.get("bias", 0.0)
+    return lambda x: torch.where(x.abs() > threshold, x - x.sign() * bias, torch.zeros_like(x))
+
+
+@builder("Mod")
+def _mod(node: Node, constants: Constants) -> Lowered:
+    return torch.fmod if node.attrs.get("fmod", 0) else torch.remainder
+
+
 @builder("ThresholdedRelu")
 def _thresholded_relu(node: Node, constants: Constants) -> Lowered:
     alpha = node.attrs.get("alpha", 1.0)

@@ -297,7 +297,7 @@ def _train_compact(job: Job, net: StagedNet, whole: Part) -> Tuned:
     small = read_part(stored)
     own = StagedNet(small.graph, small.channels, small.weights).to(ready.device)
     _prepare_net(own, ready)
-    passes = total_macs(ready.graph, ready.channels) / max(1, total_macs(small.graph, small.channels))
+    passes = total_macs(ready.graph) / max(1, total_macs(small.graph))
     masks = Masks({}, (small.graph.output,), (None,))
     _finetune(job, own, masks, lambda _step, _progress: (masks,), rate=COMPACT_RATE, passes=min(passes, MOST_PASSES))
     return Tuned(own, masks, replace(small, weights=own.weights()))
@@ -324,7 +324,7 @@ def _threads_for(net: StagedNet, batch_size: int) -> Iterator[None]:
     The number depends on the network alone, so that equal seeds give equal results.
     """
     before = torch.get_num_threads()
-    work = total_macs(net.graph, net.channels) * batch_size
+    work = total_macs(net.graph) * batch_size
     torch.set_num_threads(max(1, min(before, round(work / MACS_PER_THREAD))))
     try:
         yield

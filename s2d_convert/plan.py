@@ -20,7 +20,7 @@ import numpy as np
 from s2d_convert.channels import FREE, Channels, Layout
 from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph, Node
-from s2d_convert.rules import RULES, Array, Kind
+from s2d_convert.rules import Array, Kind, keeps_zero
 
 PRUNED = 0  # the stage of a unit that no stage computes
 NEVER = 1 << 20  # its effective stage
@@ -117,6 +117,7 @@ class Effective:
     def __init__(self, graph: Graph, channels: Channels, plan: Plan, *, check_taps: bool = True) -> None:
         self.graph, self.channels, self.plan = graph, channels, plan
         _check(graph, channels, plan)
+        self._check_folded()
         stages = np.array([*plan.stages_of_units, 0], dtype=np.int64)  # FREE (-1) reads the last entry
         stages[:-1][stages[:-1] == PRUNED] = NEVER
         self._stage_of_unit = stages
@@ -124,6 +125,14 @@ class Effective:
         for stage, tap in enumerate(plan.taps if check_taps else (), start=1):
             if not self.readable(tap, stage).any():
                 raise UsageError(f"plan: stage {stage} has no channel of its tap '{tap}'; give it at least one unit")
+
+    def _check_folded(self) -> None:
+        for name in self.graph.folded:
+            ends = [self.graph.producer[name], *(reader for reader, _ in self.graph.consumers.get(name, ()))]
+            if len({self.depth[n.name] for n in ends if n.name in self.depth}) > 1:
+                raise UsageError(
+                    f"plan: a stage would end at '{name}', whose rows are not those of the batch; choose another tap"
+                )
 
     @cached_property
     def depth(self) -> Mapping[str, int]:
@@ -176,6 +185,19 @@ class Effective:
         rows, columns = self.of(node.outputs[0]), self.columns(node, self.of(node.inputs[0]))
         return (columns[None, :] <= rows[:, None]) & (rows[:, None] < NEVER) & live[None, :]
 
+    def levels(self, node: Node) -> tuple[tuple[Array, Array], ...]:
+        """How a NORM or REDUCE node is computed: for every stage the positions that it reads and those that it makes.
+
+        Only live positions count: what is always zero has no part in statistics, and stays zero.
+        """
+        source, out = node.inputs[0], node.outputs[0]
+        made = self.of(out)
+        if self.channels.roles[node.name].kind is Kind.REDUCE:
+            return ((np.flatnonzero(self.readable(source, int(made[0]))), np.arange(len(made))),)
+        live = self.live(out)
+        stages = np.unique(made[live & (made < NEVER)]).tolist()
+        return tuple((np.flatnonzero(self.readable(source, k)), np.flatnonzero(live & (made == k))) for k in stages)
+
     def columns(self, node: Node, values: Array) -> Array:
         """Per-position `values` of a MIX node's input as per-column values [I]. A tensor of one unit may be read
         along any axis."""
@@ -207,17 +229,20 @@ class Effective:
         inputs = self.graph.computed(node)
         if kind is Kind.MIX:
             return np.asarray(self._mask(node, self.columns(node, of(inputs[0]))).any(axis=1))
+        if kind is Kind.NORM:
+            return of(inputs[0])
+        if kind is Kind.REDUCE:
+            found = (self.of(inputs[0]) <= self.of(name)[:1]) & of(inputs[0])
+            return np.full(len(made.units), found.any())
         if kind is Kind.GROUPED:
             groups = int(node.attrs["group"])
             return np.repeat(of(inputs[0]).reshape(groups, -1).any(axis=1), len(made.units) // groups)
-        zero_in_zero_out = RULES[node.op].keeps_zero if node.op in RULES else False
-        if kind is Kind.MAP and zero_in_zero_out:
-            live = of(inputs[0])
-            return live if len(live) == len(made.units) else np.full(len(made.units), live.any())
+        if kind is Kind.MAP and keeps_zero(node, self.graph.constants):
+            return _spread(of(inputs[0]), len(made.units))
         if kind is Kind.JOIN and node.op in ADDITIVE and len(inputs) == len(node.inputs):
-            return np.asarray(np.stack([of(t) for t in inputs]).any(axis=0))
+            return np.asarray(np.stack([_spread(of(t), len(made.units)) for t in inputs]).any(axis=0))
         if kind is Kind.JOIN and node.op == "Mul":
-            return np.asarray(np.stack([of(t) for t in inputs]).all(axis=0))
+            return np.asarray(np.stack([_spread(of(t), len(made.units)) for t in inputs]).all(axis=0))
         if kind is Kind.MOVE:
             source = self.channels.layouts[inputs[0]]
             return np.isin(made.units, source.units[of(inputs[0])])
@@ -225,6 +250,11 @@ class Effective:
 
 
 ADDITIVE = ("Add", "Sum", "Sub")
+
+
+def _spread(live: Array, count: int) -> Array:
+    """Liveness over `count` channels: an operand of one unit may have its channels on another axis."""
+    return live if len(live) == count else np.full(count, live.any())
 
 
 def _gather(layout: Layout, tables: list[Array], constants: Array) -> Array:
@@ -281,7 +311,13 @@ def _check(graph: Graph, channels: Channels, plan: Plan) -> None:
 def pooled_axis(graph: Graph, channels: Channels, tap: str) -> int | None:
     """The channel axis at which an exit head can read `tap` (pooling every other axis), None if it cannot."""
     layout, shape = channels.layouts.get(tap), graph.shapes.get(tap, ())
-    if layout is None or len(shape) not in (1, 3) or layout.axis not in (0, len(shape) - 1):
+    if (
+        layout is None
+        or tap in graph.folded
+        or tap in graph.types
+        or len(shape) not in (1, 3)
+        or layout.axis not in (0, len(shape) - 1)
+    ):
         return None
     return layout.axis
 

@@ -19,7 +19,7 @@ import numpy as np
 from s2d_convert.channels import FREE, ChannelClass, Channels
 from s2d_convert.graph import Graph
 from s2d_convert.plan import PRUNED, Conversion, Effective, Plan, candidate_taps, identity_plan
-from s2d_convert.rules import Array, Kind, macs_per_weight
+from s2d_convert.rules import PRODUCTS, Array, Kind, macs_of
 from s2d_convert.weights import Weights
 
 LINKED, CASCADE = 0, 1
@@ -222,25 +222,20 @@ def _thinned(graph: Graph, channels: Channels, taps: tuple[str, ...]) -> tuple[s
 
 def mac_shares(graph: Graph, channels: Channels, taps: Sequence[str]) -> dict[str, float]:
     """For each tap the share of the static multiply-accumulates that lie before it."""
-    counts = node_macs(graph, channels)
+    counts = node_macs(graph)
     total = max(1, sum(counts.values()))
     ones = (1,) * channels.units
     return {t: sum(counts.get(n, 0) for n in Effective(graph, channels, Plan((t,), ones)).depth) / total for t in taps}
 
 
-def node_macs(graph: Graph, channels: Channels) -> dict[str, int]:
-    """Multiply-accumulates per image of every MIX and GROUPED node, by node name."""
-    counts = {}
-    for node in graph.nodes:
-        if channels.roles[node.name].kind in (Kind.MIX, Kind.GROUPED):
-            per = macs_per_weight(node, graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]])
-            counts[node.name] = int(graph.constants[node.inputs[1]].size) * per
-    return counts
+def node_macs(graph: Graph) -> dict[str, int]:
+    """Multiply-accumulates per image of every convolution and matrix product, by node name."""
+    return {n.name: macs_of(n, graph.shapes, graph.constants) for n in graph.nodes if n.op in PRODUCTS}
 
 
-def total_macs(graph: Graph, channels: Channels) -> int:
+def total_macs(graph: Graph) -> int:
     """Multiply-accumulates per image of the whole graph."""
-    return sum(node_macs(graph, channels).values())
+    return sum(node_macs(graph).values())
 
 
 @lru_cache

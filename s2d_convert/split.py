@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from s2d_convert.channels import Channels, Layout
 from s2d_convert.graph import Graph, Node
 from s2d_convert.plan import Effective, Plan
-from s2d_convert.rules import Array, Kind, macs_per_weight, move, slice_constant
+from s2d_convert.rules import PRODUCTS, Array, Kind, macs_of, macs_per_weight, move, slice_constant, transposed_kernel
 from s2d_convert.stagegraph import OUTPUT, StageGraph, StageModel
 from s2d_convert.weights import Weights, initial_head
 
@@ -97,7 +97,7 @@ class _Cutter:
         found = []
         for r, p in zip(layout.root[positions].tolist(), layout.position[positions].tolist(), strict=True):
             stage = int(stages[r][p]) if r >= 0 else 0
-            missing = r < 0 or self._is_zero(layout.roots[r], stage)
+            missing = r < 0 or self._is_zero(layout.roots[r], stage) or self._is_gap(layout.roots[r], p)
             found.append(("", 0, p) if missing else (layout.roots[r], stage, p))
         return found
 
@@ -107,11 +107,18 @@ class _Cutter:
             self._zero[root, stage] = not self.effective.live(root)[here].any()
         return self._zero[root, stage]
 
+    def _is_gap(self, root: str, position: int) -> bool:
+        """Whether the position of a NORM's output is always zero: its pieces leave such positions out."""
+        node = self.graph.producer.get(root)
+        if node is None or self.channels.roles[node.name].kind is not Kind.NORM:
+            return False
+        return not self.effective.live(root)[position]
+
     def _reads(self, node: Node, stage: int) -> list[tuple[str, Array]]:
         """The (tensor, positions) that the pieces of a node in one stage are computed from."""
         kind = self.channels.roles[node.name].kind
         inputs = self.graph.computed(node)
-        if kind is Kind.MIX:
+        if kind in (Kind.MIX, Kind.NORM, Kind.REDUCE):
             return [(inputs[0], self._readable(node.inputs[0], stage))]
         if kind is Kind.OPAQUE:
             return [(name, self._all(name)) for name in inputs]
@@ -135,6 +142,11 @@ class _Cutter:
     def _same_positions(self, tensor: str, node: Node, stage: int) -> Array:
         """The positions of an operand of a MAP or JOIN that its piece needs: all of a tensor of one unit."""
         return self._all(tensor) if self.channels.layouts[tensor].uniform else self._made(node, stage)
+
+    def _is_spread(self, tensor: str, out: str) -> bool:
+        """Whether one channel of a JOIN's operand serves all channels of its output."""
+        axis = self.channels.layouts[out].axis
+        return self.graph.shapes[tensor][axis] == 1 < self.graph.shapes[out][axis]
 
     def _readable(self, tensor: str, stage: int) -> Array:
         """The positions that a mixing operator may read in a stage; all or none of a tensor of one unit."""
@@ -197,8 +209,9 @@ class _Cutter:
         rows = np.concatenate([np.arange(g * per, (g + 1) * per) for g in groups])
         shape = self._shape(out, len(rows))
         live = self.effective.live(out)[rows]
-        operands: list[str | Array] = [source, weight[rows], *([] if bias is None else [bias[rows] * live])]
-        name = builder.op("Conv", operands, out, shape, attrs={**node.attrs, "group": len(groups)})
+        part = weight[rows] if node.op == "Conv" else transposed_kernel(weight[rows], len(groups))
+        operands: list[str | Array] = [source, part, *([] if bias is None else [bias[rows] * live])]
+        name = builder.op(node.op, operands, out, shape, attrs={**node.attrs, "group": len(groups)})
         builder.macs += int(weight[rows].size) * macs_per_weight(
             node, self.graph.shapes[node.inputs[0]], self.graph.shapes[out]
         )
@@ -218,19 +231,22 @@ class _Cutter:
 
     def _emit_join(self, node: Node, stage: int) -> None:
         out, builder = node.outputs[0], self.stages[stage - 1]
-        made = self._made(node, stage)
+        layouts, made = self.channels.layouts, self._made(node, stage)
         inputs = self.graph.computed(node)
         if node.op in ("Add", "Sum") and len(inputs) == len(node.inputs):
-            inputs = tuple(t for t in inputs if self.effective.live(t)[made].any())
-        fixed = self.channels.layouts[out].uniform
-        lead = next((t for t in inputs if (self.channels.layouts[t].root[made] >= 0).all()), inputs[0])
+            inputs = self._summands(node, stage)
+        full = [t for t in inputs if not self._is_spread(t, out)]
+        fixed = layouts[out].uniform
+        lead = next((t for t in full if (layouts[t].root[self._same_positions(t, node, stage)] >= 0).all()), full[0])
         if len(inputs) == 1 and self._alias(out, stage, lead, made):
             return None
-        data, order = self.fetch(stage, lead, made, ordered=fixed)
+        data, order = self.fetch(stage, lead, self._same_positions(lead, node, stage), ordered=fixed)
+        order = made if fixed else order
         fetched = {lead: data}
         for tensor in inputs:
             if tensor not in fetched:
-                fetched[tensor], _ = self.fetch(stage, tensor, order, ordered=True)
+                wanted = self._all(tensor) if layouts[tensor].uniform else order
+                fetched[tensor], _ = self.fetch(stage, tensor, wanted, ordered=True)
         if len(inputs) == 1:
             return self._keep(out, stage, fetched[lead], order)
         remaining = Node(node.name, node.op, inputs, node.outputs, node.attrs) if len(inputs) < len(node.inputs) and node.op in (
@@ -241,10 +257,37 @@ class _Cutter:
         )
         return None
 
+    def _summands(self, node: Node, stage: int) -> tuple[str, ...]:
+        """The operands of a sum that are not all zero, and as many others as give the sum its shape."""
+        inputs, shapes = self.graph.computed(node), self.graph.shapes
+        kept = [t for t in inputs if self.effective.live(t)[self._same_positions(t, node, stage)].any()]
+        for tensor in inputs:
+            if kept and np.broadcast_shapes(*(shapes[t] for t in kept)) == shapes[node.outputs[0]]:
+                break
+            if tensor not in kept:
+                kept.append(tensor)
+        return tuple(t for t in inputs if t in kept)
+
+    def _emit_norm(self, node: Node, stage: int) -> None:
+        """Statistics over all channels up to this stage, then only those of this stage are kept."""
+        source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
+        data, order = self.fetch(stage, source, self._readable(source, stage), ordered=node.op == "LRN")
+        operands = self._operands(node, {source: data}, source, order)
+        name = builder.op(node.op, operands, out, self._shape(out, len(order)), attrs=dict(node.attrs))
+        index = np.flatnonzero(self.effective.of(out)[order] == stage)
+        self._keep(out, stage, self._cut(builder, out, name, index.tolist(), len(order)), order[index])
+
+    def _emit_reduce(self, node: Node, stage: int) -> None:
+        source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
+        data, order = self.fetch(stage, source, self._readable(source, stage))
+        operands = self._operands(node, {source: data}, source, order)
+        name = builder.op(node.op, operands, out, self.graph.shapes[out], attrs=dict(node.attrs))
+        self._keep(out, stage, name, self._all(out))
+
     def _alias(self, out: str, stage: int, source: str, positions: Array) -> bool:
         """Let a piece be another piece itself, so that adding zero costs nothing, not even a link of its own."""
         found = {(root, e) for root, e, _ in self._sources(source, positions)}
-        if len(found) != 1:
+        if len(found) != 1 or ("", 0) in found:
             return False
         root, e = found.pop()
         piece = self.pieces[root, e]
@@ -262,6 +305,8 @@ class _Cutter:
         operands = [fetched[n] if n in fetched else self.weights.operand(self.graph, node, i) if n else ""
                     for i, n in enumerate(node.inputs)]  # fmt: skip
         names = builder.ops(node.op, operands, [(n, self.graph.shapes[n]) for n in node.outputs], dict(node.attrs))
+        if node.op in PRODUCTS:
+            builder.macs += macs_of(node, self.graph.shapes, self.graph.constants)
         for tensor, name in zip(node.outputs, names, strict=True):
             self._keep(tensor, stage, name, self._all(tensor))
 
@@ -278,7 +323,7 @@ class _Cutter:
         if kept is None:  # a reshape that cuts through the channels needs them in their original order
             kept = self._moved_places(node, order, shape)
             assert kept is not None, "channels in their original order stay a grid under any movement"
-        if node.op in ("Transpose", "Squeeze", "Unsqueeze", "Flatten"):
+        if node.op != "Reshape":
             operands: list[str | Array] = [data, *(self.graph.constants[n] for n in node.inputs[1:])]
             name = builder.op(node.op, operands, out, shape, attrs=dict(node.attrs))
         else:
@@ -302,7 +347,7 @@ class _Cutter:
         return kept if np.array_equal(full.take(kept, axis=axis_out), part) else None
 
     def _move_elements(self, node: Node, elements: Array, shape: tuple[int, ...]) -> Array:
-        if node.op != "Transpose":
+        if node.op not in ("Transpose", "DepthToSpace", "SpaceToDepth"):
             return elements.reshape(shape)
         return move(node, [elements[None]], self.graph.constants, fill=-1)[0][0]
 
@@ -430,10 +475,13 @@ class _Cutter:
         """Runtime name of some channels of one piece, or of constants."""
         if piece is None:
             return self._constant(builder, tensor, np.array(index), layout.fill[index])
-        name = self._use(builder, piece)
-        if index == list(range(len(piece.positions))):
+        return self._cut(builder, tensor, self._use(builder, piece), index, len(piece.positions))
+
+    def _cut(self, builder: StageGraph, tensor: str, name: str, index: list[int], count: int) -> str:
+        """The channels `index` of a runtime tensor with `count` of them."""
+        if index == list(range(count)):
             return name
-        shape, axis = self._shape(tensor, len(index)), layout.axis + 1
+        shape, axis = self._shape(tensor, len(index)), self.channels.layouts[tensor].axis + 1
         if index == list(range(index[0], index[0] + len(index))):
             bounds = [np.array([n]) for n in (index[0], index[-1] + 1, axis)]
             return builder.op("Slice", [name, *bounds], tensor, shape)
@@ -450,7 +498,7 @@ class _Cutter:
             home = self.stages[piece.home - 1]
             made = home.tensors[piece.name]
             home.links_out[piece.name] = made
-            link = gs.Variable(piece.name, dtype=np.float32, shape=list(made.shape))
+            link = gs.Variable(piece.name, dtype=made.dtype, shape=list(made.shape))
             builder.links_in[piece.name] = builder.tensors[piece.name] = link
         return piece.name
 

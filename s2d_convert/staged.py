@@ -9,7 +9,7 @@ initialised from measured statistics, so that the function does not change, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from s2d_convert.channels import Channels
 from s2d_convert.graph import Graph, Node
 from s2d_convert.lower import BUILDERS, lower
 from s2d_convert.plan import Effective, identity_plan
-from s2d_convert.rules import Kind
+from s2d_convert.rules import Kind, channel_axis_of_constant
 from s2d_convert.weights import Affine, Weights, initial_head
 
 EPSILON = 1e-5
@@ -62,7 +62,7 @@ class Mixing(nn.Module):
         self.weight = nn.Parameter(torch.tensor(weight))
         self.bias = None if bias is None else nn.Parameter(torch.tensor(bias))
         self.norm: Norm | None = None
-        self.op = node.op
+        self.op, self.groups = node.op, int(node.attrs.get("group", 1))
         self._conv = lower(node, {}) if node.op in ("Conv", "ConvTranspose") else None
 
     def forward(self, x: Tensor, mask: Tensor | None, alive: Tensor | None) -> Tensor:
@@ -71,7 +71,7 @@ class Mixing(nn.Module):
         if self._conv is None:
             return F.linear(x, weight, bias)
         if self.op == "ConvTranspose":
-            weight = weight.transpose(0, 1)
+            weight = _transposed_kernel(weight, self.groups)
         y = self._conv(x, weight, bias)
         assert isinstance(y, Tensor), "a convolution has one output"
         if self.norm is not None:
@@ -90,6 +90,11 @@ class Mixing(nn.Module):
         return _numpy(weight), None if bias is None else _numpy(bias)
 
 
+def _transposed_kernel(weight: Tensor, groups: int) -> Tensor:
+    """The weight [O, I / groups, *kernel] as ConvTranspose has it; see `rules.transposed_kernel`."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 class Head(nn.Module):
     """An exit head: mean over every axis but batch and channels, then one linear layer on the stage's channels."""
 
@@ -104,13 +109,25 @@ class Head(nn.Module):
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one stage computes of a NORM or REDUCE node: the channels it reads, those it makes, and where they lie
+    among those that it reads; int64 vectors."""
+
+    read: Tensor
+    made: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True)
 class Masks:
     """What a plan does to a StagedNet: per MIX node the mask [O, I, 1...] and the rows that have any input
-    (None where nothing is masked), per stage the tap and the head's columns."""
+    (None where nothing is masked), per stage the tap and the head's columns, and per NORM or REDUCE node that does
+    not see all channels at once the parts that it is computed in."""
 
     mix: Mapping[str, tuple[Tensor, Tensor] | None]
     taps: tuple[str, ...]
     columns: tuple[Tensor | None, ...]
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
 
     def faded(self, alpha: float) -> Masks:
         """Masks whose forbidden links still have weight `alpha` (1: not masked at all, 0: these masks)."""
@@ -121,7 +138,7 @@ class Masks:
             for k, v in self.mix.items()
         }
         columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
-        return Masks(mix, self.taps, columns)
+        return Masks(mix, self.taps, columns, self.parts)
 
 
 class StagedNet(nn.Module):
@@ -172,7 +189,23 @@ class StagedNet(nn.Module):
             reached = effective.readable(tap, stage)
             free = tap == self.graph.output or bool(reached.all())
             columns.append(None if free else torch.tensor(reached, dtype=torch.float32, device=device))
-        return Masks(mix, effective.plan.taps, tuple(columns))
+        parts = {
+            node.name: found
+            for node in self.graph.nodes
+            if node.name in effective.depth and (found := self._parts(node, effective, device)) is not None
+        }
+        return Masks(mix, effective.plan.taps, tuple(columns), parts)
+
+    def _parts(self, node: Node, effective: Effective, device: torch.device) -> tuple[Part, ...] | None:
+        if self.channels.roles[node.name].kind not in (Kind.NORM, Kind.REDUCE):
+            return None
+        levels = effective.levels(node)
+        if len(levels) == 1 and len(levels[0][0]) == len(self.channels.layouts[node.inputs[0]].units):
+            return None
+        return tuple(
+            Part(*(torch.tensor(v, device=device) for v in (read, made, np.searchsorted(read, made))))
+            for read, made in levels
+        )
 
     def _mask(self, node: Node, effective: Effective, device: torch.device) -> tuple[Tensor, Tensor] | None:
         rank = self._mixing(node).weight.ndim
@@ -226,8 +259,33 @@ class StagedNet(nn.Module):
         inputs = [
             values[n] if n in values else getattr(self, f"{key}_{i}") if n else None for i, n in enumerate(node.inputs)
         ]
+        if node.name in masks.parts:
+            return (self._run_parts(node, inputs, masks.parts[node.name]),)
         result = self._functions[node.name](*inputs)
         return result if isinstance(result, tuple) else (result,)
+
+    def _run_parts(self, node: Node, inputs: Sequence[Tensor | None], parts: tuple[Part, ...]) -> Tensor:
+        """A NORM or REDUCE node, stage by stage on the channels that exist by then; the others are zero."""
+        x = inputs[0]
+        assert x is not None, "a norm has an input"
+        source, rank = node.inputs[0], x.ndim - 1
+        axis = self.channels.layouts[source].axis
+        out = x.new_zeros((len(x), *self.graph.shapes[node.outputs[0]]))
+        for part in parts:
+            if not len(part.read):
+                continue
+            cut = [x.index_select(axis + 1, part.read)]
+            for index, value in enumerate(inputs[1:], start=1):
+                constant = self.graph.constants.get(node.inputs[index])
+                own = None if constant is None else channel_axis_of_constant(
+                    node, index, constant, rank=rank, axis=axis)  # fmt: skip
+                cut.append(value if value is None or own is None else value.index_select(own, part.read))  # type: ignore[arg-type]
+            y = self._functions[node.name](*cut)
+            assert isinstance(y, Tensor), "a norm has one output"
+            if self.channels.roles[node.name].kind is Kind.REDUCE:
+                return y
+            out = out.index_copy(axis + 1, part.made, y.index_select(axis + 1, part.place))
+        return out
 
     # --- normalisation ------------------------------------------------------------------------------
 

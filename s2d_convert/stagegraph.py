@@ -35,6 +35,7 @@ class StageGraph:
 
     def __init__(self, number: int, graph: Graph) -> None:
         self.number, self.opset = number, graph.opset
+        self._folded, self._types = graph.folded, graph.types
         self.nodes: list[gs.Node] = []
         self.tensors: dict[str, gs.Variable] = {}
         self.image: gs.Variable | None = None
@@ -77,7 +78,9 @@ class StageGraph:
         results = []
         for name, shape in outputs:
             fresh = self.unique(name)
-            self.tensors[fresh] = gs.Variable(fresh, dtype=np.float32, shape=["N", *shape])
+            # Buffers are shared by symbolic shape: what has other rows than the batch must not name it.
+            known = None if name in self._folded else ["N", *shape]
+            self.tensors[fresh] = gs.Variable(fresh, dtype=self._types.get(name, np.float32), shape=known)
             results.append(self.tensors[fresh])
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
         self.nodes.append(gs.Node(op, name=results[0].name, attrs=plain, inputs=operands, outputs=results))
@@ -86,7 +89,7 @@ class StageGraph:
     def _operand(self, value: str | Array, name: str) -> gs.Tensor:
         if isinstance(value, str):
             return self.tensors[value] if value else gs.Variable.empty()
-        return gs.Constant(self.unique(name), np.ascontiguousarray(value))
+        return gs.Constant(self.unique(name), np.asarray(value, order="C"))
 
     def reduce(self, op: str, source: str, axes: list[int], shape: Sequence[int]) -> str:
         """Add a Reduce node without kept axes; its axes became an input in opset 18."""

@@ -70,7 +70,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def _count(value: float) -> str:
+def quantity(value: float) -> str:
+    """A number in short, such as 40.55 M."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= scale:
             return f"{value / scale:.2f} {unit}"
@@ -104,11 +105,11 @@ def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:
     if measured["static_macs"]:
         ratio = measured["mean_macs"] / measured["static_macs"]
         table.add_row(
-            "mean MACs per image", _count(measured["static_macs"]), _count(measured["mean_macs"]), f"{ratio:.3f}"
+            "mean MACs per image", quantity(measured["static_macs"]), quantity(measured["mean_macs"]), f"{ratio:.3f}"
         )
         ratio = measured["parameters"] / max(1, measured["static_parameters"])
         table.add_row(
-            "parameters", _count(measured["static_parameters"]), _count(measured["parameters"]), f"{ratio:.3f}"
+            "parameters", quantity(measured["static_parameters"]), quantity(measured["parameters"]), f"{ratio:.3f}"
         )
     return table
 
@@ -139,49 +140,3 @@ def bench_table(found: Mapping[str, Any], *, title: str) -> Table:
             row["name"], f"{ms['median']:.3f}", f"{ms['q1']:.3f} - {ms['q3']:.3f}", f"{row['ratio']:.3f}", spread
         )
     return table
-
-
-def description_tables(about: Mapping[str, Any]) -> list[Table]:
-    """The output of `s2d inspect`."""
-    overview = Table(title="model", title_justify="left", show_header=False)
-    shape = "x".join(str(n) for n in about["input"]["shape"])
-    overview.add_row("input", f"{about['input']['name']}  {shape}")
-    shape = "x".join(str(n) for n in about["output"]["shape"])
-    overview.add_row("output", f"{about['output']['name']}  {shape}  ({about['output']['kind']})")
-    overview.add_row("operators", f"{about['nodes']} (opset {about['opset']})")
-    overview.add_row("MACs, parameters", f"{_count(about['macs'])}, {_count(about['parameters'])}")
-    overview.add_row("MACs that can be split by channels", _percent(about["splittable_macs"]))
-    classes = Table(title="channel classes", title_justify="left")
-    for column in ("made by", "nodes", "channels", "units", "MACs", "splits"):
-        classes.add_column(column, justify="left" if column == "made by" else "right")
-    for c in about["classes"]:
-        row = (
-            c["name"],
-            len(c["producers"]),
-            c["channels"],
-            c["units"],
-            _percent(c["macs"]),
-            "yes" if c["splittable"] else "no",
-        )
-        classes.add_row(*map(str, row))
-    taps = Table(title="candidate taps", title_justify="left")
-    for column in ("tensor", "shape", "MACs before"):
-        taps.add_column(column, justify="left" if column == "tensor" else "right")
-    for t in about["taps"]:
-        taps.add_row(t["tensor"], "x".join(map(str, t["shape"])), _percent(t["macs_before"]))
-    tables = [overview, classes, taps]
-    if about["opaque"]:
-        opaque = Table(title="opaque nodes (split by depth only)", title_justify="left")
-        for column in ("node", "operator", "why"):
-            opaque.add_column(column)
-        for n in about["opaque"]:
-            opaque.add_row(n["node"], n["op"], n["reason"])
-        tables.append(opaque)
-    if about["unsupported"]:
-        missing = Table(title="unsupported nodes (the model cannot be converted)", title_justify="left")
-        for column in ("node", "operator"):
-            missing.add_column(column)
-        for n in about["unsupported"]:
-            missing.add_row(n["node"], n["op"])
-        tables.append(missing)
-    return tables

@@ -11,6 +11,7 @@ from s2d_convert.channels import Channels, analyse
 from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph, graph_from_proto
 from s2d_convert.plan import PRUNED, Effective, Plan, pooled_axis
+from s2d_convert.rules import Kind
 from s2d_convert.split import StageModel, split
 from s2d_convert.staged import StagedNet
 from s2d_convert.weights import Weights, static_weights
@@ -88,5 +89,9 @@ def check_size_law(
     """Law 4: nothing is stored or computed twice inside a chain."""
     (static,) = split(graph, channels, Plan((graph.output,), (1,) * channels.units), weights)
     heads = sum(graph.classes * (len(channels.layouts[tap].units) + 1) for tap in plan.taps[:-1])
-    assert sum(stage.parameters for stage in stages) <= static.parameters + heads + 2 * len(stages)
+    # A norm over the channels of all stages so far has the scales of all of them in each stage.
+    norms = [n for n in graph.nodes if channels.roles[n.name].kind is Kind.NORM]
+    shared = sum(graph.constants[name].size for n in norms for name in n.inputs if name in graph.constants)
+    allowed = static.parameters + heads + 2 * len(stages) + (len(stages) - 1) * shared
+    assert sum(stage.parameters for stage in stages) <= allowed
     assert sum(stage.macs for stage in stages) <= static.macs + heads

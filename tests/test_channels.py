@@ -139,19 +139,47 @@ def test_an_operator_that_mixes_channels_otherwise_is_opaque_and_says_why() -> N
     channels = channels_of(
         net(
             """g (float[N,3,8,8] image) => (float[N,2] logits) {
-                a = Conv(image, wa)  n = LRN<size=3>(a)  b = Conv(n, wb)
+                a = Conv(image, wa)  n = Hardmax<axis=1>(a)  b = Conv(n, wb)
                 p = GlobalAveragePool(b)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
             }""",
             wa=(4, 3, 1, 1), wb=(6, 4, 1, 1), wl=(2, 6),
         )
     )  # fmt: skip
     (reason,) = [role.reason for role in channels.roles.values() if role.kind is Kind.OPAQUE]
-    assert "LRN" in reason
+    assert "Hardmax" in reason
     assert widths(channels) == [(1, 2, False), (6, 1, True), (2, 1, False)]
 
 
+def test_a_norm_over_the_channels_keeps_them_apart() -> None:
+    channels = channels_of(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) {
+                a = Conv(image, wa)  n = LRN<size=3>(a)  b = Conv(n, wb)
+                p = GlobalAveragePool(b)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            }""",
+            wa=(4, 3, 1, 1), wb=(6, 4, 1, 1), wl=(2, 6),
+        )
+    )  # fmt: skip
+    assert channels.layouts["n"].units.tolist() == channels.layouts["a"].units.tolist()
+    assert [role.kind for role in channels.roles.values()].count(Kind.NORM) == 1
+
+
+def test_what_is_spread_over_all_channels_is_anchored_and_ties_nothing() -> None:
+    channels = channels_of(
+        net(
+            """g (float[N,3,8,8] image) => (float[N,2] logits) {
+                a = Conv(image, wa)  m = ReduceMean<axes=[1]>(a)  s = Sigmoid(m)  n = Mul(a, s)
+                p = GlobalAveragePool(n)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+            }""",
+            wa=(4, 3, 1, 1), wl=(2, 4),
+        )
+    )  # fmt: skip
+    assert len(set(channels.layouts["n"].units.tolist())) == 4
+    assert set(channels.layouts["s"].units.tolist()) == {FREE}
+
+
 @pytest.mark.parametrize("axis", [1, -1])
-def test_softmax_is_opaque_only_over_the_channels(axis: int) -> None:
+def test_softmax_is_a_norm_only_over_the_channels(axis: int) -> None:
     channels = channels_of(
         net(
             f"""g (float[N,3,8,8] image) => (float[N,2] logits) {{
@@ -161,7 +189,8 @@ def test_softmax_is_opaque_only_over_the_channels(axis: int) -> None:
             wa=(4, 3, 1, 1), wl=(2, 4),
         )
     )  # fmt: skip
-    assert channels.classes[0].splittable == (axis == -1)
+    assert channels.classes[0].splittable
+    assert [role.kind for role in channels.roles.values()][1] == (Kind.NORM if axis == 1 else Kind.MAP)
 
 
 def test_a_concat_is_a_view_of_its_parts() -> None:

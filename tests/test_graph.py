@@ -178,7 +178,7 @@ POOLED = "p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, w
             """(float[N,3,8,8] image) => (float[M,2] logits) <int64[2] r = {-1,4}>
             { a = Conv(image, wa)  f = Reshape(a, r)  logits = Gemm<transB=1>(f, wl) }""",
             {},
-            "axis 0 is not the batch",
+            "axis 0 is not the batch alone",
         ),
         # How many values there are depends on the values.
         (
@@ -250,15 +250,37 @@ def test_readers_and_makers_of_a_tensor() -> None:
     assert graph.consumers["logits"] == ()
 
 
-@pytest.mark.parametrize(
-    "line", ["u = Resize(a, , , z)", "u = ReduceMean<axes=[0], keepdims=1>(a)", "u = Softmax<axis=0>(a)"]
-)
-def test_a_baked_batch_of_one_is_noticed(line: str) -> None:
-    model = net(
-        f"""g (float[1,3,6,6] image) => (float[1,2] logits) <int64[4] z = {{1,4,8,8}}> {{
-            a = Conv(image, wa)  {line}  p = GlobalAveragePool(u)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+def with_baked_batch(line: str, batch: int) -> onnx.ModelProto:
+    return net(
+        f"""g (float[{batch},3,6,6] image) => (float[{batch},2] logits)
+            <int64[4] z = {{{batch},4,8,8}}, int64[4] same = {{{batch},4,4,4}}> {{
+            a = Conv(image, wa)  s = GlobalAveragePool(a)  {line}
+            p = GlobalAveragePool(u)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
         }}""",
         wa=(4, 3, 3, 3), wl=(2, 4),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'u = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(a, , , z)',
+        "e = Expand(s, same)  u = Mul(a, e)",
+        "u = Expand(s, same)",
+    ],
+)
+def test_a_baked_batch_is_freed_in_sizes_and_shapes(line: str, batch: int) -> None:
+    model = with_baked_batch(line, batch)
+    graph = graph_from_proto(model)
+    images = np.random.default_rng(0).normal(size=(batch, 3, 6, 6)).astype(np.float32)
+    expected = run(model, {"image": images})["logits"]
+    twice = run(graph.model, {"image": np.concatenate([images, images])})["logits"]
+    assert_close(twice, np.concatenate([expected, expected]))
+
+
+@pytest.mark.parametrize("line", ["u = ReduceMean<axes=[0], keepdims=1>(a)", "u = Softmax<axis=0>(a)"])
+def test_a_baked_batch_of_one_is_noticed(line: str) -> None:
+    model = with_baked_batch(line, 1)
     with pytest.raises(ModelError, match="dynamic batch"):
         graph_from_proto(model)

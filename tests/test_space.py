@@ -141,7 +141,7 @@ def test_what_matters_most_comes_first() -> None:
 def test_macs_by_hand() -> None:
     graph, channels, _ = analysed(chain())
     first, second, last = 8 * 27 * 36, 16 * 72 * 16, 5 * 16
-    assert list(node_macs(graph, channels).values()) == [first, second, last]
+    assert list(node_macs(graph).values()) == [first, second, last]
     total = first + second + last
     shares = mac_shares(graph, channels, ("x", "y", "logits"))
     assert shares == pytest.approx({"x": first / total, "y": (first + second) / total, "logits": 1.0})

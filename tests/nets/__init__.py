@@ -15,13 +15,30 @@ import onnx
 import torch
 from torch import nn
 
-from nets import branching, mobile, plain, residual, shuffle
+from nets import (
+    aggregation,
+    attention,
+    branching,
+    fusion,
+    ghost,
+    mobile,
+    modern,
+    plain,
+    reparam,
+    residual,
+    shuffle,
+    towers,
+    variants,
+)
 from nets.common import CLASSES, FAMILIES, IMAGE, Family
 
 __all__ = ["CLASSES", "FAMILIES", "IMAGE", "INPUT", "OUTPUT", "Family", "export", "to_onnx"]
 
 # Importing these modules fills the table.
-MODULES = (plain, residual, mobile, shuffle, branching)
+MODULES = (
+    *(plain, residual, mobile, shuffle, branching, attention, variants, towers, aggregation, fusion),
+    *(modern, ghost, reparam),
+)
 INPUT, OUTPUT = "input", "output"
 DYNAMO_OPSET = 18  # the oldest one that the dynamo exporter writes itself
 

@@ -1,0 +1,332 @@
+"""Free the batch axis of a simplified model, also where its length was baked into shapes and constants.
+
+Exporters trace a model with one batch length and fix it in many places: in the targets of Reshape, Expand and Resize,
+in constants that were spread over the batch, and in files for single images by squeezing the batch away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from s2d_convert.errors import ModelError
+
+# Operators that broadcast their operands, so that an operand needs no expanding.
+BROADCASTING = {
+    "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul", "Or",
+    "Pow", "PRelu", "Sub", "Sum", "Where",
+}  # fmt: skip
+# Operators that can do their work with one more axis in front.
+ELEMENTWISE = BROADCASTING | {
+    "Abs", "Cast", "Celu", "Clip", "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
+}  # fmt: skip
+WITH_AXIS = {"Concat", "LogSoftmax", "Softmax"}
+
+Shape = tuple[int, ...]
+
+
+def is_plain(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape]) -> bool:
+    """Whether axis 0 of everything that is computed has the length of the batch."""
+    return all(shapes[o][:1] == (batch,) for n in model.graph.node for o in n.output if o)
+
+
+def free_batch(
+    model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape], other: Mapping[str, Shape] | None = None
+) -> tuple[dict[str, Shape], frozenset[str]]:
+    """Free the batch axis of `model` in place. `other` has the shapes for another length of the batch, if known.
+
+    Returns the shapes of all tensors, batch included, and the tensors in which axis 0 is not the batch alone (windows
+    as rows of the batch, attention with the batch in the middle). Raises ModelError, naming all nodes, where there is
+    no telling.
+    """
+    edit = _Edit(model, batch, shapes, other)
+    if batch == 1:
+        edit.restore_batch()
+    mixed = [n for n in model.graph.node for o in n.output if o and len(edit.batch_axes(o)) != 1]
+    if mixed:
+        names = ", ".join(dict.fromkeys(map(label, mixed)))
+        raise ModelError(
+            f"nodes {names}: which axis is the batch cannot be told; export the model with a dynamic batch"
+        )
+    for node in list(model.graph.node):
+        if node.op_type in FREEING:
+            FREEING[node.op_type](edit, node)
+        elif node.op_type in BROADCASTING:
+            edit.one_row(node)
+    edit.drop_expands()
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims:
+            dims[0].Clear()
+            dims[0].dim_param = "N"
+    del model.graph.value_info[:]
+    folded = frozenset(o for n in model.graph.node for o in n.output if o and edit.is_folded(o))
+    for output in model.graph.output:
+        if output.name in folded:
+            raise ModelError(
+                f"output '{output.name}': its axis 0 is not the batch alone; only models that answer each image are supported"
+            )
+    return edit.shapes, folded
+
+
+def label(node: onnx.NodeProto) -> str:
+    """How messages name a node."""
+    return f"'{node.name or next(iter(node.output), '')}' ({node.op_type})"
+
+
+class _Edit:
+    """Changes to a model whose batch had the length `batch`."""
+
+    def __init__(
+        self, model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape], other: Mapping[str, Shape] | None
+    ) -> None:
+        self.model, self.batch, self.shapes, self.other = model, batch, dict(shapes), other or {}
+        self.constants = {i.name: i for i in model.graph.initializer}
+
+    def batch_axes(self, name: str) -> list[int]:
+        """The axes whose length goes with the batch; without a second look, axis 0 if it can be."""
+        shape, other = self.shapes[name], self.other.get(name)
+        if other is not None and len(other) == len(shape):
+            return [axis for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b]
+        return [0] if shape and shape[0] > 0 and shape[0] % self.batch == 0 else []
+
+    def is_folded(self, name: str) -> bool:
+        """Whether axis 0 is not the batch alone."""
+        return self.shapes[name][:1] != (self.batch,) or self.batch_axes(name) != [0]
+
+    def constant(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
+        """A copy of constant input `index`, None where it is absent. Raises ModelError where it is computed."""
+        name = node.input[index] if index < len(node.input) else ""
+        if not name:
+            return None
+        if name not in self.constants:
+            raise ModelError(
+                f"node {label(node)}: its input '{name}' is computed from the image; export with fixed shapes"
+            )
+        return numpy_helper.to_array(self.constants[name]).copy()
+
+    def put(self, node: onnx.NodeProto, index: int, value: np.ndarray) -> None:
+        """Give the node a constant of its own as input `index`."""
+        fresh = numpy_helper.from_array(value, f"{node.output[0]}.free{len(self.constants)}")
+        self.model.graph.initializer.append(fresh)
+        self.constants[fresh.name] = fresh
+        while len(node.input) <= index:
+            node.input.append("")
+        node.input[index] = fresh.name
+
+    # --- one operator each ---
+
+    def reshape(self, node: onnx.NodeProto) -> None:
+        """The batch is the rest of the elements where nothing else is, else a copy of the input's."""
+        target = self.constant(node, 1)
+        if target is None:
+            return
+        after = self.shapes[node.output[0]]
+        if self.is_folded(node.input[0]) or self.is_folded(node.output[0]):  # all axes but that of the batch are known
+            (axis,) = self.batch_axes(node.output[0])
+            self.put(node, 1, np.array([-1 if a == axis else n for a, n in enumerate(after)], dtype=np.int64))
+        elif target[0] == after[0]:
+            target[0] = -1 if -1 not in target else 0
+            self.put(node, 1, target)
+
+    def expand(self, node: onnx.NodeProto) -> None:
+        """Axes that keep their length, the batch among them, are left to broadcasting."""
+        if node.input[0] in self.constants:
+            return
+        before, after = self.shapes[node.input[0]], self.shapes[node.output[0]]
+        if len(before) == len(after):
+            kept = [1 if a == b else b for a, b in zip(before, after, strict=True)]
+            self.put(node, 1, np.array(kept, dtype=np.int64))
+
+    def resize(self, node: onnx.NodeProto) -> None:
+        """Absolute sizes, which name the batch and the channels, become scales."""
+        if self.constant(node, 3) is None:
+            return
+        before, after = self.shapes[node.input[0]], self.shapes[node.output[0]]
+        self.put(node, 2, np.array([_scale(a, b) for a, b in zip(before, after, strict=True)], dtype=np.float32))
+        del node.input[3:]
+        for attribute in [a for a in node.attribute if a.name in ("axes", "keep_aspect_ratio_policy")]:
+            node.attribute.remove(attribute)
+
+    def concat(self, node: onnx.NodeProto) -> None:
+        """A constant of one value before or behind what is computed is padding."""
+        axis = node.attribute[0].i % len(self.shapes[node.output[0]])
+        while len(node.input) > 1:
+            place = next((k for k in (0, len(node.input) - 1) if self._is_one_row(node.input[k])), None)
+            if place is None:
+                return
+            padding = numpy_helper.to_array(self.constants[node.input[place]])
+            rest = [name for k, name in enumerate(node.input) if k != place]
+            del node.input[:]
+            node.input.extend(rest)
+            self._pad_after(node, axis, padding, low=place == 0)
+
+    def _is_one_row(self, name: str) -> bool:
+        """Whether this is a float constant that is the same for every image."""
+        if name not in self.constants:
+            return False
+        value = numpy_helper.to_array(self.constants[name])
+        return value.dtype == np.float32 and value.size > 0 and bool((value == value[:1]).all())
+
+    def _pad_after(self, node: onnx.NodeProto, axis: int, padding: np.ndarray, *, low: bool) -> None:
+        """Pad what `node` makes on one side, with one value, or with zeros to which the values are added."""
+        made, whole = node.output[0], self.shapes[node.output[0]]
+        inner = f"{made}.unpadded{len(node.input)}"
+        node.output[0] = inner
+        self.shapes[inner] = tuple(n - padding.shape[axis] if a == axis else n for a, n in enumerate(whole))
+        pads = np.zeros((2, len(whole)), dtype=np.int64)
+        pads[0 if low else 1, axis] = padding.shape[axis]
+        is_one_value = bool((padding == padding.flat[0]).all())
+        padded = made if is_one_value else f"{inner}.padded"
+        pad = onnx.helper.make_node("Pad", [inner], [padded], name=f"{node.name or made}.pad{len(node.input)}")
+        self.put(pad, 1, pads.reshape(-1))
+        self.put(pad, 2, np.array(padding.flat[0] if is_one_value else 0, dtype=np.float32))
+        behind = [pad]
+        if not is_one_value:
+            self.shapes[padded] = whole
+            rest = whole[axis] - padding.shape[axis]
+            beside = (0, rest) if low else (rest, 0)
+            full = np.pad(padding[:1], [beside if a == axis else (0, 0) for a in range(len(whole))])
+            add = onnx.helper.make_node("Add", [padded], [made], name=f"{node.name or made}.fill{len(node.input)}")
+            self.put(add, 1, full)
+            behind.append(add)
+        place = next(i for i, n in enumerate(self.model.graph.node) if inner in n.output)
+        for offset, extra in enumerate(behind, start=1):
+            self.model.graph.node.insert(place + offset, extra)
+
+    def gather(self, node: onnx.NodeProto) -> None:
+        """One channel that is picked by a scalar is a view of a channel, and then a Squeeze."""
+        index = self.constants.get(node.input[1])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        made = node.output[0]
+        if (
+            node.input[0] in self.constants
+            or index is None
+            or index.dims
+            or axis % len(self.shapes[node.input[0]]) != 1
+        ):
+            return
+        whole = list(self.shapes[made])
+        inner = f"{made}.unsqueezed"
+        self.put(node, 1, numpy_helper.to_array(index).reshape(1))
+        node.output[0] = inner
+        self.shapes[inner] = (*whole[:1], 1, *whole[1:])
+        squeeze = onnx.helper.make_node("Squeeze", [inner], [made], name=f"{node.name or made}.squeeze")
+        self.put(squeeze, 1, np.array([1], dtype=np.int64))
+        place = next(i for i, n in enumerate(self.model.graph.node) if inner in n.output)
+        self.model.graph.node.insert(place + 1, squeeze)
+
+    def one_row(self, node: onnx.NodeProto) -> None:
+        """A constant that was expanded over the batch goes back to one row."""
+        rank = len(self.shapes[node.output[0]])
+        for index, name in enumerate(node.input):
+            if self.batch == 1 or name not in self.constants:
+                continue
+            value = numpy_helper.to_array(self.constants[name])
+            if value.ndim == rank and len(value) == self.batch and bool((value == value[:1]).all()):
+                self.put(node, index, value[:1].copy())
+
+    # --- the whole graph ---
+
+    def drop_expands(self) -> None:
+        """Remove each Expand whose readers would have broadcast its input anyway."""
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.model.graph.node:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        outputs = {o.name for o in self.model.graph.output}
+        for node in [n for n in self.model.graph.node if n.op_type == "Expand"]:
+            source, made = node.input[0], node.output[0]
+            found = readers.get(made, [])
+            if made in outputs or source in self.constants or not all(self._broadcasts(r, made, source) for r in found):
+                continue
+            for reader in found:
+                names = [source if name == made else name for name in reader.input]
+                del reader.input[:]
+                reader.input.extend(names)
+            readers[source] += found
+            self.model.graph.node.remove(node)
+
+    def _broadcasts(self, node: onnx.NodeProto, made: str, source: str) -> bool:
+        if node.op_type not in BROADCASTING:
+            return False
+        operands = [source if name == made else name for name in node.input]
+        shapes = [self.shapes[n] if n in self.shapes else tuple(self.constants[n].dims) for n in operands]
+        return np.broadcast_shapes(*shapes) == self.shapes[node.output[0]]
+
+    def restore_batch(self) -> None:
+        """Put back the batch of one where a Squeeze took it away, until an Unsqueeze or a Reshape does it anyway."""
+        lost: set[str] = set()
+        for node in self.model.graph.node:
+            without = [name for name in node.input if name in lost]
+            if node.op_type == "Squeeze" and not without:
+                if self._keep_batch(node):
+                    lost.add(node.output[0])
+            elif without and self._carry_on(node, set(without)):
+                lost.update(node.output)
+        for name in lost:
+            self.shapes[name] = (1, *self.shapes[name])
+
+    def _keep_batch(self, node: onnx.NodeProto) -> bool:
+        """Let a Squeeze leave the batch alone; whether it would have taken it."""
+        shape, axes = self.shapes[node.input[0]], self.constant(node, 1)
+        taken = [a for a, n in enumerate(shape) if n == 1] if axes is None else [int(a) % len(shape) for a in axes]
+        if 0 in taken:
+            self._set_axes(node, [a for a in taken if a])
+        return 0 in taken
+
+    def _set_axes(self, node: onnx.NodeProto, axes: list[int]) -> None:
+        if axes:
+            self.put(node, 1, np.array(axes, dtype=np.int64))
+        else:
+            node.op_type = "Identity"
+            del node.input[1:]
+
+    def _carry_on(self, node: onnx.NodeProto, lost: set[str]) -> bool:
+        """Let a node work on a tensor that has its batch back; whether its output should not have one."""
+        shape = self.shapes[node.output[0]]
+        if node.op_type == "Unsqueeze":
+            axes = sorted(int(a) % len(shape) for a in self._required(node))
+            if axes[0] == 0:
+                self._set_axes(node, axes[1:])
+                return False
+            self._set_axes(node, [a + 1 for a in axes])
+        elif node.op_type == "Reshape":
+            if shape[:1] == (1,):
+                return False
+            self.put(node, 1, np.array([1, *shape], dtype=np.int64))
+        elif node.op_type in WITH_AXIS and len(lost) == len(node.input):
+            for attribute in node.attribute:
+                if attribute.name == "axis" and attribute.i >= 0:
+                    attribute.i += 1
+        elif not (node.op_type in ELEMENTWISE or (node.op_type == "MatMul" and node.input[1] not in lost)):
+            raise ModelError(
+                f"node {label(node)}: the batch was squeezed away before it; export the model with a dynamic batch"
+            )
+        return True
+
+    def _required(self, node: onnx.NodeProto) -> np.ndarray:
+        value = self.constant(node, 1)
+        assert value is not None, "an Unsqueeze has axes"
+        return value
+
+
+def _scale(before: int, after: int) -> float:
+    """A float32 scale that takes `before` elements to `after`, rounding down."""
+    scale = np.float32(after / before)
+    while int(np.floor(np.float32(before) * scale)) < after:
+        scale = np.nextafter(scale, np.float32(np.inf))
+    return float(scale)
+
+
+FREEING: dict[str, Callable[[_Edit, onnx.NodeProto], None]] = {
+    "Concat": _Edit.concat,
+    "Expand": _Edit.expand,
+    "Gather": _Edit.gather,
+    "Reshape": _Edit.reshape,
+    "Resize": _Edit.resize,
+}

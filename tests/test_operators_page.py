@@ -1,0 +1,42 @@
+"""docs/operators.md is what `make docs` writes, and tells the truth about the tables."""
+
+from __future__ import annotations
+
+import pytest
+from operators_page import MARK, PAGE, kinds, page, reasons
+
+from s2d_convert.lower import BUILDERS
+from s2d_convert.rules import RULES
+
+
+def test_the_page_is_up_to_date() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(text), "docs/operators.md differs from the tables; run `make docs`"
+
+
+def test_every_operator_has_one_row() -> None:
+    table = page(MARK).partition("## Rules")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")]
+    assert rows[2:] == sorted({*RULES, *BUILDERS})
+
+
+def test_the_introduction_stays() -> None:
+    assert page(f"my words\n{MARK}\nold tables").startswith(f"my words\n{MARK}\n\n## Operators\n")
+
+
+def test_a_page_without_its_mark_is_not_overwritten() -> None:
+    with pytest.raises(ValueError, match="put it back"):
+        page("")
+
+
+def test_roles_and_reasons_come_from_the_source() -> None:
+    assert kinds(RULES["Flatten"]) == ("move",)
+    assert {"mix", "grouped", "opaque"} <= set(kinds(RULES["Conv"]))
+    assert {"map", "join", "opaque"} <= set(kinds(RULES["Add"]))
+    assert "its weight is computed" in reasons(RULES["Conv"])
+
+
+@pytest.mark.parametrize("op", sorted(RULES))
+def test_every_rule_tells_its_roles(op: str) -> None:
+    assert kinds(RULES[op])
+    assert all(reason.strip() for reason in reasons(RULES[op]))
