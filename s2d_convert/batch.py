@@ -36,12 +36,12 @@ def is_plain(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape]) ->
 
 def free_batch(
     model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape], other: Mapping[str, Shape] | None = None
-) -> tuple[dict[str, Shape], frozenset[str]]:
+) -> tuple[dict[str, Shape], dict[str, float]]:
     """Free the batch axis of `model` in place. `other` has the shapes for another length of the batch, if known.
 
-    Returns the shapes of all tensors, batch included, and the tensors in which axis 0 is not the batch alone (windows
-    as rows of the batch, attention with the batch in the middle). Raises ModelError, naming all nodes, where there is
-    no telling.
+    Returns the shapes of all tensors, batch included, and those in which axis 0 is not the batch alone (windows as rows
+    of the batch, attention with the batch in the middle), with its length over that of the batch. Raises ModelError,
+    naming all nodes, where there is no telling.
     """
     edit = _Edit(model, batch, shapes, other)
     if batch == 1:
@@ -64,7 +64,7 @@ def free_batch(
             dims[0].Clear()
             dims[0].dim_param = "N"
     del model.graph.value_info[:]
-    folded = frozenset(o for n in model.graph.node for o in n.output if o and edit.is_folded(o))
+    folded = {o: edit.shapes[o][0] / batch for n in model.graph.node for o in n.output if o and edit.is_folded(o)}
     for output in model.graph.output:
         if output.name in folded:
             raise ModelError(
@@ -316,9 +316,9 @@ class _Edit:
 
 
 def _scale(before: int, after: int) -> float:
-    """A float32 scale that takes `before` elements to `after`, rounding down."""
+    """A float32 scale that takes `before` elements to `after`, rounding down, whether counted in 32 or 64 bits."""
     scale = np.float32(after / before)
-    while int(np.floor(np.float32(before) * scale)) < after:
+    while min(np.floor(np.float32(before) * scale), np.floor(before * float(scale))) < after:
         scale = np.nextafter(scale, np.float32(np.inf))
     return float(scale)
 

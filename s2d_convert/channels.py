@@ -197,7 +197,7 @@ class _Walk:
         axis = 2 if shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4) else 0
         self._root(image, axis, np.full(shape[axis], FREE))
         for node in self.graph.nodes:
-            folded = not self.graph.folded.isdisjoint((*node.inputs, *node.outputs))
+            folded = any(name in self.graph.folded for name in (*node.inputs, *node.outputs))
             role = opaque("the batch is folded together with other axes") if folded else role_of(node, self)
             self.roles[node.name] = role
             handler = getattr(self, f"_do_{role.kind.value}")
@@ -318,7 +318,7 @@ class _Walk:
             return self._blocks(node)
         else:
             self._rearrange(node, sources)
-        if not all(self._settle(name, sources) for name in node.outputs):
+        if not all(self._settle(node, name, sources) for name in node.outputs):
             self.roles[node.name] = opaque("it rearranges channels and space in one")
             self._do_opaque(node, self.roles[node.name])
         return None
@@ -332,25 +332,28 @@ class _Walk:
             self._tie(merged[:, 0], column)
         return self._root(node.outputs[0], 0, merged[:, 0])
 
-    def _settle(self, name: str, sources: tuple[str, ...]) -> bool:
+    def _settle(self, node: Node, name: str, sources: tuple[str, ...]) -> bool:
         """Decide what a movement output is: the inside of a movement, a view or a root; False if none fits."""
         varying = self.varying(name)
         if len(varying) > 1:
             return True
-        axis = varying[0] if varying else self._any_axis(name)
+        axis = varying[0] if varying else self._any_axis(node, name)
         if self._is_view(name, axis):
             self.own_axis[name] = axis
             return True
         if len(sources) != 1 or self.axis(sources[0]) is None or sources[0] in self.inside:
             self.inside.add(name)
             return all(reader.op in SHAPING for reader, _ in self.graph.consumers[name])
+        if node.op not in SHAPING:  # what picks and puts together is only understood as a view
+            return False
         self._root(name, axis, self._raws(name, axis))
         return True
 
-    def _any_axis(self, name: str) -> int:
-        """The axis that atoms vary on in a tensor of one unit, 0 if they do not vary."""
-        form = self.atoms[name].shape
-        return next((a for a, length in enumerate(form) if length > 1), 0)
+    def _any_axis(self, node: Node, name: str) -> int:
+        """The axis that atoms vary on in a tensor of one unit; that of its source if they do not vary, or the first."""
+        form, source = self.atoms[name].shape, self.computed(node)[0]
+        kept = self.own_axis.get(source, 0) if node.op not in SHAPING and len(self.shape(source)) == len(form) else 0
+        return next((a for a, length in enumerate(form) if length > 1), kept)
 
     def _is_view(self, name: str, axis: int) -> bool:
         atoms, shape = self.atoms[name], self.shape(name)
@@ -448,12 +451,15 @@ class _Walk:
             line = atoms.reshape(1)
         raw = np.where(line < 0, FREE, self.atom_raw[np.maximum(line, 0)])
         units = np.where(raw == FREE, FREE, number[self.labels[np.maximum(raw, 0)]] if len(self.labels) else FREE)
-        owner = np.searchsorted(self.offsets, line, side="right") - 1
-        owners = list(dict.fromkeys(int(o) for o in owner[line >= 0]))
-        roots = tuple(self.roots[o] for o in owners)
-        root = np.array([owners.index(o) if a >= 0 else -1 for a, o in zip(line.tolist(), owner.tolist(), strict=True)])
+        owner = np.where(line < 0, -1, np.searchsorted(self.offsets, line, side="right") - 1)
+        owners, first = np.unique(owner[owner >= 0], return_index=True)
+        owners = owners[np.argsort(first)]
+        number_of = np.full(len(self.offsets) + 1, -1)
+        number_of[owners] = np.arange(len(owners))
         position = np.where(line < 0, 0, line - np.array(self.offsets)[np.maximum(owner, 0)])
-        fill = np.array([self.fills[-1 - a] if a < 0 else 0.0 for a in line.tolist()], dtype=np.float32)
+        fill = np.zeros(count, dtype=np.float32)
+        fill[line < 0] = np.array(self.fills, dtype=np.float32)[-1 - line[line < 0]]
+        roots, root = tuple(self.roots[o] for o in owners.tolist()), number_of[owner]
         return Layout(axis, units, roots, root, position, fill)
 
     def _classes(self, layouts: Mapping[str, Layout], units: int) -> tuple[ChannelClass, ...]:

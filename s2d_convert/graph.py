@@ -38,6 +38,7 @@ from s2d_convert.simplify import (
 PROBE_BATCH = 7
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
 BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
+RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
@@ -61,9 +62,9 @@ class Graph:
 
     `shapes` gives every computed tensor without its batch axis. `tail` is the trailing Softmax or
     LogSoftmax that was set aside (None if the model ends in logits); it is put back at export.
-    `half` says that the file had float16 weights; here all numbers are float32. `folded` names the tensors whose
-    axis 0 is the batch together with other axes (windows as rows...). `types` has the numpy type of each tensor that
-    is not float32 (masks, indices).
+    `half` says that the file had float16 weights; here all numbers are float32. `folded` has the tensors whose axis 0 is
+    not the batch alone (windows as rows...), with the number of its rows per image. `types` has the numpy type of each
+    tensor that is not float32 (masks, indices).
     `model` is the whole simplified static model, tail included, with a symbolic batch: the reference
     for latency and for answers.
     """
@@ -77,7 +78,7 @@ class Graph:
     model: onnx.ModelProto
     tail: Node | None = None
     half: bool = False
-    folded: frozenset[str] = frozenset()
+    folded: Mapping[str, float] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -303,9 +304,23 @@ def _set_tail_aside(
     last = next((n for n in nodes if output in n.outputs), None)
     if last is None:
         raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
-    if last.op in TAIL_KINDS and last.attrs.get("axis", -1) % len(shapes[output]) == 1:
-        return last, [n for n in nodes if n is not last], last.inputs[0]
-    return None, nodes, output
+    made_by = {name: n for n in nodes for name in n.outputs}
+    behind = []  # what only reshapes the answer: a Softmax before opset 13 was one over a flat copy
+    while last is not None and last.op in RESHAPING and np.count_nonzero(np.array(shapes[output][1:]) != 1) == 1:
+        behind.append(last)
+        last = made_by.get(last.inputs[0])
+    if last is None or last.op not in TAIL_KINDS:
+        return None, nodes, output
+    axis, shape = last.attrs.get("axis", -1), shapes[last.outputs[0]]
+    if shape[axis % len(shape)] != np.prod(shape[1:]):
+        return None, nodes, output
+    tail = replace(last, attrs=MappingProxyType({"axis": 1}))
+    kept = [n for n in nodes if n is not last]
+    if not behind:
+        return tail, kept, last.inputs[0]
+    first = behind[-1]
+    moved = replace(first, inputs=(last.inputs[0], *first.inputs[1:]))
+    return tail, [moved if n is first else n for n in kept], output
 
 
 def _reaching(nodes: list[Node], output: str) -> list[Node]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from s2d_convert.graph import Node
+from s2d_convert.graph import Graph, Node
 from s2d_convert.rules_base import Array, Context, Kind, Role, opaque, rule
 
 
@@ -63,14 +63,14 @@ def transposed_kernel(weight: Array, groups: int) -> Array:
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def macs_of(node: Node, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, Array]) -> int:
+def macs_of(node: Node, graph: Graph) -> int:
     """Multiply-accumulates per image of one of `PRODUCTS`, whole."""
-    out = shapes[node.outputs[0]]
+    out, rows = graph.shapes[node.outputs[0]], graph.folded.get(node.outputs[0], 1)
     for name in node.inputs[1::-1]:
-        if name in constants:
+        if name in graph.constants:
             other = node.inputs[0] if name == node.inputs[1] else node.inputs[1]
-            return int(constants[name].size) * macs_per_weight(node, shapes[other], out)
-    return int(np.prod(out)) * (shapes[node.inputs[0]] or (1,))[-1]
+            return round(graph.constants[name].size * macs_per_weight(node, graph.shapes[other], out) * rows)
+    return round(int(np.prod(out)) * (graph.shapes[node.inputs[0]] or (1,))[-1] * rows)
 
 
 def macs_per_weight(node: Node, shape_in: tuple[int, ...], shape_out: tuple[int, ...]) -> int:

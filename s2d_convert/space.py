@@ -230,7 +230,7 @@ def mac_shares(graph: Graph, channels: Channels, taps: Sequence[str]) -> dict[st
 
 def node_macs(graph: Graph) -> dict[str, int]:
     """Multiply-accumulates per image of every convolution and matrix product, by node name."""
-    return {n.name: macs_of(n, graph.shapes, graph.constants) for n in graph.nodes if n.op in PRODUCTS}
+    return {n.name: macs_of(n, graph) for n in graph.nodes if n.op in PRODUCTS}
 
 
 def total_macs(graph: Graph) -> int:

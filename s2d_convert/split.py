@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -42,6 +43,13 @@ class _Piece:
     positions: Array
     home: int
 
+    @cached_property
+    def index(self) -> Array:
+        """Where each position of the root lies in this piece, by position."""
+        table = np.full(int(self.positions.max(initial=-1)) + 1, -1)
+        table[self.positions] = np.arange(len(self.positions))
+        return table
+
 
 def split(
     graph: Graph, channels: Channels, plan: Plan, weights: Weights, *, first_stage: int = 1
@@ -59,6 +67,15 @@ def split(
 _Segment = tuple[_Piece | None, list[int]]  # a piece and the indices to take of it; None: constants, by position
 
 
+def _turns(index: Array) -> list[Array]:
+    """Where the first, the second... occurrence of every number of `index` lies."""
+    order = np.argsort(index, kind="stable")
+    values = index[order]
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    nth = np.arange(len(values)) - np.repeat(starts, np.diff([*starts, len(values)]))
+    return [np.sort(order[nth == k]) for k in range(int(nth.max(initial=0)) + 1)]
+
+
 class _Cutter:
     """The state of one `split`: the stages in the making and the pieces that exist."""
 
@@ -68,7 +85,7 @@ class _Cutter:
         self.effective = Effective(graph, channels, plan)
         self.stages = [StageGraph(first_stage + k, graph) for k in range(plan.stages)]
         everything = np.arange(len(channels.layouts[graph.image].units))
-        self._zero: dict[tuple[str, int], bool] = {}
+        self._held: dict[str, Array] = {}
         self.pieces: dict[tuple[str, int], _Piece] = {(graph.image, 0): _Piece(graph.image, everything, 0)}
 
     # --- step 1: what is needed ---------------------------------------------------------------------
@@ -89,30 +106,34 @@ class _Cutter:
     def _need(self, needed: set[tuple[str, int]], tensor: str, positions: Array) -> None:
         needed.update((root, stage) for root, stage, _ in self._sources(tensor, positions) if root)
 
-    def _sources(self, tensor: str, positions: Array) -> list[tuple[str, int, int]]:
-        """For each position (root, its effective stage, position in the root); root '' for a constant, and for
-        a piece that is zero throughout."""
+    def _sources(self, tensor: str, positions: Array) -> list[tuple[str, int, Array]]:
+        """Where `positions` of a tensor come from: for each (root, effective stage) which of them, as indices into
+        `positions`; root '' for constants and for what is always zero."""
         layout = self.channels.layouts[tensor]
-        stages = [self.effective.of(root) for root in layout.roots]
-        found = []
-        for r, p in zip(layout.root[positions].tolist(), layout.position[positions].tolist(), strict=True):
-            stage = int(stages[r][p]) if r >= 0 else 0
-            missing = r < 0 or self._is_zero(layout.roots[r], stage) or self._is_gap(layout.roots[r], p)
-            found.append(("", 0, p) if missing else (layout.roots[r], stage, p))
-        return found
+        roots, places = layout.root[positions], layout.position[positions]
+        found: list[tuple[str, int, Array]] = []
+        missing = roots < 0
+        for number, root in enumerate(layout.roots):
+            mine = np.flatnonzero(roots == number)
+            present = self._present(root)[places[mine]]
+            missing[mine[~present]] = True
+            mine = mine[present]
+            stages = self.effective.of(root)[places[mine]]
+            found += [(root, int(e), mine[stages == e]) for e in np.unique(stages)]
+        if missing.any():
+            found.append(("", 0, np.flatnonzero(missing)))
+        return sorted(found, key=lambda source: (not source[0], int(source[2][0])))
 
-    def _is_zero(self, root: str, stage: int) -> bool:
-        if (root, stage) not in self._zero:
-            here = self.effective.of(root) == stage
-            self._zero[root, stage] = not self.effective.live(root)[here].any()
-        return self._zero[root, stage]
-
-    def _is_gap(self, root: str, position: int) -> bool:
-        """Whether the position of a NORM's output is always zero: its pieces leave such positions out."""
-        node = self.graph.producer.get(root)
-        if node is None or self.channels.roles[node.name].kind is not Kind.NORM:
-            return False
-        return not self.effective.live(root)[position]
+    def _present(self, root: str) -> Array:
+        """Which positions of a root its pieces hold, bool [C]: not those of a stage where all are always zero, and of a
+        NORM only those that are not."""
+        if root not in self._held:
+            node, live = self.graph.producer.get(root), self.effective.live(root)
+            if node is None or self.channels.roles[node.name].kind is not Kind.NORM:
+                stages = self.effective.of(root)
+                live = np.isin(stages, stages[live])
+            self._held[root] = live
+        return self._held[root]
 
     def _reads(self, node: Node, stage: int) -> list[tuple[str, Array]]:
         """The (tensor, positions) that the pieces of a node in one stage are computed from."""
@@ -286,10 +307,10 @@ class _Cutter:
 
     def _alias(self, out: str, stage: int, source: str, positions: Array) -> bool:
         """Let a piece be another piece itself, so that adding zero costs nothing, not even a link of its own."""
-        found = {(root, e) for root, e, _ in self._sources(source, positions)}
-        if len(found) != 1 or ("", 0) in found:
+        sources = self._sources(source, positions)
+        root, e, _ = sources[0]
+        if len(sources) != 1 or not root:
             return False
-        root, e = found.pop()
         piece = self.pieces[root, e]
         layout = self.channels.layouts[source]
         if layout.roots != (source,) or len(piece.positions) != len(positions):
@@ -306,7 +327,7 @@ class _Cutter:
                     for i, n in enumerate(node.inputs)]  # fmt: skip
         names = builder.ops(node.op, operands, [(n, self.graph.shapes[n]) for n in node.outputs], dict(node.attrs))
         if node.op in PRODUCTS:
-            builder.macs += macs_of(node, self.graph.shapes, self.graph.constants)
+            builder.macs += macs_of(node, self.graph)
         for tensor, name in zip(node.outputs, names, strict=True):
             self._keep(tensor, stage, name, self._all(tensor))
 
@@ -435,40 +456,36 @@ class _Cutter:
 
     def _arrange(self, tensor: str, positions: Array) -> tuple[list[_Segment], list[int]]:
         """The cheapest arrangement: per piece (None: constants) the indices to take, and the positions in that order."""
-        buckets: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
-        seen: dict[tuple[str, int, int], int] = {}
-        index_of = {}
-        for position, (root, stage, p) in zip(positions.tolist(), self._sources(tensor, positions), strict=True):
-            if not root:
-                buckets.setdefault(("", 0, 0), []).append((position, position))
-                continue
-            if (root, stage) not in index_of:
-                index_of[root, stage] = {q: i for i, q in enumerate(self.pieces[root, stage].positions.tolist())}
-            turn = seen.get((root, stage, p), 0)
-            seen[root, stage, p] = turn + 1
-            buckets.setdefault((root, stage, turn), []).append((index_of[root, stage][p], position))
-        constant = buckets.pop(("", 0, 0), None)
         segments: list[_Segment] = []
         order: list[int] = []
-        for (root, stage, _), entries in buckets.items():
-            entries.sort()
-            segments.append((self.pieces[root, stage], [i for i, _ in entries]))
-            order += [q for _, q in entries]
-        if constant:
-            segments.append((None, [q for _, q in constant]))
-            order += [q for _, q in constant]
+        for root, stage, mine in self._sources(tensor, positions):
+            if not root:
+                segments.append((None, positions[mine].tolist()))
+                order += positions[mine].tolist()
+                continue
+            piece = self.pieces[root, stage]
+            index = piece.index[self.channels.layouts[tensor].position[positions[mine]]]
+            for turn in _turns(index):  # a channel that shows twice is taken in turns
+                turn = turn[np.argsort(index[turn], kind="stable")]
+                segments.append((piece, index[turn].tolist()))
+                order += positions[mine[turn]].tolist()
         return segments, order
 
     def _runs(self, tensor: str, positions: Array) -> list[_Segment]:
         """The wanted order as runs of consecutive channels of one piece."""
+        layout = self.channels.layouts[tensor]
+        wanted: list[tuple[_Piece | None, int]] = [(None, p) for p in positions.tolist()]
+        for root, stage, mine in self._sources(tensor, positions):
+            if root:
+                piece = self.pieces[root, stage]
+                for i, index in zip(mine.tolist(), piece.index[layout.position[positions[mine]]].tolist(), strict=True):
+                    wanted[i] = (piece, index)
         runs: list[_Segment] = []
-        for position, (root, stage, p) in zip(positions.tolist(), self._sources(tensor, positions), strict=True):
-            piece = self.pieces[root, stage] if root else None
-            index = int(np.flatnonzero(piece.positions == p)[0]) if piece is not None else position
-            if runs and runs[-1][0] is piece and runs[-1][1][-1] + 1 == index:
+        for piece_, index in wanted:
+            if runs and runs[-1][0] is piece_ and runs[-1][1][-1] + 1 == index:
                 runs[-1][1].append(index)
             else:
-                runs.append((piece, [index]))
+                runs.append((piece_, [index]))
         return runs
 
     def _segment(self, builder: StageGraph, tensor: str, layout: Layout, piece: _Piece | None, index: list[int]) -> str:

@@ -77,7 +77,7 @@ def check_chain_law(model: onnx.ModelProto, plan_seed: int, *, batch: int = 2) -
     for stage, (answer, logits) in enumerate(zip(answers, expected, strict=True), start=1):
         wanted = logits.numpy()
         if graph.tail is not None:
-            wanted = torch.softmax(logits, dim=1).numpy()
+            wanted = (torch.log_softmax if graph.tail.op == "LogSoftmax" else torch.softmax)(logits, dim=1).numpy()
         assert_close(answer["output"].reshape(batch, -1), wanted, what=f"exit {stage} of {plan.stages}")
         assert_close(answer["confidence"], torch.softmax(logits, dim=1).amax(dim=1).numpy(), what=f"confidence {stage}")
     check_size_law(graph, channels, weights, stages, plan)

@@ -21,12 +21,14 @@ from nets import (
     branching,
     fusion,
     ghost,
+    layernorm,
     mobile,
     modern,
     plain,
     reparam,
     residual,
     shuffle,
+    tokens,
     towers,
     variants,
 )
@@ -37,7 +39,7 @@ __all__ = ["CLASSES", "FAMILIES", "IMAGE", "INPUT", "OUTPUT", "Family", "export"
 # Importing these modules fills the table.
 MODULES = (
     *(plain, residual, mobile, shuffle, branching, attention, variants, towers, aggregation, fusion),
-    *(modern, ghost, reparam),
+    *(modern, ghost, reparam, layernorm, tokens),
 )
 INPUT, OUTPUT = "input", "output"
 DYNAMO_OPSET = 18  # the oldest one that the dynamo exporter writes itself
@@ -76,6 +78,8 @@ def to_onnx(
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "Constant folding - Only steps=1", UserWarning)
+        # GroupNorm looks whether it has more than one value to normalise.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean")
         if dynamo:
             return _dynamo(net, max(opset, DYNAMO_OPSET), dynamic_batch=dynamic_batch, optimize=fold_bn)
         return _classic(net, opset, dynamic_batch=dynamic_batch, fold_bn=fold_bn)

@@ -50,12 +50,15 @@ def initialise(net: nn.Module) -> nn.Module:
 
     A BatchNorm's statistics are measured on noise and then moved off the truth, so that folding one wrongly shows.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.6, 1.4)
+            nn.init.normal_(module.bias, std=0.2)
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.6, 1.4)
         nn.init.normal_(norm.bias, std=0.2)
