@@ -104,15 +104,17 @@ def analyse(graph: Graph) -> Channels:
     """The channel units, classes and layouts of a graph. Source of the idea: DepGraph (Fang et al., CVPR 2023),
     done here on identities rather than per layer type."""
     labels = np.zeros(0, dtype=np.int64)
+    anchored = np.zeros(0, dtype=np.int64)
     settled: set[str] = set()
     for _ in range(MAX_WALKS):
-        walk = _Walk(graph, labels, settled)
+        walk = _Walk(graph, labels, anchored, settled)
         walk.run()
         # Ties only ever grow, so the walk must settle.
         found = _components(walk.raw_count, [*walk.edges, (np.arange(len(labels)), labels)])
         pending = walk.pending[Kind.TIE] or walk.pending[Kind.OPAQUE]
-        if not np.array_equal(found, labels):
-            labels = found
+        free = np.unique(found[np.concatenate([anchored, *walk.anchored])])
+        if not (np.array_equal(found, labels) and np.array_equal(free, anchored)):
+            labels, anchored = found, free
         elif pending:
             settled.update(pending)
         else:
@@ -142,13 +144,15 @@ def _components(count: int, edges: list[tuple[Array, Array]]) -> Array:
 class _Walk:
     """One pass over the graph; also the `Context` that rules ask."""
 
-    def __init__(self, graph: Graph, labels: Array, settled: set[str]) -> None:
+    def __init__(self, graph: Graph, labels: Array, anchored: Array, settled: set[str]) -> None:
         self.graph = graph
         self.constants = graph.constants
         self.labels = labels
         self.settled = settled  # the TIE and OPAQUE nodes whose ties are drawn
         self.pending: dict[Kind, list[str]] = {Kind.TIE: [], Kind.OPAQUE: []}
-        self.anchored: list[Array] = []
+        self.anchored: list[Array] = []  # what this walk anchors
+        self.free = np.zeros(len(labels), dtype=bool)  # by label, whether an earlier walk did
+        self.free[anchored] = True
         self.raw_count = sum(_most_channels(graph, node) for node in graph.nodes)
         self._next_raw = 0
         self.edges: list[tuple[Array, Array]] = []
@@ -186,8 +190,14 @@ class _Walk:
     def _ids(self, atoms: Array) -> Array:
         """Labels (raw ids where a label is not known yet) of atoms, FREE for constants."""
         raw = np.where(atoms < 0, FREE, self.atom_raw[np.maximum(atoms, 0)] if len(self.atom_raw) else FREE)
-        known = (raw >= 0) & (raw < len(self.labels))
-        return np.where(known, self.labels[np.where(known, raw, 0)] if len(self.labels) else raw, raw)
+        ids = self._known(raw)
+        if not len(self.labels):
+            return ids
+        return np.where((ids >= 0) & self.free[np.maximum(ids, 0)], FREE, ids)
+
+    def _known(self, raw: Array) -> Array:
+        """The labels of raw ids: themselves in the first walk, FREE for FREE."""
+        return np.where(raw == FREE, FREE, self.labels[np.maximum(raw, 0)]) if len(self.labels) else raw
 
     # --- the walk ---
 
@@ -286,6 +296,8 @@ class _Walk:
                 raws = np.where(atoms < 0, FREE, self.atom_raw[np.maximum(atoms, 0)]).reshape(len(atoms), -1)
                 for row in map(np.unique, raws):
                     self._tie(np.broadcast_to(row[-1:], row.shape), row)
+                    if row[0] == FREE:  # constants take no part in ties; what is mixed with them becomes as free
+                        self.anchored.append(row[1:])
         else:
             self.pending[Kind.TIE].append(node.name)
         for name in node.outputs:
@@ -299,6 +311,9 @@ class _Walk:
             return
         raws = np.concatenate([self._all_raws(name) for name in self.computed(node)])
         raws = raws[raws != FREE]
+        tied = len(np.unique(self._known(raws))) == 1
+        if tied and any(len(self.varying(name)) > 1 for name in self.computed(node)):  # by constants, that is
+            self.anchored.append(raws)
         one = raws[:1] if len(raws) else self._fresh(1)
         self._tie(raws, np.broadcast_to(one, raws.shape))
         for name in node.outputs:
@@ -328,9 +343,10 @@ class _Walk:
         if node.op == "SpaceToDepth":
             return self._root(node.outputs[0], 0, np.tile(raws, int(node.attrs["blocksize"]) ** 2))
         merged = block_channels(node, raws)
-        for column in merged.T[1:]:
-            self._tie(merged[:, 0], column)
-        return self._root(node.outputs[0], 0, merged[:, 0])
+        heads = merged.max(axis=1)  # FREE only where nothing else is
+        for column in merged.T:
+            self._tie(heads, column)
+        return self._root(node.outputs[0], 0, heads)
 
     def _settle(self, node: Node, name: str, sources: tuple[str, ...]) -> bool:
         """Decide what a movement output is: the inside of a movement, a view or a root; False if none fits."""
@@ -429,8 +445,9 @@ class _Walk:
     def result(self) -> Channels:
         labels = self.labels
         used = np.unique(self.atom_raw[self.atom_raw != FREE])
-        anchored = labels[np.concatenate([*self.anchored, np.full(0, FREE)])] if self.anchored else labels[:0]
-        order = np.setdiff1d(labels[used], anchored)  # labels are smallest members: already by appearance
+        order = np.setdiff1d(
+            labels[used], np.flatnonzero(self.free)
+        )  # labels are smallest members: already by appearance
         number = np.full(self.raw_count + 1, FREE)
         number[order] = np.arange(len(order))
         layouts = {}

@@ -188,15 +188,25 @@ class Effective:
     def levels(self, node: Node) -> tuple[tuple[Array, Array], ...]:
         """How a NORM or REDUCE node is computed: for every stage the positions that it reads and those that it makes.
 
-        Only live positions count: what is always zero has no part in statistics, and stays zero.
+        A channel that is zero because the plan took away what it was made of has no part in statistics, and stays zero.
         """
-        source, out = node.inputs[0], node.outputs[0]
+        out = node.outputs[0]
         made = self.of(out)
         if self.channels.roles[node.name].kind is Kind.REDUCE:
-            return ((np.flatnonzero(self.readable(source, int(made[0]))), np.arange(len(made))),)
+            return ((self.counted(node, int(made[0])), np.arange(len(made))),)
         live = self.live(out)
         stages = np.unique(made[live & (made < NEVER)]).tolist()
-        return tuple((np.flatnonzero(self.readable(source, k)), np.flatnonzero(live & (made == k))) for k in stages)
+        return tuple((self.counted(node, k), np.flatnonzero(live & (made == k))) for k in stages)
+
+    def counted(self, node: Node, stage: int) -> Array:
+        """The input positions that a NORM or REDUCE node reads in a stage: what exists by then, constants included."""
+        source = node.inputs[0]
+        return np.flatnonzero((self.of(source) <= stage) & (self.live(source) | self._free(source)))
+
+    def _free(self, tensor: str) -> Array:
+        """Which positions belong to no unit: constants, zeros among them, and what is made of the image alone."""
+        free: Array = self.channels.layouts[tensor].units == FREE
+        return free
 
     def columns(self, node: Node, values: Array) -> Array:
         """Per-position `values` of a MIX node's input as per-column values [I]. A tensor of one unit may be read
@@ -230,9 +240,9 @@ class Effective:
         if kind is Kind.MIX:
             return np.asarray(self._mask(node, self.columns(node, of(inputs[0]))).any(axis=1))
         if kind is Kind.NORM:
-            return of(inputs[0])
+            return of(inputs[0]) | self._free(inputs[0])
         if kind is Kind.REDUCE:
-            found = (self.of(inputs[0]) <= self.of(name)[:1]) & of(inputs[0])
+            found = (self.of(inputs[0]) <= self.of(name)[:1]) & (of(inputs[0]) | self._free(inputs[0]))
             return np.full(len(made.units), found.any())
         if kind is Kind.GROUPED:
             groups = int(node.attrs["group"])

@@ -92,6 +92,8 @@ def _mean_variance(node: Node, context: Context) -> Role:
         return opaque(f"{node.op} over the batch")
     if len(varying) > 1:
         return opaque("its input has units on several axes")
+    if axes == set(varying):  # of one channel onnxruntime's answer is not a number
+        return opaque(f"{node.op} over the channels alone")
     return Role(Kind.NORM, varying[0]) if axes.intersection(varying) else mapped(node, context)
 
 

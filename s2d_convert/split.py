@@ -139,8 +139,10 @@ class _Cutter:
         """The (tensor, positions) that the pieces of a node in one stage are computed from."""
         kind = self.channels.roles[node.name].kind
         inputs = self.graph.computed(node)
-        if kind in (Kind.MIX, Kind.NORM, Kind.REDUCE):
+        if kind is Kind.MIX:
             return [(inputs[0], self._readable(node.inputs[0], stage))]
+        if kind in (Kind.NORM, Kind.REDUCE):
+            return [(inputs[0], self.effective.counted(node, stage))]
         if kind is Kind.OPAQUE:
             return [(name, self._all(name)) for name in inputs]
         if kind is Kind.GROUPED:
@@ -182,10 +184,13 @@ class _Cutter:
         return {g: np.arange(g * columns, (g + 1) * columns) for g in kept}
 
     def _moved(self, node: Node, stage: int) -> Array:
-        """The input positions whose channels a MOVE root shows in a stage."""
-        source, made = self.channels.layouts[self.graph.computed(node)[0]], self.channels.layouts[node.outputs[0]]
-        units = np.unique(made.units[self.effective.of(node.outputs[0]) == stage])
-        return np.flatnonzero(np.isin(source.units, units))
+        """The input positions whose channels a MOVE root shows in a stage, found by moving all elements."""
+        source, out = self.graph.computed(node)[0], node.outputs[0]
+        before, axis = self.graph.shapes[source], self.channels.layouts[source].axis
+        elements = np.arange(int(np.prod(before))).reshape(before)
+        moved = self._move_elements(node, elements, self.graph.shapes[out])
+        shown = moved.take(self._made(node, stage), axis=self.channels.layouts[out].axis) if moved.ndim else moved
+        return np.unique(np.unravel_index(shown.reshape(-1), before)[axis]) if before else np.zeros(1, dtype=np.int64)
 
     # --- step 2: emit -------------------------------------------------------------------------------
 
@@ -258,6 +263,8 @@ class _Cutter:
             inputs = self._summands(node, stage)
         full = [t for t in inputs if not self._is_spread(t, out)]
         fixed = layouts[out].uniform
+        if not fixed:  # what comes from the image alone has no order to follow
+            full = [t for t in full if not layouts[t].uniform] or full
         lead = next((t for t in full if (layouts[t].root[self._same_positions(t, node, stage)] >= 0).all()), full[0])
         if len(inputs) == 1 and self._alias(out, stage, lead, made):
             return None
@@ -268,6 +275,12 @@ class _Cutter:
             if tensor not in fetched:
                 wanted = self._all(tensor) if layouts[tensor].uniform else order
                 fetched[tensor], _ = self.fetch(stage, tensor, wanted, ordered=True)
+                if layouts[tensor].uniform and not fixed and not self._is_spread(tensor, out):
+                    axis = layouts[out].axis
+                    shape = [len(order) if a == axis else n for a, n in enumerate(self.graph.shapes[tensor])]
+                    fetched[tensor] = builder.cut(
+                        fetched[tensor], order.tolist(), tensor, shape, axis=axis, count=self.graph.shapes[tensor][axis]
+                    )
         if len(inputs) == 1:
             return self._keep(out, stage, fetched[lead], order)
         remaining = Node(node.name, node.op, inputs, node.outputs, node.attrs) if len(inputs) < len(node.inputs) and node.op in (
@@ -292,15 +305,15 @@ class _Cutter:
     def _emit_norm(self, node: Node, stage: int) -> None:
         """Statistics over all channels up to this stage, then only those of this stage are kept."""
         source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
-        data, order = self.fetch(stage, source, self._readable(source, stage), ordered=node.op == "LRN")
+        data, order = self.fetch(stage, source, self.effective.counted(node, stage), ordered=node.op == "LRN")
         operands = self._operands(node, {source: data}, source, order)
         name = builder.op(node.op, operands, out, self._shape(out, len(order)), attrs=dict(node.attrs))
-        index = np.flatnonzero(self.effective.of(out)[order] == stage)
+        index = np.flatnonzero((self.effective.of(out)[order] == stage) & self.effective.live(out)[order])
         self._keep(out, stage, self._cut(builder, out, name, index.tolist(), len(order)), order[index])
 
     def _emit_reduce(self, node: Node, stage: int) -> None:
         source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
-        data, order = self.fetch(stage, source, self._readable(source, stage))
+        data, order = self.fetch(stage, source, self.effective.counted(node, stage))
         operands = self._operands(node, {source: data}, source, order)
         name = builder.op(node.op, operands, out, self.graph.shapes[out], attrs=dict(node.attrs))
         self._keep(out, stage, name, self._all(out))
@@ -496,13 +509,8 @@ class _Cutter:
 
     def _cut(self, builder: StageGraph, tensor: str, name: str, index: list[int], count: int) -> str:
         """The channels `index` of a runtime tensor with `count` of them."""
-        if index == list(range(count)):
-            return name
-        shape, axis = self._shape(tensor, len(index)), self.channels.layouts[tensor].axis + 1
-        if index == list(range(index[0], index[0] + len(index))):
-            bounds = [np.array([n]) for n in (index[0], index[-1] + 1, axis)]
-            return builder.op("Slice", [name, *bounds], tensor, shape)
-        return builder.op("Gather", [name, np.array(index)], tensor, shape, attrs={"axis": axis})
+        shape, axis = self._shape(tensor, len(index)), self.channels.layouts[tensor].axis
+        return builder.cut(name, index, tensor, shape, axis=axis, count=count)
 
     def _use(self, builder: StageGraph, piece: _Piece) -> str:
         """Make a piece readable in a stage: its own tensor, the image, or a link."""

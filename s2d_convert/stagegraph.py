@@ -91,6 +91,15 @@ class StageGraph:
             return self.tensors[value] if value else gs.Variable.empty()
         return gs.Constant(self.unique(name), np.asarray(value, order="C"))
 
+    def cut(self, source: str, index: list[int], name: str, shape: Sequence[int], *, axis: int, count: int) -> str:
+        """The positions `index` of the `count` along `axis` (without the batch), with the cheapest operator."""
+        if index == list(range(count)):
+            return source
+        if index == list(range(index[0], index[0] + len(index))):
+            bounds = [np.array([n]) for n in (index[0], index[-1] + 1, axis + 1)]
+            return self.op("Slice", [source, *bounds], name, shape)
+        return self.op("Gather", [source, np.array(index)], name, shape, attrs={"axis": axis + 1})
+
     def reduce(self, op: str, source: str, axes: list[int], shape: Sequence[int]) -> str:
         """Add a Reduce node without kept axes; its axes became an input in opset 18."""
         name = f"{source}.{op.lower()}"
