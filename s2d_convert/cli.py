@@ -22,7 +22,7 @@ from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_INTERRUPTED, DataEr
 from s2d_convert.folders import open_export, preprocess_in, split_model
 from s2d_convert.inspect_view import InspectView
 from s2d_convert.measure import bench, measure
-from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions, check_running
+from s2d_convert.options import DEVICES, EFFORTS, FLOATS, ConvertOptions, check_running
 from s2d_convert.pipeline import convert as run_convert
 from s2d_convert.prepare import read_graph
 from s2d_convert.preprocess import IMAGE_SUFFIXES, PRESETS, UNREADABLE, read_image
@@ -76,6 +76,13 @@ OUTPUT = click.option("--output", metavar="NAME", help="Which of several outputs
 SIZE = click.option("--size", type=_Size(), help="Height and width, for a model whose input size is dynamic.")
 SEED = click.option("--seed", default=DEFAULTS["seed"], show_default=True, help="Same seed, same machine: same result.")
 STAGES = click.option("--stages", default=DEFAULTS["stages"], show_default=True, help="Most stages to use, 2 to 4.")
+WEIGHTS = click.option(
+    "--weights",
+    type=click.Choice(FLOATS),
+    default=DEFAULTS["weights"],
+    show_default=True,
+    help="How weights are stored in the stage files; float16 takes half the space, and is cast back at load.",
+)
 OUT = click.option("--out", type=PATH, help="The folder to write. [default: MODEL without .onnx, plus .s2d]")
 RUNNING = _options(
     click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime."),
@@ -136,6 +143,7 @@ def s2d() -> None:
     show_default=True,
     help="Mirror training images (not for digits or text).",
 )
+@WEIGHTS
 @OUTPUT
 @SIZE
 @PREPROCESSING
@@ -205,14 +213,21 @@ def inspect(model: Path, output: str | None, size: tuple[int, int] | None, every
     "--plan", default="depth", show_default=True, metavar="identity|depth|width|PLAN.json", help="How to cut."
 )
 @OUT
+@WEIGHTS
 @OUTPUT
 @SIZE
 def split(
-    model: Path, stages: int, plan: str, out: Path | None, output: str | None, size: tuple[int, int] | None
+    model: Path,
+    stages: int,
+    plan: str,
+    out: Path | None,
+    weights: str,
+    output: str | None,
+    size: tuple[int, int] | None,
 ) -> None:
     """Cut MODEL into stages without any training; exit heads start from the classifier."""
     target = out or default_out(model)
-    manifest = split_model(model, plan=plan, stages=stages, out=target, output=output, size=size)
+    manifest = split_model(model, plan=plan, stages=stages, out=target, output=output, size=size, weights=weights)
     for stage in manifest["stages"]:
         click.echo(f"{target / stage['file']}: {stage['macs']} MACs, {stage['parameters']} parameters")
 

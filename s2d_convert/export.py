@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 from s2d_runtime import dispatcher
 
 from s2d_convert.calibrate import NEVER
@@ -42,12 +44,36 @@ class Part:
     weights: Weights
 
 
-def build_stages(parts: Sequence[Part]) -> tuple[StageModel, ...]:
-    """The stage models of all chains, in order."""
+def build_stages(parts: Sequence[Part], *, weights: str = "float32") -> tuple[StageModel, ...]:
+    """The stage models of all chains, in order; `weights` is the type that their weights are stored in."""
     models: list[StageModel] = []
     for part in parts:
         models += split(part.graph, part.channels, part.plan, part.weights, first_stage=len(models) + 1)
+    if weights == "float16":
+        for stage in models:
+            store_as_float16(stage.model)
     return tuple(models)
+
+
+def store_as_float16(model: onnx.ModelProto) -> None:
+    """Store the weights of a stage in half the bytes, in place. They are cast back when a session is made, so that
+    inputs, outputs and speed stay what they were. Weights that float16 cannot hold stay as they are."""
+    casts = []
+    for weight in model.graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) < 2:
+            continue
+        with np.errstate(over="ignore"):
+            small = numpy_helper.to_array(weight).astype(np.float16)
+        if np.isfinite(small).all():
+            name = weight.name
+            weight.CopyFrom(numpy_helper.from_array(small, f"{name}.half"))
+            casts.append(
+                onnx.helper.make_node("Cast", [weight.name], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
+            )
+    nodes = [*casts, *(onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
 
 
 def read_part(path: Path) -> Part:

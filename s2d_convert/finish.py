@@ -67,8 +67,11 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
     parts = [tuned.part, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
     logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
     verify(ready, tuned, logits)
+    if options.weights != "float32":
+        logits = stage_logits(ready.graph, build_stages(parts, weights=options.weights), ready.dataset.calib)
     temperatures = tuple(calibrate.fit_temperature(row, ready.answers) for row in logits)
-    models = build_stages([replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts])
+    calibrated = [replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts]
+    models = build_stages(calibrated, weights=options.weights)
     with whole_folder(options.out) as folder:
         manifest = draft_manifest(ready.graph, conversion, models, temperatures)
         manifest |= {

@@ -25,6 +25,7 @@ from s2d_convert.export import (
     write_stages,
 )
 from s2d_convert.graph import Graph, graph_from_proto, read_model
+from s2d_convert.options import FLOATS, check_choice
 from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion, identity_plan
 from s2d_convert.prepare import read_graph
 from s2d_convert.preprocess import Preprocess
@@ -36,16 +37,24 @@ PLAN_NAMES = ("identity", "depth", "width")
 
 
 def split_model(
-    model: Path, *, plan: str, stages: int, out: Path, output: str | None = None, size: tuple[int, int] | None = None
+    model: Path,
+    *,
+    plan: str,
+    stages: int,
+    out: Path,
+    output: str | None = None,
+    size: tuple[int, int] | None = None,
+    weights: str = "float32",
 ) -> dict[str, Any]:
     """Cut a model by a named or written plan into the folder `out`, without training; returns the manifest."""
+    check_choice("weights", weights, FLOATS)
     if not 1 <= stages <= MAX_STAGES:
         raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
     graph, channels = read_graph(model, size=size, output=output)
     conversion = make_plan(graph, channels, plan, stages)
     check_conversion(graph, channels, conversion)
-    weights = static_weights(graph, channels)
-    models = build_stages([Part(graph, channels, chain, weights) for chain in conversion.chains])
+    static = static_weights(graph, channels)
+    models = build_stages([Part(graph, channels, chain, static) for chain in conversion.chains], weights=weights)
     with whole_folder(out) as folder:
         manifest = draft_manifest(graph, conversion, models, [1.0] * len(models))
         digest = hashlib.sha256(model.read_bytes()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,7 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
     }
 )
 DEVICES = ("auto", "cpu", "cuda")
+FLOATS = ("float32", "float16")
 
 
 def check_running(*, threads: int, batch: int, budget: float | None = None) -> None:
@@ -43,6 +44,12 @@ def check_running(*, threads: int, batch: int, budget: float | None = None) -> N
         raise UsageError(f"--budget {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
     _check_range("threads", threads, 1, 256)
     _check_range("batch", batch, 1, 4096)
+
+
+def check_choice(name: str, text: str, allowed: Sequence[str]) -> None:
+    """Raise UsageError unless the option has one of the allowed values."""
+    if text not in allowed:
+        raise UsageError(f"--{name} {text}: expected one of {', '.join(allowed)}")
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -65,6 +72,7 @@ class ConvertOptions:
     device: str = "auto"
     effort: str = "standard"
     seed: int = 0
+    weights: str = "float32"
     resume: bool = False
     flip: bool = True
     output: str | None = None
@@ -77,9 +85,8 @@ class ConvertOptions:
         check_running(threads=self.threads, batch=self.batch, budget=self.budget)
         _check_range("stages", self.stages, 2, 4)
         _check_range("seed", self.seed, 0, 2**31 - 1)
-        for name, text, allowed in (("effort", self.effort, tuple(EFFORTS)), ("device", self.device, DEVICES)):
-            if text not in allowed:
-                raise UsageError(f"--{name} {text}: expected one of {', '.join(allowed)}")
+        for name, allowed in (("effort", tuple(EFFORTS)), ("device", DEVICES), ("weights", FLOATS)):
+            check_choice(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> Effort:

@@ -158,6 +158,8 @@ def read_dataset(graph: Graph, preprocess: Preprocess, options: ConvertOptions, 
     reporter.note(f"{dataset.kind} images: {sizes}")
     if dataset.kind == "unlabelled":
         reporter.note("no labels: the target is agreement with the static model")
+    if graph.half and options.weights == "float32":
+        reporter.note("the file has float16 weights; the stages get float32 ones (--weights float16 keeps them small)")
     return dataset
 
 

@@ -10,6 +10,8 @@ import click
 import numpy as np
 import onnx
 import pytest
+from helpers import assert_close
+from s2d_runtime import Dispatcher
 from text_nets import chain, residual
 
 from s2d_convert.cli import convert, main, s2d
@@ -76,6 +78,7 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("split model.onnx --stages 5", 2, "1 to 4"),
         ("split model.onnx --stages 4", 2, "fewer stages"),
         ("split model.onnx --out there", 6, "exists already"),
+        ("split model.onnx --weights int8", 2, "float32"),
         ("inspect text.onnx", 4, "not a valid ONNX model"),
         ("run there images.npy", 6, "manifest.json"),
         ("evaluate missing --data random.npz", 6, "manifest.json"),
@@ -106,6 +109,22 @@ def test_a_plan_goes_out_and_in_again(place: Path, capsys: pytest.CaptureFixture
     assert call(capsys, "split", "model.onnx", "--plan", "width/plan.json", "--out", "again")[0] == 0
     for file in ("stage1.onnx", "stage2.onnx", "plan.json"):
         assert (place / "again" / file).read_bytes() == (place / "width" / file).read_bytes()
+
+
+def test_weights_in_float16_take_half_the_space_and_answer_nearly_the_same(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("float32", "float16"):
+        assert call(capsys, "split", "model.onnx", "--plan", "width", "--weights", kind, "--out", kind)[0] == 0
+    images = np.random.default_rng(1).normal(size=(5, 3, 8, 8)).astype(np.float32)
+    exact, small = (Dispatcher(place / kind)(images, exits=False) for kind in ("float32", "float16"))
+    assert_close(small.output, exact.output, rel=2e-3)
+    assert not np.array_equal(small.output, exact.output)
+    for stage in ("stage1.onnx", "stage2.onnx"):
+        stored = {
+            i.name: i.data_type for i in onnx.load(place / "float16" / stage).graph.initializer if len(i.dims) > 1
+        }
+        assert set(stored.values()) == {onnx.TensorProto.FLOAT16}
 
 
 def test_a_split_folder_runs_and_is_timed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
