@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest
 DEMO := build/demo
+ZOO := timm==1.0.31 pytorchcv==0.0.74
 BUDGET ?= 0.5
 
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check format docs bench clean distclean
+.PHONY: help setup demo test slow zoo coverage check format docs bench clean distclean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,8 +38,16 @@ demo: setup  ## train a small CNN on real digits, convert it at BUDGET=0.5, meas
 test: setup  ## the tests that need minutes
 	$(PYTEST) -n $(JOBS) -m "not slow"
 
-slow: setup  ## the tests that need longer
+slow: setup zoo  ## the tests that need longer
 	$(PYTEST) -m slow
+
+zoo: setup  ## full-size architectures for the sweep, in build/zoo (without torchvision, which nothing here needs)
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --upgrade --target build/zoo huggingface_hub safetensors pyyaml requests
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target build/zoo $(ZOO)
+
+coverage: zoo  ## sweep over them and write docs/coverage.md (takes an hour or two)
+	OMP_NUM_THREADS=1 "$(BIN)/python" tests/zoo/sweep.py
+	"$(BIN)/python" tests/zoo/sweep.py --page
 
 check: setup  ## ruff (rules and layout) and mypy --strict
 	"$(BIN)/ruff" check .

@@ -135,7 +135,7 @@ def open_export(
                 f"{path}: not the model that {folder} was made from; give that one with --model MODEL.onnx"
             )
         size, output = _asked(provenance)
-        graph = graph_from_proto(read_model(path), size=size, output=output)
+        graph = graph_from_proto(read_model(path), size=size, output=output, in_place=True)
         yield runner, StaticModel(graph, threads=threads, provider=provider)
 
 

@@ -7,6 +7,7 @@ a feature map has shape (C, H, W). How the file gets so simple stands in `simpli
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,16 +28,20 @@ from s2d_convert.simplify import (
     first_line,
     opset_of,
     optimised,
+    quiet_options,
     refuse_quantised,
     refuse_training,
+    save,
     with_float32,
     with_plain_operators,
     with_recent_opset,
+    without_weights,
 )
 
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
+IN_MEMORY = 2**28  # bytes
 BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
@@ -117,7 +122,7 @@ def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output:
     `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs.
     Raises ModelError when the file is not a static CNN classifier with one float32 image input.
     """
-    return graph_from_proto(read_model(path), size=size, output=output)
+    return graph_from_proto(read_model(path), size=size, output=output, in_place=True)
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
@@ -127,7 +132,7 @@ def read_model(path: str | Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
     try:
         model = onnx.load(str(path))
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(without_weights(model))
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a valid ONNX model ({first_line(error)}); export it again") from error
     if not model.graph.node:
@@ -136,25 +141,47 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def graph_from_proto(
-    model: onnx.ModelProto, *, size: tuple[int, int] | None = None, output: str | None = None
+    model: onnx.ModelProto,
+    *,
+    size: tuple[int, int] | None = None,
+    output: str | None = None,
+    in_place: bool = False,
 ) -> Graph:
-    """The simplified graph of a model in memory; see `load_graph`."""
+    """The simplified graph of a model in memory; see `load_graph`. `in_place` says that the model may be changed."""
     refuse_quantised(model)
     refuse_training(model)
     half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
-    model = with_plain_operators(with_recent_opset(with_float32(cleaned(model))))
+    model = with_plain_operators(with_recent_opset(with_float32(cleaned(model if in_place else _copy(model)))))
     _choose_output(model, output)
     image, batch = _fix_input(model, size)
-    source = model
-    model, found = optimised(source, batch)
-    other = None
-    if batch == PROBE_BATCH and not is_plain(model, batch, found.shapes):
-        image.type.tensor_type.shape.dim[0].dim_value = OTHER_BATCH
-        other = optimised(source, OTHER_BATCH)[1].shapes
-    shapes, folded = free_batch(model, batch, found.shapes, other)
-    graph = replace(_view(model, shapes), half=half, folded=folded, types=MappingProxyType(found.types))
-    _check_rows(graph)
-    return graph
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.onnx"
+        save(model, source)
+        del model  # large models should not lie in memory twice
+        model, found = optimised(source, batch)
+        other = None
+        if batch == PROBE_BATCH and not is_plain(model, batch, found.shapes):
+            other = optimised(_with_batch(source, image, OTHER_BATCH), OTHER_BATCH)[1].shapes
+        shapes, folded = free_batch(model, batch, found.shapes, other)
+        if model.ByteSize() > IN_MEMORY:  # onnxruntime takes less memory when it reads a file
+            save(model, source)
+        _check_rows(source if model.ByteSize() > IN_MEMORY else model, image, shapes[image][1:])
+    return replace(_view(model, shapes), half=half, folded=folded, types=MappingProxyType(found.types))
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(model)
+    return fresh
+
+
+def _with_batch(path: Path, image: str, batch: int) -> Path:
+    """The same file with another length of the batch."""
+    model = onnx.load(str(path))
+    (value,) = (i for i in model.graph.input if i.name == image)
+    value.type.tensor_type.shape.dim[0].dim_value = batch
+    save(model, path)
+    return path
 
 
 def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
@@ -171,8 +198,8 @@ def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
     model.graph.output.append(keep)
 
 
-def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[onnx.ValueInfoProto, int]:
-    """Give the image input a concrete shape in place; returns it and the batch length used."""
+def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, int]:
+    """Give the image input a concrete shape in place; returns its name and the batch length used."""
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     read = {name for node in model.graph.node for name in node.input}
@@ -197,7 +224,7 @@ def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[on
     dims[0].dim_value = batch
     spatial = (1, 2) if known[3] in (1, 3, 4) and known[1] not in (1, 3, 4) else (2, 3)
     _fix_spatial(image, known, spatial, size)
-    return image, batch
+    return image.name, batch
 
 
 def _fix_spatial(
@@ -219,19 +246,17 @@ def _fix_spatial(
             dims[axis].dim_value = size[position]
 
 
-def _check_rows(graph: Graph) -> None:
+def _check_rows(source: Path | onnx.ModelProto, image: str, shape: tuple[int, ...]) -> None:
     """Raise ModelError unless every row of a batch is answered as it is alone.
 
     A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    images = np.random.default_rng(0).normal(size=(3, *graph.shapes[graph.image])).astype(np.float32)
+    model = str(source) if isinstance(source, Path) else source.SerializeToString()
+    session = ort.InferenceSession(model, quiet_options(), providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     try:
-        alone = np.concatenate([session.run(None, {graph.image: images[i : i + 1]})[0] for i in range(3)])
-        together = session.run(None, {graph.image: images})[0]
+        alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(3)])
+        together = session.run(None, {image: images})[0]
     except Exception as error:
         raise ModelError(
             f"the model does not run on other batch lengths ({first_line(error)}); export it with a dynamic batch"

@@ -20,7 +20,7 @@ import numpy as np
 from s2d_convert.channels import FREE, Channels, Layout
 from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph, Node
-from s2d_convert.rules import Array, Kind, keeps_zero
+from s2d_convert.rules import UNDEFINED_AT_ZERO, Array, Kind, keeps_zero
 
 PRUNED = 0  # the stage of a unit that no stage computes
 NEVER = 1 << 20  # its effective stage
@@ -251,6 +251,8 @@ class Effective:
             return _spread(of(inputs[0]), len(made.units))
         if kind is Kind.JOIN and node.op in ADDITIVE and len(inputs) == len(node.inputs):
             return np.asarray(np.stack([_spread(of(t), len(made.units)) for t in inputs]).any(axis=0))
+        if kind in (Kind.MAP, Kind.JOIN) and node.op in UNDEFINED_AT_ZERO:
+            return np.asarray(np.stack([_spread(of(t), len(made.units)) for t in inputs]).all(axis=0))
         if kind is Kind.JOIN and node.op == "Mul":
             return np.asarray(np.stack([_spread(of(t), len(made.units)) for t in inputs]).all(axis=0))
         if kind is Kind.MOVE:

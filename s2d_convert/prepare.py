@@ -76,7 +76,7 @@ def read_graph(
     unless `strict` is off."""
     proto = read_model(model)
     _refuse_foreign(model, proto)
-    graph = graph_from_proto(proto, size=size, output=output)
+    graph = graph_from_proto(proto, size=size, output=output, in_place=True)
     missing = unsupported_nodes(graph) if strict else ()
     if missing:
         raise ModelError(f"{model}: {len(missing)} nodes have no torch counterpart: {', '.join(map(str, missing))}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 # Importing these modules fills the table.
 from s2d_convert import rules_map, rules_mix, rules_move
 from s2d_convert.rules_base import RULES, Array, Context, Kind, Role, Rule, opaque, role_of, rule
-from s2d_convert.rules_map import channel_axis_of_constant, reduced_axes, slice_constant
+from s2d_convert.rules_map import UNDEFINED_AT_ZERO, channel_axis_of_constant, reduced_axes, slice_constant
 from s2d_convert.rules_mix import PRODUCTS, macs_of, macs_per_weight, mix_weights, transposed_kernel
 from s2d_convert.rules_move import block_channels, keeps_zero, move, pad_value
 
 __all__ = [
     "PRODUCTS",
     "RULES",
+    "UNDEFINED_AT_ZERO",
     "Array",
     "Context",
     "Kind",

@@ -9,6 +9,9 @@ import numpy as np
 from s2d_convert.graph import Node
 from s2d_convert.rules_base import RULES, Array, Context, Kind, Role, mapped, opaque, rule
 
+# What these make of zero is not a number, or infinite. Channels that the plan took away stay zero under them.
+UNDEFINED_AT_ZERO = ("Div", "Log", "Pow", "Reciprocal")
+
 # --- one operand ------------------------------------------------------------------------------------
 
 
@@ -130,7 +133,7 @@ def reduced_axes(node: Node, constants: Mapping[str, Array], rank: int) -> tuple
     return () if node.attrs.get("noop_with_empty_axes", 0) else tuple(range(rank))
 
 
-@rule("Resize", "Upsample")
+@rule("Resize")
 def _resize(node: Node, context: Context) -> Role:
     """Over space it maps."""
     data = node.inputs[0]

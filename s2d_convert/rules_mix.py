@@ -48,7 +48,8 @@ def mix_weights(node: Node, constants: Mapping[str, Array]) -> tuple[Array, Arra
     elif node.op == "MatMul" or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
         weight = weight.T
     if node.op == "Gemm":
-        weight = weight * np.float32(node.attrs.get("alpha", 1.0))
+        if node.attrs.get("alpha", 1.0) != 1:
+            weight = weight * np.float32(node.attrs["alpha"])
         if bias is not None:
             bias = np.broadcast_to(bias.reshape(-1), (len(weight),)) * np.float32(node.attrs.get("beta", 1.0))
     return weight, bias

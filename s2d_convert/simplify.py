@@ -21,6 +21,8 @@ from s2d_convert.batch import is_plain, label
 from s2d_convert.errors import ModelError
 
 MIN_OPSET = 13
+SMALL = 1024  # elements of a constant that may be a shape or the like
+ONE_FILE = 2**30  # bytes; protobuf ends at two of these
 TRAINING_MODE_OPSET = 14  # before, further outputs of a BatchNormalization were what put it into training mode
 ALL_OUTPUTS = ("BatchNormalization", "Split")  # the number of their outputs has a meaning
 FREE_INITIALIZERS = 4  # the IR version since which initializers need not be inputs too
@@ -55,24 +57,46 @@ def refuse_quantised(model: onnx.ModelProto) -> None:
 # --- before onnxruntime -----------------------------------------------------------------------------
 
 
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which large constants are inputs: what is left is quick to check and to infer shapes of."""
+    fresh = onnx.ModelProto(ir_version=max(model.ir_version, FREE_INITIALIZERS), opset_import=model.opset_import)
+    fresh.functions.extend(model.functions)
+    graph = fresh.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    constants = {i.name for i in model.graph.initializer}
+    graph.input.extend(i for i in model.graph.input if i.name not in constants)
+    for constant in model.graph.initializer:
+        if constant.data_type in (TensorProto.FLOAT, *OTHER_FLOATS) and np.prod(constant.dims) > SMALL:
+            graph.input.append(onnx.helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims))
+        else:
+            graph.initializer.append(constant)
+    return fresh
+
+
 def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without constants among the inputs, and without what nobody reads of an operator's further outputs (the
-    mask of a Dropout, the places of a MaxPool)."""
-    fresh = onnx.ModelProto()
-    fresh.CopyFrom(model)
-    constants = {i.name for i in fresh.graph.initializer}
-    inputs = [i for i in fresh.graph.input if i.name not in constants]
-    if len(inputs) < len(fresh.graph.input):
-        del fresh.graph.input[:]
-        fresh.graph.input.extend(inputs)
-        fresh.ir_version = max(fresh.ir_version, FREE_INITIALIZERS)
-    read = {o.name for o in fresh.graph.output}
-    read.update(name for graph in _graphs(fresh.graph) for node in graph.node for name in node.input)
-    read.update(o.name for graph in _graphs(fresh.graph) for o in graph.output)
-    for node in (n for n in fresh.graph.node if n.op_type not in ALL_OUTPUTS):
+    """The model without constants among the inputs, without shapes that were written down when the batch had another
+    length, and without what nobody reads of an operator's further outputs (the mask of a Dropout, the places of a
+    MaxPool), in place."""
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    constants = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
+    read = {o.name for o in model.graph.output}
+    read.update(name for graph in _graphs(model.graph) for node in graph.node for name in node.input)
+    read.update(o.name for graph in _graphs(model.graph) for o in graph.output)
+    for node in (n for n in model.graph.node if n.op_type not in ALL_OUTPUTS):
         while len(node.output) > 1 and node.output[-1] not in read:
             del node.output[-1]
-    return fresh
+    return model
 
 
 def refuse_training(model: onnx.ModelProto) -> None:
@@ -228,33 +252,41 @@ class Inferred(NamedTuple):
     types: dict[str, Any]
 
 
-def optimised(model: onnx.ModelProto, batch: int) -> tuple[onnx.ModelProto, Inferred]:
-    """The model after onnxruntime's basic optimisations (standard operators only), and its shapes and types."""
-    simple = with_floor_pools(_optimised(model, ()))
+def quiet_options() -> ort.SessionOptions:
+    """Options of a session that is made to look at a model, not to run it often."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    # Neither a copy of every weight in another layout nor the time to make it is worth while.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, its weights beside it where they are too large for one file."""
+    onnx.save(model, str(path), save_as_external_data=model.ByteSize() > ONE_FILE)
+
+
+def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:
+    """The model of a file after onnxruntime's basic optimisations (standard operators only), its shapes and types."""
+    simple = with_floor_pools(_optimised(path, ()))
     found = infer(simple)
     if is_plain(simple, batch, found.shapes):
         return simple, found
     # This fusion turns a Linear over places into a Gemm with the places folded into the batch.
-    simple = with_floor_pools(_optimised(model, ("MatMulAddFusion",)))
+    simple = with_floor_pools(_optimised(path, ("MatMulAddFusion",)))
     return simple, infer(simple)
 
 
-def _optimised(model: onnx.ModelProto, without: tuple[str, ...]) -> onnx.ModelProto:
+def _optimised(path: Path, without: tuple[str, ...]) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "simplified.onnx"
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options = quiet_options()
         options.optimized_model_filepath = str(target)
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        del model.graph.value_info[:]
-        for value in model.graph.output:  # a stale batch length there would contradict the probe's
-            value.type.tensor_type.ClearField("shape")
         try:
-            source = Path(folder) / "source.onnx"
-            onnx.save(model, str(source), save_as_external_data=model.ByteSize() > 2**30)
             ort.InferenceSession(
-                str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
             )
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise ModelError(
@@ -312,7 +344,7 @@ def _floor_pads(attributes: dict[str, Any], shape: tuple[int, ...]) -> list[int]
 def infer(model: onnx.ModelProto) -> Inferred:
     """The shapes and types of a model whose input has a fixed shape. Raises ModelError where they are not static."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(without_weights(model), strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise ModelError(f"shapes cannot be inferred ({first_line(error)}); export with fixed shapes") from error
     shapes, types = {}, {}

@@ -17,7 +17,7 @@ joins of differently ordered operands and grouped convs ever need a Gather.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,12 +26,23 @@ import onnx_graphsurgeon as gs
 from s2d_convert.channels import Channels, Layout
 from s2d_convert.graph import Graph, Node
 from s2d_convert.plan import Effective, Plan
-from s2d_convert.rules import PRODUCTS, Array, Kind, macs_of, macs_per_weight, move, slice_constant, transposed_kernel
+from s2d_convert.rules import (
+    PRODUCTS,
+    UNDEFINED_AT_ZERO,
+    Array,
+    Kind,
+    macs_of,
+    macs_per_weight,
+    move,
+    slice_constant,
+    transposed_kernel,
+)
 from s2d_convert.stagegraph import OUTPUT, StageGraph, StageModel
 from s2d_convert.weights import Weights, initial_head
 
 __all__ = ["OUTPUT", "StageModel", "split"]
 
+SUMS = ("Add", "Sum")
 MAX_RUNS = 3  # reorder by a Concat of up to this many slices, by a Gather beyond
 
 
@@ -65,6 +76,12 @@ def split(
 
 
 _Segment = tuple[_Piece | None, list[int]]  # a piece and the indices to take of it; None: constants, by position
+
+
+def _taken(weight: Array, index: Array, axis: int) -> Array:
+    """The positions `index` along an axis of a weight; itself, not a copy, where these are all in order."""
+    whole = len(index) == weight.shape[axis] and bool((index == np.arange(len(index))).all())
+    return weight if whole else weight.take(index, axis=axis)
 
 
 def _turns(index: Array) -> list[Array]:
@@ -125,15 +142,19 @@ class _Cutter:
         return sorted(found, key=lambda source: (not source[0], int(source[2][0])))
 
     def _present(self, root: str) -> Array:
-        """Which positions of a root its pieces hold, bool [C]: not those of a stage where all are always zero, and of a
-        NORM only those that are not."""
+        """Which positions of a root its pieces hold, bool [C]: not those of a stage where all are always zero."""
         if root not in self._held:
-            node, live = self.graph.producer.get(root), self.effective.live(root)
-            if node is None or self.channels.roles[node.name].kind is not Kind.NORM:
-                stages = self.effective.of(root)
-                live = np.isin(stages, stages[live])
-            self._held[root] = live
+            stages, live = self.effective.of(root), self.effective.live(root)
+            self._held[root] = np.isin(stages, stages[live]) & self._computed(root)
         return self._held[root]
+
+    def _computed(self, root: str) -> Array:
+        """Which positions of a root are computed, bool [C]: of a norm, and of what is undefined at zero, not those that
+        are zero because the plan took away what they are made of."""
+        node, live = self.graph.producer.get(root), self.effective.live(root)
+        if node is None or not (self.channels.roles[node.name].kind is Kind.NORM or node.op in UNDEFINED_AT_ZERO):
+            return np.ones_like(live)
+        return live
 
     def _reads(self, node: Node, stage: int) -> list[tuple[str, Array]]:
         """The (tensor, positions) that the pieces of a node in one stage are computed from."""
@@ -157,7 +178,7 @@ class _Cutter:
     def _made(self, node: Node, stage: int) -> Array:
         """The output positions of a node that `stage` computes, sorted by unit."""
         name = node.outputs[0]
-        positions = np.flatnonzero(self.effective.of(name) == stage)
+        positions = np.flatnonzero((self.effective.of(name) == stage) & self._computed(name))
         if self.channels.layouts[name].uniform:
             return positions
         return positions[np.argsort(self.channels.layouts[name].units[positions], kind="stable")]
@@ -212,7 +233,7 @@ class _Cutter:
         source, order = self.fetch(stage, node.inputs[0], columns)
         if len(weight[0]) != len(self.channels.layouts[node.inputs[0]].units):
             order = np.arange(len(weight[0]))  # a tensor of one unit, read along another axis than its own
-        part = weight[rows][:, order]
+        part = _taken(_taken(weight, rows, 0), order, 1)
         shape = self._shape(out, len(rows))
         name = builder.mixing(node, source, part, None if bias is None else bias[rows], shape=shape)
         builder.macs += int(part.size) * macs_per_weight(
@@ -257,39 +278,45 @@ class _Cutter:
 
     def _emit_join(self, node: Node, stage: int) -> None:
         out, builder = node.outputs[0], self.stages[stage - 1]
-        layouts, made = self.channels.layouts, self._made(node, stage)
-        inputs = self.graph.computed(node)
-        if node.op in ("Add", "Sum") and len(inputs) == len(node.inputs):
+        made, inputs = self._made(node, stage), self.graph.computed(node)
+        if node.op in SUMS and len(inputs) == len(node.inputs):
             inputs = self._summands(node, stage)
-        full = [t for t in inputs if not self._is_spread(t, out)]
-        fixed = layouts[out].uniform
-        if not fixed:  # what comes from the image alone has no order to follow
-            full = [t for t in full if not layouts[t].uniform] or full
-        lead = next((t for t in full if (layouts[t].root[self._same_positions(t, node, stage)] >= 0).all()), full[0])
+        lead = self._lead(node, stage, inputs)
         if len(inputs) == 1 and self._alias(out, stage, lead, made):
             return None
-        data, order = self.fetch(stage, lead, self._same_positions(lead, node, stage), ordered=fixed)
-        order = made if fixed else order
+        data, order = self._fetch_operand(node, stage, lead, made, ordered=self.channels.layouts[out].uniform)
         fetched = {lead: data}
         for tensor in inputs:
             if tensor not in fetched:
-                wanted = self._all(tensor) if layouts[tensor].uniform else order
-                fetched[tensor], _ = self.fetch(stage, tensor, wanted, ordered=True)
-                if layouts[tensor].uniform and not fixed and not self._is_spread(tensor, out):
-                    axis = layouts[out].axis
-                    shape = [len(order) if a == axis else n for a, n in enumerate(self.graph.shapes[tensor])]
-                    fetched[tensor] = builder.cut(
-                        fetched[tensor], order.tolist(), tensor, shape, axis=axis, count=self.graph.shapes[tensor][axis]
-                    )
-        if len(inputs) == 1:
-            return self._keep(out, stage, fetched[lead], order)
-        remaining = Node(node.name, node.op, inputs, node.outputs, node.attrs) if len(inputs) < len(node.inputs) and node.op in (
-            "Add", "Sum") else node  # fmt: skip
+                fetched[tensor], _ = self._fetch_operand(node, stage, tensor, order, ordered=True)
+        shape = self._shape(out, len(order))
+        if len(inputs) == 1:  # a copy, so that the piece is this stage's own even where nothing was done to it
+            return self._keep(out, stage, builder.op("Identity", [data], out, shape), order)
+        remaining = replace(node, inputs=inputs) if len(inputs) < len(node.inputs) and node.op in SUMS else node
         operands = self._operands(remaining, fetched, lead, order)
-        self._keep(
-            out, stage, builder.op(node.op, operands, out, self._shape(out, len(order)), attrs=dict(node.attrs)), order
-        )
-        return None
+        return self._keep(out, stage, builder.op(node.op, operands, out, shape, attrs=dict(node.attrs)), order)
+
+    def _lead(self, node: Node, stage: int, inputs: tuple[str, ...]) -> str:
+        """The operand of a JOIN that the others are put in order by: of full width, if possible without constants."""
+        layouts, out = self.channels.layouts, node.outputs[0]
+        full = [t for t in inputs if not self._is_spread(t, out)]
+        if not layouts[out].uniform:  # what comes from the image alone has no order to follow
+            full = [t for t in full if not layouts[t].uniform] or full
+        return next((t for t in full if (layouts[t].root[self._same_positions(t, node, stage)] >= 0).all()), full[0])
+
+    def _fetch_operand(
+        self, node: Node, stage: int, tensor: str, positions: Array, *, ordered: bool
+    ) -> tuple[str, Array]:
+        """The runtime tensor that holds `positions` of a JOIN's output in one of its operands, and their order."""
+        out, layouts, builder = node.outputs[0], self.channels.layouts, self.stages[stage - 1]
+        if not layouts[tensor].uniform:
+            return self.fetch(stage, tensor, positions, ordered=ordered)
+        name, _ = self.fetch(stage, tensor, self._all(tensor), ordered=True)
+        if layouts[out].uniform or self._is_spread(tensor, out):
+            return name, positions
+        axis, whole = layouts[out].axis, self.graph.shapes[tensor]
+        shape = [len(positions) if a == axis else n for a, n in enumerate(whole)]
+        return builder.cut(name, positions.tolist(), tensor, shape, axis=axis, count=whole[axis]), positions
 
     def _summands(self, node: Node, stage: int) -> tuple[str, ...]:
         """The operands of a sum that are not all zero, and as many others as give the sum its shape."""

@@ -17,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2d_convert.channels import Channels
+from s2d_convert.channels import FREE, Channels
 from s2d_convert.graph import Graph, Node
 from s2d_convert.lower import BUILDERS, lower
 from s2d_convert.plan import Effective, identity_plan
-from s2d_convert.rules import Kind, channel_axis_of_constant
+from s2d_convert.rules import UNDEFINED_AT_ZERO, Kind, channel_axis_of_constant
 from s2d_convert.weights import Affine, Weights, initial_head
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
+# Operators whose constants per channel are trained; those of the others (bounds, exponents) say what the model is.
+LEARNED = ("Add", "Div", "InstanceNormalization", "LayerNormalization", "Mul", "PRelu", "RMSNormalization", "Sub")
 
 
 class Norm(nn.Module):
@@ -122,12 +124,14 @@ class Part:
 class Masks:
     """What a plan does to a StagedNet: per MIX node the mask [O, I, 1...] and the rows that have any input
     (None where nothing is masked), per stage the tap and the head's columns, and per NORM or REDUCE node that does
-    not see all channels at once the parts that it is computed in."""
+    not see all channels at once the parts that it is computed in. `live` has, for what is undefined at zero, which
+    channels of each input and of the output the plan keeps."""
 
     mix: Mapping[str, tuple[Tensor, Tensor] | None]
     taps: tuple[str, ...]
     columns: tuple[Tensor | None, ...]
     parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    live: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def faded(self, alpha: float) -> Masks:
         """Masks whose forbidden links still have weight `alpha` (1: not masked at all, 0: these masks)."""
@@ -138,7 +142,7 @@ class Masks:
             for k, v in self.mix.items()
         }
         columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
-        return Masks(mix, self.taps, columns, self.parts)
+        return Masks(mix, self.taps, columns, self.parts, self.live)
 
 
 class StagedNet(nn.Module):
@@ -173,7 +177,19 @@ class StagedNet(nn.Module):
         for index, name in enumerate(node.inputs):
             if name in self.graph.constants:
                 value = torch.tensor(weights.operand(self.graph, node, index))
-                self.register_buffer(f"{key}_{index}", value, persistent=False)
+                if self._is_learned(node, index):
+                    self.register_parameter(f"{key}_{index}", nn.Parameter(value))
+                else:
+                    self.register_buffer(f"{key}_{index}", value, persistent=False)
+
+    def _is_learned(self, node: Node, index: int) -> bool:
+        """Whether a constant is a scale, shift or slope per channel of what the model computes (not of the image)."""
+        value, source = self.graph.constants[node.inputs[index]], self.graph.computed(node)[0]
+        layout = self.channels.layouts.get(source)
+        if node.op not in LEARNED or value.dtype != np.float32 or layout is None or (layout.units == FREE).all():
+            return False
+        rank = len(self.graph.shapes[source])
+        return channel_axis_of_constant(node, index, value, rank=rank, axis=layout.axis) is not None
 
     # --- plans --------------------------------------------------------------------------------------
 
@@ -194,7 +210,17 @@ class StagedNet(nn.Module):
             for node in self.graph.nodes
             if node.name in effective.depth and (found := self._parts(node, effective, device)) is not None
         }
-        return Masks(mix, effective.plan.taps, tuple(columns), parts)
+        undefined = (n for n in self.graph.nodes if n.op in UNDEFINED_AT_ZERO and n.name in effective.depth)
+        live = {n.name: self._live(n, effective, device) for n in undefined if not effective.live(n.outputs[0]).all()}
+        return Masks(mix, effective.plan.taps, tuple(columns), parts, live)
+
+    def _live(self, node: Node, effective: Effective, device: torch.device) -> dict[str, Tensor]:
+        found = {}
+        for name in (*self.graph.computed(node), node.outputs[0]):
+            shape = [1] * (len(self.graph.shapes[name]) + 1)
+            shape[self.channels.layouts[name].axis + 1] = -1
+            found[name] = torch.tensor(effective.live(name), device=device).view(shape)
+        return found
 
     def _parts(self, node: Node, effective: Effective, device: torch.device) -> tuple[Part, ...] | None:
         if self.channels.roles[node.name].kind not in (Kind.NORM, Kind.REDUCE):
@@ -261,8 +287,16 @@ class StagedNet(nn.Module):
         ]
         if node.name in masks.parts:
             return (self._run_parts(node, inputs, masks.parts[node.name]),)
+        live = masks.live.get(node.name, {})
+        inputs = [
+            x if x is None or n not in live else torch.where(live[n], x, 1.0)
+            for n, x in zip(node.inputs, inputs, strict=True)
+        ]
         result = self._functions[node.name](*inputs)
-        return result if isinstance(result, tuple) else (result,)
+        outputs = result if isinstance(result, tuple) else (result,)
+        return tuple(
+            torch.where(live[n], y, 0.0) if n in live else y for n, y in zip(node.outputs, outputs, strict=False)
+        )
 
     def _run_parts(self, node: Node, inputs: Sequence[Tensor | None], parts: tuple[Part, ...]) -> Tensor:
         """A NORM or REDUCE node, stage by stage on the channels that exist by then; the others are zero."""
@@ -352,6 +386,10 @@ class StagedNet(nn.Module):
             if isinstance(module, Norm):
                 vectors = (module.scale, module.shift, module.running_mean, module.running_var)
                 operands.update({(node.name, i): _numpy(v) for i, v in enumerate(vectors, start=1)})
+            for index in range(len(node.inputs)):
+                value = self._parameters.get(f"{key}_{index}")
+                if value is not None:
+                    operands[node.name, index] = _numpy(value)
         heads = {}
         for tap, key in self._head_key.items():
             head = self.heads[key]

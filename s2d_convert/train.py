@@ -109,8 +109,8 @@ def train(
 
 def _groups(net: StagedNet, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on weights only; norms and biases go without."""
-    matrices = [p for p in net.parameters() if p.ndim > 1]
-    vectors = [p for p in net.parameters() if p.ndim <= 1]
+    matrices = [p for p in net.parameters() if sum(n > 1 for n in p.shape) > 1]
+    vectors = [p for p in net.parameters() if sum(n > 1 for n in p.shape) <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 

@@ -1,7 +1,8 @@
 """Random image classifiers in ONNX, for the laws that must hold on every static CNN.
 
 `random_graphs()` is a hypothesis strategy. A model has one input "image" [N, C, H, W] with H and W in 6..12, weights
-that keep activations O(1), and logits (or their Softmax) [N, K]. Its blocks are in `random_blocks`; heads are here.
+that keep activations O(1), and logits (or their Softmax) [N, K]. Its blocks are in `random_blocks` and
+`random_mixing`; heads are here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx
+import random_blocks
+import random_mixing
 from helpers import random_images
 from hypothesis import strategies as st
 from hypothesis.vendor import pretty
@@ -29,6 +32,8 @@ __all__ = [
     "tags_of",
 ]
 
+# Importing these modules fills the table of blocks.
+MODULES = (random_blocks, random_mixing)
 MAX_BLOCKS = 8
 ENOUGH_NODES = 22  # no further block is begun after so many
 TAILS = ("none", "Softmax")

@@ -86,12 +86,12 @@ def test_the_format_is_as_promised(model: onnx.ModelProto) -> None:
             assert value.type.tensor_type.shape.dim[1].dim_value <= MAX_CHANNELS
 
 
-def test_two_hundred_models_hold_every_kind_of_part() -> None:
+def test_four_hundred_models_hold_every_kind_of_part() -> None:
     seen: Counter[str] = Counter()
     sizes: list[int] = []
 
     @seed(2)
-    @settings(unsaved, max_examples=200)
+    @settings(unsaved, max_examples=400)
     @given(random_graphs())
     def collect(model: onnx.ModelProto) -> None:
         seen.update(set(tags_of(model)))

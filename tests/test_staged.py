@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import nets
 import numpy as np
 import onnx
 import pytest
@@ -11,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_close, random_images, run
 from onnx import numpy_helper
-from plans import analysed
+from plans import analysed, random_plan, run_chain
 from text_nets import chain, net, residual
 from torch import Tensor
 
 from s2d_convert.plan import Effective, Plan, identity_plan
+from s2d_convert.split import split
 from s2d_convert.staged import EPSILON, MOMENTUM, Masks, StagedNet, unsupported_nodes
 from s2d_convert.weights import static_weights
 
@@ -278,3 +280,34 @@ def test_a_norm_undoes_itself_on_its_statistics() -> None:
         assert_close(factor.detach(), np.ones(len(factor)))
         assert_close(offset.detach(), np.zeros(len(offset)))
         assert norm.epsilon == EPSILON
+
+
+@pytest.mark.parametrize("family", ["convnext_v2", "poolformer", "resnet_preact", "mobilenet_v3"])
+def test_everything_that_is_trained_comes_out_in_the_stages(family: str) -> None:
+    model = nets.export(family, fold_bn=False)
+    graph, channels, weights = analysed(model)
+    plan = random_plan(graph, channels, 3)
+    staged = StagedNet(graph, channels, weights, taps=list(dict.fromkeys(plan.taps[:-1]))).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in staged.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    batch = images(model, 2, 0)
+    found = run_chain(split(graph, channels, plan, staged.weights()), {graph.image: batch.numpy()})
+    expected = answers(staged, staged.masks(Effective(graph, channels, plan)), batch)
+    for stage, (got, wanted) in enumerate(zip(found, expected, strict=True), start=1):
+        assert_close(got["output"], wanted, what=f"exit {stage}")
+
+
+def test_scales_of_norms_are_trained_and_constants_of_the_image_are_not() -> None:
+    model = net(
+        """g (float[N,3,8,8] image) => (float[N,4] logits) <float[3,1,1] mean = {0.1,0.2,0.3}> {
+            c = Sub(image, mean)  a = Conv(c, wa)  m = Mul(a, s)  x = PRelu(m, p)
+            g = GlobalAveragePool(x)  f = Flatten(g)  logits = Gemm<transB=1>(f, wl)
+        }""",
+        wa=(5, 3, 3, 3), s=(1, 5, 1, 1), p=(5, 1, 1), wl=(4, 5),
+    )  # fmt: skip
+    staged = built(model)
+    shapes = sorted(tuple(p.shape) for name, p in staged.named_parameters() if "mixing" not in name)
+    assert shapes == [(5, 1, 1)]  # onnxruntime has folded the other scale into the conv
+    assert [name for name, _ in staged.named_buffers() if "mixing" not in name] == ["n0_1"]
