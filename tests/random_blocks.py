@@ -6,8 +6,6 @@ function with `@block`, which keeps within `MAX_CHANNELS`.
 
 from __future__ import annotations
 
-from functools import partial
-
 from hypothesis import strategies as st
 from net_builder import END, RELU_GAIN, Net, Shape
 from random_parts import (
@@ -328,28 +326,12 @@ def gather_channels(net: Net, x: str, draw: st.DrawFn) -> str:
 # --- what cannot be split ---------------------------------------------------------------------------
 
 
-def _opaque(kind: str, net: Net, x: str, draw: st.DrawFn) -> str:
-    c, h, w = net.shapes[x]
-    if kind == "LRN":
-        x = net.op("LRN", x, size=3, alpha=0.1, beta=0.75, bias=1.0)
-    elif kind == "Softmax":
-        x = net.op("Mul", net.op("Softmax", x, axis=1), net.const(float(c)))
-    elif pick(draw, "channels", "all") == "channels":
-        scale, bias = net.const(net.rng.uniform(0.6, 1.4, c)), net.const(net.normal(c, std=0.2))
-        x = net.op("LayerNormalization", net.transpose(x, 0, 2, 3, 1), scale, bias, axis=-1)
-        x = net.transpose(x, 0, 3, 1, 2)
-    else:
-        scale = net.const(net.rng.uniform(0.6, 1.4, (c, h, w)))
-        x = net.op("LayerNormalization", x, scale, net.const(net.normal(c, h, w, std=0.2)), axis=1)
-    return conv_unit(net, x, draw, pick(draw, *WIDTHS))
-
-
-OPAQUE: dict[str, Block] = {kind: partial(_opaque, kind) for kind in ("LRN", "Softmax", "LayerNormalization")}
-
-
 @block
 def opaque(net: Net, x: str, draw: st.DrawFn) -> str:
-    """An operator that mixes channels without a weight, then a conv."""
-    kind = pick(draw, *OPAQUE)
-    net.tags.append(f"opaque:{kind}")
-    return OPAQUE[kind](net, x, draw)
+    """Attention of channels to channels: products of two computed tensors, through which no channel can be told apart."""
+    c, h, w = net.shapes[x]
+    flat = net.reshape(x, c, h * w)
+    part = net.op("Mul", flat, net.const(1 / (h * w)))
+    scores = net.op("MatMul", part, net.transpose(flat, 0, 2, 1), shape=(c, c))
+    mixed = net.op("MatMul", net.op("Softmax", scores, axis=-1), flat, shape=(c, h * w))
+    return conv_unit(net, net.reshape(mixed, c, h, w), draw, pick(draw, *WIDTHS))

@@ -16,7 +16,7 @@ from helpers import random_images
 from hypothesis import strategies as st
 from hypothesis.vendor import pretty
 from net_builder import RELU_GAIN, Net, describe, tags_of
-from random_blocks import BLOCKS, OPAQUE
+from random_blocks import BLOCKS
 from random_parts import ACTIVATIONS, MAX_CHANNELS, WIDTHS, Block, conv_unit, pick
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "BLOCKS",
     "HEADS",
     "MAX_CHANNELS",
-    "OPAQUE",
     "TAILS",
     "describe",
     "random_graphs",
