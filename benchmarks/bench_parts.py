@@ -1,4 +1,4 @@
-"""What the parts cost: analysis of a large graph, one candidate, and the dispatcher's own overhead.
+"""What the parts cost: analysis of large graphs, one candidate, and the dispatcher's own overhead.
 
     python benchmarks/bench_parts.py [MODEL.onnx ...]
 
@@ -105,6 +105,35 @@ def resnet20() -> onnx.ModelProto:
     return b.model(x, width, 10, 32)
 
 
+def deep(nodes: int) -> onnx.ModelProto:
+    """A residual network of about so many nodes, six to a block, 48 to 192 channels wide; random weights, 32x32."""
+    b = Builder()
+    blocks = nodes // 6
+    x, width = b.conv("image", 3, 48, 3), 48
+    for block in range(blocks):
+        out = 48 * 2 ** (3 * block // blocks)
+        stride = 1 if out == width else 2
+        body = b.conv(b.conv(x, width, out, 1), out, out, 3, stride, relu=False)
+        x, width = b.residual(x, body, width, out, stride), out
+    return b.model(x, width, 100, 32)
+
+
+def bench_growth() -> None:
+    """Print how load, analysis and split grow with the number of nodes."""
+    for nodes in (250, 500, 1000, 2000):
+        path = BUILD / f"deep{nodes}.onnx"
+        onnx.save(deep(nodes), str(path))
+        before = time.perf_counter()
+        graph = load_graph(path)
+        loaded = time.perf_counter()
+        channels = analyse(graph)
+        analysed = time.perf_counter()
+        split(graph, channels, make_plan(graph, channels, "width", 2).chains[0], static_weights(graph, channels))
+        done = time.perf_counter()
+        print(f"{len(graph.nodes)} nodes, {path.stat().st_size / 2**20:.0f} MiB: load {loaded - before:.2f} s, "
+              f"analyse {analysed - loaded:.2f} s, split (width) {done - analysed:.2f} s")  # fmt: skip
+
+
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
     """The median time of a call."""
     times = []
@@ -187,6 +216,7 @@ def main() -> None:
             paths.append(BUILD / f"{name}.onnx")
             if not paths[-1].exists():
                 onnx.save(make(), str(paths[-1]))
+        bench_growth()
     for path in paths:
         bench_model(path)
 

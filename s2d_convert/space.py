@@ -18,6 +18,7 @@ import numpy as np
 
 from s2d_convert.channels import FREE, ChannelClass, Channels
 from s2d_convert.graph import Graph
+from s2d_convert.optional import optional_classes
 from s2d_convert.plan import PRUNED, Conversion, Effective, Plan, candidate_taps, identity_plan
 from s2d_convert.rules import PRODUCTS, Array, Kind, macs_of
 from s2d_convert.weights import Weights
@@ -68,11 +69,12 @@ def divide(graph: Graph, channels: Channels, weights: Weights, *, groups: int, b
     """Every splittable class, cut into at most `groups` groups of whole layout blocks where it is wide enough."""
     score = importance(graph, channels, weights)
     divisions = []
-    for group in channels.classes:
+    optional = optional_classes(graph, channels)
+    for index, group in enumerate(channels.classes):
         if group.splittable:
             order = sorted(group.units, key=lambda u: (-score[u], u))
             chunks = _chunks(order, group.width, groups, block)
-            divisions.append(Division(group, chunks, _is_optional(graph, channels, group)))
+            divisions.append(Division(group, chunks, bool(optional[index])))
     return tuple(divisions)
 
 
@@ -82,14 +84,6 @@ def _chunks(order: list[int], width: int, groups: int, block: int) -> tuple[tupl
     count = min(groups, max(1, len(order) // step)) if len(order) >= 2 else 1
     cuts = [round(len(order) * i / count / step) * step for i in range(count)] + [len(order)]
     return tuple(tuple(order[a:b]) for a, b in pairwise(cuts) if b > a)
-
-
-def _is_optional(graph: Graph, channels: Channels, group: ChannelClass) -> bool:
-    """Whether the logits stay alive when no unit of the class exists (the inside of a residual block, a branch)."""
-    stages = np.ones(channels.units, dtype=np.int64)
-    stages[list(group.units)] = PRUNED
-    effective = Effective(graph, channels, Plan((graph.output,), tuple(stages.tolist())), check_taps=False)
-    return bool(effective.live(graph.output).all())
 
 
 class PlanSpace:

@@ -42,6 +42,31 @@ def test_all_families_are_there() -> None:
         *("lenet", "alexnet", "vgg_bn", "squeezenet", "googlenet", "inception", "densenet"),
         *("resnet_basic", "resnet_option_a", "resnet_bottleneck", "resnet_preact", "wide_resnet", "resnext"),
         *("mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "efficientnet", "shufflenet_v1", "shufflenet_v2"),
+        *(
+            "nin",
+            "inception_v4",
+            "inception_resnet",
+            "xception",
+            "resnet_d",
+            "se_resnet",
+            "sknet",
+            "eca_resnet",
+            "res2net",
+        ),
+        *("resnest", "antialiased", "dpn", "cspnet", "vovnet", "dla", "hrnet", "darknet", "mobilenet_v4", "mnasnet"),
+        *(
+            "fbnet",
+            "mixnet",
+            "efficientnet_v2",
+            "ghostnet",
+            "ghostnet_v2",
+            "regnet_y",
+            "repvgg",
+            "repvgg_train",
+            "rexnet",
+        ),
+        *("mobileone_train", "selecsls", "genet", "nfnet", "convnext", "convnext_v2", "starnet", "cbam", "edgenext"),
+        *("fastvit", "poolformer"),
     }
 
 
