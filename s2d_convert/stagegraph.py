@@ -139,8 +139,25 @@ class StageGraph:
         self.tensors[name] = self.tensors.pop(made)
         self.tensors[name].name = name
 
+    def _copy_shared_links(self) -> None:
+        """Give links that this stage reads too, straight from a convolution, a copy of their own.
+
+        onnxruntime fuses an Add with the convolution before it, and forgets that the sum's other operand is an output.
+        """
+        for link in self.links_out.values():
+            (maker,) = (n for n in self.nodes if link in n.outputs)
+            readers = [n for n in self.nodes if link in n.inputs]
+            if maker.op != "Conv" or not readers:
+                continue
+            inner = gs.Variable(self.unique(f"{link.name}.inner"), dtype=link.dtype, shape=link.shape)
+            maker.outputs = [inner]
+            for reader in readers:
+                reader.inputs = [inner if value is link else value for value in reader.inputs]
+            self.nodes.append(gs.Node("Identity", name=f"{link.name}.copy", inputs=[inner], outputs=[link]))
+
     def finish(self) -> StageModel:
         """The stage as a checked model."""
+        self._copy_shared_links()
         inputs = ([self.image] if self.image is not None else []) + list(self.links_in.values())
         outputs = [self.tensors[OUTPUT], self.tensors[CONFIDENCE], *self.links_out.values()]
         surgeon = gs.Graph(
