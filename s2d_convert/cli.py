@@ -18,7 +18,15 @@ from s2d_runtime import Dispatcher, DispatcherError
 
 from s2d_convert.data import load_all
 from s2d_convert.describe import describe
-from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_INTERRUPTED, DataError, OutputError, S2DError, UsageError
+from s2d_convert.errors import (
+    EXIT_BUDGET_NOT_REACHED,
+    EXIT_INTERRUPTED,
+    DataError,
+    ModelError,
+    OutputError,
+    S2DError,
+    UsageError,
+)
 from s2d_convert.folders import open_export, preprocess_in, split_model
 from s2d_convert.inspect_view import InspectView
 from s2d_convert.measure import bench, measure
@@ -41,7 +49,7 @@ class _Size(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         parts = str(value).lower().split("x")
-        if len(parts) not in (1, 2) or not all(p.isdigit() and 0 < int(p) <= 65536 for p in parts):
+        if len(parts) not in (1, 2) or not all(p.isascii() and p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
             self.fail(f"{value!r} is not a size; give HxW such as 224x224, or one number", param, ctx)
         return int(parts[0]), int(parts[-1])
 
@@ -69,6 +77,7 @@ def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
+MOST_THREADS = 1024
 PATH = click.Path(path_type=Path)
 MODEL = click.argument("model", type=PATH)
 FOLDER = click.argument("folder", metavar="OUT", type=PATH)
@@ -327,8 +336,9 @@ def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
 def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     """Run a command; every expected failure becomes one sentence on stderr and a documented exit code."""
     # onnx and onnxruntime share the cores with torch; an explicit OMP_NUM_THREADS is respected.
-    if "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(max(1, int(os.environ["OMP_NUM_THREADS"] or 1)))
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isascii() and threads.isdecimal() and 0 < int(threads) <= MOST_THREADS:
+        torch.set_num_threads(int(threads))
     try:
         command.main(args=None if args is None else list(args), standalone_mode=False)
     except S2DError as error:
@@ -341,7 +351,9 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; run the same command with --resume to go on", EXIT_INTERRUPTED)
+        _fail("interrupted; a conversion goes on with the same command and --resume", EXIT_INTERRUPTED)
+    except MemoryError:
+        _fail("not enough memory; use a smaller image (--size) or a machine with more", ModelError.exit_code)
 
 
 def _fail(message: str, code: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType
 
 # Waiting threads that spin take the core from whatever else runs: beside one busy process on two cores, two torch
 # threads were four times slower than with passive waiting, and alone no faster. The user's own setting goes first.
+INTERRUPTED = 130  # errors.EXIT_INTERRUPTED, which is not loaded yet
 DEFAULT_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -24,4 +26,7 @@ def convert_main() -> None:
 def _cli() -> ModuleType:
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    return importlib.import_module("s2d_convert.cli")
+    try:
+        return importlib.import_module("s2d_convert.cli")
+    except KeyboardInterrupt:  # loading torch takes a while
+        sys.exit(INTERRUPTED)

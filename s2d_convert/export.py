@@ -146,7 +146,7 @@ def draft_manifest(
 
 def check_out(out: Path) -> None:
     """Raise OutputError unless `out` can be made: it must not exist, and its parent must be writable."""
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise OutputError(f"{out}: exists already; remove it or choose another folder with --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -162,15 +162,33 @@ def check_out(out: Path) -> None:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` when the block ends well, and vanishes otherwise."""
     check_out(out)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # of a run that was killed here
-        shutil.rmtree(left, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        if not _is_running(left):  # of a run that was killed here
+            shutil.rmtree(left, ignore_errors=True)
+    partial = None
     try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}.", suffix=".partial", dir=out.parent))
         yield partial
         partial.chmod(0o755)
         partial.rename(out)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: cannot be written ({error.strerror or error}); make room or choose another --out"
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(partial: Path) -> bool:
+    """Whether the process that writes this folder is still there."""
+    try:
+        os.kill(int(partial.name.split(".")[-3]), 0)
+    except (ValueError, IndexError, ProcessLookupError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_stages(folder: Path, entries: Sequence[dict[str, Any]], models: Sequence[StageModel]) -> None:

@@ -24,7 +24,7 @@ from s2d_convert.export import (
     write_manifest,
     write_stages,
 )
-from s2d_convert.graph import Graph, graph_from_proto, read_model
+from s2d_convert.graph import Graph, load_graph
 from s2d_convert.options import FLOATS, check_choice
 from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion, identity_plan
 from s2d_convert.prepare import read_graph
@@ -135,7 +135,7 @@ def open_export(
                 f"{path}: not the model that {folder} was made from; give that one with --model MODEL.onnx"
             )
         size, output = _asked(provenance)
-        graph = graph_from_proto(read_model(path), size=size, output=output, in_place=True)
+        graph = load_graph(path, size=size, output=output)
         yield runner, StaticModel(graph, threads=threads, provider=provider)
 
 

@@ -7,6 +7,7 @@ a feature map has shape (C, H, W). How the file gets so simple stands in `simpli
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -41,8 +42,11 @@ from s2d_convert.simplify import (
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
+HALF_TOLERANCE = 5e-2  # the file's own arithmetic is in float16
+ROUNDING = 1e-5  # of large answers
 IN_MEMORY = 2**28  # bytes
 BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
+RESERVED = ("output", "confidence", "inverse_temperature")
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
@@ -122,18 +126,20 @@ def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output:
     `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs.
     Raises ModelError when the file is not a static CNN classifier with one float32 image input.
     """
-    return graph_from_proto(read_model(path), size=size, output=output, in_place=True)
+    graph = graph_from_proto(read_model(path), size=size, output=output, in_place=True)
+    check_same(Path(path), graph)
+    return graph
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
     """The checked protobuf of an ONNX file, external data included. Raises ModelError."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises for names that are too long
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), format="protobuf")
         onnx.checker.check_model(without_weights(model))
-    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+    except (DecodeError, onnx.checker.ValidationError, OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: not a valid ONNX model ({first_line(error)}); export it again") from error
     if not model.graph.node:
         raise ModelError(f"{path}: not a valid ONNX model (its graph has no nodes); export it again")
@@ -166,6 +172,13 @@ def graph_from_proto(
         if model.ByteSize() > IN_MEMORY:  # onnxruntime takes less memory when it reads a file
             save(model, source)
         _check_rows(source if model.ByteSize() > IN_MEMORY else model, image, shapes[image][1:])
+    for value in (image, model.graph.output[0].name):
+        if value in found.types:
+            raise ModelError(f"'{value}' has type {found.types[value]}; float32 is expected: choose another --output")
+    if image in RESERVED:
+        raise ModelError(
+            f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
+        )
     return replace(_view(model, shapes), half=half, folded=folded, types=MappingProxyType(found.types))
 
 
@@ -256,19 +269,65 @@ def _check_rows(source: Path | onnx.ModelProto, image: str, shape: tuple[int, ..
     images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     try:
         alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(3)])
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run in onnxruntime ({first_line(error)}); check it there first"
+        ) from error
+    try:
         together = session.run(None, {image: images})[0]
     except Exception as error:
         raise ModelError(
             f"the model does not run on other batch lengths ({first_line(error)}); export it with a dynamic batch"
         ) from error
-    tolerance = BATCH_TOLERANCE * max(1.0, float(np.abs(alone).max()))
-    if together.shape != alone.shape or not np.allclose(together, alone, rtol=0, atol=tolerance, equal_nan=True):
-        raise ModelError("the model answers an image differently in a batch and alone; export it with a dynamic batch")
+    if not same_answers(together, alone):
+        raise ModelError(
+            "the model answers an image differently in a batch and alone: an operator mixes the images of a batch or draws "
+            "random numbers, or a batch of one was baked into it; export the model for inference, with a dynamic batch"
+        )
+
+
+def check_same(path: Path, graph: Graph) -> None:
+    """Raise ModelError unless the simplified graph answers as the file does.
+
+    Where onnxruntime cannot run the file as it is (some float64 operators), nothing is compared.
+    """
+    try:
+        session = ort.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
+        (image,) = (i for i in session.get_inputs() if i.name == graph.image)
+        count = image.shape[0] if isinstance(image.shape[0], int) else 2
+        kind = np.dtype({"tensor(float16)": "float16", "tensor(double)": "float64"}.get(image.type, "float32"))
+        images = (
+            np.random.default_rng(0).standard_normal((count, *graph.shapes[graph.image]), dtype=np.float32).astype(kind)
+        )
+        name = graph.model.graph.output[0].name
+        expected = session.run([name], {graph.image: images})[0].astype(np.float32)
+    except Exception:  # noqa: BLE001 - a file that onnxruntime does not run is judged by what was made of it
+        return
+    own = ort.InferenceSession(graph.model.SerializeToString(), quiet_options(), providers=["CPUExecutionProvider"])
+    found = own.run(None, {graph.image: images.astype(np.float32)})[0]
+    rel = HALF_TOLERANCE if graph.half or kind == np.float16 else BATCH_TOLERANCE
+    if not same_answers(found.reshape(len(found), -1), expected.reshape(len(found), -1), rel=rel):
+        raise ModelError(
+            f"{path}: after simplification the model answers otherwise than the file does (arithmetic that needs float64, or "
+            "an operator that draws random numbers?); export the model in float32, for inference"
+        )
+
+
+def same_answers(found: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:
+    """Whether answers [B, ...] agree: relative to how far they are apart for different images, class by class."""
+    if found.shape != expected.shape or not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return False
+    a, b = (np.where(np.isfinite(expected), x, 0).astype(np.float64).reshape(len(x), -1) for x in (found, expected))
+    spread = np.abs(b - b.mean(axis=0)).max(axis=0)
+    allowed = rel * np.maximum(1.0, spread) + ROUNDING * np.abs(b).max(axis=0)
+    return bool((np.abs(a - b) <= allowed).all())
 
 
 def _view(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
     """The Graph of a simplified model, its trailing Softmax set aside."""
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    if model.graph.sparse_initializer:
+        raise ModelError("the model has sparse initializers; export it with dense weights")
     taken: set[str] = set()
     nodes = [_node(n, index, taken) for index, n in enumerate(model.graph.node)]
     image, output = _input_name(model), model.graph.output[0].name

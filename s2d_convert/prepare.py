@@ -15,7 +15,7 @@ from s2d_convert.candidates import reference_answers
 from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import Dataset, Images, load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
-from s2d_convert.graph import Graph, graph_from_proto, read_model
+from s2d_convert.graph import Graph, check_same, graph_from_proto, read_model
 from s2d_convert.latency import Array
 from s2d_convert.options import ConvertOptions
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
@@ -77,6 +77,7 @@ def read_graph(
     proto = read_model(model)
     _refuse_foreign(model, proto)
     graph = graph_from_proto(proto, size=size, output=output, in_place=True)
+    check_same(model, graph)
     missing = unsupported_nodes(graph) if strict else ()
     if missing:
         raise ModelError(f"{model}: {len(missing)} nodes have no torch counterpart: {', '.join(map(str, missing))}")

@@ -24,7 +24,7 @@ MIN_OPSET = 13
 SMALL = 1024  # elements of a constant that may be a shape or the like
 ONE_FILE = 2**30  # bytes; protobuf ends at two of these
 TRAINING_MODE_OPSET = 14  # before, further outputs of a BatchNormalization were what put it into training mode
-ALL_OUTPUTS = ("BatchNormalization", "Split")  # the number of their outputs has a meaning
+SPARE_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # that have outputs which nobody needs to name
 FREE_INITIALIZERS = 4  # the IR version since which initializers need not be inputs too
 UPGRADE_OPSET = 17
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
@@ -93,7 +93,7 @@ def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     read = {o.name for o in model.graph.output}
     read.update(name for graph in _graphs(model.graph) for node in graph.node for name in node.input)
     read.update(o.name for graph in _graphs(model.graph) for o in graph.output)
-    for node in (n for n in model.graph.node if n.op_type not in ALL_OUTPUTS):
+    for node in (n for n in model.graph.node if n.op_type in SPARE_OUTPUTS):
         while len(node.output) > 1 and node.output[-1] not in read:
             del node.output[-1]
     return model
@@ -127,10 +127,14 @@ def _round_constants(graph: onnx.GraphProto) -> None:
     """Take the casts of float32 constants to another width now: they round."""
     constants = {i.name: i for i in graph.initializer}
     casts = [
-        n for n in graph.node if n.op_type == "Cast" and n.input[0] in constants and n.attribute[0].i in OTHER_FLOATS
+        (n, a.i)
+        for n in graph.node
+        if n.op_type == "Cast" and n.input[0] in constants
+        for a in n.attribute
+        if a.name == "to" and a.i in OTHER_FLOATS
     ]
-    for node in casts:
-        value = numpy_helper.to_array(constants[node.input[0]]).astype(OTHER_FLOATS[node.attribute[0].i])
+    for node, to in casts:
+        value = numpy_helper.to_array(constants[node.input[0]]).astype(OTHER_FLOATS[to])
         graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), node.output[0]))
         graph.node.remove(node)
 
@@ -138,7 +142,7 @@ def _round_constants(graph: onnx.GraphProto) -> None:
 def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without If nodes that are decided already, CastLike and GroupNormalization, in place: onnxruntime
     trips over the first, does not fold the second, and puts the third into words whose shapes nobody infers."""
-    kinds = {i.name: i.data_type for i in model.graph.initializer}
+    kinds = _types(model) if any(n.op_type == "CastLike" for n in model.graph.node) else {}
     known = {i.name: i for i in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -147,7 +151,9 @@ def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "If" and node.input[0] in known:
             nodes.extend(_taken_branch(model, node, bool(numpy_helper.to_array(known[node.input[0]]).reshape(-1)[0])))
         elif node.op_type == "CastLike":
-            to = kinds.get(node.input[1], TensorProto.FLOAT)  # float32 is the type of all features
+            to = kinds.get(node.input[1], 0)
+            if not to:
+                raise ModelError(f"node {label(node)}: the type of its second input is not known; export with types")
             nodes.append(onnx.helper.make_node("Cast", node.input[:1], node.output, name=node.name, to=to))
         elif node.op_type == "GroupNormalization":
             nodes.extend(_plain_group_norm(model, node))
@@ -159,13 +165,33 @@ def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """The element types of everything that shape inference can tell the type of."""
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    found = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
+    return found | {i.name: i.data_type for i in model.graph.initializer}
+
+
 def _taken_branch(model: onnx.ModelProto, node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
     """The nodes of the branch that an If takes, and one more for each of its outputs."""
     wanted = "then_branch" if condition else "else_branch"
     branch = next(a.g for a in node.attribute if a.name == wanted)
-    model.graph.initializer.extend(branch.initializer)
+    # Two branches may use the same names; what they take from outside keeps its own.
+    own = {i.name for i in branch.initializer} | {name for n in branch.node for name in n.output if name}
+    renamed = {name: f"{node.output[0]}/{name}" for name in own}
+    for constant in branch.initializer:
+        fresh = model.graph.initializer.add()
+        fresh.CopyFrom(constant)
+        fresh.name = renamed[constant.name]
+    nodes = []
+    for inner in branch.node:
+        taken, made = ([renamed.get(name, name) for name in side] for side in (inner.input, inner.output))
+        nodes.append(onnx.helper.make_node(inner.op_type, taken, made, name=inner.name, domain=inner.domain))
+        nodes[-1].attribute.extend(inner.attribute)
     pairs = zip(branch.output, node.output, strict=True)
-    return [*branch.node, *(onnx.helper.make_node("Identity", [inner.name], [outer]) for inner, outer in pairs)]
+    ends = [onnx.helper.make_node("Identity", [renamed.get(a.name, a.name)], [b]) for a, b in pairs]
+    return [*nodes, *ends]
 
 
 def _plain_group_norm(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -352,7 +378,7 @@ def infer(model: onnx.ModelProto) -> Inferred:
         dims = value.type.tensor_type.shape.dim
         if all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
-        if value.type.tensor_type.elem_type != TensorProto.FLOAT:
+        if value.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT):
             types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     missing = [n.name or o for n in model.graph.node for o in n.output if o and o not in shapes]
     if missing:

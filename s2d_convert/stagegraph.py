@@ -43,7 +43,7 @@ class StageGraph:
         self.links_in: dict[str, gs.Variable] = {}
         self.links_out: dict[str, gs.Variable] = {}
         self.macs = 0
-        self._names: set[str] = set()
+        self._names = {graph.image, OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE}
 
     def unique(self, name: str) -> str:
         """A tensor name that this stage does not have yet, marked with the stage's number."""

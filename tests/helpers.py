@@ -15,11 +15,14 @@ Array = NDArray[Any]
 Runnable: TypeAlias = onnx.ModelProto | bytes | str | Path | ort.InferenceSession
 
 
-def open_session(model: onnx.ModelProto | bytes | str | Path) -> ort.InferenceSession:
-    """A quiet CPU session with one thread, for a model in memory or a file."""
+def open_session(model: onnx.ModelProto | bytes | str | Path, *, optimise: bool = True) -> ort.InferenceSession:
+    """A quiet CPU session with one thread, for a model in memory or a file; without onnxruntime's optimisations sums
+    are not reordered, and nets that amplify rounding can be compared."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import torch
-from helpers import assert_close, random_images, run
+from helpers import assert_close, open_session, random_images, run
 
 from s2d_convert.channels import Channels, analyse
 from s2d_convert.errors import UsageError
@@ -51,14 +51,17 @@ def random_plan(graph: Graph, channels: Channels, seed: int, *, prune: bool = Tr
         return plan
 
 
-def run_chain(stages: tuple[StageModel, ...], feeds: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+def run_chain(
+    stages: tuple[StageModel, ...], feeds: dict[str, np.ndarray], *, optimise: bool = True
+) -> list[dict[str, np.ndarray]]:
     """The outputs of every stage, links handed on by name."""
     values = dict(feeds)
     answers = []
     for stage in stages:
         wanted = {i.name for i in stage.model.graph.input}
         assert wanted == {*stage.links_in, *([next(iter(feeds))] if stage.image else [])}
-        answers.append(run(stage.model, {name: values[name] for name in wanted}))
+        session = open_session(stage.model, optimise=optimise)
+        answers.append(run(session, {name: values[name] for name in wanted}))
         values.update(answers[-1])
     return answers
 

@@ -97,6 +97,6 @@ def _settle(net: nn.Module, size: int) -> nn.Module:
         mean, var = norm.running_mean, norm.running_var
         assert mean is not None
         assert var is not None
-        mean += 0.2 * var.sqrt() * torch.randn_like(mean)
-        var *= torch.empty_like(var).uniform_(0.7, 1.4)
+        mean += 0.1 * var.sqrt() * torch.randn_like(mean)
+        var *= torch.empty_like(var).uniform_(0.85, 1.2)
     return net
