@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
@@ -27,6 +28,7 @@ from s2d_convert.errors import ModelError
 from s2d_convert.simplify import (
     cleaned,
     first_line,
+    names_read,
     opset_of,
     optimised,
     quiet_options,
@@ -154,6 +156,8 @@ def graph_from_proto(
     in_place: bool = False,
 ) -> Graph:
     """The simplified graph of a model in memory; see `load_graph`. `in_place` says that the model may be changed."""
+    if model.functions:
+        model, in_place = onnx.inliner.inline_local_functions(model), True
     refuse_quantised(model)
     refuse_training(model)
     half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
@@ -209,13 +213,22 @@ def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
     keep = next(o for o in model.graph.output if o.name == chosen)
     del model.graph.output[:]
     model.graph.output.append(keep)
+    needed, nodes = {chosen}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(names_read(node))
+    if len(nodes) < len(model.graph.node):
+        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in reversed(nodes)]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
 
 
 def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, int]:
     """Give the image input a concrete shape in place; returns its name and the batch length used."""
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
-    read = {name for node in model.graph.node for name in node.input}
+    read = {name for node in model.graph.node for name in names_read(node)}
     for unread in [i for i in inputs if i.name not in read]:
         inputs.remove(unread)
         model.graph.input.remove(unread)
@@ -227,7 +240,8 @@ def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[st
     image = inputs[0]
     kind = image.type.tensor_type
     if kind.elem_type != onnx.TensorProto.FLOAT:
-        got = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+        known = onnx.TensorProto.DataType.items()
+        got = next((name.lower() for name, number in known if number == kind.elem_type), f"number {kind.elem_type}")
         raise ModelError(f"input '{image.name}' has type {got}; float32 is allowed: export the model in float32")
     dims = kind.shape.dim
     if len(dims) != 4:

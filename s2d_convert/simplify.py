@@ -236,6 +236,16 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(attribute.g)
 
 
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, those that its branches take from outside included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            names.update(name for graph in _graphs(attribute.g) for inner in graph.node for name in inner.input)
+            names.update(output.name for graph in _graphs(attribute.g) for output in graph.output)
+    return names
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     return (a.t for n in graph.node for a in n.attribute if a.HasField("t"))
 
