@@ -7,7 +7,6 @@ operators; what it leaves behind in the batch axis, `batch` frees.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from s2d_convert.errors import ModelError
 
 MIN_OPSET = 13
 SMALL = 1024  # elements of a constant that may be a shape or the like
-ONE_FILE = 2**30  # bytes; protobuf ends at two of these
+ONE_FILE = 2**31 - 2**24  # bytes; protobuf ends at 2 GiB
 TRAINING_MODE_OPSET = 14  # before, further outputs of a BatchNormalization were what put it into training mode
 SPARE_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # that have outputs which nobody needs to name
 FREE_INITIALIZERS = 4  # the IR version since which initializers need not be inputs too
@@ -301,7 +300,11 @@ def quiet_options() -> ort.SessionOptions:
 
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Write a model, its weights beside it where they are too large for one file."""
-    onnx.save(model, str(path), save_as_external_data=model.ByteSize() > ONE_FILE)
+    if model.ByteSize() <= ONE_FILE:
+        onnx.save(model, str(path))
+        return
+    onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.weights")
+    onnx.load_external_data_for_model(model, str(path.parent))  # saving has taken the weights out of it
 
 
 def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:
@@ -316,19 +319,14 @@ def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:
 
 
 def _optimised(path: Path, without: tuple[str, ...]) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "simplified.onnx"
-        options = quiet_options()
-        options.optimized_model_filepath = str(target)
-        try:
-            ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
-            )
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise ModelError(
-                f"onnxruntime cannot load the model ({first_line(error)}); check it there first"
-            ) from error
-        simplified = onnx.load(str(target))
+    target = path.with_name("simplified.onnx")  # beside the weights of the source, which it may name
+    options = quiet_options()
+    options.optimized_model_filepath = str(target)
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without))
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise ModelError(f"onnxruntime cannot load the model ({first_line(error)}); check it there first") from error
+    simplified = onnx.load(str(target))
     foreign = [n for n in simplified.graph.node if n.domain not in ("", "ai.onnx")]
     if foreign:
         names = ", ".join(f"'{n.name or n.output[0]}' ({n.domain}.{n.op_type})" for n in foreign)

@@ -11,6 +11,8 @@ from helpers import assert_close, random_images, run
 from onnx import TensorProto, helper
 from text_nets import chain, net, residual
 
+from s2d_convert import graph as graph_module
+from s2d_convert import simplify
 from s2d_convert.errors import ModelError
 from s2d_convert.graph import PROBE_BATCH, graph_from_proto, load_graph
 
@@ -284,3 +286,18 @@ def test_a_baked_batch_of_one_is_noticed(line: str) -> None:
     model = with_baked_batch(line, 1)
     with pytest.raises(ModelError, match="dynamic batch"):
         graph_from_proto(model)
+
+
+def test_weights_that_do_not_fit_into_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simplify, "ONE_FILE", 100)
+    monkeypatch.setattr(graph_module, "IN_MEMORY", 100)
+    model = net(
+        """g (float[N,3,8,8] image) => (float[N,4] logits) {
+            a = Conv(image, wa)  x = Relu(a)  p = GlobalAveragePool(x)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+        }""",
+        wa=(64, 3, 3, 3), wl=(4, 64),
+    )  # fmt: skip
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    graph = load_graph(tmp_path / "model.onnx")
+    feeds = random_images(model, 2, 0)
+    assert_close(run(graph.model, feeds), run(model, feeds))

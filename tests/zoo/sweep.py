@@ -48,6 +48,7 @@ PAGE = ROOT / "docs" / "coverage.md"
 TIMEOUT_S = 900
 MOST_TAPS = 3  # depth exits that are tried per member
 BATCH = 2
+ACROSS = 1e-3  # between onnxruntime and torch, which sum in other orders; inside onnxruntime it is 1e-4
 
 
 def export(member: Member) -> onnx.ModelProto:
@@ -123,7 +124,7 @@ class Trial:
                 assert_close(last["output"], expected, what=f"depth exit at {tap}")
         with self.timed("width"):
             for seed in range(seeds):
-                check_chain_law(model, seed)
+                check_chain_law(model, seed, rel=ACROSS)
 
 
 def answer(model: onnx.ModelProto, feeds: dict[str, Any]) -> Any:
