@@ -194,9 +194,13 @@ class _Edit:
             add = onnx.helper.make_node("Add", [padded], [made], name=f"{node.name or made}.fill{len(node.input)}")
             self.put(add, 1, full)
             behind.append(add)
-        place = next(i for i, n in enumerate(self.model.graph.node) if inner in n.output)
-        for offset, extra in enumerate(behind, start=1):
-            self.model.graph.node.insert(place + offset, extra)
+        self._insert_behind(inner, *behind)
+
+    def _insert_behind(self, tensor: str, *nodes: onnx.NodeProto) -> None:
+        """Put nodes right behind the one that makes a tensor."""
+        place = next(i for i, n in enumerate(self.model.graph.node) if tensor in n.output)
+        for offset, node in enumerate(nodes, start=1):
+            self.model.graph.node.insert(place + offset, node)
 
     def gather(self, node: onnx.NodeProto) -> None:
         """One channel that is picked by a scalar is a view of a channel, and then a Squeeze."""
@@ -217,8 +221,7 @@ class _Edit:
         self.shapes[inner] = (*whole[:1], 1, *whole[1:])
         squeeze = onnx.helper.make_node("Squeeze", [inner], [made], name=f"{node.name or made}.squeeze")
         self.put(squeeze, 1, np.array([1], dtype=np.int64))
-        place = next(i for i, n in enumerate(self.model.graph.node) if inner in n.output)
-        self.model.graph.node.insert(place + 1, squeeze)
+        self._insert_behind(inner, squeeze)
 
     def one_row(self, node: onnx.NodeProto) -> None:
         """A constant that was expanded over the batch goes back to one row."""

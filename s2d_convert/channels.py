@@ -29,7 +29,7 @@ import numpy as np
 
 from s2d_convert.errors import ModelError
 from s2d_convert.graph import Graph, Node
-from s2d_convert.rules import Array, Kind, Role, block_channels, move, opaque, pad_value, role_of
+from s2d_convert.rules import Array, Kind, Role, block_channels, move, opaque, pad_value, role_of, tiled_axes
 
 FREE = -1  # the unit of what needs no channel unit: the image, constants and what is anchored
 MAX_WALKS = 100
@@ -434,7 +434,7 @@ class _Walk:
     def _touched(self, node: Node, sources: tuple[str, ...]) -> set[int]:
         rank = len(self.shape(sources[0])) + 1
         if node.op == "Tile":
-            return {a - 1 for a, times in enumerate(self.constants[node.inputs[1]].tolist()) if times != 1}
+            return tiled_axes(node, self.constants)
         if node.op in ("Concat", "Gather", "Split"):
             return {node.attrs.get("axis", 0) % rank - 1}
         axis = self.axis(sources[0])
@@ -445,9 +445,8 @@ class _Walk:
     def result(self) -> Channels:
         labels = self.labels
         used = np.unique(self.atom_raw[self.atom_raw != FREE])
-        order = np.setdiff1d(
-            labels[used], np.flatnonzero(self.free)
-        )  # labels are smallest members: already by appearance
+        # Labels are smallest members, so that sorting them is sorting by appearance.
+        order = np.setdiff1d(labels[used], np.flatnonzero(self.free))
         number = np.full(self.raw_count + 1, FREE)
         number[order] = np.arange(len(order))
         layouts = {}

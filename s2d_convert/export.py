@@ -26,6 +26,7 @@ from s2d_convert.errors import OutputError
 from s2d_convert.graph import Graph, load_graph
 from s2d_convert.latency import Array, make_session
 from s2d_convert.plan import Conversion, Plan, identity_plan
+from s2d_convert.simplify import set_nodes
 from s2d_convert.split import OUTPUT, StageModel, split
 from s2d_convert.static import slices, to_logits
 from s2d_convert.weights import Weights, static_weights
@@ -70,9 +71,7 @@ def store_as_float16(model: onnx.ModelProto) -> None:
             casts.append(
                 onnx.helper.make_node("Cast", [weight.name], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
             )
-    nodes = [*casts, *(onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node)]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model.graph, [*casts, *model.graph.node])
     onnx.checker.check_model(model)
 
 

@@ -2,7 +2,7 @@
 
 After `load_graph` every tensor is either a constant (a numpy array in `Graph.constants`) or computed
 from the image, with the batch as axis 0 of symbolic length. Shapes here never name the batch axis:
-a feature map has shape (C, H, W). How the file gets so simple stands in `simplify`.
+a feature map has shape (C, H, W). How the file gets so simple stands in `simplify` and `batch`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from s2d_convert.simplify import (
     opset_of,
     optimised,
     quiet_options,
+    quiet_session,
     refuse_quantised,
     refuse_training,
     save,
+    set_nodes,
     with_float32,
     with_plain_operators,
     with_recent_opset,
@@ -45,9 +47,8 @@ from s2d_convert.simplify import (
 PROBE_BATCH = 7
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
 HALF_TOLERANCE = 5e-2  # the file's own arithmetic is in float16
-IN_MEMORY = 2**28  # bytes
 BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
-RESERVED = ("output", "confidence", "inverse_temperature")
+RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
@@ -172,9 +173,7 @@ def graph_from_proto(
         if batch == PROBE_BATCH and not is_plain(model, batch, found.shapes):
             other = optimised(_with_batch(source, image, OTHER_BATCH), OTHER_BATCH)[1].shapes
         shapes, folded = free_batch(model, batch, found.shapes, other)
-        if model.ByteSize() > IN_MEMORY:  # onnxruntime takes less memory when it reads a file
-            save(model, source)
-        _check_rows(source if model.ByteSize() > IN_MEMORY else model, image, shapes[image][1:])
+    _check_rows(model, image, shapes[image][1:])
     for value in (image, model.graph.output[0].name):
         if value in found.types:
             raise ModelError(f"'{value}' has type {found.types[value]}; float32 is expected: choose another --output")
@@ -218,9 +217,7 @@ def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
             nodes.append(node)
             needed.update(names_read(node))
     if len(nodes) < len(model.graph.node):
-        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in reversed(nodes)]
-        del model.graph.node[:]
-        model.graph.node.extend(kept)
+        set_nodes(model.graph, reversed(nodes))
 
 
 def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, int]:
@@ -272,26 +269,25 @@ def _fix_spatial(
             dims[axis].dim_value = size[position]
 
 
-def _check_rows(source: Path | onnx.ModelProto, image: str, shape: tuple[int, ...]) -> None:
+def _check_rows(model: onnx.ModelProto, image: str, shape: tuple[int, ...]) -> None:
     """Raise ModelError unless every row of a batch is answered as it is alone.
 
     A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
     """
-    model = str(source) if isinstance(source, Path) else source.SerializeToString()
-    session = ort.InferenceSession(model, quiet_options(), providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
-    try:
-        alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(3)])
-    except Exception as error:
-        raise ModelError(
-            f"the model does not run in onnxruntime ({first_line(error)}); check it there first"
-        ) from error
-    try:
-        together = session.run(None, {image: images})[0]
-    except Exception as error:
-        raise ModelError(
-            f"the model does not run on other batch lengths ({first_line(error)}); export it with a dynamic batch"
-        ) from error
+    with quiet_session(model) as session:
+        try:
+            alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(3)])
+        except Exception as error:
+            raise ModelError(
+                f"the model does not run in onnxruntime ({first_line(error)}); check it there first"
+            ) from error
+        try:
+            together = session.run(None, {image: images})[0]
+        except Exception as error:
+            raise ModelError(
+                f"the model does not run on other batch lengths ({first_line(error)}); export it with a dynamic batch"
+            ) from error
     if not same_answers(together, alone):
         raise ModelError(
             "the model answers an image differently in a batch and alone: an operator mixes the images of a batch or draws "
@@ -317,27 +313,14 @@ def check_same(path: Path, graph: Graph) -> None:
     except Exception:  # noqa: BLE001 - a file that onnxruntime does not run is judged by what was made of it
         return
     del session  # before the next: large models should not lie in memory too often
-    found = _run_once(graph.model, {graph.image: images.astype(np.float32)})
+    with quiet_session(graph.model) as own:
+        found = own.run(None, {graph.image: images.astype(np.float32)})[0]
     rel = HALF_TOLERANCE if graph.half or kind == np.float16 else BATCH_TOLERANCE
     if not same_answers(found.reshape(len(found), -1), expected.reshape(len(found), -1), rel=rel):
         raise ModelError(
             f"{path}: after simplification the model answers otherwise than the file does (arithmetic that needs float64, or "
             "an operator that draws random numbers?); export the model in float32, for inference"
         )
-
-
-def _run_once(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """The first output of a model; onnxruntime takes less memory for a large one when it reads a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        large = model.ByteSize() > IN_MEMORY
-        if large:
-            save(model, path)
-        source = str(path) if large else model.SerializeToString()
-        answer: np.ndarray = ort.InferenceSession(source, quiet_options(), providers=["CPUExecutionProvider"]).run(
-            None, feeds
-        )[0]
-    return answer
 
 
 def same_answers(found: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:

@@ -7,7 +7,7 @@ from s2d_convert import rules_map, rules_mix, rules_move
 from s2d_convert.rules_base import RULES, Array, Context, Kind, Role, Rule, opaque, role_of, rule
 from s2d_convert.rules_map import UNDEFINED_AT_ZERO, channel_axis_of_constant, reduced_axes, slice_constant
 from s2d_convert.rules_mix import PRODUCTS, macs_of, macs_per_weight, mix_weights, transposed_kernel
-from s2d_convert.rules_move import block_channels, keeps_zero, move, pad_value
+from s2d_convert.rules_move import block_channels, keeps_zero, move, pad_value, tiled_axes
 
 __all__ = [
     "PRODUCTS",
@@ -31,6 +31,7 @@ __all__ = [
     "role_of",
     "rule",
     "slice_constant",
+    "tiled_axes",
     "transposed_kernel",
 ]
 

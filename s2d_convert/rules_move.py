@@ -86,11 +86,16 @@ def _touched_axes(node: Node, context: Context) -> set[int]:
         pads = _pads(node, context.constants, len(shape) + 1)
         return {a - 1 for a, both in enumerate(pads) if any(both)}
     if node.op == "Tile":
-        return {a - 1 for a, times in enumerate(context.constants[node.inputs[1]].tolist()) if times != 1}
+        return tiled_axes(node, context.constants)
     out = context.shape(node.outputs[0])
     axes = {a - 1 for a, _ in _slices(node, context.constants, len(shape) + 1)}
     reversing = {a - 1 for a, s in _slices(node, context.constants, len(shape) + 1) if (s.step or 1) < 0}
     return {a for a in axes if a in reversing or out[a] != shape[a]}
+
+
+def tiled_axes(node: Node, constants: Mapping[str, Array]) -> set[int]:
+    """The axes (without the batch) along which a Tile repeats."""
+    return {a - 1 for a, times in enumerate(constants[node.inputs[1]].tolist()) if times != 1}
 
 
 def _pads(node: Node, constants: Mapping[str, Array], rank: int) -> list[tuple[int, int]]:

@@ -7,7 +7,9 @@ operators; what it leaves behind in the batch axis, `batch` frees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from s2d_convert.batch import is_plain, label
 from s2d_convert.errors import ModelError
 
 MIN_OPSET = 13
+IN_MEMORY = 2**28  # bytes of a model that a session is made of without writing a file
 SMALL = 1024  # elements of a constant that may be a shape or the like
 ONE_FILE = 2**31 - 2**24  # bytes; protobuf ends at 2 GiB
 TRAINING_MODE_OPSET = 14  # before, further outputs of a BatchNormalization were what put it into training mode
@@ -51,6 +54,13 @@ def refuse_quantised(model: onnx.ModelProto) -> None:
             f"node {label(found[0])} and {len(found) - 1} more: the model is quantised; "
             "convert the float32 model first and quantise the exported stages afterwards"
         )
+
+
+def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Replace the nodes of a graph, some of which may be its own: protobuf frees those that are deleted."""
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 # --- before onnxruntime -----------------------------------------------------------------------------
@@ -89,9 +99,7 @@ def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
         del model.graph.input[:]
         model.graph.input.extend(inputs)
         model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
-    read = {o.name for o in model.graph.output}
-    read.update(name for graph in _graphs(model.graph) for node in graph.node for name in node.input)
-    read.update(o.name for graph in _graphs(model.graph) for o in graph.output)
+    read = {o.name for o in model.graph.output}.union(*map(names_read, model.graph.node))
     for node in (n for n in model.graph.node if n.op_type in SPARE_OUTPUTS):
         while len(node.output) > 1 and node.output[-1] not in read:
             del node.output[-1]
@@ -158,9 +166,7 @@ def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.extend(_plain_group_norm(model, node))
         else:
             nodes.append(node)
-    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    set_nodes(model.graph, nodes)
     return model
 
 
@@ -305,6 +311,18 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         return
     onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.weights")
     onnx.load_external_data_for_model(model, str(path.parent))  # saving has taken the weights out of it
+
+
+@contextmanager
+def quiet_session(model: onnx.ModelProto) -> Iterator[ort.InferenceSession]:
+    """A session to look at a model with; onnxruntime takes less memory for a large one when it reads a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        source: str | bytes = str(Path(folder) / "model.onnx")
+        if model.ByteSize() > IN_MEMORY:
+            save(model, Path(str(source)))
+        else:
+            source = model.SerializeToString()
+        yield ort.InferenceSession(source, quiet_options(), providers=["CPUExecutionProvider"])
 
 
 def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:

@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from s2d_convert.graph import Graph, Node
+from s2d_convert.graph import RESERVED, Graph, Node
 from s2d_convert.rules import Array
 from s2d_convert.simplify import without_weights
 
-OUTPUT, CONFIDENCE = "output", "confidence"
-INVERSE_TEMPERATURE = "inverse_temperature"
+OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE = RESERVED
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class StageGraph:
         self.links_in: dict[str, gs.Variable] = {}
         self.links_out: dict[str, gs.Variable] = {}
         self.macs = 0
-        self._names = {graph.image, OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE}
+        self._names = {graph.image, *RESERVED}
 
     def unique(self, name: str) -> str:
         """A tensor name that this stage does not have yet, marked with the stage's number."""
