@@ -14,7 +14,8 @@ from helpers import assert_close
 from s2d_runtime import Dispatcher
 from text_nets import chain, residual
 
-from s2d_convert.cli import convert, main, s2d
+from s2d_convert.cli import main, s2d
+from s2d_convert.cli_convert import convert
 
 
 @pytest.fixture

@@ -1,0 +1,98 @@
+"""The command `s2d convert`, which is also `s2d-convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from s2d_convert.cli_options import (
+    DEFAULTS,
+    MODEL,
+    OUT,
+    OUTPUT,
+    PATH,
+    PREPROCESSING,
+    RUNNING,
+    SEED,
+    SIZE,
+    STAGES,
+    WEIGHTS,
+    default_out,
+)
+from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED
+from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions
+from s2d_convert.pipeline import convert as run_convert
+from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
+
+
+@click.command()
+@MODEL
+@click.option(
+    "--budget",
+    default=DEFAULTS["budget"],
+    show_default=True,
+    help="Mean latency allowed, as a share of the static model's.",
+)
+@click.option(
+    "--data", type=PATH, help="Folder of class folders, folder of images, or .npz. Without it images are made up."
+)
+@OUT
+@STAGES
+@click.option(
+    "--effort",
+    type=click.Choice(list(EFFORTS)),
+    default=DEFAULTS["effort"],
+    show_default=True,
+    help="How long to train and search.",
+)
+@RUNNING
+@click.option(
+    "--device", type=click.Choice(DEVICES), default=DEFAULTS["device"], show_default=True, help="Where to train."
+)
+@SEED
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options.")
+@click.option(
+    "--flip/--no-flip",
+    default=DEFAULTS["flip"],
+    show_default=True,
+    help="Mirror training images (not for digits or text).",
+)
+@WEIGHTS
+@OUTPUT
+@SIZE
+@PREPROCESSING
+def convert(model: Path, out: Path | None, **options: Any) -> None:
+    """Convert MODEL to a folder of stages whose mean latency is at most BUDGET of the static model's.
+
+    Ends with exit code 3 when the budget could not be reached; the best effort is exported all the same.
+    """
+    asked = ConvertOptions(model=model, out=out or default_out(model), **options)
+    result = run_convert(asked, TerminalReporter())
+    console = Console()
+    target = result.manifest["provenance"]["target"]
+    console.print(policy_table(result.manifest["policies"], target=target))
+    data = result.manifest["measured"]["data"]
+    console.print(
+        measured_table(
+            result.manifest["measured"], title=f"{result.out} on {result.measured.images} unseen images ({data})"
+        )
+    )
+    if data == "made-up":
+        console.print(
+            "All numbers above come from made-up images: expect other shares, accuracy and latency on real ones."
+        )
+    if not result.reached:
+        click.echo(
+            f"budget {asked.budget:g} was not reached: expected latency {_expected(result.manifest, asked.budget):.3f}; "
+            "the best effort was exported",
+            err=True,
+        )
+        sys.exit(EXIT_BUDGET_NOT_REACHED)
+
+
+def _expected(manifest: Any, budget: float) -> float:
+    return float(next(p["expected_latency"] for p in manifest["policies"] if p["budget"] == budget))

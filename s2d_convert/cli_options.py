@@ -1,0 +1,96 @@
+"""Options that several commands share, and how their texts become values. Defaults come from `ConvertOptions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from s2d_convert.options import FLOATS, ConvertOptions
+from s2d_convert.preprocess import PRESETS
+
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(ConvertOptions)}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """A spatial size, HxW or one number for a square."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if len(parts) not in (1, 2) or not all(p.isascii() and p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
+            self.fail(f"{value!r} is not a size; give HxW such as 224x224, or one number", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers separated by commas, such as 0.485,0.456,0.406", param, ctx)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+PATH = click.Path(path_type=Path)
+MODEL = click.argument("model", type=PATH)
+FOLDER = click.argument("folder", metavar="OUT", type=PATH)
+OUTPUT = click.option("--output", metavar="NAME", help="Which of several outputs holds the logits.")
+SIZE = click.option("--size", type=Size(), help="Height and width, for a model whose input size is dynamic.")
+SEED = click.option("--seed", default=DEFAULTS["seed"], show_default=True, help="Same seed, same machine: same result.")
+STAGES = click.option("--stages", default=DEFAULTS["stages"], show_default=True, help="Most stages to use, 2 to 4.")
+WEIGHTS = click.option(
+    "--weights",
+    type=click.Choice(FLOATS),
+    default=DEFAULTS["weights"],
+    show_default=True,
+    help="How weights are stored in the stage files; float16 takes half the space, and is cast back at load.",
+)
+OUT = click.option("--out", type=PATH, help="The folder to write. [default: MODEL without .onnx, plus .s2d]")
+RUNNING = options(
+    click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime."),
+    click.option(
+        "--batch", default=DEFAULTS["batch"], show_default=True, help="Images per call when latency is measured."
+    ),
+    click.option(
+        "--provider", default=DEFAULTS["provider"], show_default=True, help="Execution provider of onnxruntime."
+    ),
+)
+PREPROCESSING = options(
+    click.option(
+        "--preprocess", type=click.Choice(list(PRESETS)), help="How pixels become model input. [default: imagenet]"
+    ),
+    click.option("--mean", type=Numbers(), help="Mean per channel, in 0..1 units; overrides the preset's."),
+    click.option(
+        "--std", type=Numbers(), help="Standard deviation per channel, in 0..1 units; overrides the preset's."
+    ),
+)
+STATIC = click.option("--model", "static", type=PATH, help="The static model. [default: where the conversion found it]")
+
+
+def default_out(model: Path) -> Path:
+    """Where an export goes without --out: beside the working directory's other files, named after the model."""
+    return Path(f"{model.stem}.s2d")
