@@ -19,23 +19,20 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from s2d_convert.answers import ask_file, check_rows, check_same
 from s2d_convert.batch import free_batch, is_plain
 from s2d_convert.errors import ModelError
+from s2d_convert.sessions import first_line, quiet_session, save
 from s2d_convert.simplify import (
     cleaned,
-    first_line,
     names_read,
     opset_of,
     optimised,
-    quiet_options,
-    quiet_session,
     refuse_quantised,
     refuse_training,
-    save,
     set_nodes,
     with_float32,
     with_plain_operators,
@@ -46,8 +43,7 @@ from s2d_convert.simplify import (
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
-HALF_TOLERANCE = 5e-2  # the file's own arithmetic is in float16
-BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
+KNOWN_DOMAINS = ("ai.onnx", "com.microsoft")
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
@@ -76,8 +72,8 @@ class Graph:
     `half` says that the file had float16 weights; here all numbers are float32. `folded` has the tensors whose axis 0 is
     not the batch alone (windows as rows...), with the number of its rows per image. `types` has the numpy type of each
     tensor that is not float32 (masks, indices).
-    `model` is the whole simplified static model, tail included, with a symbolic batch: the reference
-    for latency and for answers.
+    `skeleton` is the simplified static model without its constants, which large models should not have in memory twice;
+    `model` puts them together.
     """
 
     nodes: tuple[Node, ...]
@@ -86,7 +82,7 @@ class Graph:
     image: str
     output: str
     opset: int
-    model: onnx.ModelProto
+    skeleton: onnx.ModelProto
     tail: Node | None = None
     half: bool = False
     folded: Mapping[str, float] = field(default_factory=dict)
@@ -106,6 +102,15 @@ class Graph:
                 if name in table:
                     table[name].append((node, index))
         return MappingProxyType({name: tuple(readers) for name, readers in table.items()})
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The whole simplified static model, tail included, with a symbolic batch: the reference for latency and for
+        answers. It is made anew at every call."""
+        whole = _copy(self.skeleton)
+        for name, value in self.constants.items():
+            whole.graph.initializer.append(numpy_helper.from_array(value, name))
+        return whole
 
     @property
     def classes(self) -> int:
@@ -128,13 +133,11 @@ def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output:
     `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs.
     Raises ModelError when the file is not a static CNN classifier with one float32 image input.
     """
-    graph = graph_from_proto(read_model(path), size=size, output=output, in_place=True)
-    check_same(Path(path), graph)
-    return graph
+    return graph_from_proto(read_model(path), size=size, output=output, file=Path(path))
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
-    """The checked protobuf of an ONNX file, external data included. Raises ModelError."""
+    """The checked protobuf of an ONNX file, external data included. Raises ModelError, naming all nodes that are not ONNX's."""
     path = Path(path)
     if not os.path.isfile(path):  # noqa: PTH113 - a Path raises for names that are too long
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
@@ -145,7 +148,23 @@ def read_model(path: str | Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: not a valid ONNX model ({first_line(error)}); export it again") from error
     if not model.graph.node:
         raise ModelError(f"{path}: not a valid ONNX model (its graph has no nodes); export it again")
+    _refuse_foreign(path, model)
     return model
+
+
+def _refuse_foreign(path: Path, model: onnx.ModelProto) -> None:
+    """Raise ModelError naming all nodes of other domains than those that come with onnxruntime, which names only one."""
+    own = {(f.domain, f.name) for f in model.functions}
+    foreign = [
+        f"node '{n.name or n.output[0]}' ({n.domain}.{n.op_type})"
+        for n in model.graph.node
+        if not n.domain.startswith(KNOWN_DOMAINS) and n.domain and (n.domain, n.op_type) not in own
+    ]
+    if foreign:
+        raise ModelError(
+            f"{path}: {len(foreign)} nodes are not of ONNX and have no definition in the file: {', '.join(foreign)}; "
+            "export the model with standard operators"
+        )
 
 
 def graph_from_proto(
@@ -153,9 +172,13 @@ def graph_from_proto(
     *,
     size: tuple[int, int] | None = None,
     output: str | None = None,
-    in_place: bool = False,
+    file: Path | None = None,
 ) -> Graph:
-    """The simplified graph of a model in memory; see `load_graph`. `in_place` says that the model may be changed."""
+    """The simplified graph of a model in memory; see `load_graph`.
+
+    `file` is where the model was read from: it may be changed then, and must answer as the file does.
+    """
+    in_place = file is not None
     if model.functions:
         model, in_place = onnx.inliner.inline_local_functions(model), True
     refuse_quantised(model)
@@ -167,13 +190,18 @@ def graph_from_proto(
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.onnx"
         save(model, source)
+        shape, logits = _image_shape(model, image), model.graph.output[0].name
         del model  # large models should not lie in memory twice
+        asked = ask_file(file, image, shape, logits) if file else None
         model, found = optimised(source, batch)
         other = None
         if batch == PROBE_BATCH and not is_plain(model, batch, found.shapes):
             other = optimised(_with_batch(source, image, OTHER_BATCH), OTHER_BATCH)[1].shapes
         shapes, folded = free_batch(model, batch, found.shapes, other)
-    _check_rows(model, image, shapes[image][1:])
+    with quiet_session(model) as session:
+        check_rows(session, shape)
+        if asked is not None:
+            check_same(session, asked, half=half)
     for value in (image, model.graph.output[0].name):
         if value in found.types:
             raise ModelError(f"'{value}' has type {found.types[value]}; float32 is expected: choose another --output")
@@ -188,6 +216,12 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     fresh = onnx.ModelProto()
     fresh.CopyFrom(model)
     return fresh
+
+
+def _image_shape(model: onnx.ModelProto, image: str) -> tuple[int, ...]:
+    """The shape of the image once it is fixed, without the batch."""
+    (value,) = (i for i in model.graph.input if i.name == image)
+    return tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
 
 
 def _with_batch(path: Path, image: str, batch: int) -> Path:
@@ -269,68 +303,6 @@ def _fix_spatial(
             dims[axis].dim_value = size[position]
 
 
-def _check_rows(model: onnx.ModelProto, image: str, shape: tuple[int, ...]) -> None:
-    """Raise ModelError unless every row of a batch is answered as it is alone.
-
-    A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
-    """
-    images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
-    with quiet_session(model) as session:
-        try:
-            alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(3)])
-        except Exception as error:
-            raise ModelError(
-                f"the model does not run in onnxruntime ({first_line(error)}); check it there first"
-            ) from error
-        try:
-            together = session.run(None, {image: images})[0]
-        except Exception as error:
-            raise ModelError(
-                f"the model does not run on other batch lengths ({first_line(error)}); export it with a dynamic batch"
-            ) from error
-    if not same_answers(together, alone):
-        raise ModelError(
-            "the model answers an image differently in a batch and alone: an operator mixes the images of a batch or draws "
-            "random numbers, or a batch of one was baked into it; export the model for inference, with a dynamic batch"
-        )
-
-
-def check_same(path: Path, graph: Graph) -> None:
-    """Raise ModelError unless the simplified graph answers as the file does.
-
-    Where onnxruntime cannot run the file as it is (some float64 operators), nothing is compared.
-    """
-    try:
-        session = ort.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
-        (image,) = (i for i in session.get_inputs() if i.name == graph.image)
-        count = image.shape[0] if isinstance(image.shape[0], int) else 2
-        kind = np.dtype({"tensor(float16)": "float16", "tensor(double)": "float64"}.get(image.type, "float32"))
-        images = (
-            np.random.default_rng(0).standard_normal((count, *graph.shapes[graph.image]), dtype=np.float32).astype(kind)
-        )
-        name = graph.model.graph.output[0].name
-        expected = session.run([name], {graph.image: images})[0].astype(np.float32)
-    except Exception:  # noqa: BLE001 - a file that onnxruntime does not run is judged by what was made of it
-        return
-    del session  # before the next: large models should not lie in memory too often
-    with quiet_session(graph.model) as own:
-        found = own.run(None, {graph.image: images.astype(np.float32)})[0]
-    rel = HALF_TOLERANCE if graph.half or kind == np.float16 else BATCH_TOLERANCE
-    if not same_answers(found.reshape(len(found), -1), expected.reshape(len(found), -1), rel=rel):
-        raise ModelError(
-            f"{path}: after simplification the model answers otherwise than the file does (arithmetic that needs float64, or "
-            "an operator that draws random numbers?); export the model in float32, for inference"
-        )
-
-
-def same_answers(found: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:
-    """Whether answers [B, ...] agree, class by class: one large logit must not hide the others."""
-    if found.shape != expected.shape or not np.array_equal(np.isfinite(found), np.isfinite(expected)):
-        return False
-    a, b = (np.where(np.isfinite(expected), x, 0).astype(np.float64).reshape(len(x), -1) for x in (found, expected))
-    return bool((np.abs(a - b) <= rel * np.maximum(1.0, np.abs(b).max(axis=0))).all())
-
-
 def _view(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
     """The Graph of a simplified model, its trailing Softmax set aside."""
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
@@ -349,7 +321,7 @@ def _view(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Grap
         raise ModelError(
             f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected"
         )
-    used = {name for n in nodes for name in n.inputs}
+    used = set().union(*map(names_read, model.graph.node))
     computed = {image, *(o for n in nodes for o in n.outputs)}
     return Graph(
         nodes=tuple(nodes),
@@ -358,9 +330,17 @@ def _view(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Grap
         image=image,
         output=output,
         opset=opset_of(model),
-        model=model,
+        skeleton=_without_constants(model),
         tail=tail,
     )
+
+
+def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    bare.graph.name = model.graph.name
+    for part in ("node", "input", "output"):
+        getattr(bare.graph, part).extend(getattr(model.graph, part))
+    return bare
 
 
 def _input_name(model: onnx.ModelProto) -> str:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnx
 import torch
 
 from s2d_convert.candidates import reference_answers
 from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import Dataset, Images, load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
-from s2d_convert.graph import Graph, check_same, graph_from_proto, read_model
+from s2d_convert.graph import Graph, load_graph
 from s2d_convert.latency import Array
 from s2d_convert.options import ConvertOptions
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
@@ -24,8 +23,6 @@ from s2d_convert.staged import unsupported_nodes
 from s2d_convert.static import StaticModel, slices
 from s2d_convert.synthetic import made_up_dataset
 from s2d_convert.weights import Weights, static_weights
-
-KNOWN_DOMAINS = ("ai.onnx", "com.microsoft")
 
 
 class Reporter(Protocol):
@@ -74,29 +71,11 @@ def read_graph(
 ) -> tuple[Graph, Channels]:
     """The graph of a model file and its channels. Raises ModelError naming every node that is not supported,
     unless `strict` is off."""
-    proto = read_model(model)
-    _refuse_foreign(model, proto)
-    graph = graph_from_proto(proto, size=size, output=output, in_place=True)
-    check_same(model, graph)
+    graph = load_graph(model, size=size, output=output)
     missing = unsupported_nodes(graph) if strict else ()
     if missing:
         raise ModelError(f"{model}: {len(missing)} nodes have no torch counterpart: {', '.join(map(str, missing))}")
     return graph, analyse(graph)
-
-
-def _refuse_foreign(path: Path, model: onnx.ModelProto) -> None:
-    """Raise ModelError naming all nodes of other domains than those that come with onnxruntime, which names only one."""
-    own = {(f.domain, f.name) for f in model.functions}
-    foreign = [
-        f"node '{n.name or n.output[0]}' ({n.domain}.{n.op_type})"
-        for n in model.graph.node
-        if not n.domain.startswith(KNOWN_DOMAINS) and n.domain and (n.domain, n.op_type) not in own
-    ]
-    if foreign:
-        raise ModelError(
-            f"{path}: {len(foreign)} nodes are not of ONNX and have no definition in the file: {', '.join(foreign)}; "
-            "export the model with standard operators"
-        )
 
 
 def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:

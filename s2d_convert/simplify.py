@@ -7,9 +7,7 @@ operators; what it leaves behind in the batch axis, `batch` frees.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +18,10 @@ from onnx import TensorProto, numpy_helper
 
 from s2d_convert.batch import is_plain, label
 from s2d_convert.errors import ModelError
+from s2d_convert.sessions import first_line, quiet_options
 
 MIN_OPSET = 13
-IN_MEMORY = 2**28  # bytes of a model that a session is made of without writing a file
 SMALL = 1024  # elements of a constant that may be a shape or the like
-ONE_FILE = 2**31 - 2**24  # bytes; protobuf ends at 2 GiB
 TRAINING_MODE_OPSET = 14  # before, further outputs of a BatchNormalization were what put it into training mode
 SPARE_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # that have outputs which nobody needs to name
 FREE_INITIALIZERS = 4  # the IR version since which initializers need not be inputs too
@@ -38,12 +35,6 @@ OTHER_FLOATS = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the default operator set."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-
-
-def first_line(error: Exception) -> str:
-    """What a library's exception says, in one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def refuse_quantised(model: onnx.ModelProto) -> None:
@@ -291,38 +282,6 @@ class Inferred(NamedTuple):
 
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, Any]
-
-
-def quiet_options() -> ort.SessionOptions:
-    """Options of a session that is made to look at a model, not to run it often."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    # Neither a copy of every weight in another layout nor the time to make it is worth while.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return options
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, its weights beside it where they are too large for one file."""
-    if model.ByteSize() <= ONE_FILE:
-        onnx.save(model, str(path))
-        return
-    onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.weights")
-    onnx.load_external_data_for_model(model, str(path.parent))  # saving has taken the weights out of it
-
-
-@contextmanager
-def quiet_session(model: onnx.ModelProto) -> Iterator[ort.InferenceSession]:
-    """A session to look at a model with; onnxruntime takes less memory for a large one when it reads a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        source: str | bytes = str(Path(folder) / "model.onnx")
-        if model.ByteSize() > IN_MEMORY:
-            save(model, Path(str(source)))
-        else:
-            source = model.SerializeToString()
-        yield ort.InferenceSession(source, quiet_options(), providers=["CPUExecutionProvider"])
 
 
 def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:

@@ -36,12 +36,13 @@ def importance(graph: Graph, channels: Channels, weights: Weights) -> Array:
     for node in graph.nodes:
         if node.name not in weights.mix:
             continue
-        energy = np.square(weights.mix[node.name][0].astype(np.float64))
-        energy = energy.reshape(*energy.shape[:2], -1).sum(axis=2)
-        _add(score, channels.layouts[node.outputs[0]].units, energy.sum(axis=1))
+        weight = weights.mix[node.name][0]
+        weight = weight.reshape(*weight.shape[:2], -1)
+        # einsum adds up in float64 without a float64 copy of the weight, which a large Linear would feel
+        _add(score, channels.layouts[node.outputs[0]].units, np.einsum("oik,oik->o", weight, weight, dtype=np.float64))
         source = channels.layouts.get(node.inputs[0])
-        if channels.roles[node.name].kind is Kind.MIX and source is not None and len(source.units) == energy.shape[1]:
-            _add(score, source.units, energy.sum(axis=0))
+        if channels.roles[node.name].kind is Kind.MIX and source is not None and len(source.units) == weight.shape[1]:
+            _add(score, source.units, np.einsum("oik,oik->i", weight, weight, dtype=np.float64))
     return score
 
 

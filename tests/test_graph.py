@@ -11,7 +11,7 @@ from helpers import assert_close, random_images, run
 from onnx import TensorProto, helper
 from text_nets import chain, net, residual
 
-from s2d_convert import simplify
+from s2d_convert import sessions
 from s2d_convert.errors import ModelError
 from s2d_convert.graph import PROBE_BATCH, graph_from_proto, load_graph
 
@@ -288,8 +288,8 @@ def test_a_baked_batch_of_one_is_noticed(line: str) -> None:
 
 
 def test_weights_that_do_not_fit_into_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simplify, "ONE_FILE", 100)
-    monkeypatch.setattr(simplify, "IN_MEMORY", 100)
+    monkeypatch.setattr(sessions, "ONE_FILE", 100)
+    monkeypatch.setattr(sessions, "IN_MEMORY", 100)
     model = net(
         """g (float[N,3,8,8] image) => (float[N,4] logits) {
             a = Conv(image, wa)  x = Relu(a)  p = GlobalAveragePool(x)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)

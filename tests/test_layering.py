@@ -19,6 +19,8 @@ RUNGS: dict[str, dict[str, int]] = {
     "s2d_convert": {
         "errors": 0,
         "batch": 1,
+        "sessions": 1,
+        "answers": 2,
         "simplify": 2,
         "graph": 3,
         "preprocess": 3,

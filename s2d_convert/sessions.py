@@ -1,0 +1,52 @@
+"""Sessions of onnxruntime that are made to look at a model once, and files for them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+IN_MEMORY = 2**24  # bytes of a model that a session is made of without writing a file
+ONE_FILE = 2**31 - 2**24  # bytes; protobuf ends at 2 GiB
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, in one line."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def quiet_options() -> ort.SessionOptions:
+    """Options of a session that is made to look at a model, not to run it often."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    # Neither a copy of every weight in another layout nor the time to make it is worth while.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, its weights beside it where they are too large for one file."""
+    if model.ByteSize() <= ONE_FILE:
+        onnx.save(model, str(path))
+        return
+    onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.weights")
+    onnx.load_external_data_for_model(model, str(path.parent))  # saving has taken the weights out of it
+
+
+@contextmanager
+def quiet_session(model: onnx.ModelProto) -> Iterator[ort.InferenceSession]:
+    """A session to look at a model with; onnxruntime takes less memory for a large one when it reads a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        source: str | bytes = str(Path(folder) / "model.onnx")
+        if model.ByteSize() > IN_MEMORY:
+            save(model, Path(str(source)))
+        else:
+            source = model.SerializeToString()
+        yield ort.InferenceSession(source, quiet_options(), providers=["CPUExecutionProvider"])
