@@ -2,9 +2,8 @@
 
 Letters: S stages, B rows (images), K classes, L candidate thresholds of one stage.
 
-The rule that everything here agrees with (the dispatcher's): a row leaves at stage k, not the last, when
-``confidence[k] >= thresholds[k]`` in float32. NaN confidence never leaves early. `correct` may mean agreement with the
-static model; nothing here asks which.
+Who leaves where is asked of `s2d_runtime.leaves`, the only exit rule; what is computed here for many thresholds at once
+agrees with it. `correct` may mean agreement with the static model; nothing here asks which.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from s2d_runtime import Policy, histogram, leaves
 
 from s2d_convert.errors import DataError
 
@@ -27,22 +27,6 @@ GRID_CELLS = 2**18  # combinations of thresholds that are looked at in one go
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Key = tuple[bool, float, float]  # what makes one policy better than another; greater is better
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Thresholds for one budget, and what they do on the rows they were chosen on.
-
-    `expected_latency` is relative to the static model, `exit_share[k]` the share of rows whose answer is stage k's;
-    `reached` says whether `expected_latency` is within `budget`.
-    """
-
-    budget: float
-    thresholds: tuple[float, ...]
-    expected_latency: float
-    expected_accuracy: float
-    exit_share: tuple[float, ...]
-    reached: bool
 
 
 # Temperatures
@@ -132,9 +116,9 @@ def exits(confidence: Floats, thresholds: Sequence[float]) -> NDArray[np.int64]:
     limits = np.asarray(thresholds, dtype=np.float32)
     if len(limits) != len(confidence) - 1:
         raise ValueError(f"{len(limits)} thresholds for {len(confidence)} stages; expected one for each but the last")
-    leaves = np.asarray(confidence[:-1], dtype=np.float32) >= limits[:, None]
-    last = np.ones_like(leaves, shape=(1, leaves.shape[1]))
-    stage: NDArray[np.int64] = np.concatenate([leaves, last]).argmax(axis=0)
+    sure = np.asarray(confidence, dtype=np.float32)
+    leaving = [leaves(row, limit) for row, limit in zip(sure, limits, strict=False)]
+    stage: NDArray[np.int64] = np.stack([*leaving, np.ones(sure.shape[1], dtype=bool)]).argmax(axis=0)
     return stage
 
 
@@ -150,6 +134,15 @@ def policy_at(
     hits = int(np.asarray(correct, dtype=bool)[stage, np.arange(rows)].sum())
     share = tuple((counts / rows).tolist())
     return Policy(budget, tuple(map(float, thresholds)), latency, hits / rows, share, latency <= budget + SLACK)
+
+
+def observed(policy: Policy, confidence: Floats, answers: Integers) -> Policy:
+    """The policy with what else it does on these rows: how often its answer is not the last stage's, and the histogram of
+    confidence of the rows that reach each stage. confidence: [S, B]; answers: int [S, B], the class that a stage says."""
+    stage = exits(confidence, policy.thresholds)
+    parted = answers[stage, np.arange(stage.size)] != answers[-1]
+    counts = tuple(tuple(histogram(row[stage >= k]).tolist()) for k, row in enumerate(confidence))
+    return replace(policy, disagreement=float(parted.mean()), confidence_histogram=counts)
 
 
 def best_policy(confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequence[float], budget: float) -> Policy:

@@ -73,9 +73,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     asked = ConvertOptions(model=model, out=out or default_out(model), **options)
     result = run_convert(asked, TerminalReporter())
     console = Console()
-    target = result.manifest["provenance"]["target"]
-    console.print(policy_table(result.manifest["policies"], target=target))
-    data = result.manifest["measured"]["data"]
+    console.print(policy_table(result.manifest["policies"], target=result.manifest["target"]))
+    data = result.manifest["data"]
     console.print(
         measured_table(
             result.manifest["measured"], title=f"{result.out} on {result.measured.images} unseen images ({data})"

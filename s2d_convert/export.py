@@ -10,14 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from s2d_runtime import dispatcher
+from s2d_runtime import Policy, dispatcher
 
 from s2d_convert.calibrate import NEVER
 from s2d_convert.channels import Channels, analyse
@@ -137,9 +137,16 @@ def draft_manifest(
     for entry, temperature in zip(entries, temperatures, strict=True):
         entry |= {"temperature": temperature, "latency_ratio": 1.0}
     stages = len(models)
-    policy = {"budget": 1.0, "thresholds": [NEVER] * (stages - 1), "expected_latency": 1.0, "expected_accuracy": 0.0,
-              "exit_share": [0.0] * (stages - 1) + [1.0], "reached": False}  # fmt: skip
-    return {**manifest_base(graph), "stages": entries, "policies": [policy], "default_budget": 1.0,
+    policy = Policy(
+        budget=1.0,
+        thresholds=(NEVER,) * (stages - 1),
+        expected_latency=1.0,
+        expected_accuracy=0.0,
+        exit_share=(0.0,) * (stages - 1) + (1.0,),
+        reached=False,
+    )
+    return {**manifest_base(graph), "target": "agreement", "data": "none", "exactness": None, "stages": entries,
+            "policies": [asdict(policy)], "default_budget": 1.0,
             "preprocess": None, "measured": {}, "provenance": {}}  # fmt: skip
 
 

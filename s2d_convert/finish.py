@@ -6,13 +6,13 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, Policy
 
 from s2d_convert import calibrate
 from s2d_convert.describe import model_facts
@@ -75,23 +75,27 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
     with whole_folder(options.out) as folder:
         manifest = draft_manifest(ready.graph, conversion, models, temperatures)
         manifest |= {
+            "target": "agreement" if ready.dataset.calib.labels is None else "accuracy",
+            "data": ready.dataset.kind,
             "preprocess": ready.preprocess.to_json(),
-            "measured": {},
             "provenance": _provenance(ready, options, provenance),
         }
         write_stages(folder, manifest["stages"], models)
         write_manifest(folder, manifest)
         confidence = calibrate.confidences(logits, temperatures)
-        correct = logits.argmax(axis=2) == ready.answers
+        answers = logits.argmax(axis=2)
         timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             costs = path_costs(runner, timing_static, timing_images(ready, options.batch))
-        manifest |= choose_policies(manifest["stages"], costs.per_stage, confidence, correct, budget=options.budget)
+        chosen = choose_policies(costs.per_stage, confidence, answers, target=ready.answers, budget=options.budget)
+        manifest |= {"policies": [policy_json(policy) for policy in chosen], "default_budget": options.budget}
+        for entry, cost in zip(manifest["stages"], costs.per_stage, strict=True):
+            entry["latency_ratio"] = round(cost, 5)
         write_manifest(folder, manifest)
         reporter.step("measure")
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             measured = measure(runner, timing_static, ready.dataset.test, threads=options.threads, batch=options.batch)
-        manifest["measured"] = {**measured.to_json(), "data": ready.dataset.kind, "machine": machine()}
+        manifest["measured"] = {**measured.to_json(), "machine": machine()}
         manifest["provenance"]["search"] = run.read_json("baselines.json") or {}
         write_manifest(folder, manifest)
         write_json(folder / "plan.json", conversion.to_json(ready.channels))
@@ -102,23 +106,20 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
 
 
 def choose_policies(
-    stages: Sequence[Mapping[str, Any]], cost: Sequence[float], confidence: Array, correct: Array, *, budget: float
-) -> dict[str, Any]:
-    """The manifest's stages with their measured `cost`, and its policies for a row of budgets, `budget` among them.
+    cost: Sequence[float], confidence: Array, answers: Array, *, target: Array, budget: float
+) -> tuple[Policy, ...]:
+    """Policies for a row of budgets, `budget` among them. cost: of every stage, relative to the static model; answers: the
+    class that each stage says, int [S, B]; target: what counts as right, int [B].
 
     Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
     calibrated on; where that cannot be reached, at the budget itself.
     """
     budgets = calibrate.budget_grid(confidence, cost, include=[budget])
-    policies = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
-    return {
-        "stages": [{**s, "latency_ratio": round(c, 5)} for s, c in zip(stages, cost, strict=True)],
-        "policies": [_policy_json(p) for p in policies],
-        "default_budget": budget,
-    }
+    policies = (safe_policy(confidence, answers == target, cost, budget) for budget in budgets)
+    return tuple(calibrate.observed(policy, confidence, answers) for policy in policies)
 
 
-def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> calibrate.Policy:
+def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:
     """The best policy one standard error of the mean cost below the budget, or at the budget where that is out of reach."""
     best = calibrate.best_policy(confidence, correct, cost=cost, budget=budget)
     paid = np.cumsum(cost)[calibrate.exits(confidence, best.thresholds)]
@@ -128,15 +129,12 @@ def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget
     return calibrate.policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
 
 
-def _policy_json(policy: calibrate.Policy) -> dict[str, Any]:
-    return {
-        "budget": policy.budget,
-        "thresholds": [float(t) for t in policy.thresholds],
-        "expected_latency": round(policy.expected_latency, 5),
-        "expected_accuracy": round(policy.expected_accuracy, 5),
-        "exit_share": [round(float(s), 5) for s in policy.exit_share],
-        "reached": policy.reached,
-    }
+def policy_json(policy: Policy) -> dict[str, Any]:
+    """A policy as the manifest has it, measured shares rounded to what their number of images bears."""
+    rounded = {name: round(getattr(policy, name), 5) for name in ("expected_latency", "expected_accuracy")}
+    apart = None if policy.disagreement is None else round(policy.disagreement, 5)
+    share = tuple(round(s, 5) for s in policy.exit_share)
+    return asdict(replace(policy, **rounded, disagreement=apart, exit_share=share))
 
 
 def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
@@ -160,8 +158,6 @@ def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, An
         "model": plain.pop("model"),
         "options": plain,
         **model_facts(ready.graph, ready.channels),
-        "data": ready.dataset.kind,
-        "target": "accuracy" if ready.dataset.calib.labels is not None else "agreement with the static model",
         "versions": versions(),
         **extra,
     }

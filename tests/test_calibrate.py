@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -10,18 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from s2d_runtime import Policy
 
 from s2d_convert import calibrate
 from s2d_convert.calibrate import (
     ALWAYS,
     NEVER,
     SLACK,
-    Policy,
     best_policy,
     budget_grid,
     confidences,
     exits,
     fit_temperature,
+    observed,
     policies,
     policy_at,
 )
@@ -211,6 +213,19 @@ def test_a_policy_keeps_what_it_promises(case: tuple[Problem, float]) -> None:
     for row, threshold in zip(confidence, found.thresholds, strict=False):
         assert threshold == np.float32(threshold)  # what the runtime compares with, to the last bit
         assert threshold in (ALWAYS, float(np.float32(NEVER))) or row.min() < threshold <= row.max()
+
+
+def test_what_else_a_policy_does_is_observed() -> None:
+    """Stage 1 answers rows 0 and 1, of which row 1 is another answer than the last stage's."""
+    confidence = np.array([[0.93, 0.86, 0.51, np.nan], [0.2, 0.2, 1.0, 0.31]], dtype=np.float32)
+    answers = np.array([[3, 1, 1, 1], [3, 2, 2, 2]])
+    policy = policy_at(confidence, answers == 2, cost=[0.3, 0.6], budget=0.9, thresholds=[0.8])
+    found = observed(policy, confidence, answers)
+    assert found.disagreement == 0.25
+    first, second = found.confidence_histogram
+    assert {k: n for k, n in enumerate(first) if n} == {18: 1, 17: 1, 10: 1, 0: 1}
+    assert {k: n for k, n in enumerate(second) if n} == {19: 1, 6: 1}
+    assert replace(found, disagreement=None, confidence_histogram=()) == policy
 
 
 def test_rows_that_tie_leave_together() -> None:

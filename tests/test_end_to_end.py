@@ -51,6 +51,12 @@ def test_a_labelled_conversion_is_whole(place: Path) -> None:
     lines = [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
     assert {line["method"] for line in lines} == {"reinforce", "random", "uniform"}
     assert all(0 <= line["accuracy"] <= 1 and line["latency"] > 0 for line in lines)
+    assert (manifest["target"], manifest["data"], manifest["exactness"]) == ("accuracy", "labelled", None)
+    for policy in manifest["policies"]:
+        reached = [sum(counts) for counts in policy["confidence_histogram"]]
+        left = [*np.subtract(reached[:-1], reached[1:]), reached[-1]]
+        assert np.array(left) / reached[0] == pytest.approx(policy["exit_share"], abs=1e-4)
+        assert 0 <= policy["disagreement"] <= 1 - policy["exit_share"][-1] + 1e-4
     measured = manifest["measured"]
     assert measured["images"] == result.measured.images == 100
     assert sum(measured["exit_share"]) == pytest.approx(1)
@@ -82,13 +88,13 @@ def test_unlabelled_images_are_judged_by_agreement(place: Path) -> None:
     np.savez(place / "data.npz", images=images)
     result = convert(ask(place), Listener())
     assert result.measured.correct_dynamic is None
-    assert result.manifest["provenance"]["target"] == "agreement with the static model"
+    assert (result.manifest["target"], result.manifest["data"]) == ("agreement", "unlabelled")
 
 
 def test_without_data_the_words_are_plain(place: Path) -> None:
     listener = Listener()
     result = convert(ask(place, data=None), listener)
-    assert result.manifest["measured"]["data"] == "made-up"
+    assert result.manifest["data"] == "made-up"
     assert any("made up" in text for text in listener.texts)
     with Dispatcher(place / "out") as model:
         assert model(quadrants(5, 0)[0]).output.shape == (5, 4)

@@ -28,7 +28,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -41,6 +41,10 @@ MANIFEST = "manifest.json"
 MANIFEST_BYTES = 16 * 2**20  # more is no manifest
 OUTPUT, CONFIDENCE = "output", "confidence"  # what every stage answers with
 KINDS = ("logits", "probabilities", "log_probabilities")
+TARGETS = ("accuracy", "agreement")
+DATA = ("labelled", "unlabelled", "made-up", "none")
+EQUALITIES = ("identical", "close")
+BINS = 20  # of a histogram of confidences
 ORT_TYPES = {
     "float16": "tensor(float16)",
     "float32": "tensor(float)",
@@ -68,6 +72,7 @@ READABLE: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
     int | None: ((int, NoneType), "a whole number or null"),
+    float | None: ((int, float, NoneType), "a number or null"),
     Mapping[str, Any]: ((Mapping,), "an object"),
     Mapping[str, Any] | None: ((Mapping, NoneType), "an object or null"),
 }
@@ -85,6 +90,13 @@ def leaves(confidence: Array, threshold: np.float32) -> NDArray[np.bool_]:
     """
     result: NDArray[np.bool_] = confidence >= threshold
     return result
+
+
+def histogram(confidence: Array) -> NDArray[np.int64]:
+    """How many confidences [B] lie in each of BINS bins of equal width, int64 [BINS]; 1 is in the last, NaN in the first."""
+    bins = np.nan_to_num(np.clip(confidence, 0, 1)) * BINS
+    counts: NDArray[np.int64] = np.bincount(np.minimum(bins, BINS - 1).astype(np.int64), minlength=BINS)
+    return counts
 
 
 # --- the manifest ---------------------------------------------------------------------------------------------------
@@ -163,11 +175,30 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """A bound on the risk that was certified: with this `confidence`, over the draw of that many calibration `images`,
+    the risk (drop of accuracy, or disagreement where that is the target) is at most `max_drop`."""
+
+    max_drop: float
+    confidence: float
+    images: int
+
+    def check(self) -> None:
+        """Raise DispatcherError if a value is out of range."""
+        for name in ("max_drop", "confidence"):
+            if not 0 < (value := getattr(self, name)) < 1:
+                _refuse(name, value, "a number above 0 and below 1")
+        _check_range("images", self.images, low=1)
+
+
+@dataclass(frozen=True)
 class Policy:
     """Thresholds (S - 1) for one budget, and what they did on the images that they were calibrated on.
 
-    `expected_latency` is relative to the static model, `exit_share` the share of images per stage; `reached` says
-    whether `expected_latency` is within `budget`.
+    `expected_latency` is relative to the static model, `expected_accuracy` what the manifest's `target` says,
+    `exit_share` the share of images per stage; `reached` says whether `expected_latency` is within `budget`.
+    `disagreement`: share of images whose answer is another one than the last stage's; `confidence_histogram`: [S, BINS],
+    the rows that reached each stage (`histogram`). None and () where they are not known.
     """
 
     budget: float
@@ -176,6 +207,9 @@ class Policy:
     expected_accuracy: float
     exit_share: tuple[float, ...]
     reached: bool
+    disagreement: float | None = None
+    confidence_histogram: tuple[tuple[int, ...], ...] = ()
+    promise: Promise | None = None
 
     def check(self) -> None:
         """Raise DispatcherError if a value is out of range."""
@@ -188,14 +222,39 @@ class Policy:
             _check_range(f"exit_share[{i}]", share, low=0, high=1)
         if abs(sum(self.exit_share) - 1) > SHARE_SLACK:
             _refuse("exit_share", list(self.exit_share), "shares whose sum is 1")
+        if self.disagreement is not None:
+            _check_range("disagreement", self.disagreement, low=0, high=1)
+        _check_histogram(self.confidence_histogram)
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """How the last stage relates to the static model: `identical` to the last bit, or `close`, with the largest
+    difference of an output that was measured."""
+
+    equal: str
+    max_difference: float
+
+    def check(self) -> None:
+        """Raise DispatcherError if a value is out of range."""
+        if self.equal not in EQUALITIES:
+            _refuse("equal", self.equal, f"one of {', '.join(EQUALITIES)}")
+        _check_range("max_difference", self.max_difference, low=0, high=0 if self.equal == "identical" else math.inf)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says, checked when it is made. `preprocess`, `measured` and `provenance` are free-form."""
+    """What manifest.json says, checked when it is made. `preprocess`, `measured` and `provenance` are free-form.
+
+    `target`: what `expected_accuracy` of the policies is, right answers or agreement with the static model; `data`: the
+    kind of images that it was trained and calibrated on; `exactness`: None unless the last stage is the static model.
+    """
 
     input: TensorSpec
     output: OutputSpec
+    target: str
+    data: str
+    exactness: Exactness | None
     stages: tuple[Stage, ...]
     policies: tuple[Policy, ...]
     default_budget: float
@@ -205,6 +264,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Check every part, and that the parts fit. Raises DispatcherError that names the place."""
+        for name, allowed in (("target", TARGETS), ("data", DATA)):
+            if getattr(self, name) not in allowed:
+                _refuse(name, getattr(self, name), f"one of {', '.join(allowed)}")
         for place, part in self._parts():
             try:
                 part.check()
@@ -218,7 +280,10 @@ class Manifest:
         for i, stage in enumerate(self.stages):
             yield f"stages[{i}]", stage
             yield from ((f"stages[{i}].links_out[{k}]", link) for k, link in enumerate(stage.links_out))
-        yield from ((f"policies[{i}]", policy) for i, policy in enumerate(self.policies))
+        for i, policy in enumerate(self.policies):
+            yield f"policies[{i}]", policy
+            yield from [(f"policies[{i}].promise", policy.promise)] if policy.promise else []
+        yield from [("exactness", self.exactness)] if self.exactness else []
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:
@@ -264,6 +329,10 @@ class Manifest:
 
 def _read(kind: Any, data: object, place: str) -> Any:
     """Parsed JSON as the type `kind`: a dataclass, a tuple or one of READABLE. Raises DispatcherError."""
+    if get_origin(kind) is UnionType and kind not in READABLE:  # a dataclass or None
+        kind = NoneType if data is None else get_args(kind)[0]
+    if kind is NoneType:
+        return None
     if is_dataclass(kind):
         return _read_object(kind, data, place)
     if get_origin(kind) is tuple:
@@ -339,6 +408,9 @@ def _check_policies(manifest: Manifest) -> None:
             values = list(getattr(policy, name))
             if len(values) != count:
                 _refuse(f"policies[{i}].{name}", values, f"{count} numbers for {stages} stages")
+        if len(policy.confidence_histogram) not in (0, stages):
+            got, expected = len(policy.confidence_histogram), f"one list for each of {stages} stages, or none at all"
+            _refuse(f"policies[{i}].confidence_histogram", got, expected)
         if policy.budget in budgets[:i]:
             _refuse(f"policies[{i}].budget", policy.budget, "every budget once")
     if manifest.default_budget not in budgets:
@@ -355,6 +427,15 @@ def _check_range(place: str, value: float, *, low: float = -math.inf, high: floa
     if not (math.isfinite(value) and low <= value <= high):
         bounds = [f"at least {low:g}"] * math.isfinite(low) + [f"at most {high:g}"] * math.isfinite(high)
         _refuse(place, value, ", ".join(["a finite number", *bounds]))
+
+
+def _check_histogram(rows: Sequence[Sequence[int]]) -> None:
+    for k, counts in enumerate(rows):
+        place = f"confidence_histogram[{k}]"
+        if len(counts) != BINS or min(counts) < 0:
+            _refuse(place, list(counts), f"{BINS} numbers of at least 0")
+        if k and sum(counts) > sum(rows[k - 1]):
+            _refuse(place, sum(counts), f"at most the {sum(rows[k - 1])} images that reached the stage before")
 
 
 def _check_budget(budget: object) -> None:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s2d_runtime import Answer, Dispatcher, DispatcherError, leaves
+from s2d_runtime import Answer, Dispatcher, DispatcherError, histogram, leaves
 from toy_exports import (
     CASCADE,
     MIXED,
@@ -166,6 +166,12 @@ def test_rows_leave_where_the_picture_says(tmp_path: Path) -> None:
         np.testing.assert_array_equal(answer.output[1], 3 * payload[1] + 2)
         np.testing.assert_array_equal(answer.output[2], 3 * (3 * payload[2] + 2) + 3)  # reads c
         np.testing.assert_array_equal(answer.output[3], 3 * (payload[3] + 3 * payload[3] + 2) + 4)  # reads image and b
+
+
+@given(st.lists(CONFIDENCES, max_size=9))
+def test_a_histogram_counts_as_the_page_says(sure: list[float]) -> None:
+    bins = [0 if math.isnan(c) else min(19, int(np.float32(c) * 20)) for c in sure]
+    assert histogram(np.array(sure, np.float32)).tolist() == [bins.count(k) for k in range(20)]
 
 
 # --- batches and images ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s2d_runtime import DispatcherError, Manifest, OutputSpec, Policy, Stage, TensorSpec
+from s2d_runtime import DispatcherError, Exactness, Manifest, OutputSpec, Policy, Promise, Stage, TensorSpec
 from toy_exports import MIXED, manifest_of, policy, stage_text, write_manifest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "manifest.md"
@@ -21,9 +21,15 @@ NAN, INF = float("nan"), float("inf")
 
 
 def sound() -> dict[str, Any]:
-    """A manifest with four stages in two chains and two policies."""
+    """A manifest with four stages in two chains and two policies, the second of which says all that it may say."""
     texts = [stage_text(k, toy) for k, toy in enumerate(MIXED, start=1)]
-    return manifest_of(MIXED, texts, policies=[policy(0.5, [0.1, 0.2, 0.3]), policy(1.0, [0.9, 0.9, 1.01])])
+    full = policy(1.0, [0.9, 0.9, 1.01]) | {
+        "disagreement": 0.25,
+        "confidence_histogram": [[count] + [0] * 19 for count in (8, 5, 5, 1)],
+        "promise": {"max_drop": 0.01, "confidence": 0.95, "images": 8},
+    }
+    manifest = manifest_of(MIXED, texts, policies=[policy(0.5, [0.1, 0.2, 0.3]), full])
+    return manifest | {"exactness": {"equal": "close", "max_difference": 1e-5}}
 
 
 def edited(path: tuple[str | int, ...], value: object) -> dict[str, Any]:
@@ -69,6 +75,16 @@ MUTATIONS: list[tuple[tuple[str | int, ...], object, str]] = [
     (("output", "kind"), "scores", "one of logits, probabilities, log_probabilities"),
     (("output", "kind"), None, "a text"),
     (("output", "shape"), [None], "null for the batch"),
+    (("target",), "speed", "one of accuracy, agreement"),
+    (("target",), ..., "missing"),
+    (("data",), "real", "one of labelled, unlabelled, made-up, none"),
+    (("data",), None, "a text"),
+    (("exactness",), ..., "missing"),
+    (("exactness",), "close", "an object"),
+    (("exactness", "equal"), "nearly", "one of identical, close"),
+    (("exactness", "equal"), ..., "missing"),
+    (("exactness", "max_difference"), -1e-9, "at least 0"),
+    (("exactness", "max_difference"), None, "a number"),
     (("stages",), [], "at least one stage"),
     (("stages",), {}, "a list"),
     (("stages", 1), None, "an object"),
@@ -143,6 +159,21 @@ MUTATIONS: list[tuple[tuple[str | int, ...], object, str]] = [
     (("policies", 1, "exit_share", 0), -0.5, "at least 0"),
     (("policies", 1, "exit_share", 0), "0", "a number"),
     (("policies", 1, "reached"), 0, "true or false"),
+    (("policies", 1, "disagreement"), 1.5, "at most 1"),
+    (("policies", 1, "disagreement"), "0.1", "a number or null"),
+    (("policies", 1, "disagreement"), ..., "missing"),
+    (("policies", 1, "confidence_histogram"), None, "a list"),
+    (("policies", 1, "confidence_histogram"), [[1] * 20] * 3, "one list for each of 4 stages, or none at all"),
+    (("policies", 1, "confidence_histogram", 0), [1] * 19, "20 numbers of at least 0"),
+    (("policies", 1, "confidence_histogram", 0, 7), -1, "20 numbers of at least 0"),
+    (("policies", 1, "confidence_histogram", 0, 7), 0.5, "a whole number"),
+    (("policies", 1, "confidence_histogram", 1, 7), 4, "at most the 8 images that reached the stage before"),
+    (("policies", 1, "promise"), 0.01, "an object"),
+    (("policies", 1, "promise"), ..., "missing"),
+    (("policies", 1, "promise", "max_drop"), 0, "above 0 and below 1"),
+    (("policies", 1, "promise", "confidence"), 1, "above 0 and below 1"),
+    (("policies", 1, "promise", "images"), 0, "at least 1"),
+    (("policies", 1, "promise", "images"), ..., "missing"),
     (("default_budget",), 0.7, "the budget of a policy (0.5, 1)"),
     (("default_budget",), "0.5", "a number"),
     (("default_budget",), ..., "missing"),
@@ -337,8 +368,19 @@ def test_values_arrive_in_their_types() -> None:
     assert manifest.output == OutputSpec((None, 4), "logits")
     assert [type(stage) for stage in manifest.stages] == [Stage] * 4
     assert [type(row) for row in manifest.policies] == [Policy] * 2
+    assert [row.promise for row in manifest.policies] == [None, Promise(0.01, 0.95, 8)]
+    assert manifest.policies[1].confidence_histogram[1] == (5, *[0] * 19)
+    assert manifest.exactness == Exactness("close", 1e-5)
     assert type(manifest.stages[0].temperature) is float
     assert manifest.stages[0].links_out[1].shape == (None, 2, 4)
+
+
+def test_what_is_identical_does_not_differ() -> None:
+    data = edited(("exactness",), {"equal": "identical", "max_difference": 0})
+    assert Manifest.from_json(data).exactness == Exactness("identical", 0.0)
+    data["exactness"]["max_difference"] = 1e-9
+    with pytest.raises(DispatcherError, match=r"exactness\.max_difference: got 1e-09; .* at most 0"):
+        Manifest.from_json(data)
 
 
 def test_free_form_parts_are_copies() -> None:
@@ -375,7 +417,7 @@ def test_the_documented_example_is_a_sound_manifest() -> None:
     assert manifest.to_json() == json.loads(text)
 
 
-@pytest.mark.parametrize("kind", [Manifest, Stage, Policy, TensorSpec, OutputSpec])
+@pytest.mark.parametrize("kind", [Manifest, Stage, Policy, Promise, Exactness, TensorSpec, OutputSpec])
 def test_every_field_is_documented(kind: Any) -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text] == []

@@ -103,6 +103,9 @@ def test_a_policy_that_was_not_reached_is_described_as_such() -> None:
     manifest = dispatcher.Manifest(
         input=dispatcher.TensorSpec("x", (None, 1), "float32"),
         output=dispatcher.OutputSpec((None, 2), "logits"),
+        target="agreement",
+        data="none",
+        exactness=None,
         stages=(dispatcher.Stage("a.onnx", "0" * 64, 1, True, (), (), 1.0, 0.9, 12_345_678, 9),),
         policies=(dispatcher.Policy(0.4, (), 0.9, 0.8, (1.0,), False),),
         default_budget=0.4,

@@ -88,6 +88,9 @@ def policy(budget: float, thresholds: Sequence[float]) -> dict[str, Any]:
         "expected_accuracy": 0.5,
         "exit_share": [0.0] * (stages - 1) + [1.0],
         "reached": True,
+        "disagreement": None,
+        "confidence_histogram": [],
+        "promise": None,
     }
 
 
@@ -101,6 +104,9 @@ def manifest_of(
         "version": 1,
         "input": {"name": "image", "shape": [None, 2, 4], "dtype": "float32"},
         "output": {"shape": [None, 4], "kind": "logits"},
+        "target": "accuracy",
+        "data": "labelled",
+        "exactness": None,
         "stages": [
             {
                 "file": f"stage{number}.onnx",
