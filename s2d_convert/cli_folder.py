@@ -12,7 +12,7 @@ from rich.console import Console
 from s2d_runtime import Dispatcher
 
 from s2d_convert.cli_options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC
-from s2d_convert.data import load_all
+from s2d_convert.data import UNREADABLE_ARRAY, load_all
 from s2d_convert.errors import DataError, UsageError
 from s2d_convert.folders import open_export, preprocess_in
 from s2d_convert.measure import bench, measure
@@ -96,7 +96,7 @@ def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
     if path.suffix == ".npy":
         try:
             array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except UNREADABLE_ARRAY as error:
             raise DataError(f"{path}: not a readable .npy array ({error}); save it with numpy.save") from error
         batch = array[None] if array.shape == shape else array
         if batch.ndim != len(shape) + 1 or batch.shape[1:] != shape or batch.dtype != np.float32:

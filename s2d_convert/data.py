@@ -46,7 +46,7 @@ MAX_IN_MEMORY_BYTES = 1_000_000_000
 _ROLES: Mapping[str, str] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _CHUNK = 256  # files that one thread decodes between two reports of progress
-_BAD_NPZ = (
+UNREADABLE_ARRAY = (
     OSError,
     ValueError,
     SyntaxError,
@@ -445,7 +445,7 @@ def _read_npz(path: Path, preprocess: Preprocess, classes: int) -> Images:
     """The Images of an .npz file; arrays of Python objects are refused, since reading them can run code."""
     try:
         images, labels = _arrays(path)
-    except _BAD_NPZ as error:
+    except UNREADABLE_ARRAY as error:
         pickled = "; it holds Python objects (pickle), which are never loaded" if "pickle" in str(error) else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -460,7 +460,7 @@ def _read_npz(path: Path, preprocess: Preprocess, classes: int) -> Images:
 
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The arrays `images` and `labels` of an .npz file; raises one of _BAD_NPZ for a broken one."""
+    """The arrays `images` and `labels` of an .npz file; raises one of UNREADABLE_ARRAY for a broken one."""
     with path.open("rb") as stream:  # numpy itself would leave a broken file open
         archive = np.load(stream, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):

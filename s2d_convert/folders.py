@@ -79,7 +79,7 @@ def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conve
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--plan {plan}: not readable as JSON ({error}); see docs/plan.md") from error
     return Conversion.from_json(data, channels)
 

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 
 from s2d_convert.answers import ask_file, check_rows, check_same
 from s2d_convert.batch import free_batch, is_plain
-from s2d_convert.errors import ModelError
+from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.sessions import first_line, quiet_session, save
 from s2d_convert.simplify import (
     cleaned,
@@ -131,7 +131,8 @@ def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output:
     """The simplified graph of an ONNX file.
 
     `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs.
-    Raises ModelError when the file is not a static CNN classifier with one float32 image input.
+    Raises ModelError when the file is not a static CNN classifier with one image input, UsageError when `size` or `output`
+    does not fit it.
     """
     return graph_from_proto(read_model(path), size=size, output=output, file=Path(path))
 
@@ -241,7 +242,7 @@ def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
         )
     chosen = output or names[0]
     if chosen not in names:
-        raise ModelError(f"--output {chosen}: the model has no such output; it has {', '.join(names)}")
+        raise UsageError(f"--output {chosen}: the model has no such output; it has {', '.join(names)}")
     keep = next(o for o in model.graph.output if o.name == chosen)
     del model.graph.output[:]
     model.graph.output.append(keep)
@@ -293,7 +294,7 @@ def _fix_spatial(
         raise ModelError(f"input '{image.name}' has a dynamic number of channels; export it with a fixed one")
     for position, axis in enumerate(spatial):
         if size is not None and known[axis] not in (None, size[position]):
-            raise ModelError(
+            raise UsageError(
                 f"--size {size[0]}x{size[1]}: input '{image.name}' is fixed to "
                 f"{known[spatial[0]]}x{known[spatial[1]]}; leave --size away or export with a dynamic size"
             )

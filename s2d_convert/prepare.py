@@ -74,7 +74,10 @@ def read_graph(
     graph = load_graph(model, size=size, output=output)
     missing = unsupported_nodes(graph) if strict else ()
     if missing:
-        raise ModelError(f"{model}: {len(missing)} nodes have no torch counterpart: {', '.join(map(str, missing))}")
+        raise ModelError(
+            f"{model}: {len(missing)} of its operators cannot be trained here: {', '.join(map(str, missing))}; export the "
+            "model with operators that docs/operators.md lists"
+        )
     return graph, analyse(graph)
 
 

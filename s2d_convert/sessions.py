@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +11,15 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
+ORT_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:\s*")
 IN_MEMORY = 2**24  # bytes of a model that a session is made of without writing a file
 ONE_FILE = 2**31 - 2**24  # bytes; protobuf ends at 2 GiB
 
 
 def first_line(error: Exception) -> str:
-    """What a library's exception says, in one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """What a library's exception says, in one line, without onnxruntime's codes and the paths of our temporary files."""
+    lines = ORT_PREFIX.sub("", str(error).strip()).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def quiet_options() -> ort.SessionOptions:

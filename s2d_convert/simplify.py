@@ -359,12 +359,19 @@ def infer(model: onnx.ModelProto) -> Inferred:
     except onnx.shape_inference.InferenceError as error:
         raise ModelError(f"shapes cannot be inferred ({first_line(error)}); export with fixed shapes") from error
     shapes, types = {}, {}
+    others = []
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        if not value.type.HasField("tensor_type"):
+            others.append(value.name)
         dims = value.type.tensor_type.shape.dim
         if all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
         if value.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, TensorProto.FLOAT):
             types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if others:
+        raise ModelError(
+            f"{', '.join(others)}: sequences and optional values are not supported; export with tensors only"
+        )
     missing = [n.name or o for n in model.graph.node for o in n.output if o and o not in shapes]
     if missing:
         raise ModelError(

@@ -65,8 +65,9 @@ def test_one_large_logit_does_not_hide_that_the_batch_is_mixed(large: float, tmp
         (classifier("y = Identity(x)", end="l = Gemm<transB=1>(f, wl, bl)  logits = Cast<to=7>(l)"), "has type int64"),
         (classifier("y = Identity(x)", image="confidence"), "rename it"),
         (classifier("y = RandomNormalLike(x)"), "random"),
+        (classifier("q = SequenceConstruct(x)  i = Constant<value_int=0>()  y = SequenceAt(q, i)"), "q: sequences"),
     ],
-    ids=["float64 arithmetic", "integers as logits", "a reserved name", "random numbers"],
+    ids=["float64 arithmetic", "integers as logits", "a reserved name", "random numbers", "a sequence"],
 )  # fmt: skip
 def test_what_cannot_be_right_is_refused(model: onnx.ModelProto, words: str, tmp_path: Path) -> None:
     if "int64" in words:
@@ -91,3 +92,11 @@ def test_a_second_input_of_another_output_does_not_matter(tmp_path: Path) -> Non
     model.graph.node.append(onnx.helper.make_node("Sub", ["logits", "target"], ["loss"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("loss", onnx.TensorProto.FLOAT, ["N", 4]))
     assert load_graph(stored(model, tmp_path), output="logits").image == "image"
+
+
+def test_what_onnxruntime_says_comes_without_its_codes_and_our_paths(tmp_path: Path) -> None:
+    model = classifier("y = Identity(x)")
+    weight = next(i for i in model.graph.initializer if i.name == "wl")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((4, 9), np.float32), "wl"))
+    with pytest.raises(ModelError, match=r"onnxruntime cannot load the model \(Node"):
+        load_graph(stored(model, tmp_path))

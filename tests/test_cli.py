@@ -33,6 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "text.onnx").write_text("hello")
     (tmp_path / "there").mkdir()
     (tmp_path / "plan.json").write_text("{")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -63,11 +64,11 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("convert model.onnx --seed -1", 2, "--seed -1"),
         ("convert model.onnx --effort lazy", 2, "lazy"),
         ("convert model.onnx --size 0x3", 2, "not a size"),
-        ("convert model.onnx --size 16", 4, "is fixed to 8x8"),
+        ("convert model.onnx --size 16", 2, "is fixed to 8x8"),
         ("convert model.onnx --mean a,b", 2, "separated by commas"),
         ("convert model.onnx --mean 1,2 --data random.npz", 2, "mean"),
         ("convert model.onnx --provider Nope --data random.npz", 2, "--provider Nope"),
-        ("convert model.onnx --output nope", 4, "no such output"),
+        ("convert model.onnx --output nope", 2, "no such output"),
         ("convert model.onnx --out there", 6, "exists already"),
         ("convert model.onnx --data missing", 5, "missing"),
         ("convert model.onnx --data there", 5, "empty"),
@@ -76,6 +77,7 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("convert model.onnx --data random.npz", 7, "near chance"),
         ("split model.onnx --plan zigzag", 2, "identity, depth, width"),
         ("split model.onnx --plan plan.json", 2, "not readable as JSON"),
+        ("split model.onnx --plan deep.json", 2, "not readable as JSON"),
         ("split model.onnx --stages 5", 2, "1 to 4"),
         ("split model.onnx --stages 4", 2, "fewer stages"),
         ("split model.onnx --out there", 6, "exists already"),
@@ -136,6 +138,10 @@ def test_a_split_folder_runs_and_is_timed(place: Path, capsys: pytest.CaptureFix
     code, out, _ = call(capsys, "bench", "model.s2d", "--seconds", "0.1", "--json")
     assert [row["name"] for row in json.loads(out)["rows"]] == ["static", "exit 1", "exit 2"]
     assert call(capsys, "run", "model.s2d", "wrong.npy")[0] == 5
+    for header in (b"(" * 3000, b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,), }"):
+        (place / "odd.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        code, _, err = call(capsys, "run", "model.s2d", "odd.npy")
+        assert (code, "not a readable .npy array" in err) == (5, True)
     assert call(capsys, "bench", "model.s2d", "--model", "other.onnx")[0] == 4
     code, _, err = call(capsys, "evaluate", "model.s2d", "--data", "random.npz")
     assert (code, "no preprocessing" in err) == (5, True)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from text_nets import chain, net, residual
 
 from s2d_convert import sessions
-from s2d_convert.errors import ModelError
+from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.graph import PROBE_BATCH, graph_from_proto, load_graph
 
 
@@ -84,7 +84,7 @@ def test_a_dynamic_size_is_fixed_by_size() -> None:
     with pytest.raises(ModelError, match="--size"):
         graph_from_proto(model)
     assert graph_from_proto(model, size=(10, 12)).shapes["image"] == (3, 10, 12)
-    with pytest.raises(ModelError, match="is fixed to 8x8"):
+    with pytest.raises(UsageError, match="is fixed to 8x8"):
         graph_from_proto(chain(), size=(9, 9))
 
 
@@ -94,7 +94,7 @@ def test_one_of_several_outputs_is_chosen_by_name() -> None:
     with pytest.raises(ModelError, match=r"2 outputs .* --output"):
         graph_from_proto(model)
     assert graph_from_proto(model, output="f").classes == 4
-    with pytest.raises(ModelError, match="no such output"):
+    with pytest.raises(UsageError, match="no such output"):
         graph_from_proto(model, output="x9")
 
 
@@ -206,7 +206,7 @@ def test_a_size_may_fill_in_what_is_free_but_not_change_what_is_fixed() -> None:
     text = f"g (float[N,3,8,W] image) => (float[N,2] logits) {{ a = Conv(image, wa) {POOLED} }}"
     model = net(text, wa=(4, 3, 3, 3), wl=(2, 4))
     assert graph_from_proto(model, size=(8, 10)).shapes["image"] == (3, 8, 10)
-    with pytest.raises(ModelError, match="--size 9x10"):
+    with pytest.raises(UsageError, match="--size 9x10"):
         graph_from_proto(model, size=(9, 10))
 
 
