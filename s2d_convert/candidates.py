@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from s2d_convert.calibrate import best_policy, confidences, fit_temperature
@@ -28,7 +30,8 @@ class Evaluator:
     """Callable that evaluates conversions with the weights of a trained supernet.
 
     The latency of every stage is measured from its ONNX model, next to the static model; the accuracy is that of
-    the best thresholds that meet the budget on `images`. `answers` are the labels, or the static model's answers.
+    the best thresholds that meet the budget on `images`. `answers` are the labels, or the static model's answers. A
+    plan that costs more than `max_latency` when an image runs through every stage is worth less than any other.
     """
 
     def __init__(
@@ -42,13 +45,14 @@ class Evaluator:
         static_logits: Array,
         answers: Array,
         budget: float,
+        max_latency: float = math.inf,
         weights: Weights,
     ) -> None:
         self.graph, self.channels, self.net, self.meter, self.budget = graph, channels, net, meter, budget
         count = min(MAX_IMAGES, len(images))
         self.images = images.take(slice(0, count))
         self.static_logits, self.answers = static_logits[:count], answers[:count]
-        self.weights = weights
+        self.weights, self.max_latency = weights, max_latency
 
     def __call__(self, conversion: Conversion) -> Evaluation:
         cost = self.latency(conversion)
@@ -57,11 +61,19 @@ class Evaluator:
         confidence = confidences(logits, temperatures)
         correct = logits.argmax(axis=2) == self.answers
         policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
+        worst = float(sum(cost))
         return Evaluation(
             accuracy=policy.expected_accuracy,
             latency=policy.expected_latency,
-            reward=reward(policy.expected_accuracy, policy.expected_latency, self.budget),
+            reward=reward(
+                policy.expected_accuracy,
+                policy.expected_latency,
+                self.budget,
+                worst=worst,
+                max_latency=self.max_latency,
+            ),
             info={
+                "worst_latency": round(worst, 4),
                 "stage_latency": [round(float(c), 4) for c in cost],
                 "exit_share": [round(float(s), 4) for s in policy.exit_share],
                 "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],

@@ -11,7 +11,7 @@
     `-- VerifyError       8   an exported file does not compute what it should
 
 A message names the place, what was got, what is allowed and what to do, in one sentence.
-Exit code 3 (budget not reached, best effort exported) is a result, not an error; 130 is Ctrl-C.
+Exit code 3 (budget not reached or --max-latency not kept, best effort exported) is a result, not an error; 130 is Ctrl-C.
 """
 
 from __future__ import annotations

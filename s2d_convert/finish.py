@@ -43,12 +43,14 @@ VERIFY_TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a conversion: where it is, what was measured on unseen images, whether the budget was reached."""
+    """The outcome of a conversion: where it is, what was measured on unseen images, whether the budget was reached, and
+    whether an image that runs through every stage costs at most what was allowed."""
 
     out: Path
     manifest: Mapping[str, Any]
     measured: Measured
     reached: bool
+    within_bound: bool
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         if (run.path / TRACE).exists():
             (folder / TRACE).write_bytes((run.path / TRACE).read_bytes())
     asked = next(p for p in manifest["policies"] if p["budget"] == options.budget)
-    return Result(options.out, manifest, measured, bool(asked["reached"]))
+    within = options.max_latency is None or measured.worst_latency <= options.max_latency
+    return Result(options.out, manifest, measured, bool(asked["reached"]), within)
 
 
 def choose_policies(

@@ -6,7 +6,7 @@ with the share of exits on *all* images, so that it does not hang on the few tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -66,6 +66,12 @@ class Measured:
 def thresholds_for_exit(stages: int, exit_stage: int) -> tuple[float, ...]:
     """Thresholds with which every image leaves at `exit_stage` (1-based)."""
     return tuple(ALWAYS if k + 1 == exit_stage else NEVER for k in range(stages - 1))
+
+
+def worst_case(stages: Sequence[Mapping[str, Any]], thresholds: Sequence[float]) -> float:
+    """The latency ratio of an image that leaves as late as the thresholds allow; `stages` as in a manifest."""
+    last = next((k for k, t in enumerate(thresholds) if t <= ALWAYS), len(thresholds))
+    return float(sum(stage["latency_ratio"] for stage in stages[: last + 1]))
 
 
 def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds: float = 1.5) -> PathCosts:
@@ -176,7 +182,7 @@ def _latency(
     )
     mean = float((weights * typical).sum()) if batch == 1 else float(np.mean(by_group[0]) / base)
     sample = np.ascontiguousarray(images.batch(np.arange(min(batch, len(images)))))
-    worst = path_costs(runner, static, sample, seconds=0.5).ratios[-1]
+    worst = path_costs(runner, static, sample).ratios[-1]
     return mean, median, worst, 1e3 * base
 
 

@@ -59,12 +59,14 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's."""
+    """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's, `max_latency`
+    that of an image that runs through every stage (None: any)."""
 
     model: Path
     out: Path
     data: Path | None = None
     budget: float = 0.5
+    max_latency: float | None = None
     stages: int = 2
     threads: int = 1
     batch: int = 1
@@ -83,6 +85,10 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         check_running(threads=self.threads, batch=self.batch, budget=self.budget)
+        if self.max_latency is not None and not (math.isfinite(self.max_latency) and self.max_latency > 0):
+            raise UsageError(
+                f"--max-latency {self.max_latency:g}: a multiple of the static latency above 0 is allowed, such as 1.05"
+            )
         _check_range("stages", self.stages, 2, 4)
         _check_range("seed", self.seed, 0, 2**31 - 1)
         for name, allowed in (("effort", tuple(EFFORTS)), ("device", DEVICES), ("weights", FLOATS)):

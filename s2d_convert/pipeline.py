@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from s2d_convert.bound import confirmed, possible
 from s2d_convert.candidates import Evaluator
 from s2d_convert.data import Dataset, Level
 from s2d_convert.errors import ModelError
 from s2d_convert.export import Part, build_stages, check_out, read_part, write_bytes
 from s2d_convert.finish import Result, Tuned, finish
-from s2d_convert.latency import Meter
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Effective
-from s2d_convert.prepare import Job, Prepared, Reporter, prepare, timing_images
+from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.search import (
     Evaluation,
@@ -62,7 +62,7 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
     run.open({**options.fingerprint(), "model_sha256": digest})
     job = Job(options, ready, run, reporter)
-    space = plan_space(ready, options)
+    space = possible(job, plan_space(ready, options))
     with _timed(run, "supernet"):
         net = train_supernet(job, space)
     with _timed(run, "search"):
@@ -224,9 +224,10 @@ def search(job: Job, space: PlanSpace, net: StagedNet) -> Conversion:
     for result in results:
         value = result.best.evaluation
         reporter.note(
-            f"{result.method}: reward {value.reward:.4f} (accuracy {value.accuracy:.4f}, latency {value.latency:.3f})"
+            f"{result.method}: reward {value.reward:.4f} (accuracy {value.accuracy:.4f}, latency {value.latency:.3f}, "
+            f"worst {value.info['worst_latency']:.3f})"
         )
-    best = max(results, key=lambda r: r.best.evaluation.reward).best
+    best = confirmed(job, results)
     run.write_json("baselines.json", {r.method: _summary(r) for r in results})
     run.write_json("plan.json", best.plan.to_json(ready.channels))
     return best.plan
@@ -243,25 +244,30 @@ def baselines(
 
 def make_evaluator(ready: Prepared, net: StagedNet, options: ConvertOptions) -> Evaluator:
     """The evaluation of candidates with latency measured next to the static model."""
-    image = timing_images(ready, options.batch)
-    meter = Meter(ready.graph.model.SerializeToString(), image, threads=options.threads, provider=options.provider)
     return Evaluator(
         ready.graph,
         ready.channels,
         net,
-        meter=meter,
+        meter=make_meter(ready, options),
         images=ready.dataset.calib,
         static_logits=ready.calib_logits,
         answers=ready.answers,
         budget=options.budget,
+        max_latency=math.inf if options.max_latency is None else options.max_latency,
         weights=ready.weights,
     )
 
 
 def _summary(result: SearchResult[Conversion]) -> dict[str, Any]:
     value = result.best.evaluation
-    return {"reward": value.reward, "accuracy": value.accuracy, "latency": value.latency, "plan": result.best.plan.digest(),
-            "evaluations": len({t.plan for t in result.trials})}  # fmt: skip
+    return {
+        "reward": value.reward,
+        "accuracy": value.accuracy,
+        "latency": value.latency,
+        "worst_latency": value.info["worst_latency"],
+        "plan": result.best.plan.digest(),
+        "evaluations": len({t.plan for t in result.trials}),
+    }
 
 
 # --- fine-tune --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import Dataset, Images, load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.graph import Graph, load_graph
-from s2d_convert.latency import Array
+from s2d_convert.latency import Array, Meter
 from s2d_convert.options import ConvertOptions
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
 from s2d_convert.runfolder import RunFolder
@@ -155,6 +155,13 @@ def timing_images(ready: Prepared, batch: int) -> Array:
     """The batch of real images that latency is measured on."""
     calib = ready.dataset.calib
     return np.ascontiguousarray(calib.batch(np.arange(batch) % len(calib)))
+
+
+def make_meter(ready: Prepared, options: ConvertOptions) -> Meter:
+    """The meter that candidates are measured with, next to the static model."""
+    image = timing_images(ready, options.batch)
+    model = ready.graph.model.SerializeToString()
+    return Meter(model, image, threads=options.threads, provider=options.provider)
 
 
 def static_check(

@@ -107,8 +107,22 @@ Evaluate = Callable[[PlanT], Evaluation]
 OnTrial = Callable[[Trial[PlanT]], None]
 
 
-def reward(accuracy: float, latency: float, budget: float, exponent: float = 2.0) -> float:
-    """The accuracy, times ``(budget / latency) ** exponent`` where the latency misses the budget."""
+def reward(
+    accuracy: float,
+    latency: float,
+    budget: float,
+    *,
+    worst: float = 0.0,
+    max_latency: float = math.inf,
+    exponent: float = 2.0,
+) -> float:
+    """The accuracy, times ``(budget / latency) ** exponent`` where the latency misses the budget.
+
+    A plan whose `worst` latency is over `max_latency` gets less than any plan within it: from just below 0 down to -1, the
+    less the further over, so that a search that knows no plan within the bound is led towards it.
+    """
+    if worst > max_latency:
+        return max_latency / worst - 1
     return accuracy if latency <= budget else accuracy * (budget / latency) ** exponent
 
 
@@ -224,6 +238,14 @@ def _checked(space: Space[Any], actions: Sequence[int]) -> Actions:
 
 def _merit(trial: Trial[Any]) -> tuple[float, float]:
     return trial.evaluation.reward, -trial.evaluation.latency
+
+
+def ranked(results: Sequence[SearchResult[PlanT]]) -> list[Trial[PlanT]]:
+    """The first trial of every distinct plan of several searches, best first."""
+    first: dict[PlanT, Trial[PlanT]] = {}
+    for trial in (t for result in results for t in result.trials):
+        first.setdefault(trial.plan, trial)
+    return sorted(first.values(), key=_merit, reverse=True)
 
 
 class _Book(Generic[PlanT]):

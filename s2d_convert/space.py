@@ -181,6 +181,13 @@ class PlanSpace:
                 chosen.append(int(allowed[np.abs(allowed - option).argmin()]))
         return tuple(chosen)
 
+    def narrowest(self, kind: int) -> tuple[int, ...]:
+        """The decisions for the least first stage of a kind: the earliest tap, and of every class as little as allowed."""
+        chosen: tuple[int, ...] = (kind,)
+        while len(chosen) < len(self.sizes):
+            chosen = (*chosen, int(np.flatnonzero(self.allowed(chosen))[0]))
+        return chosen
+
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """Simple conversions to start from and to compare with: depth splits, uniform widths, narrow cascades."""
         last = len(self.taps) - 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from s2d_convert.measure import worst_case
 
 PLAIN_INTERVAL_S = 10.0  # how often progress is shown where the terminal cannot rewrite a line
 
@@ -114,16 +116,20 @@ def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:
     return table
 
 
-def policy_table(policies: Sequence[Mapping[str, Any]], *, target: str) -> Table:
-    """The calibrated budgets of an export."""
+def policy_table(manifest: Mapping[str, Any], *, target: str) -> Table:
+    """The calibrated budgets of an export. The worst case is an image that leaves as late as the thresholds allow."""
     table = Table(title="calibrated budgets (on held-out images)", title_justify="left")
-    for column in ("budget", "expected latency", f"expected {target}", "share per exit"):
+    for column in ("budget", "expected latency", "worst case", f"expected {target}", "share per exit"):
         table.add_column(column, justify="right")
-    for p in policies:
+    for p in manifest["policies"]:
         shares = "  ".join(f"{100 * s:.0f} %" for s in p["exit_share"])
         mark = "" if p["reached"] else " (not reached)"
         table.add_row(
-            f"{p['budget']:.2f}{mark}", f"{p['expected_latency']:.3f}", _percent(p["expected_accuracy"]), shares
+            f"{p['budget']:.2f}{mark}",
+            f"{p['expected_latency']:.3f}",
+            f"{worst_case(manifest['stages'], p['thresholds']):.3f}",
+            _percent(p["expected_accuracy"]),
+            shares,
         )
     return table
 
@@ -134,9 +140,10 @@ def bench_table(found: Mapping[str, Any], *, title: str) -> Table:
     for column in ("", "median ms", "quartiles ms", "ratio of medians", "quartiles of the ratio"):
         table.add_column(column, justify="left" if not column else "right")
     for row in found["rows"]:
-        ms = row["ms"]
+        ms, name = row["ms"], row["name"]
         spread = f"{row['ratio_q1']:.3f} - {row['ratio_q3']:.3f}"
-        table.add_row(
-            row["name"], f"{ms['median']:.3f}", f"{ms['q1']:.3f} - {ms['q3']:.3f}", f"{row['ratio']:.3f}", spread
-        )
+        quartiles = f"{ms['q1']:.3f} - {ms['q3']:.3f}"
+        if row is found["rows"][-1]:
+            name += " (worst case: all stages)"
+        table.add_row(name, f"{ms['median']:.3f}", quartiles, f"{row['ratio']:.3f}", spread)
     return table

@@ -58,6 +58,8 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("convert model.onnx --budget 0", 2, "above 0 and at most 1"),
         ("convert model.onnx --budget nan", 2, "above 0 and at most 1"),
         ("convert model.onnx --budget 1.1", 2, "above 0 and at most 1"),
+        ("convert model.onnx --max-latency 0", 2, "--max-latency 0"),
+        ("convert model.onnx --max-latency nan", 2, "above 0"),
         ("convert model.onnx --stages 5", 2, "2 to 4"),
         ("convert model.onnx --threads 0", 2, "--threads 0"),
         ("convert model.onnx --batch 0", 2, "--batch 0"),

@@ -209,6 +209,17 @@ def test_reward_falls_with_the_missed_budget(latency: float, expected: float) ->
     assert reward(0.8, latency, 0.5, exponent=0) == pytest.approx(0.8)
 
 
+@given(st.floats(0, 1), st.floats(0.01, 3), st.floats(0.5, 2), st.floats(0.001, 2), st.floats(1.0001, 3))
+def test_over_the_bound_any_plan_loses_and_is_led_back(
+    accuracy: float, latency: float, bound: float, over: float, further: float
+) -> None:
+    within = reward(accuracy, latency, 0.5, worst=bound, max_latency=bound)
+    assert within == reward(accuracy, latency, 0.5)
+    first = reward(1.0, 0.1, 0.5, worst=bound * (1 + over), max_latency=bound)
+    second = reward(1.0, 0.1, 0.5, worst=bound * (1 + over) * further, max_latency=bound)
+    assert within > first > second >= -1
+
+
 @pytest.mark.parametrize("search", [reinforce, random_search])
 @settings(max_examples=6)
 @given(spaces(), st.integers(0, 99))

@@ -10,14 +10,22 @@ from hypothesis import strategies as st
 from plans import analysed
 from text_nets import chain, residual
 
-from s2d_convert.plan import PRUNED, check_conversion
+from s2d_convert.plan import PRUNED, Plan, check_conversion
 from s2d_convert.search import random_actions
 from s2d_convert.space import CASCADE, LINKED, PlanSpace, divide, importance, mac_shares, node_macs
+from s2d_convert.split import split
+from s2d_convert.weights import static_weights
 
 
 def space_of(name: str, stages: int, groups: int = 4) -> PlanSpace:
     graph, channels, weights = analysed(nets.export(name))
     return PlanSpace(graph, channels, divide(graph, channels, weights, groups=groups, block=8), stages=stages)
+
+
+def first_stage_macs(space: PlanSpace, plan: Plan) -> int:
+    """Multiply-accumulates of the first stage of a chain."""
+    weights = static_weights(space.graph, space.channels)
+    return split(space.graph, space.channels, plan, weights)[0].macs
 
 
 @pytest.fixture(scope="module", params=["resnet_option_a", "densenet", "mobilenet_v3", "vgg_bn"])
@@ -50,6 +58,20 @@ def test_a_linked_plan_prunes_nothing_and_a_cascade_ends_untouched(name: str) ->
     assert PRUNED not in linked.chains[0].stages_of_units
     cascade = space.decode(space.actions(CASCADE, [len(space.taps) - 1], [0.5]))
     assert set(cascade.chains[-1].stages_of_units) == {1}
+
+
+def test_the_narrowest_sequence_is_the_least_in_every_decision(name: str) -> None:
+    space = space_of(name, 3)
+    least = space.narrowest(CASCADE)
+    assert all(space.allowed(least[:i])[a] for i, a in enumerate(least))
+    rng = np.random.default_rng(0)
+    (first,) = space.decode(least).chains[:1]
+    assert 0 < first_stage_macs(space, first) < 0.5 * sum(node_macs(space.graph).values())
+    for _ in range(5):
+        actions = (CASCADE, *random_actions(space, rng)[1:])
+        if all(space.allowed(actions[:i])[a] for i, a in enumerate(actions)):
+            (other,) = space.decode(actions).chains[:1]
+            assert first_stage_macs(space, first) <= first_stage_macs(space, other)
 
 
 def test_groups_divide_a_class_and_follow_the_block() -> None:

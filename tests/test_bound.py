@@ -1,0 +1,123 @@
+"""`--max-latency`: hopeless kinds leave the space, the winner is measured again, a miss is told and ends in exit code 3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+
+from s2d_convert import bound, cli_convert, pipeline
+from s2d_convert.bound import confirmed, possible
+from s2d_convert.calibrate import ALWAYS, NEVER
+from s2d_convert.cli import main
+from s2d_convert.latency import Timing
+from s2d_convert.measure import worst_case
+from s2d_convert.search import Evaluation, SearchResult, Trial, reward
+from s2d_convert.space import CASCADE, LINKED
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the tiny model, its data, and a tiny effort."""
+    use_tiny_effort(monkeypatch)
+    make_model(tmp_path / "tiny.onnx")
+    images, labels = quadrants(500, 1)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    return tmp_path
+
+
+class FakeMeter:
+    """Every stage costs this much of the static model."""
+
+    def __init__(self, *ratios: float) -> None:
+        self.ratios = ratios
+
+    def measure(self, models: Any) -> Timing:
+        return Timing(self.ratios, 1.0, self.ratios)
+
+
+@pytest.mark.parametrize(("least", "kinds"), [(0.04, {LINKED, CASCADE}), (0.2, {LINKED})])
+def test_a_kind_that_cannot_keep_the_bound_is_left_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch, least: float, kinds: set[int]
+) -> None:
+    seen: list[set[int]] = []
+
+    def spy(job: Any, space: Any) -> Any:
+        monkeypatch.setattr(bound, "make_meter", lambda *_: FakeMeter(least, 1.0))
+        found = possible(job, space)
+        monkeypatch.setattr(bound, "make_meter", lambda *_: FakeMeter(9.0, 9.0))
+        assert possible(job, space).kinds == found.kinds  # a resumed run keeps what was found
+        seen.append(set(found.kinds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "possible", spy)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.convert(ask(place, max_latency=1.05), Listener())
+    assert seen == [kinds]
+
+
+def trial(plan: str, accuracy: float, worst: float) -> Trial[Any]:
+    value = reward(accuracy, 0.4, 0.5, worst=worst, max_latency=1.05)
+    return Trial(0, "test", (), plan, Evaluation(accuracy, 0.4, value), False, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("again", "chosen"),
+    [
+        ({"a": 1.03, "b": 1.0, "c": 1.0}, "a"),
+        ({"a": 1.06, "b": 1.03, "c": 1.0}, "b"),  # the best was lucky
+        ({"a": 1.06, "b": 1.049, "c": 1.2}, "b"),  # none with a margin: the closest
+        ({"a": 1.09, "b": 1.08, "c": 1.07}, "c"),
+    ],
+)
+def test_the_best_plan_that_keeps_the_bound_when_measured_again_wins(
+    monkeypatch: pytest.MonkeyPatch, again: dict[str, float], chosen: str
+) -> None:
+    trials = (trial("a", 0.9, 1.04), trial("b", 0.8, 1.02), trial("c", 0.95, 1.2))
+    monkeypatch.setattr(bound, "rehearse", lambda _job, plan: again[plan])
+    job: Any = SimpleNamespace(options=SimpleNamespace(max_latency=1.05), reporter=Listener())
+    best: Any = confirmed(job, [SearchResult(trials[0], trials, "test")])
+    assert best.plan == chosen
+
+
+def test_without_a_bound_nothing_is_measured_again() -> None:
+    trials = (trial("a", 0.9, 1.0), trial("b", 0.95, 1.0))
+    job: Any = SimpleNamespace(options=SimpleNamespace(max_latency=None))
+    best: Any = confirmed(job, [SearchResult(trials[1], trials, "test")])
+    assert best.plan == "b"
+
+
+def test_the_worst_case_of_a_policy_is_as_late_as_its_thresholds_allow() -> None:
+    stages = [{"latency_ratio": r} for r in (0.25, 0.5, 1.0)]
+    assert worst_case(stages, (NEVER, 0.9)) == pytest.approx(1.75)
+    assert worst_case(stages, (0.5, ALWAYS)) == pytest.approx(0.75)
+    assert worst_case(stages, (ALWAYS, 0.9)) == pytest.approx(0.25)
+    assert worst_case(stages[:1], ()) == pytest.approx(0.25)
+
+
+def test_a_bound_that_nothing_keeps_is_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_convert, "TerminalReporter", Listener)
+    args = ["convert", str(place / "tiny.onnx"), "--data", str(place / "data.npz"), "--out", str(place / "out"),
+            "--effort", "quick", "--no-flip", "--budget", "1", "--max-latency", "0.01", "--device", "cpu"]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 3
+    assert "--max-latency 0.01 was not kept" in err
+    assert "worst case" in out
+    manifest = json.loads((place / "out" / "manifest.json").read_text())
+    assert manifest["provenance"]["options"]["max_latency"] == 0.01
+    lines = [json.loads(line) for line in (place / "out" / "search.jsonl").read_text().splitlines()]
+    assert all(line["reward"] < 0 for line in lines)
+    assert all(plan_kind(line) == LINKED for line in lines)
+
+
+def plan_kind(line: dict[str, Any]) -> int:
+    return CASCADE if len(line["plan"]["chains"]) > 1 else LINKED
