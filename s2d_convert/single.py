@@ -183,7 +183,9 @@ class _Builder:
         name = f"exit{number}/threshold"
         if self._baked is not None:
             return here.constant(np.array(self._baked[number - 1], np.float32), name)
-        return here.op("Gather", [THRESHOLDS, here.constant(np.array(number - 1, np.int64), f"exit{number}/index")], name)
+        return here.op(
+            "Gather", [THRESHOLDS, here.constant(np.array(number - 1, np.int64), f"exit{number}/index")], name
+        )
 
     def _go_on(self, number: int, values: Mapping[str, str], own: Sequence[str], staying: str) -> onnx.GraphProto:
         """The branch in which rows stay: the next stages on them, and their answers put into those of this stage."""
