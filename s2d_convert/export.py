@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from s2d_runtime import Policy, dispatcher
+from s2d_runtime import Manifest, Policy, dispatcher
 
 from s2d_convert.calibrate import NEVER
 from s2d_convert.channels import Channels, analyse
@@ -150,17 +150,17 @@ def draft_manifest(
             "preprocess": None, "measured": {}, "provenance": {}}  # fmt: skip
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, *, option: str = "--out") -> None:
     """Raise OutputError unless `out` can be made: it must not exist, and its parent must be writable."""
     if os.path.lexists(out):
-        raise OutputError(f"{out}: exists already; remove it or choose another folder with --out")
+        raise OutputError(f"{out}: exists already; remove it or choose another name with {option}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
         raise OutputError(
-            f"{out.parent}: cannot be written ({error.strerror}); choose another folder with --out"
+            f"{out.parent}: cannot be written ({error.strerror}); choose another folder with {option}"
         ) from error
 
 
@@ -204,6 +204,17 @@ def write_stages(folder: Path, entries: Sequence[dict[str, Any]], models: Sequen
         (folder / entry["file"]).write_bytes(data)
         entry["sha256"] = hashlib.sha256(data).hexdigest()
     shutil.copyfile(dispatcher.__file__, folder / "dispatcher.py")
+
+
+def read_stages(folder: Path, manifest: Manifest) -> list[onnx.ModelProto]:
+    """The stage models of a folder. Raises OutputError when a file is not the one that the manifest was checked with."""
+    models = []
+    for stage in manifest.stages:
+        data = (folder / stage.file).read_bytes()
+        if hashlib.sha256(data).hexdigest() != stage.sha256:
+            raise OutputError(f"{folder / stage.file}: changed while it was read; try again")
+        models.append(onnx.load_model_from_string(data))
+    return models
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
