@@ -14,6 +14,7 @@ from s2d_runtime import DispatcherError
 from s2d_convert.cli_convert import convert
 from s2d_convert.cli_folder import bench_command, evaluate, run
 from s2d_convert.cli_model import inspect, split
+from s2d_convert.cli_serve import serve
 from s2d_convert.errors import EXIT_INTERRUPTED, ModelError, OutputError, S2DError
 
 MOST_THREADS = 1024
@@ -25,7 +26,7 @@ def s2d() -> None:
     """Make a CNN cheaper on the inputs that are easy: stages in ONNX that stop at the first confident answer."""
 
 
-for _command in (convert, inspect, split, evaluate, bench_command, run):
+for _command in (convert, inspect, split, evaluate, bench_command, run, serve):
     s2d.add_command(_command)
 
 
