@@ -16,6 +16,7 @@ from helpers import assert_close
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "cpp"
 HEADERS = ROOT / "build" / "cpp-headers"  # kept between runs
+KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PACKAGES = ("libonnxruntime-dev", "nlohmann-json3-dev")
 SUITE = "trixie"  # the first Debian that has onnxruntime
 pytestmark = pytest.mark.slow
@@ -38,16 +39,13 @@ def unpack() -> None:
         pytest.skip("no headers of onnxruntime; install libonnxruntime-dev and nlohmann-json3-dev")
     lists = HEADERS / "apt" / "lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
-    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(COMPONENT) $(SIGNED_BY)"]
+    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(LABEL) $(COMPONENT)"]
     listed = [line.split(" ") for line in output_of([*asked, "Created-By: Packages"]).splitlines()]
-    mirrors = [
-        (words[0], words[3]) for words in listed if words[1:3] == ["Debian", "main"] and "security" not in words[0]
-    ]
-    if not mirrors:
+    mirrors = [uri for uri, *words in listed if words == ["Debian", "Debian", "main"]]
+    if not (mirrors and KEYS.is_file()):
         pytest.skip("no headers of onnxruntime, and no Debian mirror to have them from")
-    uri, key = mirrors[0]
     sources = HEADERS / "sources.list"
-    sources.write_text(f"deb [signed-by={key}] {uri} {SUITE} main\n" if key else f"deb {uri} {SUITE} main\n")
+    sources.write_text(f"deb [signed-by={KEYS}] {mirrors[0]} {SUITE} main\n")
     own = [f"Dir::Etc::sourcelist={sources}", "Dir::Etc::sourceparts=/dev/null", f"Dir::State::lists={lists}"]
     options = [word for setting in (*own, f"Dir::Cache={HEADERS / 'apt'}") for word in ("-o", setting)]
     output_of(["apt-get", *options, "update"])
@@ -96,7 +94,8 @@ def test_the_program_answers_like_the_dispatcher(
     assert (done.returncode, done.stderr) == (0, "")
     expected = example.answers(budget or BUDGETS[0])
     assert set(expected.stage.tolist()) == {1, 2}
-    found = np.array([line.split() for line in done.stdout.splitlines()], np.float64).reshape(rows, -1)
+    found = np.array([line.split() for line in done.stdout.splitlines()], np.float64)
+    assert len(found) == rows
     if rows:
         assert found[:, 0].tolist() == expected.stage[:rows].tolist()
         assert_close(found[:, 1], expected.confidence[:rows])
