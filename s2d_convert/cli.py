@@ -15,6 +15,7 @@ from s2d_convert.cli_convert import convert
 from s2d_convert.cli_export import export
 from s2d_convert.cli_folder import bench_command, evaluate, run
 from s2d_convert.cli_model import inspect, split
+from s2d_convert.cli_serve import serve
 from s2d_convert.errors import EXIT_INTERRUPTED, ModelError, OutputError, S2DError
 
 MOST_THREADS = 1024
@@ -26,7 +27,17 @@ def s2d() -> None:
     """Make a CNN cheaper on the inputs that are easy: stages in ONNX that stop at the first confident answer."""
 
 
-for _command in (convert, inspect, split, evaluate, bench_command, run, export):
+COMMANDS = (
+    convert,
+    inspect,
+    split,
+    evaluate,
+    bench_command,
+    run,
+    export,
+    serve,
+)
+for _command in COMMANDS:
     s2d.add_command(_command)
 
 

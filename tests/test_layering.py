@@ -75,6 +75,7 @@ RUNGS: dict[str, dict[str, int]] = {
         "cli_export": 17,
         "cli_folder": 17,
         "cli_model": 17,
+        "cli_serve": 17,
         "cli": 18,
         "entry": 19,
         "__init__": 19,

@@ -1,0 +1,128 @@
+// The page: images become model input as manifest.json says, every image lands in the lane of the stage that answered it.
+//
+// index.html?export=OUT/&images=images/list.json&budget=0.5&report=result
+//   images: JSON {"files": [names beside it], "classes": [names, optional]}, answered on loading
+//   report: gets the answers in a POST (the test uses it)
+
+import { Dispatcher } from "./dispatcher.mjs";
+
+const query = new URLSearchParams(location.search);
+const $ = (id) => document.getElementById(id);
+const make = (tag, parent, className = "", text = "") => {
+  const element = parent.appendChild(document.createElement(tag));
+  element.className = className;
+  element.textContent = text;
+  return element;
+};
+const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
+const size = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+
+const answers = []; // {file, stage, confidence, output, ms}
+const fetched = []; // {stage, bytes, ms, image}: image counts from 1
+let classes = [];
+let dispatcher;
+
+/** The pixels of an image file as the model takes them: the same float32 numbers as s2d_convert's preprocessing. */
+async function modelInput(blob) {
+  const { size, mean, std, scale, channels, layout, dtype, order } = dispatcher.manifest.preprocess;
+  const [height, width] = size;
+  const image = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  const zoom = Math.max(width / image.width, height / image.height); // shorter side to size, centre crop
+  const [w, h] = [image.width * zoom, image.height * zoom];
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
+  const rgba = context.getImageData(0, 0, width, height).data;
+  const out = new (dtype === "uint8" ? Uint8Array : Float32Array)(channels * height * width);
+  for (let c = 0; c < channels; c++) {
+    const factor = Math.fround(scale / std[c]);
+    const offset = Math.fround(-mean[c] / std[c]);
+    const from = order === "BGR" ? channels - 1 - c : c;
+    for (let p = 0; p < height * width; p++) {
+      const pixel = rgba[4 * p + from];
+      const at = layout === "NCHW" ? c * height * width + p : p * channels + c;
+      out[at] = dtype === "uint8" ? pixel : Math.fround(Math.fround(pixel * factor) + offset);
+    }
+  }
+  return out;
+}
+
+async function answer(file, blob) {
+  const pixels = await modelInput(blob);
+  const before = performance.now();
+  const found = await dispatcher.run(pixels, Number($("budget").value));
+  const ms = performance.now() - before;
+  const fresh = fetched.filter((one) => one.image === answers.length + 1).length > 0; // then ms holds the download
+  answers.push({ file, ms: fresh ? null : ms, ...found });
+  const best = found.output.indexOf(Math.max(...found.output));
+  const figure = make("figure", $(`lane${found.stage}`).querySelector(".images"));
+  make("img", figure).src = URL.createObjectURL(blob);
+  make("figcaption", figure, "", classes[best] ?? `class ${best}`);
+  make("small", figure, "", `${(100 * found.confidence).toFixed(0)} %`);
+  draw();
+}
+
+function draw() {
+  dispatcher.manifest.stages.forEach((stage, k) => {
+    const here = answers.filter((one) => one.stage === k + 1);
+    const times = here.map((one) => one.ms).filter((ms) => ms !== null);
+    const loaded = fetched.find((one) => one.stage === k + 1);
+    const lane = $(`lane${k + 1}`);
+    lane.classList.toggle("asleep", !loaded);
+    lane.querySelector(".state").textContent = loaded
+      ? `${size(loaded.bytes)}, fetched ${k ? `at image ${loaded.image}` : "first"}`
+      : "not fetched yet";
+    lane.querySelector(".share").textContent = answers.length ? `${Math.round((100 * here.length) / answers.length)} %` : "";
+    lane.querySelector(".bar i").style.width = `${(100 * here.length) / Math.max(1, answers.length)}%`;
+    lane.querySelector(".count").textContent =
+      `${here.length} of ${answers.length} images` + (times.length ? `, ${median(times).toFixed(1)} ms each` : "");
+  });
+}
+
+function start() {
+  const { manifest } = dispatcher;
+  for (const policy of [...manifest.policies].sort((a, b) => a.budget - b.budget)) {
+    const option = make("option", $("budget"), "", `${policy.budget}`);
+    option.value = policy.budget;
+  }
+  $("budget").value = dispatcher.policyFor(Number(query.get("budget") ?? manifest.default_budget)).budget;
+  manifest.stages.forEach((stage, k) => {
+    const lane = $("lanes").appendChild($("lane").content.firstElementChild.cloneNode(true));
+    lane.id = `lane${k + 1}`;
+    lane.style.setProperty("--hue", [145, 218, 32, 320][k % 4]);
+    lane.querySelector("h2").textContent = `Stage ${k + 1}`;
+  });
+  dispatcher.onfetch = (loaded) => {
+    fetched.push({ ...loaded, image: answers.length + 1 });
+    draw();
+  };
+  draw();
+  $("files").onchange = async (event) => {
+    for (const file of event.target.files) await answer(file.name, file);
+  };
+}
+
+async function main() {
+  dispatcher = await Dispatcher.open(query.get("export") ?? "OUT/");
+  if (!dispatcher.manifest.preprocess) throw new Error("manifest.json: no preprocessing; convert with images to have one");
+  start();
+  const list = query.get("images");
+  if (list) {
+    const url = new URL(list, document.baseURI);
+    const { files, classes: names = [] } = await (await fetch(url)).json();
+    classes = names;
+    for (const file of files) await answer(file, await (await fetch(new URL(file, url))).blob());
+  }
+}
+
+let problem = null;
+try {
+  await main();
+} catch (error) {
+  problem = error.message;
+  $("problem").textContent = problem;
+}
+document.body.dataset.done = "true";
+if (query.get("report")) {
+  await fetch(query.get("report"), { method: "POST", body: JSON.stringify({ problem, answers, fetched }) });
+}

@@ -1,0 +1,70 @@
+"""The options of the small HTTP server: names, defaults, limits and help stand here once; both command lines read them."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+MIB = 2**20
+# Triton refuses other names too; this one stands in a URL.
+NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+class OptionError(ValueError):
+    """An option has a value that is not allowed, or cannot be had here; the message is one sentence."""
+
+
+def _option(default: Any, kind: type, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help_text, "low": low, "high": high})
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """How the server listens and what it allows. `check` raises OptionError."""
+
+    host: str = _option("127.0.0.1", str, "Address to listen on; anything but loopback is open to the network.")
+    port: int = _option(8000, int, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    name: str | None = _option(None, str, "Name of the model in URLs. [default: the folder's, without .s2d]")
+    budget: float | None = _option(None, float, "A calibrated budget. [default: the manifest's]", low=1e-6, high=1)
+    threads: int = _option(1, int, "Threads of onnxruntime per request.", low=1, high=1024)
+    workers: int | None = _option(None, int, "Requests that run at once. [default: one per core]", low=1, high=1024)
+    queue: int = _option(64, int, "Requests that may wait for a worker; more get 503.", low=0, high=65536)
+    rows: int = _option(64, int, "Most images in one request.", low=1, high=65536)
+    body_mib: float = _option(16.0, float, "Largest body of a request, in MiB.", low=1 / 1024, high=1024)
+    timeout_s: float = _option(10.0, float, "Seconds that a request may take, body and waiting included.", low=0.1)
+    connections: int = _option(512, int, "Most open connections.", low=1, high=65536)
+
+    def check(self) -> None:
+        """Raise OptionError if a value is out of range."""
+        for spec in fields(self):
+            value, meta = getattr(self, spec.name), spec.metadata
+            if meta["kind"] is str or value is None:
+                continue
+            low, high = meta["low"], meta["high"]
+            if not (math.isfinite(value) and low <= value <= high):
+                upper = f" and at most {high:g}" if high < math.inf else ""
+                raise OptionError(f"{flag(spec.name)} {value:g}: at least {low:g}{upper} is allowed")
+        if self.name is not None and not (self.name and set(self.name) <= NAME_LETTERS):
+            raise OptionError(f"--name {self.name!r}: letters, digits, '.', '_' and '-' are allowed")
+
+    @property
+    def running(self) -> int:
+        """How many requests run at once."""
+        return self.workers or _cores()
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest body of a request."""
+        return int(self.body_mib * MIB)
+
+
+def flag(name: str) -> str:
+    """How an option is called on a command line: `timeout_s` is `--timeout-s`."""
+    return f"--{name.replace('_', '-')}"
