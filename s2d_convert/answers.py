@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,7 +18,12 @@ from s2d_convert.sessions import first_line, quiet_options
 HALF_TOLERANCE = 5e-2  # the file's own arithmetic is in float16
 BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
 ROWS = 3
-FLOAT_TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64"}
+IMAGE_TYPES = {
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +44,9 @@ def ask_file(path: Path, image: str, shape: tuple[int, ...], output: str) -> Fil
     try:
         session = ort.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
         (value,) = (i for i in session.get_inputs() if i.name == image)
-        kind = np.dtype(FLOAT_TYPES[value.type])
+        kind = np.dtype(IMAGE_TYPES[value.type])
         count = value.shape[0] if isinstance(value.shape[0], int) else 2
-        images = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32).astype(kind)
+        images = noise((count, *shape), kind)
         answers = session.run([output], {image: images})[0].astype(np.float32)
     except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no public base class
         return None
@@ -64,7 +70,7 @@ def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> None:
     A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
     """
     image = session.get_inputs()[0].name
-    images = np.random.default_rng(0).normal(size=(ROWS, *shape)).astype(np.float32)
+    images = noise((ROWS, *shape))
     try:
         alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(ROWS)])
     except Exception as error:
@@ -82,6 +88,14 @@ def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> None:
             "the model answers an image differently in a batch and alone: an operator mixes the images of a batch or draws "
             "random numbers, or a batch of one was baked into it; export the model for inference, with a dynamic batch"
         )
+
+
+def noise(shape: tuple[int, ...], kind: Any = np.float32, *, seed: int = 0) -> np.ndarray:
+    """Model input without a meaning: pixels drawn evenly for uint8, else normal numbers."""
+    rng = np.random.default_rng(seed)
+    if np.dtype(kind) == np.uint8:
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape, dtype=np.float32).astype(kind)
 
 
 def same_answers(found: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:

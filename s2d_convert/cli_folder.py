@@ -99,9 +99,10 @@ def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
         except UNREADABLE_ARRAY as error:
             raise DataError(f"{path}: not a readable .npy array ({error}); save it with numpy.save") from error
         batch = array[None] if array.shape == shape else array
-        if batch.ndim != len(shape) + 1 or batch.shape[1:] != shape or batch.dtype != np.float32:
+        kind = runner.manifest.input.dtype
+        if batch.ndim != len(shape) + 1 or batch.shape[1:] != shape or batch.dtype != kind:
             raise DataError(
-                f"{path}: got {array.dtype} of shape {array.shape}; float32 of shape {shape} or (N, ...) is expected"
+                f"{path}: got {array.dtype} of shape {array.shape}; {kind} of shape {shape} or (N, ...) is expected"
             )
         return np.ascontiguousarray(batch)
     if path.suffix.lower() not in IMAGE_SUFFIXES:

@@ -124,7 +124,7 @@ def manifest_base(graph: Graph) -> dict[str, Any]:
     return {
         "format": "s2d-convert",
         "version": 1,
-        "input": {"name": graph.image, "shape": [None, *graph.shapes[graph.image]], "dtype": "float32"},
+        "input": {"name": graph.image, "shape": [None, *graph.shapes[graph.image]], "dtype": graph.image_type},
         "output": {"shape": [None, *graph.shapes[graph.output]], "kind": graph.output_kind},
     }
 

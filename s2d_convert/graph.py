@@ -46,6 +46,7 @@ OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere
 KNOWN_DOMAINS = ("ai.onnx", "com.microsoft")
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+IMAGE_TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8"}
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
@@ -71,7 +72,8 @@ class Graph:
     LogSoftmax that was set aside (None if the model ends in logits); it is put back at export.
     `half` says that the file had float16 weights; here all numbers are float32. `folded` has the tensors whose axis 0 is
     not the batch alone (windows as rows...), with the number of its rows per image. `types` has the numpy type of each
-    tensor that is not float32 (masks, indices).
+    tensor that is not float32 (masks, indices). `image_type` is what the file takes the image as, float32 or uint8; here it is
+    float32 from the first node on.
     `skeleton` is the simplified static model without its constants, which large models should not have in memory twice;
     `model` puts them together.
     """
@@ -87,6 +89,7 @@ class Graph:
     half: bool = False
     folded: Mapping[str, float] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
+    image_type: str = "float32"
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:
@@ -108,6 +111,8 @@ class Graph:
         """The whole simplified static model, tail included, with a symbolic batch: the reference for latency and for
         answers. It is made anew at every call."""
         whole = _copy(self.skeleton)
+        if self.image_type != "float32":
+            _take_pixels(whole, self.image)
         for name, value in self.constants.items():
             whole.graph.initializer.append(numpy_helper.from_array(value, name))
         return whole
@@ -187,7 +192,7 @@ def graph_from_proto(
     half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
     model = with_plain_operators(with_recent_opset(with_float32(cleaned(model if in_place else _copy(model)))))
     _choose_output(model, output)
-    image, batch = _fix_input(model, size)
+    image, batch, image_type = _fix_input(model, size)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.onnx"
         save(model, source)
@@ -210,13 +215,24 @@ def graph_from_proto(
         raise ModelError(
             f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
         )
-    return replace(_view(model, shapes), half=half, folded=folded, types=MappingProxyType(found.types))
+    types = MappingProxyType(found.types)
+    return replace(_view(model, shapes), half=half, folded=folded, types=types, image_type=image_type)
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     fresh = onnx.ModelProto()
     fresh.CopyFrom(model)
     return fresh
+
+
+def _take_pixels(model: onnx.ModelProto, image: str) -> None:
+    """Let a model take its image as uint8, in place."""
+    cast = onnx.helper.make_node("Cast", [image], [f"{image}.float32"], name=f"{image}.cast", to=onnx.TensorProto.FLOAT)
+    (value,) = (i for i in model.graph.input if i.name == image)
+    value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    for node in model.graph.node:
+        node.input[:] = [cast.output[0] if name == image else name for name in node.input]
+    set_nodes(model.graph, [cast, *model.graph.node])
 
 
 def _image_shape(model: onnx.ModelProto, image: str) -> tuple[int, ...]:
@@ -255,8 +271,9 @@ def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
         set_nodes(model.graph, reversed(nodes))
 
 
-def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, int]:
-    """Give the image input a concrete shape in place; returns its name and the batch length used."""
+def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, int, str]:
+    """Give the image input a concrete shape and the type float32, in place; returns its name, the batch length used, and
+    the type that it had (float16 and float64 are float32 by now)."""
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     read = {name for node in model.graph.node for name in names_read(node)}
@@ -270,10 +287,14 @@ def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[st
         )
     image = inputs[0]
     kind = image.type.tensor_type
-    if kind.elem_type != onnx.TensorProto.FLOAT:
+    if kind.elem_type not in IMAGE_TYPES:
         known = onnx.TensorProto.DataType.items()
         got = next((name.lower() for name, number in known if number == kind.elem_type), f"number {kind.elem_type}")
-        raise ModelError(f"input '{image.name}' has type {got}; float32 is allowed: export the model in float32")
+        raise ModelError(
+            f"input '{image.name}' has type {got}; float32 and uint8 are allowed: export the model in float32"
+        )
+    image_type = IMAGE_TYPES[kind.elem_type]
+    kind.elem_type = onnx.TensorProto.FLOAT
     dims = kind.shape.dim
     if len(dims) != 4:
         raise ModelError(f"input '{image.name}' has {len(dims)} axes; an image batch has 4 (N, C, H, W or N, H, W, C)")
@@ -282,7 +303,7 @@ def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[st
     dims[0].dim_value = batch
     spatial = (1, 2) if known[3] in (1, 3, 4) and known[1] not in (1, 3, 4) else (2, 3)
     _fix_spatial(image, known, spatial, size)
-    return image.name, batch
+    return image.name, batch, image_type
 
 
 def _fix_spatial(

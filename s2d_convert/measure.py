@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher
 
+from s2d_convert.answers import noise
 from s2d_convert.calibrate import ALWAYS, NEVER
 from s2d_convert.data import Images
 from s2d_convert.latency import Array, interleave, time_round
@@ -137,7 +138,7 @@ def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float
     Milliseconds as quartiles, and the ratios of medians with the quartiles of the per-round ratios.
     """
     shape = static.graph.shapes[static.graph.image]
-    image = np.random.default_rng(seed).normal(size=(batch, *shape)).astype(np.float32)
+    image = noise((batch, *shape), static.graph.image_type, seed=seed)
     calls = _ways_out(runner, static, image)
     times = 1e3 * interleave(calls, seconds, rounds=10**6)
     quartiles = np.percentile(times, (25, 50, 75), axis=0).T

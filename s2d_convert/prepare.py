@@ -91,6 +91,7 @@ def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
         size=(height, width),
         channels=channels,
         layout="NHWC" if nhwc else "NCHW",
+        dtype="uint8" if graph.image_type == "uint8" else "float32",
         mean=options.mean,
         std=options.std,
     )
@@ -193,7 +194,7 @@ def static_check(
 
 def _hint(graph: Graph, images: Images, preprocess: Preprocess, static: StaticModel) -> str:
     """A preset that would do better, if the images are pixels and there is one."""
-    if images.is_model_input or images.labels is None:
+    if images.is_model_input or images.labels is None or preprocess.dtype == "uint8":
         return ""
     some = np.arange(min(200, len(images)))
     best, name = 0.0, ""

@@ -26,6 +26,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 from s2d_runtime import Dispatcher, Manifest, Policy
 
+from s2d_convert.answers import noise
 from s2d_convert.errors import OutputError, VerifyError
 from s2d_convert.export import check_out, read_stages, write_bytes
 from s2d_convert.latency import Array, make_session
@@ -234,8 +235,7 @@ def _name_axes(graph: onnx.GraphProto, batch: str, prefix: str) -> None:
 def _check_like(runner: Dispatcher, data: bytes, baked: Sequence[float] | None) -> None:
     """Raise VerifyError unless the file answers noise as the dispatcher does, for every way out, or for the baked one."""
     spec, stages = runner.manifest.input, len(runner.manifest.stages)
-    noise = np.random.default_rng(0).uniform(0, 1, (CHECKED_ROWS, *[n or 1 for n in spec.shape[1:]]))
-    images = noise.astype(spec.dtype)
+    images = noise((CHECKED_ROWS, *[n or 1 for n in spec.shape[1:]]), spec.dtype)
     session = make_session(data)
     for limits in [baked] if baked is not None else [thresholds_for_exit(stages, k + 1) for k in range(stages)]:
         feeds = {spec.name: images}

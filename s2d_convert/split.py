@@ -543,10 +543,8 @@ class _Cutter:
         """Make a piece readable in a stage: its own tensor, the image, or a link."""
         here = builder.number - self.first + 1
         if piece.home == 0:
-            if builder.image is None:
-                shape = ["N", *self.graph.shapes[self.graph.image]]
-                builder.image = builder.tensors[piece.name] = gs.Variable(piece.name, dtype=np.float32, shape=shape)
-        elif piece.home != here and piece.name not in builder.links_in:
+            return builder.take_image(self.graph)
+        if piece.home != here and piece.name not in builder.links_in:
             home = self.stages[piece.home - 1]
             made = home.tensors[piece.name]
             home.links_out[piece.name] = made

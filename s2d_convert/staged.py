@@ -255,7 +255,7 @@ class StagedNet(nn.Module):
         """The logits [B, K] of every stage of the plan behind `masks`."""
         wanted = {tap: k for k, tap in enumerate(masks.taps)}
         found: dict[str, Tensor] = {}
-        values = {self.graph.image: images}
+        values = {self.graph.image: images.float()}
         for index, node in enumerate(self.graph.nodes):
             outputs = self._run(node, values, masks)
             values.update(zip(node.outputs, outputs, strict=True))

@@ -39,6 +39,7 @@ class StageGraph:
         self.nodes: list[gs.Node] = []
         self.tensors: dict[str, gs.Variable] = {}
         self.image: gs.Variable | None = None
+        self._pixels = ""
         self.links_in: dict[str, gs.Variable] = {}
         self.links_out: dict[str, gs.Variable] = {}
         self.macs = 0
@@ -53,6 +54,16 @@ class StageGraph:
             fresh = f"{base}_{count}"
         self._names.add(fresh)
         return fresh
+
+    def take_image(self, graph: Graph) -> str:
+        """The runtime name of the image in float32; the stage has it as an input from the first call on."""
+        if self.image is None:
+            name, shape = graph.image, graph.shapes[graph.image]
+            self.image = gs.Variable(name, dtype=np.dtype(graph.image_type), shape=["N", *shape])
+            self.tensors[name], self._pixels = self.image, name
+            if graph.image_type != "float32":
+                self._pixels = self.op("Cast", [name], f"{name}.float32", shape, attrs={"to": onnx.TensorProto.FLOAT})
+        return self._pixels
 
     def op(
         self,

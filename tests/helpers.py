@@ -42,7 +42,7 @@ def image_input(model: onnx.ModelProto) -> tuple[str, tuple[int, ...]]:
 
 
 def random_images(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, Array]:
-    """Feeds for `model`: float32 images that differ in colour, contrast and gradient, not only in their noise.
+    """Feeds for `model`: images, float32 or as bytes, that differ in colour, contrast and gradient, not only in their noise.
 
     Global pooling averages plain noise away, so that a net would answer the same for every image. The first images
     are the same whatever the batch.
@@ -55,6 +55,8 @@ def random_images(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, Ar
         colour, slope_h, slope_w = rng.normal(size=(3, channels, 1, 1))
         noise = rng.normal(size=images.shape[1:])
         images[index] = rng.uniform(0.3, 1.2) * (colour + slope_h * ramp_h + slope_w * ramp_w + noise)
+    if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+        return {name: np.clip(48 * images + 128, 0, 255).astype(np.uint8)}
     return {name: images}
 
 

@@ -10,9 +10,12 @@ import pytest
 from helpers import Array, assert_close, open_session, run
 from onnx import TensorProto, helper, numpy_helper
 from patterns.base import around, ending, net, norm, number, positive
-from plans import analysed
+from plans import analysed, check_chain_law
+from s2d_runtime import Dispatcher
 
+from s2d_convert.answers import noise
 from s2d_convert.errors import ModelError
+from s2d_convert.folders import split_model
 from s2d_convert.graph import Graph, graph_from_proto, load_graph
 from s2d_convert.plan import Plan
 from s2d_convert.split import StageModel, split
@@ -92,7 +95,7 @@ def test_an_old_softmax_after_a_pool_still_gives_probabilities() -> None:
 # --- types ------------------------------------------------------------------------------------------
 
 
-def test_an_image_of_bytes_is_refused_in_one_sentence() -> None:
+def test_an_image_of_bytes_stays_one_in_the_stages(tmp_path: Path) -> None:
     model = net(
         """(uint8[N,8,8,3] image) => (float[N,10] logits) {
             c = Cast<to=1>(image)  d = Mul(c, by)  t = Transpose<perm=[0,3,1,2]>(d)  s = Conv(t, ws)  x = Relu(s)
@@ -100,9 +103,28 @@ def test_an_image_of_bytes_is_refused_in_one_sentence() -> None:
         }""",
         by=number(1 / 255), ws=(8, 3, 3, 3), we=(16, 8, 3, 3), wl=(10, 16),
     )  # fmt: skip
-    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)
-    assert run(model, {"image": images})["logits"].shape == (1, 10)
-    with pytest.raises(ModelError, match="input 'image' has type uint8; float32 is allowed"):
+    path = tmp_path / "bytes.onnx"
+    onnx.save(model, str(path))
+    graph = load_graph(path)
+    images = noise((5, 8, 8, 3), "uint8")
+    expected = run(model, {"image": images})["logits"]
+    assert graph.image_type == "uint8"
+    assert_close(run(graph.model, {"image": images})["logits"], expected)
+    split_model(path, plan="depth", stages=2, out=tmp_path / "out")
+    with Dispatcher(tmp_path / "out") as runner:
+        assert runner.manifest.input.dtype == "uint8"
+        assert_close(runner(images, exits=False).output, expected)
+    for seed in range(3):
+        check_chain_law(model, seed)
+
+
+def test_an_image_of_another_type_is_refused_in_one_sentence() -> None:
+    model = net(
+        "(int32[N,3,8,8] image) => (float[N,4] logits) { c = Cast<to=1>(image)  s = Conv(c, ws)  g = GlobalAveragePool(s)  "
+        "f = Flatten(g)  logits = Gemm<transB=1>(f, wl) }",
+        ws=(8, 3, 3, 3), wl=(4, 8),
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="input 'image' has type int32; float32 and uint8 are allowed"):
         graph_from_proto(model)
 
 
