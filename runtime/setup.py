@@ -18,4 +18,5 @@ setup(
     package_data={"s2d_runtime": ["py.typed"]},
     # The oldest versions that tests/runtime passes with.
     install_requires=["numpy>=1.26", "onnxruntime>=1.17"],
+    extras_require={"http": ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("evaluate there --data random.npz --threads 0", 2, "--threads 0"),
         ("bench there --batch 0", 2, "--batch 0"),
         ("bench there --seconds -1", 2, "--seconds -1"),
+        ("serve there", 6, "manifest.json"),
+        ("serve there --rows 0", 2, "--rows 0"),
+        ("serve there --budget 2", 2, "--budget 2"),
+        ("serve there --name a/b", 2, "--name 'a/b'"),
+        ("serve there --timeout-s nan", 2, "--timeout-s nan"),
         ("nonsense", 2, "nonsense"),
     ],
 )
@@ -147,6 +153,15 @@ def test_a_split_folder_runs_and_is_timed(place: Path, capsys: pytest.CaptureFix
     assert call(capsys, "bench", "model.s2d", "--model", "other.onnx")[0] == 4
     code, _, err = call(capsys, "evaluate", "model.s2d", "--data", "random.npz")
     assert (code, "no preprocessing" in err) == (5, True)
+
+
+def test_a_server_without_its_extra_tells_how_to_install_it(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s2d_runtime.serving.http", None)
+    code, _, err = call(capsys, "serve", "there")
+    assert code == 2
+    assert "s2d_runtime.serving.http is missing; pip install 's2d-runtime[http]'" in err
 
 
 def test_inspect_tells_what_can_be_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
