@@ -139,7 +139,7 @@ def test_the_page_answers_like_the_dispatcher(page: Path, tmp_path: Path, budget
     assert_close(np.array([one["output"] for one in answers], np.float32), expected.output)
     assert_close(np.array([one["confidence"] for one in answers], np.float32), expected.confidence)
     first = int(np.argmax(expected.stage > 1))  # the image that needs stage 2 first
-    wanted = ["/OUT/manifest.json", "/images/list.json", "/images/0.png", "/OUT/stage1.onnx"]
+    wanted = ["/OUT/manifest.json", "/OUT/stage1.onnx", "/images/list.json", "/images/0.png"]
     wanted += [f"/images/{name}" for name in names[1 : first + 1]]
     wanted += ["/OUT/stage2.onnx", *(f"/images/{name}" for name in names[first + 1 :])]
     assert [path for path in site.asked if path.startswith(("/OUT/", "/images/"))] == wanted

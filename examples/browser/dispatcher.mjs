@@ -1,4 +1,4 @@
-// Runs an exported folder with onnxruntime-web, one image at a time. A stage is fetched when the first image needs it.
+// Runs an exported folder with onnxruntime-web, one image at a time. A later stage is fetched when the first image needs it.
 // What manifest.json says: docs/manifest.md. The reference for every answer is s2d_runtime.Dispatcher.
 
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
@@ -28,6 +28,11 @@ export class Dispatcher {
     return new Dispatcher(url, manifest);
   }
 
+  /** Resolves when stage 1 is there, so that the first image need not wait for it. */
+  async ready() {
+    await this.#session(0);
+  }
+
   /** The policy that serves a budget: the largest calibrated one that is not above it, or else the smallest. */
   policyFor(budget) {
     const policies = [...this.manifest.policies].sort((a, b) => a.budget - b.budget);
@@ -41,7 +46,7 @@ export class Dispatcher {
     const shape = [1, ...input.shape.slice(1)];
     const tensors = { [input.name]: new ort.Tensor(input.dtype, TENSORS[input.dtype].from(pixels), shape) };
     for (const [k, stage] of stages.entries()) {
-      const session = await (this.#sessions[k] ??= this.#load(k));
+      const session = await this.#session(k);
       const reads = [...(stage.image ? [input.name] : []), ...stage.links_in];
       const found = await session.run(Object.fromEntries(reads.map((name) => [name, tensors[name]])));
       const confidence = found.confidence.data[0];
@@ -50,6 +55,10 @@ export class Dispatcher {
       }
       for (const link of stage.links_out) tensors[link.name] = found[link.name];
     }
+  }
+
+  #session(k) {
+    return (this.#sessions[k] ??= this.#load(k));
   }
 
   async #load(k) {

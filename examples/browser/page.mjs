@@ -71,11 +71,11 @@ function draw() {
     lane.classList.toggle("asleep", !loaded);
     lane.querySelector(".state").textContent = loaded
       ? `${size(loaded.bytes)}, fetched ${k ? `at image ${loaded.image}` : "first"}`
-      : "not fetched yet";
+      : "not fetched";
     lane.querySelector(".share").textContent = answers.length ? `${Math.round((100 * here.length) / answers.length)} %` : "";
     lane.querySelector(".bar i").style.width = `${(100 * here.length) / Math.max(1, answers.length)}%`;
-    lane.querySelector(".count").textContent =
-      `${here.length} of ${answers.length} images` + (times.length ? `, ${median(times).toFixed(1)} ms each` : "");
+    const each = times.length ? `, ${median(times).toFixed(1)} ms each` : "";
+    lane.querySelector(".count").textContent = answers.length ? `${here.length} of ${answers.length} images${each}` : "";
   });
 }
 
@@ -106,6 +106,7 @@ async function main() {
   dispatcher = await Dispatcher.open(query.get("export") ?? "OUT/");
   if (!dispatcher.manifest.preprocess) throw new Error("manifest.json: no preprocessing; convert with images to have one");
   start();
+  await dispatcher.ready();
   const list = query.get("images");
   if (list) {
     const url = new URL(list, document.baseURI);
