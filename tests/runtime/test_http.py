@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -194,6 +195,25 @@ def test_a_client_that_hangs_is_told_so(folder: Path, data: bytes) -> None:
     with running(folder, timeout_s=0.2) as server:
         assert server.raw(data).startswith(b"HTTP/1.1 408")
         assert server.metric("s2d_requests_occupied") == 0
+
+
+def test_a_client_that_does_not_read_is_cut_off(folder: Path) -> None:
+    rows = 65536
+    tensor = {"name": "image", "datatype": "FP32", "shape": [rows, 2, 4], "parameters": {"binary_data_size": 32 * rows}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    named = {"Host": "x", "Inference-Header-Content-Length": len(head), "Content-Length": len(head) + 32 * rows}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    asked = f"POST {INFER} HTTP/1.1\r\n{lines}\r\n".encode() + head + bytes(32 * rows)
+
+    def send_and_never_read(sock: socket.socket) -> None:
+        while True:
+            sock.sendall(asked)
+
+    with running(folder, timeout_s=1.0, rows=rows, body_mib=4) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 60) as sock, pytest.raises(ConnectionError):
+            send_and_never_read(sock)
+        assert server("GET", "/v2").status == 200
+        assert server.metric('s2d_requests_total{code="200",endpoint="infer"}') > 0
 
 
 def test_too_many_connections_are_refused(folder: Path) -> None:

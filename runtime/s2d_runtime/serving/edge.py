@@ -112,7 +112,7 @@ def protocol_for(options: HttpOptions) -> type[H11Protocol]:
             self._timer = self.loop.call_later(WATCH * options.timeout_s, self._watch)
 
         def _give_up(self, status: str, message: str) -> None:
-            if self.conn.our_state is h11.IDLE:
+            if self.conn.our_state is h11.IDLE and not self.transport.get_write_buffer_size():
                 body = f'{{"error":"{message}"}}'
                 head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\nRetry-After: 1"
                 self.transport.write(f"HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}".encode())
