@@ -221,6 +221,8 @@ def test_too_many_connections_are_refused(folder: Path) -> None:
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(server.raw, [b"", b""]))
         assert sorted(answer[:12] for answer in answers) == [b"HTTP/1.1 408", b"HTTP/1.1 503"]
+        assert [answer.count(b"Retry-After: 1\r\n") for answer in sorted(answers)] == [0, 1]
+        assert server.metric('s2d_requests_total{code="503",endpoint="none"}') == 1
 
 
 class Blocked(Dispatcher):

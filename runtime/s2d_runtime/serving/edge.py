@@ -26,6 +26,7 @@ HEAD_BYTES = 16 * 1024  # request line and headers
 DRAIN_BODIES = 8  # so many times the largest body is read and thrown away before an answer that does not need it
 WATCH = 1.5  # time-outs between two looks at a connection: the application's own time-out comes first
 BACKLOG = 1024
+NOWHERE = "none"  # the endpoint of what never reached one
 STOP = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,7 +38,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp, options: HttpOptions, *, count: Callable[[str, int], None]) -> None:
         """count: gets the name of the endpoint and the status of every answer."""
-        self._app, self._options, self._count = app, options, count
+        self._app, self._options, self.count = app, options, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -52,7 +53,7 @@ class Edge:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._count(getattr(scope.get("endpoint"), "__name__", "none"), status)
+                self.count(getattr(scope.get("endpoint"), "__name__", NOWHERE), status)
                 if not (whole or await self._drained(scope, reading, status)):
                     message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
             await send(message)
@@ -78,8 +79,8 @@ class Edge:
         return False
 
 
-def protocol_for(options: HttpOptions) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, with a bound on connections and on how long one of them may hang.
+def protocol_for(options: HttpOptions, *, count: Callable[[str, int], None]) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, with a bound on connections and on how long one of them may hang; count: as of `Edge`.
 
     uvicorn itself waits forever for a request's head and for a client that does not read its answer.
     """
@@ -91,7 +92,7 @@ def protocol_for(options: HttpOptions) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > options.connections:
-                self._give_up("503 Service Unavailable", "too many connections; try again")
+                self._give_up(503, "Service Unavailable\r\nRetry-After: 1", "too many connections; try again")
             else:
                 self._timer = self.loop.call_later(WATCH * options.timeout_s, self._watch)
 
@@ -106,16 +107,18 @@ def protocol_for(options: HttpOptions) -> type[H11Protocol]:
             idle = now[1:] == (h11.IDLE, h11.IDLE) and not self.conn.trailing_data[0]
             at_rest = idle and self.cycle is not None and not self.transport.get_write_buffer_size()
             if now == self._seen and not at_rest:
-                self._give_up("408 Request Timeout", f"the request was not whole within {options.timeout_s:g} s")
+                self._give_up(408, "Request Timeout", f"the request was not whole within {options.timeout_s:g} s")
                 return
             self._seen = None if at_rest else now
             self._timer = self.loop.call_later(WATCH * options.timeout_s, self._watch)
 
-        def _give_up(self, status: str, message: str) -> None:
+        def _give_up(self, status: int, reason: str, message: str) -> None:
+            """Answer where no other answer has begun, and close; reason: may have a header behind it."""
             if self.conn.our_state is h11.IDLE and not self.transport.get_write_buffer_size():
+                count(NOWHERE, status)
                 body = f'{{"error":"{message}"}}'
-                head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\nRetry-After: 1"
-                self.transport.write(f"HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}".encode())
+                head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+                self.transport.write(f"HTTP/1.1 {status} {reason}\r\n{head}\r\n\r\n{body}".encode())
                 self.transport.close()
             else:
                 self.transport.abort()
@@ -161,11 +164,11 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def server_for(app: ASGIApp, options: HttpOptions) -> uvicorn.Server:
+def server_for(app: Edge, options: HttpOptions) -> uvicorn.Server:
     """A server that is ready to run; `should_exit` stops it, and what is under way is finished."""
     config = uvicorn.Config(
         app,
-        http=protocol_for(options),
+        http=protocol_for(options, count=app.count),
         ws="none",
         lifespan="off",
         log_level="error",
