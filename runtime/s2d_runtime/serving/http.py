@@ -5,7 +5,7 @@
 It needs the extra `s2d-runtime[http]`: Starlette, because requests are checked by `v2` and nothing of a larger framework
 (FastAPI, Litestar) would be used; uvicorn, its usual server; prometheus_client. The event loop only moves bytes: parsing and
 the dispatcher run on a pool of threads. Requests are not gathered into batches: on the CPU, with a thread each, a row of a
-batch costs as much as a request of its own (docs/results.md). The exit rule is the dispatcher's.
+batch costs about as much as a request of its own (docs/results.md). The exit rule is the dispatcher's.
 """
 
 from __future__ import annotations
