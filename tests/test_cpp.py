@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import onnxruntime
 import pytest
 from example_exports import BUDGETS, make_example
 from helpers import assert_close
+from s2d_runtime import Dispatcher
+from toy_exports import CASCADE, MIXED, SINGLE, Toy, images_of, policy, write_export
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "cpp"
@@ -100,6 +103,23 @@ def test_the_program_answers_like_the_dispatcher(
         assert found[:, 0].tolist() == expected.stage[:rows].tolist()
         assert_close(found[:, 1], expected.confidence[:rows])
         assert_close(found[:, 2:], expected.output[:rows])
+
+
+@pytest.mark.parametrize("toys", [SINGLE, CASCADE, MIXED], ids=["single", "cascade", "mixed"])
+def test_chains_and_skipping_links_to_the_last_bit(program: Path, tmp_path: Path, toys: Sequence[Toy]) -> None:
+    thresholds = [0.5] * (len(toys) - 1)
+    write_export(tmp_path, toys, policies=[policy(0.5, thresholds)])
+    images = images_of(np.random.default_rng(0).choice([0.0, 0.5, 0.75, np.nan], (200, 4)))
+    (tmp_path / "images.bin").write_bytes(images.tobytes())
+    done = run(program, tmp_path, tmp_path / "images.bin")
+    assert (done.returncode, done.stderr) == (0, "")
+    with Dispatcher(tmp_path) as dispatcher:
+        expected = dispatcher(images)
+    assert set(expected.stage.tolist()) == set(range(1, len(toys) + 1))
+    found = np.array([line.split() for line in done.stdout.splitlines()], np.float32)
+    assert np.array_equal(found[:, 0], expected.stage)
+    assert np.array_equal(found[:, 1], expected.confidence, equal_nan=True)
+    assert np.array_equal(found[:, 2:], expected.output)
 
 
 @pytest.mark.parametrize(
