@@ -17,17 +17,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import reprlib
 import sys
+import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
+from time import perf_counter
 from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -39,6 +44,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 FORMAT, VERSION = "s2d-convert", 1
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 16 * 2**20  # more is no manifest
+STAGE_BYTES = 2**31  # protobuf ends there
+ELEMENTS = 2**31  # of one image's tensor
 OUTPUT, CONFIDENCE = "output", "confidence"  # what every stage answers with
 KINDS = ("logits", "probabilities", "log_probabilities")
 TARGETS = ("accuracy", "agreement")
@@ -321,10 +328,14 @@ class Manifest:
         It is the one with the largest calibrated budget that is not above the asked one: of the policies that keep the
         promise, the one that keeps most accuracy. Below all calibrated budgets the smallest one has to do.
         """
-        _check_budget(budget)
         policies = sorted(self.policies, key=lambda policy: policy.budget)
-        not_above = bisect_right([policy.budget for policy in policies], budget + BUDGET_SLACK)
-        return policies[max(0, not_above - 1)]
+        return policies[_serving([policy.budget for policy in policies], budget)]
+
+
+def _serving(budgets: Sequence[float], budget: float) -> int:
+    """Which of the ascending `budgets` serves a budget: see `Manifest.policy_for`."""
+    _check_budget(budget)
+    return max(0, bisect_right(budgets, budget + BUDGET_SLACK) - 1)
 
 
 def _read(kind: Any, data: object, place: str) -> Any:
@@ -421,6 +432,8 @@ def _check_policies(manifest: Manifest) -> None:
 def _check_shape(shape: Shape, *, axes: int) -> None:
     if len(shape) < axes or shape[0] is not None or any(n is None or not 0 < n < 2**31 for n in shape[1:]):
         _refuse("shape", list(shape), f"null for the batch, then {axes - 1} or more lengths of at least 1")
+    if math.prod(n or 1 for n in shape) > ELEMENTS:
+        _refuse("shape", list(shape), f"at most {ELEMENTS} elements for one image")
 
 
 def _check_range(place: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
@@ -450,7 +463,7 @@ def _refuse(place: str, got: object, expected: str) -> NoReturn:
 def _sentence(error: Exception) -> str:
     """What an exception says, in one line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _parse(text: str) -> object:
@@ -486,11 +499,102 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
+# --- stage files ----------------------------------------------------------------------------------------------------
+
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # operators that onnxruntime brings along
+NOT_ONNX = "not an ONNX file; copy the folder again or convert again"
+MOST_FIELDS = 2**22  # of an ONNX file that is not made to keep the reader busy
+# What of an ONNX file is looked into: (message, number of the field) -> the message that the field holds.
+NESTED = {
+    ("model", 7): "graph",
+    ("graph", 1): "node",
+    ("graph", 5): "tensor",
+    ("node", 5): "attribute",
+    ("attribute", 5): "tensor",
+    ("attribute", 10): "tensor",
+}
+REFUSED = {
+    ("model", 20): "instructions for training",
+    ("model", 25): "functions of its own",
+    ("graph", 15): "sparse weights",
+    ("attribute", 6): "a graph inside a node",
+    ("attribute", 11): "graphs inside a node",
+    ("attribute", 22): "sparse weights",
+    ("attribute", 23): "sparse weights",
+    ("tensor", 13): "weights in another file",
+    ("tensor", 14): "weights in another file",
+}
+
+
+def _check_model(data: bytes) -> None:
+    """Raise DispatcherError if a stage file reaches out of itself, or has what could run for ever.
+
+    onnxruntime would read weights from any file that the model names, and loops may never end; no stage file needs either.
+    Only the outline of the protobuf message is read: what it means is onnxruntime's to check.
+    """
+    if data[4:8] == b"ORTM":  # onnxruntime's own format, which it would take as well
+        raise DispatcherError(NOT_ONNX)
+    stack, left = [("model", memoryview(data))], MOST_FIELDS
+    while stack:
+        kind, message = stack.pop()
+        for number, value in _protobuf_fields(message):
+            left -= 1
+            place = (kind, number)
+            if left < 0:
+                raise DispatcherError(f"more than {MOST_FIELDS} fields; this is no stage of a network")
+            if place in REFUSED and value != 0:  # the default place of weights may be written out
+                raise DispatcherError(f"it has {REFUSED[place]}, and no stage file has that; convert again")
+            if not isinstance(value, memoryview):
+                continue
+            if place == ("node", 7) and (domain := str(value, "utf-8", "replace")) not in DOMAINS:
+                _refuse("an operator's domain", domain, f"one of {', '.join(map(repr, DOMAINS))}")
+            if place in NESTED:
+                stack.append((NESTED[place], value))
+
+
+def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
+    """Number and value of every field of a protobuf message. Raises DispatcherError if it is none.
+
+    https://protobuf.dev/programming-guides/encoding: whole numbers as int, bytes as memoryview, all else None.
+    """
+    place = 0
+
+    def whole() -> int:
+        nonlocal place
+        value = shift = 0
+        while shift < 70 and place < len(message):
+            byte = message[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+        raise DispatcherError(NOT_ONNX)
+
+    while place < len(message):
+        key = whole()
+        wire = key & 7
+        value: Any = None
+        if wire == 0:
+            value = whole()
+        elif wire in (1, 2, 5):
+            size = whole() if wire == 2 else {1: 8, 5: 4}[wire]
+            value = message[place : place + size] if wire == 2 else None
+            place += size
+        if wire not in (0, 1, 2, 5) or key >= 2**32 or place > len(message):
+            raise DispatcherError(NOT_ONNX)
+        yield key >> 3, value
+
+
 # --- sessions -------------------------------------------------------------------------------------------------------
 
 
-def default_options(threads: int) -> Any:
-    """onnxruntime's session options as the dispatcher sets them. Raises DispatcherError."""
+def default_options(threads: int, *, shared: bool = False) -> Any:
+    """onnxruntime's session options as the dispatcher sets them. Raises DispatcherError.
+
+    Every stage has a pool of threads - 1 threads, which spin while they wait for work. Pools that spin disturb each other:
+    on a machine of one's own a pool stops when its stage ends; on a `shared` machine it never spins.
+    """
     if not isinstance(threads, int) or threads < 1:
         _refuse("threads", threads, "a whole number of at least 1")
     options = ort.SessionOptions()
@@ -498,8 +602,9 @@ def default_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
-    if threads > 1:  # or the pool of one stage would spin while the next one works
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads > 1:
+        entry = ("session.intra_op.allow_spinning", "0") if shared else ("session.force_spinning_stop", "1")
+        options.add_session_config_entry(*entry)
     return options
 
 
@@ -517,9 +622,13 @@ def _open(path: Path, stage: Stage, manifest: Manifest, *, options: Any, provide
     """The session of a stage file that is what the manifest says. Raises DispatcherError."""
     try:
         # onnxruntime gets the bytes, not the path: what was hashed is what runs.
-        data = _inside(path.parent, path.name).read_bytes()
+        found = _inside(path.parent, path.name)
+        if found.stat().st_size >= STAGE_BYTES:
+            raise DispatcherError(f"larger than {STAGE_BYTES} bytes; no ONNX file is")
+        data = found.read_bytes()
         if hashlib.sha256(data).hexdigest() != stage.sha256:
             raise DispatcherError("its sha256 is not the one in the manifest; copy the folder again or convert again")
+        _check_model(data)
         session = ort.InferenceSession(data, options, providers=list(providers.values()), enable_fallback=0)
         session.disable_fallback()  # a failing provider is an error, no reason to go on elsewhere; 1.17 needs the call
         if hasattr(session, "_model_bytes"):  # kept for the fallback alone: as much memory again as the weights
@@ -544,7 +653,7 @@ def _check_session(session: Any, stage: Stage, manifest: Manifest) -> None:
             dtype = manifest.input.dtype if node.name == manifest.input.name else "float32"
             if node.type != ORT_TYPES[dtype] or not _fits(node.shape, shapes[node.name]):
                 expected = f"{ORT_TYPES[dtype]} {_shape_text(shapes[node.name])}, as the manifest says"
-                raise DispatcherError(f"'{node.name}': got {node.type} {node.shape}; expected {expected}")
+                raise DispatcherError(f"{node.name!r}: got {node.type} {node.shape}; expected {expected}")
 
 
 def _shapes(manifest: Manifest) -> dict[str, Shape]:
@@ -576,14 +685,40 @@ class Answer:
     """Answers in the order of the images.
 
     output: float32 [B, ...], what the static model would give; stage: int64 [B], which stage answered, from 1;
-    confidence: float32 [B], how sure that stage was.
+    confidence: float32 [B], how sure that stage was. stage_ms: where timings were asked for, milliseconds that onnxruntime
+    took for each stage, 0 for one that did not run.
     """
 
     output: Array
     stage: NDArray[np.int64]
     confidence: NDArray[np.float32]
+    stage_ms: tuple[float, ...] | None = None
+
+    def put(self, rows: NDArray[np.int64], stage: int, output: Array, confidence: Array) -> None:
+        """Write the answers of some rows into an answer for all of them."""
+        self.output[rows], self.stage[rows], self.confidence[rows] = output, stage, confidence
 
 
+class _File:
+    """A stage file, hashed and opened at first need, by one thread while the others wait."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.session: Any = None
+        self._make, self._lock = make, threading.Lock()
+
+    def open(self) -> Any:
+        """The session."""
+        with self._lock:
+            if self.session is None:
+                self.session = self._make()
+            return self.session
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> Any:
+        """What the session answers."""
+        return (self.session or self.open()).run(names, feeds)
+
+
+_Limits = tuple[np.float32, ...]
 _NOBODY = np.empty(0, np.int64)
 
 
@@ -592,13 +727,13 @@ class _Step:
     """A stage on a route: what it reads, what is fetched from it, and which tensors are read after it."""
 
     number: int  # of the stage, from 1
-    run: Any  # the session's
+    run: Any  # the session's own, or the file's that is still to be opened
     reads: tuple[str, ...]
     fetches: tuple[str, ...]
     read_later: tuple[str, ...]
 
 
-def _route(manifest: Manifest, sessions: Sequence[Any], *, exits: bool) -> tuple[_Step, ...]:
+def _route(manifest: Manifest, files: Sequence[_File], *, exits: bool) -> tuple[_Step, ...]:
     """The steps to run, found from the back, so that each knows what is read after it.
 
     Without exits a stage is there only for what it hands to the last one; all others, such as a whole earlier chain,
@@ -611,16 +746,17 @@ def _route(manifest: Manifest, sessions: Sequence[Any], *, exits: bool) -> tuple
         fetches = (*answers, *(link.name for link in stage.links_out if link.name in needed))
         if fetches:
             reads = (*((manifest.input.name,) if stage.image else ()), *stage.links_in)
-            steps.append(_Step(number, sessions[number - 1].run, reads, fetches, tuple(sorted(needed))))
+            run = (files[number - 1].session or files[number - 1]).run
+            steps.append(_Step(number, run, reads, fetches, tuple(sorted(needed))))
             needed = needed.difference(fetches).union(reads)
     return tuple(reversed(steps))
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The sessions, and the two routes over them."""
+    """The stage files, and the two routes over them."""
 
-    sessions: tuple[Any, ...]
+    files: tuple[_File, ...]
     with_exits: tuple[_Step, ...]
     straight: tuple[_Step, ...]
 
@@ -630,15 +766,16 @@ class _Choice:
     """A policy, and its thresholds as the exit rule wants them."""
 
     policy: Policy
-    limits: tuple[np.float32, ...]
+    limits: _Limits
 
 
 class Dispatcher:
     """Runs an exported folder as one classifier. One dispatcher may serve many threads at once.
 
-    threads: of onnxruntime, per stage. providers: as onnxruntime takes them; the CPU where None. budget: see
-    `set_budget`. session_options: onnxruntime's, in place of `default_options(threads)`. Raises DispatcherError when
-    the folder is not whole or does not fit together.
+    threads: of onnxruntime, per stage; shared: whether other work needs the cores too (`default_options`).
+    session_options: onnxruntime's, in place of these two. providers: as onnxruntime takes them; the CPU where None.
+    budget: see `set_budget`. lazy: every stage after the first is hashed and opened when an image first needs it. Raises
+    DispatcherError when the folder is not whole or does not fit together; what is opened later, raises it in the call.
     """
 
     def __init__(
@@ -646,27 +783,34 @@ class Dispatcher:
         folder: str | os.PathLike[str],
         *,
         threads: int = 1,
+        shared: bool = False,
         providers: Sequence[Any] | None = None,
-        budget: float | None = None,
         session_options: Any = None,
+        budget: float | None = None,
+        lazy: bool = False,
     ) -> None:
-        if session_options is not None and threads != 1:
-            raise DispatcherError("threads: session_options says how many; give one of the two")
-        options = default_options(threads) if session_options is None else session_options
+        if session_options is not None and (threads != 1 or shared):
+            raise DispatcherError("threads, shared: session_options says both; give it alone")
+        options = default_options(threads, shared=shared) if session_options is None else session_options
         named = _wanted_providers(providers)
         self.manifest = manifest = Manifest.load(folder)
         self._input, self._dtype = manifest.input.name, np.dtype(manifest.input.dtype)
         self._lengths = manifest.input.shape[1:]
         self._row_shapes = {name: shape[1:] for name, shape in _shapes(manifest).items()}
-        self._choices = {policy: _Choice(policy, _limits(policy.thresholds)) for policy in manifest.policies}
+        ascending = sorted(manifest.policies, key=lambda policy: policy.budget)
+        self._choices = [_Choice(policy, _limits(policy.thresholds)) for policy in ascending]
+        self._budgets = [policy.budget for policy in ascending]
         self.set_budget(budget)
-        files = [Path(folder) / stage.file for stage in manifest.stages]
-        sessions = tuple(
-            _open(file, stage, manifest, options=options, providers=named)
-            for file, stage in zip(files, manifest.stages, strict=True)
+        root = Path(folder).absolute()  # a file that is opened later is found although the process has moved
+        files = tuple(
+            _File(partial(_open, root / stage.file, stage, manifest, options=options, providers=named))
+            for stage in manifest.stages
         )
-        with_exits, straight = (_route(manifest, sessions, exits=exits) for exits in (True, False))
-        self._loaded: _Loaded | None = _Loaded(sessions, with_exits, straight)
+        for file in files[:1] if lazy else files:
+            file.open()
+        with_exits, straight = (_route(manifest, files, exits=exits) for exits in (True, False))
+        self._loaded: _Loaded | None = _Loaded(files, with_exits, straight)
+        self._monitor: Monitor | None = None
 
     def __call__(
         self,
@@ -674,33 +818,64 @@ class Dispatcher:
         *,
         exits: bool = True,
         budget: float | None = None,
+        policy: Policy | None = None,
         thresholds: Sequence[float] | None = None,
+        timings: bool = False,
     ) -> Answer:
         """The answers for images [B, ...], given exactly as the static model takes them; B may be 0.
 
-        exits=False: the last stage answers every row. budget (as in `set_budget`) or thresholds (S - 1 numbers; above 1
-        never fires) hold for this call only. Raises DispatcherError.
+        exits=False: the last stage answers every row. For this call only: budget (as in `set_budget`), policy (one of
+        the manifest's or one's own), or thresholds (S - 1 numbers; above 1 never fires). timings: fill in
+        `Answer.stage_ms`. Raises DispatcherError.
         """
         loaded = self._loaded
         if loaded is None:
             raise DispatcherError("the dispatcher is closed; make a new one")
         self._check_images(images)
+        choice: _Choice | None = self._choice  # the calibrated policy that this call runs with, if it is one
+        limits = self._choice.limits
+        if not exits or budget is not None or policy is not None or thresholds is not None:
+            choice, limits = self._asked(budget, policy, thresholds, exits=exits)
+        steps = loaded.with_exits if exits else loaded.straight
+        if timings:
+            spent = [0.0] * len(loaded.files)
+            answer = self._run([_timed(step, spent) for step in steps], images, limits)
+            return replace(answer, stage_ms=tuple(spent))
+        monitor = self._monitor
+        if monitor is None or choice is None:
+            return self._run(steps, images, limits)
+        seen: list[Array] = []
+        answer = self._run(steps, images, limits, seen)
+        monitor._take(choice.policy, images, answer, seen)
+        return answer
+
+    def _asked(self, budget: Any, policy: Any, thresholds: Any, *, exits: bool) -> tuple[_Choice | None, _Limits]:
+        """What a call asks for itself: the calibrated policy, if it is one, and the thresholds; none without exits."""
+        asked = (budget is not None) + (policy is not None) + (thresholds is not None)
+        if not exits and asked:
+            raise DispatcherError("exits=False: budget, policy and thresholds have no meaning then; leave them out")
+        if asked > 1:
+            raise DispatcherError("budget, policy and thresholds exclude each other; give one of them")
         if not exits:
-            if budget is not None or thresholds is not None:
-                raise DispatcherError("exits=False: budget and thresholds have no meaning then; leave them out")
-            return self._run(loaded.straight, images, None)
-        if thresholds is None:
-            choice = self._choice if budget is None else self._choices[self.manifest.policy_for(budget)]
-            return self._run(loaded.with_exits, images, choice.limits)
+            return None, ()
         if budget is not None:
-            raise DispatcherError("budget and thresholds exclude each other; give one of the two")
-        return self._run(loaded.with_exits, images, self._own_limits(thresholds))
+            choice = self._choices[_serving(self._budgets, budget)]
+            return choice, choice.limits
+        if policy is not None and not isinstance(policy, Policy):
+            _refuse("policy", policy, "a Policy, such as one of manifest.policies")
+        return None, self._own_limits(thresholds if policy is None else policy.thresholds)
 
-    def _run(self, steps: Sequence[_Step], images: Array, limits: Sequence[np.float32] | None) -> Answer:
-        """Run a route; limits: a threshold for every stage but the last, or None where only the last step answers.
+    def _run(
+        self,
+        steps: Sequence[_Step],
+        images: Array,
+        limits: _Limits,
+        seen: list[Array] | None = None,
+    ) -> Answer:
+        """Run a route; limits: a threshold for every stage but the last, or () where only the last step answers.
 
-        For a single image the time between two stages counts, and there the caches are cold: this loop copies nothing
-        and stays off numpy's slower doors (count_nonzero, full).
+        seen: gets the confidences of every stage that ran. For a single image the time between two stages counts, and
+        there the caches are cold: this loop copies nothing and stays off numpy's slower doors (count_nonzero, full).
         """
         rows = len(images)
         if not rows:  # older versions of onnxruntime fail on empty tensors
@@ -708,32 +883,38 @@ class Dispatcher:
         values: dict[str, Array] = {self._input: images}
         merged: Answer | None = None  # made when the first rows leave and others stay
         here = _NOBODY  # from then on: which images the rows are
+        last = steps[-1]
         for step in steps:
             try:
                 found = step.run(step.fetches, {name: values[name] for name in step.reads})
             except ORT_ERRORS as error:
                 raise DispatcherError(f"stage {step.number}: {_sentence(error)}") from error
-            values.update(zip(step.fetches, found, strict=True))
-            if step is steps[-1]:
-                break
-            if limits is None:
+            values.update(zip(step.fetches, found))  # noqa: B905 - onnxruntime gives what was asked for
+            if step is not last and not limits:
                 continue
-            leaving = leaves(values[CONFIDENCE], limits[step.number - 1])
+            confidence = found[1]
+            if confidence.shape != (rows,):
+                self._check_rows(values, (CONFIDENCE,), rows, step.number)
+            if seen is not None:
+                seen.append(confidence)
+            if step is last:
+                break
+            leaving = leaves(confidence, limits[step.number - 1])
             count = leaving.tolist().count(True)
             if count == rows:
                 break
             if count:
-                self._check_rows(values, (OUTPUT, CONFIDENCE, *step.read_later), rows, step.number)
+                self._check_rows(values, (OUTPUT, *step.read_later), rows, step.number)
                 if merged is None:
                     merged, here = self._blank(rows), np.arange(rows)
                 gone, staying = np.flatnonzero(leaving), np.flatnonzero(~leaving)
-                _place(merged, here[gone], step.number, values[OUTPUT][gone], values[CONFIDENCE][gone])
+                merged.put(here[gone], step.number, found[0][gone], confidence[gone])
                 values = {name: values[name][staying] for name in step.read_later}
                 here, rows = here[staying], len(staying)
-        self._check_rows(values, (OUTPUT, CONFIDENCE), rows, step.number)
+        self._check_rows(values, (OUTPUT,), rows, step.number)
         if merged is None:
-            return Answer(values[OUTPUT], np.array([step.number] * rows, np.int64), values[CONFIDENCE])
-        _place(merged, here, step.number, values[OUTPUT], values[CONFIDENCE])
+            return Answer(found[0], np.array([step.number] * rows, np.int64), confidence)
+        merged.put(here, step.number, found[0], confidence)
         return merged
 
     def _check_rows(self, values: Mapping[str, Array], names: Iterable[str], rows: int, stage: int) -> None:
@@ -741,7 +922,18 @@ class Dispatcher:
         for name in names:
             if values[name].shape != (rows, *self._row_shapes[name]):
                 expected = f"{[rows, *self._row_shapes[name]]}; convert again"
-                _refuse(f"stage {stage}: '{name}'", list(values[name].shape), expected)
+                _refuse(f"stage {stage}: {reprlib.repr(name)}", list(values[name].shape), expected)
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Run every stage on black images, so that the first answer is as fast as the later ones; opens what is not open.
+
+        Raises DispatcherError.
+        """
+        if not isinstance(batch, int) or batch < 1:
+            _refuse("batch", batch, "a whole number of at least 1")
+        black = np.zeros((batch, *(n or 0 for n in self._lengths)), self._dtype)
+        for _ in range(2):  # onnxruntime plans its memory in the first run
+            self(black, thresholds=[math.inf] * (len(self.manifest.stages) - 1))
 
     def _blank(self, rows: int) -> Answer:
         lengths = [n or 0 for n in self.manifest.output.shape[1:]]
@@ -757,7 +949,7 @@ class Dispatcher:
         wanted = f"{self._dtype} {_shape_text(self.manifest.input.shape)}"
         raise DispatcherError(f"images: got {got}; expected a numpy array, {wanted}, {hint}")
 
-    def _own_limits(self, thresholds: Any) -> tuple[np.float32, ...]:
+    def _own_limits(self, thresholds: Any) -> _Limits:
         count = len(self.manifest.stages) - 1
         values: list[Any] = list(thresholds) if isinstance(thresholds, Iterable) else [None]
         if len(values) != count or not all(isinstance(t, Real) and not math.isnan(t) for t in values):
@@ -766,8 +958,9 @@ class Dispatcher:
 
     @property
     def sessions(self) -> tuple[Any, ...]:
-        """onnxruntime's session of every stage, in order; empty once the dispatcher is closed."""
-        return () if self._loaded is None else self._loaded.sessions
+        """onnxruntime's session of every stage, in order, None where none was needed yet; empty once the dispatcher is
+        closed."""
+        return () if self._loaded is None else tuple(file.session for file in self._loaded.files)
 
     @property
     def policy(self) -> Policy:
@@ -781,12 +974,26 @@ class Dispatcher:
         with the policy that they began with.
         """
         wanted = self.manifest.default_budget if budget is None else budget
-        self._choice = self._choices[self.manifest.policy_for(wanted)]  # one assignment: no thread sees half of it
+        self._choice = self._choices[_serving(self._budgets, wanted)]  # one assignment: no thread sees half of it
         return self._choice.policy
+
+    def monitor(
+        self, *, sample: float = 0.002, window: int = 1000, false_alarm: float = 0.01, background: bool = True
+    ) -> Monitor:
+        """Count from now on what is answered, and warn through `logging` when it parts from calibration.
+
+        sample: share of images that are also run to the end, to see how often exit and last stage disagree: by a thread
+        beside the requests, or with background=False when `Monitor.audit` is called. window: images between two looks.
+        false_alarm: chance of ever warning without a reason. One monitor at a time: a new one takes the old one's place.
+        """
+        self._monitor = found = Monitor(
+            self, sample=sample, window=window, false_alarm=false_alarm, background=background
+        )
+        return found
 
     def close(self) -> None:
         """Let go of the sessions as soon as the calls under way are through; more than once does no harm."""
-        self._loaded = None
+        self._loaded = self._monitor = None
 
     def __enter__(self) -> Dispatcher:
         return self
@@ -795,15 +1002,269 @@ class Dispatcher:
         self.close()
 
 
-def _limits(thresholds: Sequence[float]) -> tuple[np.float32, ...]:
+def _limits(thresholds: Sequence[float]) -> _Limits:
     """Thresholds in the confidence's type, so that the rule compares float32 with float32."""
     with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
         return tuple(np.float32(threshold) for threshold in thresholds)
 
 
-def _place(answer: Answer, rows: NDArray[np.int64], stage: int, output: Array, confidence: Array) -> None:
-    """Write the answers of some rows into an answer for all of them."""
-    answer.output[rows], answer.stage[rows], answer.confidence[rows] = output, stage, confidence
+def _timed(step: _Step, spent: list[float]) -> _Step:
+    """The step, which adds the milliseconds that it takes to those of its stage."""
+
+    def run(names: Sequence[str], feeds: Mapping[str, Array]) -> Any:
+        began = perf_counter()
+        found = step.run(names, feeds)
+        spent[step.number - 1] += 1e3 * (perf_counter() - began)
+        return found
+
+    return replace(step, run=run)
+
+
+# --- drift ----------------------------------------------------------------------------------------------------------
+
+LOG = logging.getLogger("s2d_runtime")
+COUNTED = 64  # calls whose confidences are counted together: one at a time numpy is slow
+WAITING = 64  # images that wait to be run to the end; the oldest are let go
+EXPECTED = 5  # images that a cell of a chi-square test must expect
+
+
+@dataclass(frozen=True)
+class MonitorReport:
+    """What a monitor has seen of the policy of `budget`: images, their share per exit [S], `confidence_histogram` as in
+    Policy; of `audited` images, the share whose answer is not the last stage's (None without any); and what it warned of.
+    """
+
+    budget: float
+    images: int
+    exit_share: tuple[float, ...]
+    confidence_histogram: tuple[tuple[int, ...], ...]
+    audited: int
+    disagreement: float | None
+    warnings: tuple[str, ...]
+
+
+class _Tally:
+    """The counters of one policy: histograms [S, BINS] of the window and of all before it, and the audited images."""
+
+    def __init__(self, policy: Policy, stages: int) -> None:
+        self.policy = policy
+        self.calibrated = np.array(policy.confidence_histogram, np.int64)
+        self.window, self.past = np.zeros((2, stages, BINS), np.int64)
+        self.audited = self.parted = 0
+        self.warnings: dict[str, str] = {}
+
+    def chances(self) -> Iterator[tuple[str, float]]:
+        """What is compared with calibration, and how likely it would part that far by chance."""
+        if not self.calibrated.size:
+            return
+        there, now = _exit_counts(self.calibrated), _exit_counts(self.window)
+        text = " / ".join(f"{_shares(counts)}" for counts in (there, now))
+        yield f"share of images per exit (calibration / now: {text})", chance_of_counts(there, now)
+        for k, (old, new) in enumerate(zip(self.calibrated, self.window, strict=True), start=1):
+            yield f"confidence of stage {k}", chance_of_counts(old, new)
+        if self.policy.disagreement is not None and self.audited:
+            images = int(there.sum())
+            before = round(self.policy.disagreement * images)
+            shares = f"{before / images:.1%} / {self.parted / self.audited:.1%} of {self.audited}"
+            chance = chance_of_more(self.parted, self.audited, before, images)
+            yield f"disagreement with the last stage (calibration / now: {shares})", chance
+
+    def report(self) -> MonitorReport:
+        """The counters as they are."""
+        total = self.window + self.past
+        exits, images = _exit_counts(total), int(total[0].sum())
+        return MonitorReport(
+            budget=self.policy.budget,
+            images=images,
+            exit_share=tuple((exits / max(1, images)).tolist()),
+            confidence_histogram=tuple(map(tuple, total.tolist())),
+            audited=self.audited,
+            disagreement=self.parted / self.audited if self.audited else None,
+            warnings=tuple(self.warnings.values()),
+        )
+
+
+class Monitor:
+    """Counts what a dispatcher answers, and warns when it parts from calibration; made by `Dispatcher.monitor`.
+
+    Counted are calls that run with a policy of the manifest. Images are compared in windows. A look at a window makes
+    S + 2 comparisons: Pearson's chi-square test of homogeneity on the share per exit and on every stage's histogram, and
+    the exact conditional (Fisher's) test whether audited images disagree with the last stage more often than at
+    calibration. Look j uses the level false_alarm / (j (j + 1) (S + 2)); these add up to false_alarm over all looks, so
+    that (Bonferroni) is the chance of ever warning while independent images come from where the calibration's came from.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, *, sample: float, window: int, false_alarm: float, background: bool
+    ) -> None:
+        _check_range("sample", sample, low=0, high=1)
+        _check_range("window", window, low=1)
+        _check_range("false_alarm", false_alarm, low=0, high=1)
+        self._dispatcher, self._stages = dispatcher, len(dispatcher.manifest.stages)
+        self._sample, self._window, self._false_alarm, self._background = sample, window, false_alarm, background
+        self._random = np.random.default_rng()
+        self._lock, self._auditing = threading.Lock(), threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as after a new calibration."""
+        with self._lock:
+            self._tallies: dict[float, _Tally] = {}
+            self._pending: list[tuple[Policy, list[Array]]] = []
+            self._waiting: deque[tuple[Policy, int, Array | None]] = deque(maxlen=WAITING)
+            self._looks = 0
+            self._gap = self._next_gap()
+
+    def _next_gap(self) -> float:
+        """How many images until one is audited: geometric, as if every image were drawn by itself."""
+        return float(self._random.geometric(self._sample)) if self._sample else math.inf
+
+    def _take(self, policy: Policy, images: Array, answer: Answer, seen: list[Array]) -> None:
+        """Note a call; seen: the confidences of every stage that ran. Little happens here: it is part of the request."""
+        with self._lock:
+            self._pending.append((policy, seen))
+            counted = len(self._pending) >= COUNTED
+            self._gap -= len(images)
+            if drawn := self._gap <= 0:
+                self._draw(policy, images, answer)
+        if counted:
+            self._settle()
+        if drawn and self._background and self._auditing.acquire(blocking=False):
+            threading.Thread(target=self._audit_alone, name="s2d-audit").start()
+
+    def _draw(self, policy: Policy, images: Array, answer: Answer) -> None:
+        while self._gap <= 0:
+            row = len(images) - 1 + int(self._gap)
+            image = None if answer.stage[row] == self._stages else images[row].copy()
+            self._waiting.append((policy, int(answer.output[row].argmax()), image))
+            self._gap += self._next_gap()
+
+    def _settle(self) -> None:
+        """Count the calls that were noted, look at windows that are full, and warn."""
+        with self._lock:
+            by_policy: dict[float, tuple[Policy, list[list[Array]]]] = {}
+            for policy, seen in self._pending:
+                _, lists = by_policy.setdefault(policy.budget, (policy, [[] for _ in range(self._stages)]))
+                for found, confidence in zip(lists, seen, strict=False):
+                    found.append(confidence)
+            self._pending = []
+            warnings: list[str] = []
+            for policy, lists in by_policy.values():
+                tally = self._tally(policy)
+                for counts, found in zip(tally.window, lists, strict=True):
+                    counts += histogram(np.concatenate(found)) if found else 0
+                if tally.window[0].sum() >= self._window:
+                    warnings += self._look(tally)
+        for text in warnings:
+            LOG.warning("%s", text)
+
+    def _tally(self, policy: Policy) -> _Tally:
+        return self._tallies.setdefault(policy.budget, _Tally(policy, self._stages))
+
+    def _look(self, tally: _Tally) -> list[str]:
+        """What is to be warned of now, each kind once; the window begins anew."""
+        self._looks += 1
+        level = self._false_alarm / (self._looks * (self._looks + 1) * (self._stages + 2))
+        fresh = []
+        for what, chance in tally.chances():
+            kind = what.partition(" (")[0]
+            if chance < level and kind not in tally.warnings:
+                fresh.append(
+                    f"budget {tally.policy.budget:g}: {what} is not as it was at calibration (by chance: {chance:.1e}); "
+                    "see what has changed about the images, and calibrate again"
+                )
+                tally.warnings[kind] = fresh[-1]
+        tally.past += tally.window
+        tally.window[:] = 0
+        return fresh
+
+    def audit(self) -> int:
+        """Run the drawn images that wait to the end, on demand, and return how many. Raises DispatcherError."""
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        early = [image for _, _, image in waiting if image is not None]
+        found = self._dispatcher(np.stack(early), exits=False).output if early else np.empty((0, 1))
+        last = iter(found.reshape(len(found), -1).argmax(axis=1).tolist())
+        with self._lock:
+            for policy, said, image in waiting:
+                tally = self._tally(policy)
+                tally.audited += 1
+                tally.parted += image is not None and said != next(last)
+        return len(waiting)
+
+    def _audit_alone(self) -> None:
+        try:
+            self.audit()
+        except DispatcherError as error:  # closed in the meantime, for instance: nobody waits for this answer
+            LOG.info("an audit was given up: %s", error)
+        finally:
+            self._auditing.release()
+
+    def report(self) -> tuple[MonitorReport, ...]:
+        """What was seen so far, one report for every policy that answered."""
+        self._settle()
+        with self._lock:
+            return tuple(tally.report() for tally in self._tallies.values())
+
+
+def _exit_counts(reached: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Images per exit [S], from the histograms [S, BINS] of those that reached each stage."""
+    rows = reached.sum(axis=1)
+    return rows - np.append(rows[1:], 0)
+
+
+def _shares(counts: NDArray[np.int64]) -> str:
+    return ", ".join(f"{share:.1%}" for share in counts / max(1, int(counts.sum())))
+
+
+def chance_of_counts(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """How likely two samples [BINS] part this far if they come from one place: Pearson's test of homogeneity.
+
+    Neighbouring bins are joined until each expects EXPECTED images of both samples.
+    """
+    table, cell = [], np.zeros(2)
+    rows = np.array([first.sum(), second.sum()])
+    least = EXPECTED * rows.sum() / max(1, rows.min())
+    for pair in np.stack([first, second], axis=1):
+        cell = cell + pair
+        if cell.sum() >= least:
+            table.append(cell)
+            cell = np.zeros(2)
+    if len(table) < 2 or not rows.min():
+        return 1.0
+    table[-1] = table[-1] + cell
+    found = np.array(table)
+    wanted = found.sum(axis=1, keepdims=True) * rows / rows.sum()
+    return _chi_square_tail(float((np.square(found - wanted) / wanted).sum()), len(table) - 1)
+
+
+def _chi_square_tail(value: float, freedom: int) -> float:
+    """P(X >= value) of the chi-square distribution: for whole degrees of freedom a finite sum."""
+    half = value / 2
+    odd = freedom % 2
+    tail = math.erfc(math.sqrt(half)) if odd else 0.0
+    term = math.exp(-half) * (math.sqrt(half) / math.gamma(1.5) if odd else 1.0)
+    for i in range(freedom // 2):
+        tail += term
+        term *= half / (i + (1.5 if odd else 1))
+    return min(1.0, tail)
+
+
+def chance_of_more(hits: int, drawn: int, hits_before: int, drawn_before: int) -> float:
+    """How likely so many `hits` or more among `drawn` are if both samples come from one place: Fisher's exact test, the
+    upper tail of the hypergeometric distribution."""
+    both, all_drawn = hits + hits_before, drawn + drawn_before
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    base = log_choose(all_drawn, drawn)
+    terms = (
+        math.exp(log_choose(both, k) + log_choose(all_drawn - both, drawn - k) - base)
+        for k in range(max(hits, drawn - all_drawn + both), min(both, drawn) + 1)
+    )
+    return min(1.0, sum(terms))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -813,20 +1274,21 @@ def describe(manifest: Manifest) -> str:
     """A short text: what goes in and comes out, the stages, the policies."""
     image, output = manifest.input, manifest.output
     lines = [
-        f"in:  '{image.name}' {image.dtype} {_shape_text(image.shape)}",
+        f"in:  {image.name!r} {image.dtype} {_shape_text(image.shape)}",
         f"out: {output.kind} float32 {_shape_text(output.shape)}",
+        f"calibrated for {manifest.target} on images: {manifest.data}",
         "",
         f"{'stage':20}{'chain':>6}{'MACs':>16}{'parameters':>14}{'latency':>9}",
     ]
     for stage in manifest.stages:
         numbers = f"{stage.chain:6}{stage.macs:16,}{stage.parameters:14,}{stage.latency_ratio:9.3f}"
         lines.append(f"{stage.file:20}{numbers}")
-    lines += ["", f"{'budget':20}{'latency':>9}{'accuracy':>10}  share of images per exit"]
+    lines += ["", f"{'budget':20}{'latency':>9}{manifest.target:>11}  share of images per exit"]
     for policy in manifest.policies:
         notes = [" default"] * (policy.budget == manifest.default_budget) + [" not reached"] * (not policy.reached)
         shares = ", ".join(f"{share:.1%}" for share in policy.exit_share)
         budget = f"{policy.budget:g}{','.join(notes)}"
-        lines.append(f"{budget:20}{policy.expected_latency:9.3f}{policy.expected_accuracy:10.4f}  {shares}")
+        lines.append(f"{budget:20}{policy.expected_latency:9.3f}{policy.expected_accuracy:11.4f}  {shares}")
     return "\n".join([*lines, "", "budgets and latencies are shares of the static model's latency"])
 
 

@@ -406,8 +406,9 @@ def test_own_session_options_are_used_as_they_are(tmp_path: Path) -> None:
         found = run.sessions[1].get_session_options()
         assert found.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         assert found.intra_op_num_threads == 2
-    with pytest.raises(DispatcherError, match="threads: "):
-        Dispatcher(tmp_path, session_options=options, threads=2)
+    for more in ({"threads": 2}, {"shared": True}):
+        with pytest.raises(DispatcherError, match="threads, shared: session_options says both"):
+            Dispatcher(tmp_path, session_options=options, **more)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", None])
