@@ -21,6 +21,7 @@ from s2d_runtime.dispatcher import (
     TensorSpec,
     histogram,
     leaves,
+    trial,
 )
 
 __version__ = "0.1.0"
@@ -41,4 +42,5 @@ __all__ = [
     "__version__",
     "histogram",
     "leaves",
+    "trial",
 ]

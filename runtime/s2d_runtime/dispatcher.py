@@ -22,6 +22,7 @@ import math
 import os
 import re
 import reprlib
+import subprocess
 import sys
 import threading
 from bisect import bisect_right
@@ -68,6 +69,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     OSError,
+    MemoryError,
 )
 
 Array = NDArray[Any]
@@ -1184,8 +1186,8 @@ class Monitor:
             waiting = list(self._waiting)
             self._waiting.clear()
         early = [image for _, _, image in waiting if image is not None]
-        found = self._dispatcher(np.stack(early), exits=False).output if early else np.empty((0, 1))
-        last = iter(found.reshape(len(found), -1).argmax(axis=1).tolist())
+        found = self._dispatcher(np.stack(early), exits=False).output if early else ()
+        last = iter([int(output.argmax()) for output in found])
         with self._lock:
             for policy, said, image in waiting:
                 tally = self._tally(policy)
@@ -1292,13 +1294,34 @@ def describe(manifest: Manifest) -> str:
     return "\n".join([*lines, "", "budgets and latencies are shares of the static model's latency"])
 
 
+def trial(folder: str | os.PathLike[str], *, seconds: float = 60.0) -> None:
+    """Nothing, if a folder opens and answers in a process of its own within `seconds`. Raises DispatcherError.
+
+    A hash says that a file is whole, not who made it; and a model that was made for it can take onnxruntime down, and with
+    it the process that it runs in. So try a folder from a stranger before a process that matters opens it, with this
+    package's dispatcher.py and not the one in that folder, which is as strange as the rest.
+    """
+    command = [sys.executable, __file__, "--trial", os.fspath(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise DispatcherError(f"{folder}: did not answer within {seconds:g} seconds; do not use it") from None
+    if done.returncode == 1:
+        raise DispatcherError(_sentence(DispatcherError(done.stderr.splitlines()[-1] if done.stderr else "no answer")))
+    if done.returncode:
+        raise DispatcherError(f"{folder}: took the process down that tried it ({done.returncode}); do not use it")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Describe a folder that could be opened; one that could not ends the program with a sentence and code 1."""
     parser = argparse.ArgumentParser(description="Describe a folder that s2d-convert exported, and check its files.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, help="default: this file's own")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--trial", action="store_true", help="also run every stage, for one and for three black images")
+    asked = parser.parse_args(arguments)
     try:
-        with Dispatcher(folder) as dispatcher:
+        with Dispatcher(asked.folder) as dispatcher:
+            for batch in (1, 3) if asked.trial else ():
+                dispatcher.warm_up(batch)
             sys.stdout.write(f"{describe(dispatcher.manifest)}\n")
     except DispatcherError as error:
         sys.exit(str(error))
