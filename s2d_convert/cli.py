@@ -65,7 +65,8 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    plain = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # names may come from a stranger
+    click.echo(f"error: {plain}", err=True)
     sys.exit(code)
 
 

@@ -14,9 +14,10 @@ from s2d_runtime import Dispatcher
 from s2d_convert.cli_options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC
 from s2d_convert.data import UNREADABLE_ARRAY, load_all
 from s2d_convert.errors import DataError, UsageError
-from s2d_convert.folders import open_export, preprocess_in
+from s2d_convert.folders import open_export
 from s2d_convert.measure import bench, measure
 from s2d_convert.options import check_running
+from s2d_convert.origin import recorded_preprocess
 from s2d_convert.preprocess import IMAGE_SUFFIXES, UNREADABLE, read_image
 from s2d_convert.terminal import bench_table, measured_table
 
@@ -41,7 +42,7 @@ def evaluate(
     """Measure OUT on images: accuracy, exits and latency, beside the static model in the same run."""
     check_running(threads=threads, batch=batch, budget=budget)
     with open_export(folder, static=static, threads=threads, provider=provider) as (runner, reference):
-        preprocess = preprocess_in(runner.manifest, reference.graph)
+        preprocess = recorded_preprocess(runner.manifest)
         images = load_all(data, preprocess=preprocess, classes=reference.graph.classes)
         if not len(images):
             raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
@@ -107,7 +108,7 @@ def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
         return np.ascontiguousarray(batch)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(f"{path}: expected an image ({', '.join(sorted(IMAGE_SUFFIXES))}) or an .npy")
-    preprocess = preprocess_in(runner.manifest)
+    preprocess = recorded_preprocess(runner.manifest)
     try:
         return preprocess(read_image(path, preprocess)[None])
     except UNREADABLE as error:

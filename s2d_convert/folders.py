@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from s2d_runtime import Dispatcher, Manifest
+from s2d_runtime import Dispatcher
 
 from s2d_convert.channels import Channels
 from s2d_convert.describe import model_facts
-from s2d_convert.errors import DataError, ModelError, UsageError
+from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.export import (
     Part,
     build_stages,
@@ -26,9 +25,9 @@ from s2d_convert.export import (
 )
 from s2d_convert.graph import Graph, load_graph
 from s2d_convert.options import FLOATS, check_choice
+from s2d_convert.origin import Origin, sha256_of
 from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion, identity_plan
 from s2d_convert.prepare import read_graph
-from s2d_convert.preprocess import Preprocess
 from s2d_convert.space import PlanSpace, divide, importance, layout_block, mac_shares
 from s2d_convert.static import StaticModel
 from s2d_convert.weights import static_weights
@@ -57,8 +56,7 @@ def split_model(
     models = build_stages([Part(graph, channels, chain, static) for chain in conversion.chains], weights=weights)
     with whole_folder(out) as folder:
         manifest = draft_manifest(graph, conversion, models, [1.0] * len(models))
-        digest = hashlib.sha256(model.read_bytes()).hexdigest()
-        manifest["provenance"] = {"model": str(model.resolve()), "model_sha256": digest, **model_facts(graph, channels),
+        manifest["provenance"] = {"model": str(model.resolve()), "model_sha256": sha256_of(model), **model_facts(graph, channels),
                                   "input_size": size, "output_name": output}  # fmt: skip
         write_stages(folder, manifest["stages"], models)
         write_json(folder / "plan.json", conversion.to_json(channels))
@@ -126,30 +124,13 @@ def open_export(
     Raises ModelError when the static model is not where the manifest says, or is another one.
     """
     with Dispatcher(folder, threads=threads, providers=[provider]) as runner:
-        provenance = runner.manifest.provenance
-        path = static or Path(str(provenance.get("model", "")))
-        if not path.is_file():
-            raise ModelError(f"{path}: the static model is not there; give it with --model MODEL.onnx")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != provenance.get("model_sha256"):
-            raise ModelError(
-                f"{path}: not the model that {folder} was made from; give that one with --model MODEL.onnx"
-            )
-        size, output = _asked(provenance)
-        graph = load_graph(path, size=size, output=output)
+        manifest = runner.manifest
+        origin = Origin.of(manifest)
+        graph = load_graph(origin.find(static, folder), size=origin.size, output=origin.output)
+        found = [(None, *graph.shapes[name]) for name in (graph.image, graph.output)]
+        for shape, wanted in zip(found, (manifest.input.shape, manifest.output.shape), strict=True):
+            if shape != wanted:
+                raise ModelError(
+                    f"{folder}: made for {list(wanted)}, but the static model has {list(shape)} there; convert again"
+                )
         yield runner, StaticModel(graph, threads=threads, provider=provider)
-
-
-def _asked(provenance: Any) -> tuple[tuple[int, int] | None, str | None]:
-    options = provenance.get("options", {})
-    size = options.get("size", provenance.get("input_size"))
-    output = options.get("output", provenance.get("output_name"))
-    return (int(size[0]), int(size[1])) if size else None, output
-
-
-def preprocess_in(manifest: Manifest, graph: Graph | None = None) -> Preprocess:
-    """The preprocessing that a manifest records. Raises DataError when it has none."""
-    if manifest.preprocess is None:
-        raise DataError(
-            "the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly"
-        )
-    return Preprocess.from_json(manifest.preprocess)

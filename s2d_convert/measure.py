@@ -18,6 +18,7 @@ from s2d_convert.answers import noise
 from s2d_convert.calibrate import ALWAYS, NEVER
 from s2d_convert.data import Images
 from s2d_convert.latency import Array, interleave, time_round
+from s2d_convert.origin import Origin
 from s2d_convert.static import StaticModel, slices, to_logits
 
 TIMED_PER_EXIT = 60
@@ -112,7 +113,7 @@ def measure(
     mean, median, worst, static_ms = _latency(runner, static, images, exits, batch=batch, budget=budget)
     entries = runner.manifest.stages
     upto = np.cumsum([entry.macs for entry in entries])
-    labels = images.labels
+    labels, origin = images.labels, Origin.of(runner.manifest)
     return Measured(
         images=len(images),
         exit_share=tuple(share.tolist()),
@@ -123,9 +124,9 @@ def measure(
         mean_latency=mean,
         median_latency=median,
         worst_latency=worst,
-        static_macs=int(runner.manifest.provenance.get("static_macs", 0)),
+        static_macs=origin.macs,
         mean_macs=float((share * upto).sum()),
-        static_parameters=int(runner.manifest.provenance.get("static_parameters", 0)),
+        static_parameters=origin.parameters,
         parameters=int(sum(entry.parameters for entry in entries)),
         threads=threads,
         batch=batch,

@@ -24,6 +24,7 @@ Layout = Literal["NCHW", "NHWC"]
 InputType = Literal["float32", "uint8"]
 Order = Literal["RGB", "BGR"]
 
+LARGEST = 1e300  # of a number in a file; also keeps out NaN, infinities, and whole numbers that no float can hold
 MAX_STD = 10.0  # a larger one was surely meant in 0..255 units
 
 # Pillow is told which decoders it may use: among the others is one that starts an external program (EPS).
@@ -191,7 +192,7 @@ def _are(values: object, count: int, *, whole: bool = False) -> bool:
     return (
         isinstance(values, tuple)
         and len(values) == count
-        and all(isinstance(v, kinds) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+        and all(isinstance(v, kinds) and not isinstance(v, bool) and abs(v) < LARGEST for v in values)
     )
 
 

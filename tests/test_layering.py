@@ -55,6 +55,7 @@ RUNGS: dict[str, dict[str, int]] = {
         "policy": 7,
         "options": 3,
         "static": 4,
+        "origin": 4,
         "describe": 11,
         "train": 11,
         "search": 11,
