@@ -1,4 +1,4 @@
-"""What the parts cost: analysis of large graphs, one candidate, and the dispatcher's own overhead.
+"""What the parts cost: analysis of large graphs, and one candidate. The dispatcher has bench_dispatcher.py.
 
     python benchmarks/bench_parts.py [MODEL.onnx ...]
 
@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from s2d_runtime import Dispatcher
 
 from s2d_convert.channels import analyse
-from s2d_convert.folders import make_plan, split_model
+from s2d_convert.folders import make_plan
 from s2d_convert.graph import graph_from_proto, load_graph, read_model
-from s2d_convert.latency import Meter, interleave, make_session
+from s2d_convert.latency import Meter
 from s2d_convert.plan import Effective
 from s2d_convert.space import PlanSpace, divide, layout_block
 from s2d_convert.split import split
@@ -175,36 +173,6 @@ def bench_model(path: Path) -> None:
         before = time.perf_counter()
         candidate()
         print(f"  one candidate   {time.perf_counter() - before:.3f} s (stages, latency, forward of 1,000 images)")
-    bench_dispatcher(path, graph.model, image)
-
-
-def bench_dispatcher(path: Path, model: onnx.ModelProto, image: np.ndarray) -> None:
-    """The dispatcher against bare session.run calls on the same stage files, all stages run, interleaved."""
-    out = BUILD / f"{path.stem}.s2d"
-    if not out.exists():
-        split_model(path, plan="depth", stages=2, out=out)
-    static = make_session(model.SerializeToString())
-    name = static.get_inputs()[0].name
-    with Dispatcher(out) as runner:
-        stages = [make_session((out / s.file).read_bytes()) for s in runner.manifest.stages]
-        first, second = stages
-        links = [s.name for s in runner.manifest.stages[0].links_out]
-        names = ["output", "confidence"]
-
-        def bare() -> None:
-            _, _, *made = first.run([*names, *links], {name: image})
-            second.run(names, dict(zip(links, made, strict=True)))
-
-        once = partial(static.run, None, {name: image})
-        calls: list[Callable[[], object]] = [once, bare, partial(runner, image)]
-        for call in calls:
-            call()
-        times = interleave(calls, 5.0, rounds=3000)
-    static_s, bare_s, runner_s = np.median(times, axis=0)
-    share = (runner_s - bare_s) / static_s
-    print(f"  static          {1e3 * static_s:.3f} ms")
-    print(f"  two stages      {bare_s / static_s:.3f} of it bare, {runner_s / static_s:.3f} dispatched")
-    print(f"  dispatcher      {1e6 * (runner_s - bare_s):.0f} us beyond onnxruntime ({100 * share:.1f} % of static)")
 
 
 def main() -> None:

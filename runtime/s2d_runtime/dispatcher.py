@@ -35,7 +35,7 @@ from numbers import Real
 from pathlib import Path
 from time import perf_counter
 from types import NoneType, UnionType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
 import onnxruntime as ort
@@ -91,14 +91,18 @@ class DispatcherError(ValueError):
     """A folder, an argument or images cannot be used; the message is one sentence."""
 
 
-def leaves(confidence: Array, threshold: np.float32) -> NDArray[np.bool_]:
-    """Which rows leave at a stage, bool [B]: the exit rule, and the only place that has it.
+@overload
+def leaves(confidence: float, threshold: float) -> bool: ...
+@overload
+def leaves(confidence: Array, threshold: float | np.float32) -> NDArray[np.bool_]: ...
+def leaves(confidence: Any, threshold: Any) -> Any:
+    """Which rows leave at a stage: the exit rule, and the only place that has it.
 
-    confidence: float32 [B]. A threshold above 1 never fires, and NaN confidence never leaves. The last stage does not
-    ask: whoever gets there, leaves there.
+    confidence: float32 [B], for bool [B], or one such number, for True or False; threshold: a number that float32 holds.
+    A threshold above 1 never fires, and NaN confidence never leaves. The last stage does not ask: whoever gets there,
+    leaves there.
     """
-    result: NDArray[np.bool_] = confidence >= threshold
-    return result
+    return confidence >= threshold
 
 
 def histogram(confidence: Array) -> NDArray[np.int64]:
@@ -720,7 +724,7 @@ class _File:
         return (self.session or self.open()).run(names, feeds)
 
 
-_Limits = tuple[np.float32, ...]
+_Limits = tuple[float, ...]  # thresholds that float32 holds
 _NOBODY = np.empty(0, np.int64)
 
 
@@ -729,6 +733,7 @@ class _Step:
     """A stage on a route: what it reads, what is fetched from it, and which tensors are read after it."""
 
     number: int  # of the stage, from 1
+    stage: NDArray[np.int64]  # the same, [1]
     run: Any  # the session's own, or the file's that is still to be opened
     reads: tuple[str, ...]
     fetches: tuple[str, ...]
@@ -749,7 +754,7 @@ def _route(manifest: Manifest, files: Sequence[_File], *, exits: bool) -> tuple[
         if fetches:
             reads = (*((manifest.input.name,) if stage.image else ()), *stage.links_in)
             run = (files[number - 1].session or files[number - 1]).run
-            steps.append(_Step(number, run, reads, fetches, tuple(sorted(needed))))
+            steps.append(_Step(number, np.array([number], np.int64), run, reads, fetches, tuple(sorted(needed))))
             needed = needed.difference(fetches).union(reads)
     return tuple(reversed(steps))
 
@@ -799,6 +804,7 @@ class Dispatcher:
         self._input, self._dtype = manifest.input.name, np.dtype(manifest.input.dtype)
         self._lengths = manifest.input.shape[1:]
         self._row_shapes = {name: shape[1:] for name, shape in _shapes(manifest).items()}
+        self._answer_shape = self._row_shapes[OUTPUT]
         ascending = sorted(manifest.policies, key=lambda policy: policy.budget)
         self._choices = [_Choice(policy, _limits(policy.thresholds)) for policy in ascending]
         self._budgets = [policy.budget for policy in ascending]
@@ -833,10 +839,13 @@ class Dispatcher:
         loaded = self._loaded
         if loaded is None:
             raise DispatcherError("the dispatcher is closed; make a new one")
-        self._check_images(images)
-        choice: _Choice | None = self._choice  # the calibrated policy that this call runs with, if it is one
-        limits = self._choice.limits
-        if not exits or budget is not None or policy is not None or thresholds is not None:
+        if not (type(images) is np.ndarray and images.dtype is self._dtype and images.shape[1:] == self._lengths):
+            self._check_images(images)
+        choice: _Choice | None  # the calibrated policy that this call runs with, if it is one
+        if exits and budget is None and policy is None and thresholds is None:
+            choice = mine = self._choice
+            limits = mine.limits
+        else:
             choice, limits = self._asked(budget, policy, thresholds, exits=exits)
         steps = loaded.with_exits if exits else loaded.straight
         if timings:
@@ -877,7 +886,8 @@ class Dispatcher:
         """Run a route; limits: a threshold for every stage but the last, or () where only the last step answers.
 
         seen: gets the confidences of every stage that ran. For a single image the time between two stages counts, and
-        there the caches are cold: this loop copies nothing and stays off numpy's slower doors (count_nonzero, full).
+        there the caches are cold: whatever code runs must first be fetched. So nothing is copied, and a single row stays
+        off numpy, whose comparison alone would cost as much as all the rest.
         """
         rows = len(images)
         if not rows:  # older versions of onnxruntime fail on empty tensors
@@ -891,40 +901,42 @@ class Dispatcher:
                 found = step.run(step.fetches, {name: values[name] for name in step.reads})
             except ORT_ERRORS as error:
                 raise DispatcherError(f"stage {step.number}: {_sentence(error)}") from error
-            values.update(zip(step.fetches, found))  # noqa: B905 - onnxruntime gives what was asked for
             if step is not last and not limits:
+                values.update(zip(step.fetches, found, strict=True))
                 continue
             confidence = found[1]
             if confidence.shape != (rows,):
-                self._check_rows(values, (CONFIDENCE,), rows, step.number)
+                self._check_rows(step, found, rows)
             if seen is not None:
                 seen.append(confidence)
             if step is last:
                 break
-            leaving = leaves(confidence, limits[step.number - 1])
-            count = leaving.tolist().count(True)
+            leaving = leaves(confidence.item() if rows == 1 else confidence, limits[step.number - 1])
+            count = leaving if rows == 1 else leaving.tolist().count(True)
             if count == rows:
                 break
+            values.update(zip(step.fetches, found, strict=True))
             if count:
-                self._check_rows(values, (OUTPUT, *step.read_later), rows, step.number)
+                self._check_rows(step, found, rows)
                 if merged is None:
                     merged, here = self._blank(rows), np.arange(rows)
                 gone, staying = np.flatnonzero(leaving), np.flatnonzero(~leaving)
                 merged.put(here[gone], step.number, found[0][gone], confidence[gone])
                 values = {name: values[name][staying] for name in step.read_later}
                 here, rows = here[staying], len(staying)
-        self._check_rows(values, (OUTPUT,), rows, step.number)
+        if found[0].shape != (rows, *self._answer_shape):
+            self._check_rows(step, found, rows)
         if merged is None:
-            return Answer(found[0], np.array([step.number] * rows, np.int64), confidence)
+            return Answer(found[0], step.stage.repeat(rows), confidence)
         merged.put(here, step.number, found[0], confidence)
         return merged
 
-    def _check_rows(self, values: Mapping[str, Array], names: Iterable[str], rows: int, stage: int) -> None:
+    def _check_rows(self, step: _Step, found: Sequence[Array], rows: int) -> None:
         """Raise DispatcherError if a tensor has another shape than the manifest says, which onnxruntime may allow."""
-        for name in names:
-            if values[name].shape != (rows, *self._row_shapes[name]):
+        for name, tensor in zip(step.fetches, found, strict=True):
+            if tensor.shape != (rows, *self._row_shapes[name]):
                 expected = f"{[rows, *self._row_shapes[name]]}; convert again"
-                _refuse(f"stage {stage}: {reprlib.repr(name)}", list(values[name].shape), expected)
+                _refuse(f"stage {step.number}: {reprlib.repr(name)}", list(tensor.shape), expected)
 
     def warm_up(self, batch: int = 1) -> None:
         """Run every stage on black images, so that the first answer is as fast as the later ones; opens what is not open.
@@ -1005,9 +1017,9 @@ class Dispatcher:
 
 
 def _limits(thresholds: Sequence[float]) -> _Limits:
-    """Thresholds in the confidence's type, so that the rule compares float32 with float32."""
+    """Thresholds rounded to the confidence's type, so that the rule compares float32 with float32."""
     with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
-        return tuple(np.float32(threshold) for threshold in thresholds)
+        return tuple(float(np.float32(threshold)) for threshold in thresholds)
 
 
 def _timed(step: _Step, spent: list[float]) -> _Step:
