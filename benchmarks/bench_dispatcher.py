@@ -53,15 +53,15 @@ def bare_chain(runner: Dispatcher, image: np.ndarray[Any, Any]) -> Callable[[], 
     return bare
 
 
-def bench_latency(out: Path, static: Callable[[Any], object], batch: int, rounds: int) -> None:
+def bench_latency(out: Path, static: Callable[[Any], Any], batch: int, rounds: int) -> None:
     """Print what a call costs beyond the two session calls, as a share of the static model's latency."""
     with Dispatcher(out) as runner, Dispatcher(out) as watched:
-        shape = runner.manifest.input.shape[1:]
+        shape = [n or 1 for n in runner.manifest.input.shape[1:]]
         image = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
         watched._loaded = runner._loaded  # the same sessions, so that only the counting differs
         watched.monitor()
         bare = bare_chain(runner, image)
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "bare": bare,
             "bare again": bare,
             "dispatcher": partial(runner, image),
@@ -92,7 +92,7 @@ def bench_latency(out: Path, static: Callable[[Any], object], batch: int, rounds
 def bench_threads(out: Path, calls: int) -> None:
     """Print the throughput of eight threads on one dispatcher, relative to plain calls on the same sessions."""
     with Dispatcher(out) as runner:
-        shape = runner.manifest.input.shape[1:]
+        shape = [n or 1 for n in runner.manifest.input.shape[1:]]
         image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
         bare = bare_chain(runner, image)
 
