@@ -29,7 +29,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -698,7 +698,7 @@ class Answer:
     output: Array
     stage: NDArray[np.int64]
     confidence: NDArray[np.float32]
-    stage_ms: tuple[float, ...] | None = None
+    stage_ms: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def put(self, rows: NDArray[np.int64], stage: int, output: Array, confidence: Array) -> None:
         """Write the answers of some rows into an answer for all of them."""
