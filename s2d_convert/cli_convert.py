@@ -16,6 +16,7 @@ from s2d_convert.cli_options import (
     OUTPUT,
     PATH,
     PREPROCESSING,
+    QUANTIZE,
     RUNNING,
     SEED,
     SIZE,
@@ -68,6 +69,7 @@ from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
     help="Mirror training images (not for digits or text).",
 )
 @WEIGHTS
+@QUANTIZE
 @OUTPUT
 @SIZE
 @PREPROCESSING

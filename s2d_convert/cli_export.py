@@ -1,5 +1,5 @@
 """The command `s2d export`: what else can be made of an exported folder. One option chooses what is made, and one function
-below makes it; the options that belong to it stand beside it."""
+below makes it; the options that belong to it stand beside it in TARGETS."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from types import MappingProxyType
 from typing import Any
 
 import click
+from rich.console import Console
 
-from s2d_convert.cli_options import FOLDER, PATH
+from s2d_convert.cli_options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC
+from s2d_convert.data import load_data
 from s2d_convert.errors import UsageError
-from s2d_convert.options import check_running
+from s2d_convert.export import check_out
+from s2d_convert.folders import open_export, preprocess_in
+from s2d_convert.options import check_budget, check_running
+from s2d_convert.recast import Recast, recast
 from s2d_convert.single import THRESHOLDS, write_single
+from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
 
 Options = Mapping[str, Any]
 
@@ -24,31 +30,71 @@ Options = Mapping[str, Any]
     "--single", type=PATH, metavar="FILE", help="Write one ONNX file with all stages and per-row exits in it."
 )
 @click.option("--bake", type=float, help="With --single: fix the thresholds of this budget in the file.")
+@QUANTIZE
+@click.option("--data", type=PATH, help="With --quantize: folder of class folders, folder of images, or .npz.")
+@click.option("--out", type=PATH, help="With --quantize: the folder to write.")
+@STATIC
+@click.option("--threads", type=int, help="Threads of onnxruntime. [default: 1]")
+@click.option("--batch", type=int, help="Images per call when latency is measured. [default: 1]")
+@click.option("--provider", help="Execution provider of onnxruntime. [default: CPUExecutionProvider]")
 def export(folder: Path, **options: Any) -> None:
-    """Make something else of OUT, for where the dispatcher does not run. Give one of --single FILE."""
+    """Make something else of OUT: one file that runs without the dispatcher, or a folder in another arithmetic."""
     asked = [name for name in TARGETS if options[name] is not None]
     if len(asked) != 1:
         raise UsageError(f"export: give exactly one of {', '.join(f'--{name}' for name in TARGETS)}")
     make, own = TARGETS[asked[0]]
-    given = {name for name, value in options.items() if value is not None} - {asked[0], *own}
-    if given:
-        raise UsageError(f"--{min(given)}: means nothing beside --{asked[0]}; leave it out")
+    spare = {name for name, value in options.items() if value is not None} - {asked[0], *own}
+    if spare:
+        shown = {"static": "model"}.get(min(spare), min(spare))
+        raise UsageError(f"--{shown}: means nothing beside --{asked[0]}; leave it out")
     make(folder, options)
 
 
 def single(folder: Path, options: Options) -> None:
-    """`--single FILE`."""
-    check_running(threads=1, batch=1, budget=options["bake"])
+    """`--single FILE`: one ONNX file, and how to ask it."""
+    if options["bake"] is not None:
+        check_budget("bake", options["bake"])
     made = write_single(folder, options["single"], bake=options["bake"])
     click.echo(f"{made.path}: {made.stages} stages, {made.file_bytes / 1e6:.1f} MB")
     limits = ", ".join(f"{t:.6g}" for t in made.policy.thresholds)
     if made.baked:
-        click.echo(f"the thresholds of budget {made.policy.budget:g} are fixed in it: {limits}")
+        click.echo(f"the thresholds of budget {made.policy.budget:g} are fixed in it: {limits or 'none'}")
     elif limits:
         click.echo(f"feed '{THRESHOLDS}', float32 [{made.stages - 1}]; for budget {made.policy.budget:g}: [{limits}]")
 
 
+def quantize(folder: Path, options: Options) -> None:
+    """`--quantize KIND`: a folder whose stages compute in int8 or float16."""
+    for name in ("data", "out"):
+        if options[name] is None:
+            raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
+    running = {name: options[name] if options[name] is not None else DEFAULTS[name] for name in RUNNING}
+    check_running(threads=running["threads"], batch=running["batch"])
+    check_out(options["out"])
+    reporter = TerminalReporter()
+    with open_export(folder, static=options["static"], threads=running["threads"], provider=running["provider"]) as (
+        runner,
+        reference,
+    ):
+        dataset = load_data(
+            options["data"],
+            preprocess=preprocess_in(runner.manifest, reference.graph),
+            classes=reference.graph.classes,
+            seed=int(runner.manifest.provenance.get("options", {}).get("seed", DEFAULTS["seed"])),
+        )
+        asked = Recast(options["quantize"], **running)
+        made, _ = recast(folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note)
+    console = Console()
+    console.print(policy_table(made["policies"], target=made["target"]))
+    title = f"{options['out']} on {made['measured']['images']} unseen images ({made['data']})"
+    console.print(measured_table(made["measured"], title=title))
+
+
+RUNNING = ("threads", "batch", "provider")
 # Option -> what makes it, and the further options that it takes.
 TARGETS: Mapping[str, tuple[Callable[[Path, Options], None], frozenset[str]]] = MappingProxyType(
-    {"single": (single, frozenset({"bake"}))}
+    {
+        "single": (single, frozenset({"bake"})),
+        "quantize": (quantize, frozenset({"data", "out", "static", *RUNNING})),
+    }
 )

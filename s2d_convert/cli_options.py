@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from s2d_convert.options import FLOATS, ConvertOptions
+from s2d_convert.options import ARITHMETIC, FLOATS, ConvertOptions
 from s2d_convert.preprocess import PRESETS
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(ConvertOptions)}
@@ -68,6 +68,11 @@ WEIGHTS = click.option(
     default=DEFAULTS["weights"],
     show_default=True,
     help="How weights are stored in the stage files; float16 takes half the space, and is cast back at load.",
+)
+QUANTIZE = click.option(
+    "--quantize",
+    type=click.Choice(ARITHMETIC),
+    help="Compute in int8, in int8 but for the last stage, or in float16 (for GPUs).",
 )
 OUT = click.option("--out", type=PATH, help="The folder to write. [default: MODEL without .onnx, plus .s2d]")
 RUNNING = options(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from s2d_runtime import Manifest, Policy, dispatcher
+from s2d_runtime import Manifest, Policy, Stage, dispatcher
 
 from s2d_convert.calibrate import NEVER
 from s2d_convert.channels import Channels, analyse
@@ -206,15 +206,24 @@ def write_stages(folder: Path, entries: Sequence[dict[str, Any]], models: Sequen
     shutil.copyfile(dispatcher.__file__, folder / "dispatcher.py")
 
 
-def read_stages(folder: Path, manifest: Manifest) -> list[onnx.ModelProto]:
-    """The stage models of a folder. Raises OutputError when a file is not the one that the manifest was checked with."""
-    models = []
-    for stage in manifest.stages:
-        data = (folder / stage.file).read_bytes()
-        if hashlib.sha256(data).hexdigest() != stage.sha256:
-            raise OutputError(f"{folder / stage.file}: changed while it was read; try again")
-        models.append(onnx.load_model_from_string(data))
-    return models
+def read_stages(folder: Path, manifest: Manifest) -> tuple[StageModel, ...]:
+    """The stages of a folder. Raises OutputError when a file is not the one that the manifest was checked with."""
+    return tuple(_read_stage(folder / stage.file, stage) for stage in manifest.stages)
+
+
+def _read_stage(path: Path, stage: Stage) -> StageModel:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != stage.sha256:
+        raise OutputError(f"{path}: changed while it was read; try again")
+    links = tuple((link.name, tuple(n or 0 for n in link.shape[1:])) for link in stage.links_out)
+    return StageModel(
+        model=onnx.load_model_from_string(data),
+        image=stage.image,
+        links_in=stage.links_in,
+        links_out=links,
+        macs=stage.macs,
+        parameters=stage.parameters,
+    )
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

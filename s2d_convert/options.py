@@ -36,14 +36,21 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
 )
 DEVICES = ("auto", "cpu", "cuda")
 FLOATS = ("float32", "float16")
+ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
 
 
 def check_running(*, threads: int, batch: int, budget: float | None = None) -> None:
     """Raise UsageError unless the options that every measuring command has are in their ranges."""
-    if budget is not None and not (math.isfinite(budget) and 0 < budget <= 1):
-        raise UsageError(f"--budget {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
+    if budget is not None:
+        check_budget("budget", budget)
     _check_range("threads", threads, 1, 256)
     _check_range("batch", batch, 1, 4096)
+
+
+def check_budget(name: str, budget: float) -> None:
+    """Raise UsageError unless the option is a share of the static latency."""
+    if not (math.isfinite(budget) and 0 < budget <= 1):
+        raise UsageError(f"--{name} {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
 
 
 def check_choice(name: str, text: str, allowed: Sequence[str]) -> None:
@@ -75,6 +82,7 @@ class ConvertOptions:
     effort: str = "standard"
     seed: int = 0
     weights: str = "float32"
+    quantize: str | None = None
     resume: bool = False
     flip: bool = True
     output: str | None = None
@@ -93,6 +101,8 @@ class ConvertOptions:
         _check_range("seed", self.seed, 0, 2**31 - 1)
         for name, allowed in (("effort", tuple(EFFORTS)), ("device", DEVICES), ("weights", FLOATS)):
             check_choice(name, getattr(self, name), allowed)
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, ARITHMETIC)
 
     @property
     def work(self) -> Effort:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Effective
 from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
+from s2d_convert.recast import Recast, recast
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.search import (
     Evaluation,
@@ -41,6 +43,7 @@ from s2d_convert.search import (
 )
 from s2d_convert.space import PlanSpace, divide, layout_block, total_macs
 from s2d_convert.staged import Masks, StagedNet
+from s2d_convert.static import StaticModel
 from s2d_convert.train import Choose, Progress, TrainSettings, input_batches, save_state, train
 
 __all__ = ["Reporter", "Result", "convert"]
@@ -50,7 +53,7 @@ FADE = 0.3  # the share of fine-tuning over which forbidden links fade out
 SUPERNET_RATE, FINETUNE_RATE, COMPACT_RATE = 0.02, 0.03, 0.05
 MOST_PASSES = 3.0
 MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make a training step faster
-SECONDS, COMPACT = "seconds.json", "chain1.onnx"
+SECONDS, COMPACT, PLAIN = "seconds.json", "chain1.onnx", "float32"
 
 
 def convert(options: ConvertOptions, reporter: Reporter) -> Result:
@@ -70,10 +73,27 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     with _timed(run, "fine-tune"):
         tuned = finetune(job, net, conversion)
     seconds = run.read_json(SECONDS)
-    result = finish(job, tuned, conversion, provenance={"model_sha256": digest, "seconds": seconds})
+    result = _finished(job, tuned, conversion, provenance={"model_sha256": digest, "seconds": seconds})
     reporter.note("time: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     run.remove()
     return result
+
+
+def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
+    """The exported folder; with --quantize one in float32 is made in the run folder first."""
+    options, ready = job.options, job.ready
+    if options.quantize is None:
+        return finish(job, tuned, conversion, provenance=provenance)
+    plain = job.run.path / PLAIN
+    shutil.rmtree(plain, ignore_errors=True)
+    finish(replace(job, options=replace(options, out=plain)), tuned, conversion, provenance=provenance)
+    job.reporter.step("quantize")
+    static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
+    asked = Recast(options.quantize, options.threads, options.batch, options.provider)
+    manifest, measured = recast(plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note)
+    default = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
+    within = options.max_latency is None or measured.worst_latency <= options.max_latency
+    return Result(options.out, manifest, measured, bool(default["reached"]), within)
 
 
 @contextmanager

@@ -61,11 +61,10 @@ def write_single(folder: Path, path: Path, *, bake: float | None = None) -> Sing
     with Dispatcher(folder) as runner:
         manifest = runner.manifest
         policy = runner.policy if bake is None else manifest.policy_for(bake)
-        model = single_model(
-            manifest, read_stages(folder, manifest), thresholds=None if bake is None else policy.thresholds
-        )
-        data = model.SerializeToString()
-        _check_like(runner, data, None if bake is None else policy.thresholds)
+        stages = [stage.model for stage in read_stages(folder, manifest)]
+        baked = None if bake is None else policy.thresholds
+        data = single_model(manifest, stages, thresholds=baked).SerializeToString()
+        _check_like(runner, data, baked)
     write_bytes(path, data)
     return Single(path, len(data), len(manifest.stages), policy, bake is not None)
 
@@ -213,9 +212,11 @@ class _Builder:
 
     def answer_infos(self, number: int, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
         """Types and shapes of output, stage and confidence, for as many rows as stage `number` has."""
-        shapes = ([_rows(number), *self._manifest.output.shape[1:]], [_rows(number)], [_rows(number)])
+        one: list[str | int | None] = [_rows(number)]
+        shapes = ([*one, *self._manifest.output.shape[1:]], one, one)
         kinds = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)
-        return [helper.make_tensor_value_info(*about) for about in zip(names, kinds, shapes, strict=True)]
+        infos = zip(names, kinds, shapes, strict=True)
+        return [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in infos]
 
 
 def _rows(number: int) -> str:

@@ -23,7 +23,10 @@ def old_python() -> Callable[..., str]:
     python, done = PLACE / "bin" / "python", PLACE / ".done"
     if not done.exists():
         wanted = [f"onnxruntime=={OLD}", "numpy>=1.26,<2"]
-        commands = ([sys.executable, "-m", "venv", "--clear", PLACE], [python, "-m", "pip", "install", "-q", *wanted])
+        commands: tuple[list[str | Path], ...] = (
+            [sys.executable, "-m", "venv", "--clear", PLACE],
+            [python, "-m", "pip", "install", "-q", *wanted],
+        )
         for command in commands:
             made = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S, check=False)
             if made.returncode:

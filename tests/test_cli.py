@@ -98,6 +98,20 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("serve there --budget 2", 2, "--budget 2"),
         ("serve there --name a/b", 2, "--name 'a/b'"),
         ("serve there --timeout-s nan", 2, "--timeout-s nan"),
+        ("convert model.onnx --quantize int4", 2, "int4"),
+        ("export there", 2, "exactly one of --single, --quantize"),
+        ("export there --single a.onnx --quantize int8", 2, "exactly one of"),
+        ("export there --single a.onnx", 6, "manifest.json"),
+        ("export there --single model.onnx", 6, "exists already"),
+        ("export there --single a.onnx --bake 2", 2, "--bake 2"),
+        ("export there --single a.onnx --out x", 2, "--out: means nothing beside --single"),
+        ("export there --single a.onnx --model model.onnx", 2, "--model: means nothing"),
+        ("export there --quantize int4", 2, "int4"),
+        ("export there --quantize int8 --out x", 2, "give --data"),
+        ("export there --quantize int8 --data random.npz", 2, "give --out"),
+        ("export there --quantize int8 --data random.npz --out x --batch 0", 2, "--batch 0"),
+        ("export there --quantize int8 --data random.npz --out there", 6, "exists already"),
+        ("export there --quantize int8 --data random.npz --out x", 6, "manifest.json"),
         ("nonsense", 2, "nonsense"),
     ],
 )
@@ -162,6 +176,27 @@ def test_a_server_without_its_extra_tells_how_to_install_it(
     code, _, err = call(capsys, "serve", "there")
     assert code == 2
     assert "s2d_runtime.serving.http is missing; pip install 's2d-runtime[http]'" in err
+
+
+def test_a_single_file_says_how_it_is_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "split", "model.onnx", "--plan", "width")
+    code, out, _ = call(capsys, "export", "model.s2d", "--single", "one.onnx")
+    assert code == 0
+    assert out.splitlines()[1] == "feed 'thresholds', float32 [1]; for budget 1: [1.01]"
+    code, out, _ = call(capsys, "export", "model.s2d", "--single", "baked.onnx", "--bake", "1")
+    assert code == 0
+    assert out.splitlines()[1] == "the thresholds of budget 1 are fixed in it: 1.01"
+    assert [[i.name for i in onnx.load(place / f).graph.input] for f in ("one.onnx", "baked.onnx")] == [
+        ["image", "thresholds"],
+        ["image"],
+    ]
+
+
+def test_a_folder_without_preprocessing_is_not_quantised(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "split", "model.onnx", "--plan", "width")
+    code, _, err = call(capsys, "export", "model.s2d", "--quantize", "int8", "--data", "random.npz", "--out", "lighter")
+    assert (code, "no preprocessing" in err) == (5, True)
+    assert not (place / "lighter").exists()
 
 
 def test_inspect_tells_what_can_be_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
