@@ -139,6 +139,21 @@ def open_export(
         yield runner, StaticModel(graph, threads=threads, provider=provider)
 
 
+def static_of(
+    path: Path, *, size: tuple[int, int] | None, output: str | None
+) -> tuple[Path, tuple[int, int] | None, str | None]:
+    """The static model that `path` is, or that the export in the folder `path` was made from, with the size and output
+    that were asked for. Raises ModelError when it is not where the manifest says, or is another one."""
+    if not path.is_dir():
+        return path, size, output
+    provenance = Manifest.load(path).provenance
+    model = Path(str(provenance.get("model", "")))
+    if not model.is_file() or hashlib.sha256(model.read_bytes()).hexdigest() != provenance.get("model_sha256"):
+        raise ModelError(f"{path}: the model that it was made from is not at {model}; give the ONNX file itself")
+    known_size, known_output = _asked(provenance)
+    return model, size or known_size, output or known_output
+
+
 def _asked(provenance: Any) -> tuple[tuple[int, int] | None, str | None]:
     options = provenance.get("options", {})
     size = options.get("size", provenance.get("input_size"))
