@@ -60,7 +60,7 @@ def confirmed(job: Job, results: Sequence[SearchResult[Conversion]]) -> Trial[Co
     """
     order = ranked(results)
     limit = job.options.max_latency
-    if limit is None:
+    if limit is None or job.ready.table is not None:  # what a table says of a plan is no luck
         return order[0]
     closest, least = order[0], float("inf")
     for trial in order[:MOST_CONFIRMED]:

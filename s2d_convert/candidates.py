@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from s2d_convert.channels import Channels
 from s2d_convert.data import Images
 from s2d_convert.export import Part, build_stages
 from s2d_convert.graph import Graph
-from s2d_convert.latency import Array, Meter
+from s2d_convert.latency import Array, Timing
 from s2d_convert.plan import Conversion, Effective, Plan
 from s2d_convert.search import Evaluation, reward
 from s2d_convert.staged import StagedNet
@@ -26,10 +28,17 @@ def is_untouched(graph: Graph, plan: Plan) -> bool:
     return plan == Plan((graph.output,), (1,) * len(plan.stages_of_units))
 
 
+class Latencies(Protocol):
+    """Says how long stages take: measures them, or knows."""
+
+    def measure(self, models: Sequence[bytes], /) -> Timing:
+        """The latency of stages that hand links on in this order."""
+
+
 class Evaluator:
     """Callable that evaluates conversions with the weights of a trained supernet.
 
-    The latency of every stage is measured from its ONNX model, next to the static model; the accuracy is that of
+    The latency of every stage is what `meter` says of its ONNX model; the accuracy is that of
     the best thresholds that meet the budget on `images`. `answers` are the labels, or the static model's answers. A
     plan that costs more than `max_latency` when an image runs through every stage is worth less than any other.
     """
@@ -40,7 +49,7 @@ class Evaluator:
         channels: Channels,
         net: StagedNet,
         *,
-        meter: Meter,
+        meter: Latencies,
         images: Images,
         static_logits: Array,
         answers: Array,

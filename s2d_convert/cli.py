@@ -15,6 +15,7 @@ from s2d_convert.cli_convert import convert
 from s2d_convert.cli_export import export
 from s2d_convert.cli_folder import bench_command, evaluate, run
 from s2d_convert.cli_model import inspect, split
+from s2d_convert.cli_profile import profile_command
 from s2d_convert.cli_serve import serve
 from s2d_convert.errors import EXIT_INTERRUPTED, ModelError, OutputError, S2DError
 
@@ -36,6 +37,7 @@ COMMANDS = (
     run,
     export,
     serve,
+    profile_command,
 )
 for _command in COMMANDS:
     s2d.add_command(_command)

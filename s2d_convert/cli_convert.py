@@ -45,6 +45,12 @@ from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
     help="Most that an image which runs through every stage may cost, as a multiple of static. [default: any]",
 )
 @click.option(
+    "--latency",
+    type=PATH,
+    metavar="BOARD.json",
+    help="Convert for the device that this file was measured on (s2d profile). [default: this machine, measured]",
+)
+@click.option(
     "--data", type=PATH, help="Folder of class folders, folder of images, or .npz. Without it images are made up."
 )
 @OUT
@@ -82,12 +88,12 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     asked = ConvertOptions(model=model, out=out or default_out(model), **options)
     result = run_convert(asked, TerminalReporter())
     console = Console()
+    measured = result.manifest["measured"]
+    how = f"latency {measured['latency']} for {measured['machine']}"
     console.print(policy_table(result.manifest, target=result.manifest["target"]))
     data = result.manifest["data"]
     console.print(
-        measured_table(
-            result.manifest["measured"], title=f"{result.out} on {result.measured.images} unseen images ({data})"
-        )
+        measured_table(measured, title=f"{result.out} on {result.measured.images} unseen images ({data}); {how}")
     )
     if data == "made-up":
         console.print(
@@ -102,7 +108,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     if not result.within_bound:
         click.echo(
             f"--max-latency {asked.max_latency:g} was not kept: an image that needs every stage costs "
-            f"{result.measured.worst_latency:.3f} of static, measured from the exported files; the best effort was exported",
+            f"{result.measured.worst_latency:.3f} of static ({measured['latency']} from the exported files); "
+            "the best effort was exported",
             err=True,
         )
     if not (result.reached and result.within_bound):

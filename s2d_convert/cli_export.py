@@ -15,8 +15,9 @@ from s2d_convert.cli_options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC
 from s2d_convert.data import load_data
 from s2d_convert.errors import UsageError
 from s2d_convert.export import check_out
-from s2d_convert.folders import open_export, preprocess_in
+from s2d_convert.folders import open_export
 from s2d_convert.options import check_budget, check_running
+from s2d_convert.origin import recorded_preprocess
 from s2d_convert.recast import Recast, recast
 from s2d_convert.single import THRESHOLDS, write_single
 from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
@@ -78,7 +79,7 @@ def quantize(folder: Path, options: Options) -> None:
     ):
         dataset = load_data(
             options["data"],
-            preprocess=preprocess_in(runner.manifest, reference.graph),
+            preprocess=recorded_preprocess(runner.manifest),
             classes=reference.graph.classes,
             seed=int(runner.manifest.provenance.get("options", {}).get("seed", DEFAULTS["seed"])),
         )

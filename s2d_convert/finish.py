@@ -16,6 +16,7 @@ from s2d_runtime import Dispatcher, Policy
 
 from s2d_convert import calibrate
 from s2d_convert.describe import model_facts
+from s2d_convert.elsewhere import measured_elsewhere, predicted_costs
 from s2d_convert.errors import VerifyError
 from s2d_convert.export import (
     Part,
@@ -35,6 +36,7 @@ from s2d_convert.prepare import Job, Prepared, timing_images
 from s2d_convert.runfolder import TRACE
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
+from s2d_convert.table import Table
 from s2d_convert.train import exit_logits
 
 VERIFY_IMAGES = 64
@@ -89,6 +91,8 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             costs = path_costs(runner, timing_static, timing_images(ready, options.batch))
+        if ready.table is not None:
+            costs = predicted_costs(ready.table, models)
         chosen = choose_policies(costs.per_stage, confidence, answers, target=ready.answers, budget=options.budget)
         manifest |= {"policies": [policy_json(policy) for policy in chosen], "default_budget": options.budget}
         for entry, cost in zip(manifest["stages"], costs.per_stage, strict=True):
@@ -97,7 +101,9 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         reporter.step("measure")
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             measured = measure(runner, timing_static, ready.dataset.test, threads=options.threads, batch=options.batch)
-        manifest["measured"] = {**measured.to_json(), "machine": machine()}
+        if ready.table is not None:
+            measured = measured_elsewhere(measured, costs)
+        manifest["measured"] = {**measured.to_json(), **stands_for(ready.table)}
         manifest["provenance"]["search"] = run.read_json("baselines.json") or {}
         write_manifest(folder, manifest)
         write_json(folder / "plan.json", conversion.to_json(ready.channels))
@@ -106,6 +112,13 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
     asked = next(p for p in manifest["policies"] if p["budget"] == options.budget)
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(options.out, manifest, measured, bool(asked["reached"]), within)
+
+
+def stands_for(table: Table | None) -> dict[str, Any]:
+    """Which machine the latencies stand for, and whether they were measured there or predicted for it."""
+    if table is None:
+        return {"machine": machine(), "latency": "measured"}
+    return {"machine": str(table.board), "latency": "predicted", "prediction_error": asdict(table.held_out_error)}
 
 
 def choose_policies(

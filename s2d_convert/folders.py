@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.channels import Channels
 from s2d_convert.describe import model_facts
@@ -134,3 +134,14 @@ def open_export(
                     f"{folder}: made for {list(wanted)}, but the static model has {list(shape)} there; convert again"
                 )
         yield runner, StaticModel(graph, threads=threads, provider=provider)
+
+
+def static_of(
+    path: Path, *, size: tuple[int, int] | None, output: str | None
+) -> tuple[Path, tuple[int, int] | None, str | None]:
+    """The static model that `path` is, or that the export in the folder `path` was made from, with the size and output
+    that were asked for. Raises ModelError when it is not where the manifest says, or is another one."""
+    if not path.is_dir():
+        return path, size, output
+    origin = Origin.of(Manifest.load(path))
+    return origin.find(None, path), size or origin.size, output or origin.output

@@ -67,13 +67,15 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 @dataclass(frozen=True)
 class ConvertOptions:
     """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's, `max_latency`
-    that of an image that runs through every stage (None: any)."""
+    that of an image that runs through every stage (None: any). `latency` is the board file of the device that the
+    latencies are to stand for (None: this machine, measured)."""
 
     model: Path
     out: Path
     data: Path | None = None
     budget: float = 0.5
     max_latency: float | None = None
+    latency: Path | None = None
     stages: int = 2
     threads: int = 1
     batch: int = 1

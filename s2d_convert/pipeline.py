@@ -63,7 +63,8 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     run.refuse_leftover(resume=options.resume)
     ready = prepare(options, reporter)
     digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
-    run.open({**options.fingerprint(), "model_sha256": digest})
+    board = None if options.latency is None else hashlib.sha256(options.latency.read_bytes()).hexdigest()
+    run.open({**options.fingerprint(), "model_sha256": digest, "board_sha256": board})
     job = Job(options, ready, run, reporter)
     space = possible(job, plan_space(ready, options))
     with _timed(run, "supernet"):
@@ -113,7 +114,8 @@ def _timed(run: RunFolder, step: str) -> Iterator[None]:
 
 def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
-    divisions = divide(ready.graph, ready.channels, ready.weights, groups=options.work.groups, block=layout_block())
+    block = layout_block() if ready.table is None else ready.table.block
+    divisions = divide(ready.graph, ready.channels, ready.weights, groups=options.work.groups, block=block)
     space = PlanSpace(ready.graph, ready.channels, divisions, stages=options.stages)
     if not space.taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")

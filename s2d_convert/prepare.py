@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from s2d_convert.runfolder import RunFolder
 from s2d_convert.staged import unsupported_nodes
 from s2d_convert.static import StaticModel, slices
 from s2d_convert.synthetic import made_up_dataset
+from s2d_convert.table import Table, read_table
 from s2d_convert.weights import Weights, static_weights
 
 
@@ -41,9 +43,12 @@ class Reporter(Protocol):
         """The running step has done so much."""
 
 
+TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """What every later step needs."""
+    """What every later step needs; `table` predicts latencies of another device, where one was asked for."""
 
     graph: Graph
     channels: Channels
@@ -54,6 +59,7 @@ class Prepared:
     calib_logits: Array
     answers: Array
     device: torch.device
+    table: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     device = torch_device(options.device)
     graph, channels = read_graph(options.model, size=options.size, output=options.output)
     preprocess = preprocess_of(graph, options)
+    table = read_latencies(options, reporter)
     static = StaticModel(graph, threads=torch.get_num_threads(), provider=options.provider)
     reporter.step("data")
     dataset = read_dataset(graph, preprocess, options, reporter)
@@ -110,9 +117,26 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     logits = static_logits(static, dataset.calib)
     static_check(graph, dataset.calib, logits, preprocess, static, reporter)
     answers = reference_answers(dataset.calib, logits)
-    return Prepared(
-        graph, channels, static_weights(graph, channels), preprocess, dataset, static, logits, answers, device
+    weights = static_weights(graph, channels)
+    return Prepared(graph, channels, weights, preprocess, dataset, static, logits, answers, device, table)
+
+
+def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
+    """The table of `--latency`, if any; says for which machine it stands and how well it predicts."""
+    if options.latency is None:
+        return None
+    digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
+    table = read_table(
+        options.latency, model=options.model, model_sha256=digest, threads=options.threads, batch=options.batch
     )
+    error = table.held_out_error
+    reporter.note(f"latencies stand for {table.board} (predicted; on measured stages that were held out: {error})")
+    if error.p90 > TRUSTED_ERROR:
+        reporter.warn(
+            f"a tenth of the predictions is off by more than {100 * TRUSTED_ERROR:.0f} %: the device was busy while it was "
+            "profiled, or runs this model unevenly; profile it again, idle, with more --passes"
+        )
+    return table
 
 
 def torch_device(name: str) -> torch.device:
@@ -158,8 +182,10 @@ def timing_images(ready: Prepared, batch: int) -> Array:
     return np.ascontiguousarray(calib.batch(np.arange(batch) % len(calib)))
 
 
-def make_meter(ready: Prepared, options: ConvertOptions) -> Meter:
-    """The meter that candidates are measured with, next to the static model."""
+def make_meter(ready: Prepared, options: ConvertOptions) -> Meter | Table:
+    """What says how long candidates take relative to the static model: a meter of this machine, or a device's table."""
+    if ready.table is not None:
+        return ready.table
     image = timing_images(ready, options.batch)
     model = ready.graph.model.SerializeToString()
     return Meter(model, image, threads=options.threads, provider=options.provider)

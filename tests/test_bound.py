@@ -21,13 +21,22 @@ from s2d_convert.search import Evaluation, SearchResult, Trial, reward
 from s2d_convert.space import CASCADE, LINKED
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the tiny model, its data, and a tiny effort."""
-    use_tiny_effort(monkeypatch)
-    make_model(tmp_path / "tiny.onnx")
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model and its data, made once."""
+    folder = tmp_path_factory.mktemp("bound")
+    make_model(folder / "tiny.onnx")
     images, labels = quadrants(500, 1)
-    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    np.savez(folder / "data.npz", images=images, labels=labels)
+    return folder
+
+
+@pytest.fixture
+def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder with the tiny model and its data, and a tiny effort."""
+    use_tiny_effort(monkeypatch)
+    for name in ("tiny.onnx", "data.npz"):
+        (tmp_path / name).write_bytes((template / name).read_bytes())
     return tmp_path
 
 
@@ -66,6 +75,12 @@ def trial(plan: str, accuracy: float, worst: float) -> Trial[Any]:
     return Trial(0, "test", (), plan, Evaluation(accuracy, 0.4, value), False, 0.0)
 
 
+def job_with(reporter: Listener, **ready: Any) -> Any:
+    """What `confirmed` looks at of a job."""
+    options = SimpleNamespace(max_latency=1.05)
+    return SimpleNamespace(options=options, ready=SimpleNamespace(**{"table": None, **ready}), reporter=reporter)
+
+
 @pytest.mark.parametrize(
     ("again", "chosen"),
     [
@@ -80,7 +95,9 @@ def test_the_best_plan_that_keeps_the_bound_when_measured_again_wins(
 ) -> None:
     trials = (trial("a", 0.9, 1.04), trial("b", 0.8, 1.02), trial("c", 0.95, 1.2))
     monkeypatch.setattr(bound, "rehearse", lambda _job, plan: again[plan])
-    job: Any = SimpleNamespace(options=SimpleNamespace(max_latency=1.05), reporter=Listener())
+    job: Any = SimpleNamespace(
+        options=SimpleNamespace(max_latency=1.05), ready=SimpleNamespace(table=None), reporter=Listener()
+    )
     best: Any = confirmed(job, [SearchResult(trials[0], trials, "test")])
     assert best.plan == chosen
 
@@ -90,6 +107,13 @@ def test_without_a_bound_nothing_is_measured_again() -> None:
     job: Any = SimpleNamespace(options=SimpleNamespace(max_latency=None))
     best: Any = confirmed(job, [SearchResult(trials[1], trials, "test")])
     assert best.plan == "b"
+
+
+def test_what_a_table_says_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bound, "rehearse", lambda *_: pytest.fail("measured here"))
+    trials = (trial("a", 0.9, 1.04), trial("b", 0.8, 1.0))
+    best: Any = confirmed(job_with(Listener(), table=object()), [SearchResult(trials[0], trials, "test")])
+    assert best.plan == "a"
 
 
 def test_the_worst_case_of_a_policy_is_as_late_as_its_thresholds_allow() -> None:
