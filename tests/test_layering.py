@@ -28,6 +28,8 @@ RUNGS: dict[str, dict[str, int]] = {
         "calibrate": 3,
         "report": 3,
         "table": 3,
+        "terminal": 3,
+        "promise": 4,
         "data": 4,
         "rules_base": 4,
         "lower_base": 4,
