@@ -11,6 +11,7 @@ import click
 import torch
 from s2d_runtime import DispatcherError
 
+from s2d_convert.cli_calibrate import calibrate
 from s2d_convert.cli_convert import convert
 from s2d_convert.cli_export import export
 from s2d_convert.cli_folder import bench_command, evaluate, run
@@ -38,6 +39,7 @@ COMMANDS = (
     serve,
 )
 for _command in COMMANDS:
+for _command in (convert, calibrate, inspect, split, evaluate, bench_command, run):
     s2d.add_command(_command)
 
 

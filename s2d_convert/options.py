@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from s2d_convert.errors import UsageError
+from s2d_convert.promise import RiskBound
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ def check_running(*, threads: int, batch: int, budget: float | None = None) -> N
     _check_range("batch", batch, 1, 4096)
 
 
+def risk_bound(max_drop: float | None, confidence: float) -> RiskBound | None:
+    """The bound behind --max-drop and --confidence, None without the former. Raises UsageError."""
+    bound = RiskBound(0.01 if max_drop is None else max_drop, confidence)
+    return None if max_drop is None else bound
+
+
 def check_choice(name: str, text: str, allowed: Sequence[str]) -> None:
     """Raise UsageError unless the option has one of the allowed values."""
     if text not in allowed:
@@ -60,13 +67,20 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 @dataclass(frozen=True)
 class ConvertOptions:
     """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's, `max_latency`
-    that of an image that runs through every stage (None: any)."""
+    that of an image that runs through every stage (None: any).
+
+    `max_drop` with `confidence` is the promise, if one is asked for; `cheapest`: the default policy is then the cheapest
+    one that keeps it, whatever `budget` the search aimed at.
+    """
 
     model: Path
     out: Path
     data: Path | None = None
     budget: float = 0.5
     max_latency: float | None = None
+    max_drop: float | None = None
+    confidence: float = 0.95
+    cheapest: bool = False
     stages: int = 2
     threads: int = 1
     batch: int = 1
@@ -93,6 +107,13 @@ class ConvertOptions:
         _check_range("seed", self.seed, 0, 2**31 - 1)
         for name, allowed in (("effort", tuple(EFFORTS)), ("device", DEVICES), ("weights", FLOATS)):
             check_choice(name, getattr(self, name), allowed)
+        if self.bound is not None and self.data is None:
+            raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")
+
+    @property
+    def bound(self) -> RiskBound | None:
+        """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
+        return risk_bound(self.max_drop, self.confidence)
 
     @property
     def work(self) -> Effort:
@@ -100,9 +121,10 @@ class ConvertOptions:
         return EFFORTS[self.effort]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that must be equal for a run folder to be resumed, JSON-able."""
+        """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""
         plain = asdict(self)
-        del plain["resume"]
+        for name in ("resume", "max_drop", "confidence", "cheapest"):
+            del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
             for k, v in plain.items()
