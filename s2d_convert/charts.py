@@ -57,7 +57,9 @@ def plot(series: Sequence[Series], *, x_name: str, y_name: str, percent: bool = 
             parts.append(_line(place, s))
         if s.dots:
             parts += _dots(place, s)
-    return _svg(HEIGHT, "".join(parts), f"{y_name} over {x_name}") + legend([(s.name, s.colour) for s in series])
+    return _svg(HEIGHT, "".join(parts), f"{y_name} over {x_name}") + legend(
+        [(s.name, s.colour) for s in series if s.dots]
+    )
 
 
 def bars(rows: Sequence[tuple[str, Sequence[float]]]) -> str:
@@ -103,7 +105,7 @@ def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
 def _grid(x: _Axis, y: _Axis, x_name: str, y_name: str, *, percent: bool) -> str:
     parts = []
     for tick in y.ticks:
-        text = f"{100 * tick:.4g} %" if percent else f"{tick:.4g}"
+        text = f"{100 * tick:.5g} %" if percent else f"{tick:.4g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
     for tick in x.ticks:
@@ -117,7 +119,7 @@ def _grid(x: _Axis, y: _Axis, x_name: str, y_name: str, *, percent: bool) -> str
 
 def _line(place: Sequence[tuple[float, float]], series: Series) -> str:
     if series.steps:
-        place = [corner for (_, b), (c, d) in pairwise(place) for corner in ((c, b), (c, d))]
+        place = [place[0], *(corner for (_, b), (c, d) in pairwise(place) for corner in ((c, b), (c, d)))]
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in place)
     return f'<polyline points="{path}" stroke="var(--c{series.colour})"/>'
 

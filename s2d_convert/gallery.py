@@ -44,7 +44,9 @@ def gallery(runner: Dispatcher, images: Images) -> Gallery:
     confidence = np.nan_to_num(np.concatenate([answer.confidence for answer in answers]))
     said = np.concatenate([answer.output.reshape(len(answer.output), -1).argmax(axis=1) for answer in answers])
     easy = [row for row in np.argsort(-confidence, kind="stable") if stage[row] == 1][:SHOWN]
-    hard = [row for row in np.argsort(confidence, kind="stable") if stage[row] == stage.max()][:SHOWN]
+    hard = [row for row in np.argsort(confidence, kind="stable") if stage[row] == stage.max() and row not in easy][
+        :SHOWN
+    ]
 
     def pictures(rows: Sequence[np.intp]) -> tuple[Picture, ...]:
         captions = [_caption(images, int(row), int(said[row]), float(confidence[row])) for row in rows]

@@ -166,9 +166,9 @@ def stage_losses(static_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> N
     return losses
 
 
-def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: int = STEPS) -> NDArray[np.float32]:
+def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: int = STEPS) -> NDArray[np.float64]:
     """Policies from the safest, at which nobody leaves early, to the cheapest, at which all leave at the first stage: their
-    thresholds, float32 [P, S - 1]; each has one threshold lower than the one before.
+    thresholds, [P, S - 1]; each has one threshold lower than the one before.
 
     confidence: [S, B]; losses: [S, B] of `stage_losses`; cost: [S], of every stage alone. A greedy walk: every step lowers
     one threshold so far that one part in `steps` of the images leaves there, of those that went further until now; it is
@@ -191,7 +191,7 @@ def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: in
             options.append((saved / max(risk, RISK_FLOOR), -k, lower, moved))
         *_, lower, stage = max(options, key=lambda option: option[:2])
         walk.append(lower)
-    return np.array([*walk, [ALWAYS, *walk[-1][1:]]][: None if len(sure) > 1 else 1], dtype=np.float32)
+    return np.array([*walk, [ALWAYS, *walk[-1][1:]]][: None if len(sure) > 1 else 1], dtype=np.float64)
 
 
 def _lets_go(confidence: NDArray[np.float32], count: int) -> float:

@@ -84,19 +84,19 @@ def _head(manifest: Mapping[str, Any], model: str) -> str:
     policy, measured = _default(manifest), manifest["measured"]
     cards = [
         (f"{manifest['target']} (expected)", _percent(policy["expected_accuracy"])),
-        ("mean latency (expected)", f"{policy['expected_latency']:.3f} of static"),
+        ("mean latency (expected)", f"{policy['expected_latency']:.3f} x static"),
         ("leave at stage 1", _percent(policy["exit_share"][0], 0)),
     ]
     if measured:
         cards = [
             ("agreement with static", _percent(measured["agreement"])),
-            ("mean latency", f"{measured['mean_latency']:.3f} of static"),
-            ("worst latency", f"{measured['worst_latency']:.3f} of static"),
+            ("mean latency", f"{measured['mean_latency']:.3f} x static"),
+            ("worst latency", f"{measured['worst_latency']:.3f} x static"),
             ("leave at stage 1", _percent(measured["exit_share"][0], 0)),
         ]
         if measured["correct_dynamic"] is not None:
-            text = f"{_percent(measured['correct_dynamic'])} (static {_percent(measured['correct_static'])})"
-            cards[0] = ("accuracy", text)
+            name = f"accuracy (static {_percent(measured['correct_static'])})"
+            cards[0] = (name, _percent(measured["correct_dynamic"]))
     boxes = "".join(f"<div><span class=soft>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in cards)
     lines = [
         f"{len(manifest['stages'])} stages, default budget {manifest['default_budget']:g}; {manifest['data']} images.",
@@ -205,7 +205,8 @@ def _search(trace: Sequence[Mapping[str, Any]]) -> str:
         series.append(Series(method, number % 5, tuple(own), notes))
         best = tuple(zip((x for x, _ in own), accumulate((y for _, y in own), max), strict=True))
         series.append(Series(f"best of {method}", number % 5, best, steps=True, dots=False))
-    return plot(series, x_name="trial", y_name="reward") if series else ""
+    note = "<p class=soft>Dots are trials, lines the best so far.</p>"
+    return plot(series, x_name="trial", y_name="reward") + note if series else ""
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
