@@ -189,8 +189,9 @@ def load_calibration(
     """
     place = Path(path)
     parts = _read(place, preprocess, classes, choose=_for_calibration, progress=progress)
-    _check_usable(place, parts)
-    return next(iter(parts.values()))
+    (images,) = parts.values()
+    _check_usable(place, {"the data": images})
+    return images
 
 
 def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:
@@ -547,16 +548,15 @@ def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
     if total < MIN_IMAGES:
         raise DataError(f"{path}: got {total} images in all, at least {MIN_IMAGES} are needed")
     for role, images in parts.items():
-        place = f"in {role}" if len(parts) > 1 else "here"
-        least = 1 if role == "train" or len(parts) != 2 else MIN_VAL
+        least = MIN_VAL if role != "train" and len(parts) == 2 else 1
         if len(images) < least:
-            raise DataError(f"{path}: got {len(images)} images {place}, at least {least} are needed")
+            raise DataError(f"{path}: got {len(images)} images in {role}, at least {least} are needed")
         if images.labels is not None and (images.labels == images.labels[0]).all():
             raise DataError(
-                f"{path}: all {len(images)} images {place} have label {images.labels[0]}; expected several classes"
+                f"{path}: all {len(images)} images in {role} have label {images.labels[0]}; expected several classes"
             )
         if _all_equal(images):
-            raise DataError(f"{path}: all {len(images)} images {place} are the same picture")
+            raise DataError(f"{path}: all {len(images)} images in {role} are the same picture")
 
 
 def _all_equal(images: Images) -> bool:
