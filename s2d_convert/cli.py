@@ -30,6 +30,7 @@ def s2d() -> None:
 
 COMMANDS = (
     convert,
+    calibrate,
     inspect,
     split,
     evaluate,
@@ -39,7 +40,6 @@ COMMANDS = (
     serve,
 )
 for _command in COMMANDS:
-for _command in (convert, calibrate, inspect, split, evaluate, bench_command, run):
     s2d.add_command(_command)
 
 

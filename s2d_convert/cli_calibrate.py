@@ -14,7 +14,8 @@ from s2d_convert.cli_options import FOLDER, PATH, PROMISE, RUNNING, SEED, STATIC
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 from s2d_convert.recalibrate import CalibrateOptions, calibrate_folder
 from s2d_convert.recalibrate import undo as undo_calibration
-from s2d_convert.terminal import TerminalReporter, policy_table, promise_cost, promise_text
+from s2d_convert.terminal import TerminalReporter, policy_table
+from s2d_convert.wording import promise_cost, promise_text
 
 DEFAULTS = {f.name: f.default for f in fields(CalibrateOptions)}
 
@@ -54,7 +55,7 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
     reporter, console = TerminalReporter(), Console(highlight=False)
     for text in found.warnings:
         reporter.warn(text)
-    console.print(policy_table(found.manifest["policies"], target=found.manifest["target"]))
+    console.print(policy_table(found.manifest, target=found.manifest["target"]))
     if text := promise_text(found.manifest):
         console.print(text, soft_wrap=True)
     if not found.reached:

@@ -28,7 +28,8 @@ from s2d_convert.cli_options import (
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED
 from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions
 from s2d_convert.pipeline import convert as run_convert
-from s2d_convert.terminal import TerminalReporter, measured_table, policy_table, promise_cost, promise_text
+from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
+from s2d_convert.wording import promise_cost, promise_text
 
 
 @click.command()

@@ -16,7 +16,7 @@ from typing import Any
 from s2d_convert.charts import Series, bars, plot
 from s2d_convert.export import write_bytes
 from s2d_convert.gallery import Gallery, Picture
-from s2d_convert.terminal import promise_text, quantity
+from s2d_convert.wording import promise_text, quantity
 
 REPORT = "report.html"
 METHODS = "reinforce random uniform"  # in this order, others behind

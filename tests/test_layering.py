@@ -28,7 +28,7 @@ RUNGS: dict[str, dict[str, int]] = {
         "calibrate": 3,
         "charts": 3,
         "table": 3,
-        "terminal": 3,
+        "wording": 3,
         "promise": 4,
         "policies": 5,
         "gallery": 5,
