@@ -6,7 +6,8 @@ The answers of every stage and of the static model on all images of POOL are com
 every size of the calibration set and every bound, DRAWS sets are drawn from the pool with replacement, temperatures, order
 and test are made from each as `s2d calibrate` makes them, and the risk of the cheapest policy that is kept is counted on the
 whole pool: the pool is the population, so that this is the truth and no estimate. POOL must hold images that the conversion
-has not seen. Latencies are those of OUT's manifest. Writes a Markdown table.
+has not seen. Beside it stands what the promise is good for: the share of images that leave before the last stage. Writes a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ SIZES, DROPS = (500, 1000, 2000, 5000), (0.01, 0.02)
 
 
 class Outcome(NamedTuple):
-    """Of one draw: true risk and mean latency of the cheapest policy that is kept; NaN where none is."""
+    """Of one draw: the cheapest policy that is kept, its true risk and the share of images that leave early; NaN where
+    none is."""
 
     risk: float
-    latency: float
+    early: float
 
 
 def main() -> None:
     arguments = parse()
     scores, cost = load(arguments)
-    print(f"{arguments.folder}, pool of {len(scores)} images, {arguments.draws} draws, confidence {arguments.confidence:g}; "
-          f"mean latency of static = 1, of all stages = {sum(cost):.3f}\n")  # fmt: skip
-    print("| risk | bound | images | broken | no promise | risk, mean | risk, largest | mean latency |")
+    print(
+        f"{arguments.folder}, pool of {len(scores)} images, {arguments.draws} draws, confidence {arguments.confidence:g}\n"
+    )
+    print("| risk | bound | images | broken | no promise | risk, mean | risk, largest | leave early |")
     print("|---|---|---|---|---|---|---|---|")
     kinds = [("disagreement", Scores(scores.logits, scores.said, None))]
     kinds += [("accuracy drop", scores)] if scores.labels is not None else []
@@ -82,7 +85,7 @@ def row(name: str, scores: Scores, cost: tuple[float, ...], bound: RiskBound, *,
     """Print one line of the table."""
     rng = np.random.default_rng([size, round(1e6 * bound.max_drop)])
     found = np.array([one_draw(scores, cost, bound, rng.integers(0, len(scores), size)) for _ in range(draws)])
-    risk, latency = found.T
+    risk, early = found.T
     none = np.isnan(risk)
     head = f"| {name} | {100 * bound.max_drop:g} % | {size} "
     if none.all():
@@ -91,7 +94,7 @@ def row(name: str, scores: Scores, cost: tuple[float, ...], bound: RiskBound, *,
     broken = float((risk > bound.max_drop).mean())
     error = math.sqrt(max(broken * (1 - broken), 1 / draws) / draws)
     print(f"{head}| {broken:.1%} ± {error:.1%} | {none.mean():.1%} | {np.nanmean(risk):.2%} | {np.nanmax(risk):.2%} "
-          f"| {np.nanmean(latency):.3f} ± {np.nanstd(latency):.3f} |", flush=True)  # fmt: skip
+          f"| {np.nanmean(early):.1%} ± {np.nanstd(early):.1%} |", flush=True)  # fmt: skip
 
 
 def one_draw(scores: Scores, cost: tuple[float, ...], bound: RiskBound, rows: np.ndarray) -> Outcome:
@@ -105,7 +108,7 @@ def one_draw(scores: Scores, cost: tuple[float, ...], bound: RiskBound, rows: np
         return Outcome(math.nan, math.nan)
     stage = exits(confidences(scores.logits, temperatures), chosen.default.thresholds)
     risk = scores.losses[stage, np.arange(len(stage))].mean()
-    return Outcome(float(risk), float(np.cumsum(cost)[stage].mean()))
+    return Outcome(float(risk), float((stage < len(cost) - 1).mean()))
 
 
 if __name__ == "__main__":
