@@ -26,7 +26,7 @@ class Population:
         return stage_losses(self.said == target, self.logits.argmax(axis=2) == target)
 
 
-def population(seed: int, *, stages: int, exact: bool, rows: int = 8000, classes: int = 6) -> Population:
+def population(seed: int, *, stages: int, exact: bool, rows: int = 4000, classes: int = 6) -> Population:
     """Stages that get better, on images of every difficulty; the last one is the static model where `exact`, else it
     answers like it on most images. Logits are three times too sure of themselves."""
     rng = np.random.default_rng(seed)
