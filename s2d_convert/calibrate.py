@@ -188,11 +188,16 @@ def budget_grid(
 
     `include` adds budgets of the caller's, reachable or not. Where nothing below 1.0 is within reach: 1.0 and these.
     """
-    if not 0 < step <= 1:
-        raise ValueError(f"budget_grid: step {step} is not in (0, 1]")
     never = np.zeros(np.shape(confidence), dtype=bool)
     thresholds = [ALWAYS] * (len(confidence) - 1)
     cheapest = policy_at(confidence, never, cost=cost, budget=1.0, thresholds=thresholds).expected_latency
+    return budgets_from(cheapest, step=step, include=include)
+
+
+def budgets_from(cheapest: float, *, step: float = 0.05, include: Iterable[float] = ()) -> tuple[float, ...]:
+    """`budget_grid` where the mean latency of the cheapest policy is known."""
+    if not 0 < step <= 1:
+        raise ValueError(f"budget_grid: step {step} is not in (0, 1]")
     first = float(np.ceil(cheapest * 1000 - 1e-6)) / 1000
     multiples = (round(i * step, 6) for i in range(1, int(1 / step) + 1))
     grid = {first, *(m for m in multiples if m > first)} if first < 1 else set()

@@ -11,6 +11,7 @@ import click
 import torch
 from s2d_runtime import DispatcherError
 
+from s2d_convert.cli_calibrate import calibrate
 from s2d_convert.cli_convert import convert
 from s2d_convert.cli_export import export
 from s2d_convert.cli_folder import bench_command, evaluate, run
@@ -30,6 +31,7 @@ def s2d() -> None:
 
 COMMANDS = (
     convert,
+    calibrate,
     inspect,
     split,
     evaluate,

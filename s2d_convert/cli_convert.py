@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from s2d_convert.cli_options import (
@@ -16,6 +17,7 @@ from s2d_convert.cli_options import (
     OUTPUT,
     PATH,
     PREPROCESSING,
+    PROMISE,
     QUANTIZE,
     RUNNING,
     SEED,
@@ -28,6 +30,7 @@ from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED
 from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions
 from s2d_convert.pipeline import convert as run_convert
 from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
+from s2d_convert.wording import promise_cost, promise_text
 
 
 @click.command()
@@ -36,8 +39,9 @@ from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
     "--budget",
     default=DEFAULTS["budget"],
     show_default=True,
-    help="Mean latency allowed, as a share of the static model's.",
+    help="Mean latency allowed, as a share of the static model's; not given, --max-drop says what is reached.",
 )
+@PROMISE
 @click.option(
     "--max-latency",
     type=float,
@@ -85,7 +89,9 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     Ends with exit code 3 when the budget could not be reached or --max-latency not be kept; the best effort is
     exported all the same.
     """
-    asked = ConvertOptions(model=model, out=out or default_out(model), **options)
+    given = click.get_current_context().get_parameter_source("budget") is not ParameterSource.DEFAULT
+    cheapest = options["max_drop"] is not None and not given
+    asked = ConvertOptions(model=model, out=out or default_out(model), cheapest=cheapest, **options)
     result = run_convert(asked, TerminalReporter())
     console = Console()
     measured = result.manifest["measured"]
@@ -99,9 +105,12 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         console.print(
             "All numbers above come from made-up images: expect other shares, accuracy and latency on real ones."
         )
+    if text := promise_text(result.manifest):
+        console.print(text, soft_wrap=True, highlight=False)
     if not result.reached:
         click.echo(
-            f"budget {asked.budget:g} was not reached: expected latency {_expected(result.manifest, asked.budget):.3f}; "
+            promise_cost(result.manifest)
+            or f"budget {asked.budget:g} was not reached: expected latency {_expected(result.manifest, asked.budget):.3f}; "
             "the best effort was exported",
             err=True,
         )

@@ -93,6 +93,20 @@ PREPROCESSING = options(
         "--std", type=Numbers(), help="Standard deviation per channel, in 0..1 units; overrides the preset's."
     ),
 )
+PROMISE = options(
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="SHARE",
+        help="Promise: accuracy (without labels: agreement with the static model) drops by at most this share, such as 0.01.",
+    ),
+    click.option(
+        "--confidence",
+        default=DEFAULTS["confidence"],
+        show_default=True,
+        help="How sure the promise of --max-drop is, over the draw of the calibration images.",
+    ),
+)
 STATIC = click.option("--model", "static", type=PATH, help="The static model. [default: where the conversion found it]")
 
 

@@ -180,6 +180,20 @@ def load_all(
     return next(iter(parts.values()))
 
 
+def load_calibration(
+    path: str | os.PathLike[str], *, preprocess: Preprocess, classes: int, progress: Progress | None = None
+) -> Images:
+    """All images at `path`, to set thresholds on; of a folder with splits the val, or else the test, part.
+
+    Raises DataError for everything that is wrong with them, too few, all equal or of one class among it.
+    """
+    place = Path(path)
+    parts = _read(place, preprocess, classes, choose=_for_calibration, progress=progress)
+    (images,) = parts.values()
+    _check_usable(place, {"the data": images})
+    return images
+
+
 def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:
     """The Dataset that holds out a part of `images`, stratified by label, and halves it into calib and test.
 
@@ -240,6 +254,14 @@ def _for_evaluation(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
     role = next(role for role in ("test", "val", "train") if role in splits)
     if role == "train":
         logger.warning("%s has neither val nor test: evaluating on its training images", path)
+    return [role]
+
+
+def _for_calibration(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
+    """The one split to load: images that were not trained on, and not the last ones that nothing was chosen on."""
+    role = next(role for role in ("val", "test", "train") if role in splits)
+    if role == "train":
+        logger.warning("%s has neither val nor test: calibrating on its training images", path)
     return [role]
 
 
@@ -526,7 +548,7 @@ def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
     if total < MIN_IMAGES:
         raise DataError(f"{path}: got {total} images in all, at least {MIN_IMAGES} are needed")
     for role, images in parts.items():
-        least = 1 if role == "train" or len(parts) == 3 else MIN_VAL
+        least = MIN_VAL if role != "train" and len(parts) == 2 else 1
         if len(images) < least:
             raise DataError(f"{path}: got {len(images)} images in {role}, at least {least} are needed")
         if images.labels is not None and (images.labels == images.labels[0]).all():

@@ -8,7 +8,8 @@
     |-- DataError         5   images or labels cannot be used
     |-- OutputError       6   a folder cannot be written, exists, or is not a whole export
     |-- StaticCheckError  7   the static model is near chance on the given data
-    `-- VerifyError       8   an exported file does not compute what it should
+    |-- VerifyError       8   an exported file does not compute what it should
+    `-- PromiseError      9   no policy keeps the bound on the risk with the confidence that was asked for
 
 A message names the place, what was got, what is allowed and what to do, in one sentence.
 Exit code 3 (budget not reached or --max-latency not kept, best effort exported) is a result, not an error; 130 is Ctrl-C.
@@ -62,3 +63,9 @@ class VerifyError(S2DError):
     """An exported file does not compute what it should."""
 
     exit_code = 8
+
+
+class PromiseError(S2DError):
+    """No policy keeps the bound on the risk with the confidence that was asked for."""
+
+    exit_code = 9

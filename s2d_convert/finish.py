@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from s2d_runtime import Dispatcher, Policy
+from s2d_runtime import Dispatcher
 
-from s2d_convert import calibrate
+from s2d_convert.data import Images
 from s2d_convert.describe import model_facts
 from s2d_convert.elsewhere import measured_elsewhere, predicted_costs
 from s2d_convert.errors import VerifyError
@@ -28,12 +25,16 @@ from s2d_convert.export import (
     write_manifest,
     write_stages,
 )
+from s2d_convert.gallery import gallery
 from s2d_convert.latency import Array
-from s2d_convert.measure import Measured, measure, path_costs
+from s2d_convert.measure import Measured, machine, measure, path_costs
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion
-from s2d_convert.prepare import Job, Prepared, timing_images
+from s2d_convert.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
+from s2d_convert.prepare import Job, Prepared, promise_images, static_logits, timing_images
+from s2d_convert.report import REPORT, write_report
 from s2d_convert.runfolder import TRACE
+from s2d_convert.split import StageModel
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.table import Table
@@ -73,7 +74,8 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
     verify(ready, tuned, logits)
     if options.weights != "float32":
         logits = stage_logits(ready.graph, build_stages(parts, weights=options.weights), ready.dataset.calib)
-    temperatures = tuple(calibrate.fit_temperature(row, ready.answers) for row in logits)
+    scores = Scores(logits, ready.calib_logits.argmax(axis=1), ready.dataset.calib.labels)
+    temperatures = fit_temperatures(scores)
     calibrated = [replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts]
     models = build_stages(calibrated, weights=options.weights)
     with whole_folder(options.out) as folder:
@@ -86,21 +88,19 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         }
         write_stages(folder, manifest["stages"], models)
         write_manifest(folder, manifest)
-        confidence = calibrate.confidences(logits, temperatures)
-        answers = logits.argmax(axis=2)
         timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             costs = path_costs(runner, timing_static, timing_images(ready, options.batch))
         if ready.table is not None:
             costs = predicted_costs(ready.table, models)
-        chosen = choose_policies(costs.per_stage, confidence, answers, target=ready.answers, budget=options.budget)
-        manifest |= {"policies": [policy_json(policy) for policy in chosen], "default_budget": options.budget}
+        chosen = choose_policies(job, models, scores, temperatures, cost=costs.per_stage)
+        manifest |= chosen.to_json()
         for entry, cost in zip(manifest["stages"], costs.per_stage, strict=True):
             entry["latency_ratio"] = round(cost, 5)
         write_manifest(folder, manifest)
         reporter.step("measure")
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
-            measured = measure(runner, timing_static, ready.dataset.test, threads=options.threads, batch=options.batch)
+            measured = measure(runner, timing_static, reported(job), threads=options.threads, batch=options.batch)
         if ready.table is not None:
             measured = measured_elsewhere(measured, costs)
         manifest["measured"] = {**measured.to_json(), **stands_for(ready.table)}
@@ -109,9 +109,12 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         write_json(folder / "plan.json", conversion.to_json(ready.channels))
         if (run.path / TRACE).exists():
             (folder / TRACE).write_bytes((run.path / TRACE).read_bytes())
-    asked = next(p for p in manifest["policies"] if p["budget"] == options.budget)
+        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+            pictures = gallery(runner, reported(job))
+        write_report(folder / REPORT, manifest, trace=folder / TRACE, gallery=pictures)
+    reached = chosen.default.reached or options.cheapest
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
-    return Result(options.out, manifest, measured, bool(asked["reached"]), within)
+    return Result(options.out, manifest, measured, reached, within)
 
 
 def stands_for(table: Table | None) -> dict[str, Any]:
@@ -122,35 +125,23 @@ def stands_for(table: Table | None) -> dict[str, Any]:
 
 
 def choose_policies(
-    cost: Sequence[float], confidence: Array, answers: Array, *, target: Array, budget: float
-) -> tuple[Policy, ...]:
-    """Policies for a row of budgets, `budget` among them. cost: of every stage, relative to the static model; answers: the
-    class that each stage says, int [S, B]; target: what counts as right, int [B].
-
-    Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
-    calibrated on; where that cannot be reached, at the budget itself.
-    """
-    budgets = calibrate.budget_grid(confidence, cost, include=[budget])
-    policies = (safe_policy(confidence, answers == target, cost, budget) for budget in budgets)
-    return tuple(calibrate.observed(policy, confidence, answers) for policy in policies)
-
-
-def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:
-    """The best policy one standard error of the mean cost below the budget, or at the budget where that is out of reach."""
-    best = calibrate.best_policy(confidence, correct, cost=cost, budget=budget)
-    paid = np.cumsum(cost)[calibrate.exits(confidence, best.thresholds)]
-    margin = float(paid.std() / math.sqrt(len(paid)))
-    careful = calibrate.best_policy(confidence, correct, cost=cost, budget=budget - margin)
-    chosen = careful if careful.reached else best
-    return calibrate.policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
+    job: Job, models: Sequence[StageModel], scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float]
+) -> Chosen:
+    """The policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even the plan."""
+    ready, options = job.ready, job.options
+    if options.bound is None:
+        return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
+    images = promise_images(ready.dataset)
+    said = static_logits(ready.static, images).argmax(axis=1)
+    test = Scores(stage_logits(ready.graph, models, images), said, images.labels)
+    budget = None if options.cheapest else options.budget
+    return promised_policies(scores, test, temperatures, cost=cost, bound=options.bound, budget=budget)
 
 
-def policy_json(policy: Policy) -> dict[str, Any]:
-    """A policy as the manifest has it, measured shares rounded to what their number of images bears."""
-    rounded = {name: round(getattr(policy, name), 5) for name in ("expected_latency", "expected_accuracy")}
-    apart = None if policy.disagreement is None else round(policy.disagreement, 5)
-    share = tuple(round(s, 5) for s in policy.exit_share)
-    return asdict(replace(policy, **rounded, disagreement=apart, exit_share=share))
+def reported(job: Job) -> Images:
+    """The images on which nothing was chosen at all."""
+    test = job.ready.dataset.test
+    return test if job.options.bound is None else test.take(slice(len(promise_images(job.ready.dataset)), None))
 
 
 def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
@@ -183,14 +174,3 @@ def versions() -> dict[str, str]:
     """Versions of the packages that the numbers depend on."""
     names = ("s2d-convert", "onnx", "onnxruntime", "torch", "numpy")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def machine() -> str:
-    """The processor in words, for tables."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, onnxruntime {ort.__version__}"
-    except OSError:
-        pass
-    return f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}"

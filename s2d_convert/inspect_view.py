@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from s2d_convert.describe import HOLDS_LOGITS, TIED_BY
-from s2d_convert.terminal import quantity
+from s2d_convert.wording import quantity
 
 LARGEST = 16  # how many channel classes of a large model are shown unless all are asked for
 FEW = 20  # up to so many classes are all shown

@@ -6,12 +6,15 @@ with the share of exits on *all* images, so that it does not hang on the few tha
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from s2d_runtime import Dispatcher
 
 from s2d_convert.answers import noise
@@ -194,3 +197,14 @@ def _timed_batches(exits: Array, batch: int) -> list[list[Array]]:
         return [[np.array([r]) for r in np.flatnonzero(exits == e)[:TIMED_PER_EXIT]] for e in np.unique(exits)]
     count = max(1, len(exits) // batch)
     return [[np.arange(i * batch, min((i + 1) * batch, len(exits))) for i in range(min(count, TIMED_PER_EXIT))]]
+
+
+def machine() -> str:
+    """The processor in words, for tables."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, onnxruntime {ort.__version__}"
+    except OSError:
+        pass
+    return f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}"

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from s2d_convert.errors import UsageError
+from s2d_convert.promise import RiskBound
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ def check_budget(name: str, budget: float) -> None:
         raise UsageError(f"--{name} {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
 
 
+def risk_bound(max_drop: float | None, confidence: float) -> RiskBound | None:
+    """The bound behind --max-drop and --confidence, None without the former. Raises UsageError."""
+    bound = RiskBound(0.01 if max_drop is None else max_drop, confidence)
+    return None if max_drop is None else bound
+
+
 def check_choice(name: str, text: str, allowed: Sequence[str]) -> None:
     """Raise UsageError unless the option has one of the allowed values."""
     if text not in allowed:
@@ -68,7 +75,11 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 class ConvertOptions:
     """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's, `max_latency`
     that of an image that runs through every stage (None: any). `latency` is the board file of the device that the
-    latencies are to stand for (None: this machine, measured)."""
+    latencies are to stand for (None: this machine, measured).
+
+    `max_drop` with `confidence` is the promise, if one is asked for; `cheapest`: the default policy is then the cheapest
+    one that keeps it, whatever `budget` the search aimed at.
+    """
 
     model: Path
     out: Path
@@ -76,6 +87,9 @@ class ConvertOptions:
     budget: float = 0.5
     max_latency: float | None = None
     latency: Path | None = None
+    max_drop: float | None = None
+    confidence: float = 0.95
+    cheapest: bool = False
     stages: int = 2
     threads: int = 1
     batch: int = 1
@@ -105,6 +119,19 @@ class ConvertOptions:
             check_choice(name, getattr(self, name), allowed)
         if self.quantize is not None:
             check_choice("quantize", self.quantize, ARITHMETIC)
+        if self.bound is not None and self.data is None:
+            raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")
+
+        if self.bound is not None and self.quantize is not None:
+            raise UsageError(
+                "--quantize with --max-drop: the promise would be tested before the stages change; convert first, then "
+                "s2d export OUT --quantize, then s2d calibrate on what that writes"
+            )
+
+    @property
+    def bound(self) -> RiskBound | None:
+        """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
+        return risk_bound(self.max_drop, self.confidence)
 
     @property
     def work(self) -> Effort:
@@ -112,9 +139,10 @@ class ConvertOptions:
         return EFFORTS[self.effort]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that must be equal for a run folder to be resumed, JSON-able."""
+        """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""
         plain = asdict(self)
-        del plain["resume"]
+        for name in ("resume", "max_drop", "confidence", "cheapest"):
+            del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
             for k, v in plain.items()

@@ -18,6 +18,7 @@ from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.graph import Graph, load_graph
 from s2d_convert.latency import Array, Meter
 from s2d_convert.options import ConvertOptions
+from s2d_convert.policies import check_enough
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.staged import unsupported_nodes
@@ -113,6 +114,10 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     static = StaticModel(graph, threads=torch.get_num_threads(), provider=options.provider)
     reporter.step("data")
     dataset = read_dataset(graph, preprocess, options, reporter)
+    if options.bound is not None:
+        images = promise_images(dataset)
+        share = len(images) / sum(map(len, (dataset.train, dataset.calib, dataset.test)))
+        check_enough(len(images), options.bound, labelled=images.labels is not None, share=share)
     reporter.step("static check")
     logits = static_logits(static, dataset.calib)
     static_check(graph, dataset.calib, logits, preprocess, static, reporter)
@@ -169,6 +174,11 @@ def read_dataset(graph: Graph, preprocess: Preprocess, options: ConvertOptions, 
     if graph.half and options.weights == "float32":
         reporter.note("the file has float16 weights; the stages get float32 ones (--weights float16 keeps them small)")
     return dataset
+
+
+def promise_images(dataset: Dataset) -> Images:
+    """The half of the held-back images that a promise is tested on; the other half is reported."""
+    return dataset.test.take(slice(0, len(dataset.test) // 2))
 
 
 def static_logits(static: StaticModel, images: Images) -> Array:

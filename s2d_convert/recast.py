@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher, Manifest, leaves
 
-from s2d_convert import calibrate
-from s2d_convert.candidates import reference_answers
 from s2d_convert.data import Dataset, Images
 from s2d_convert.errors import ModelError
 from s2d_convert.export import read_stages, stage_logits, whole_folder, write_manifest, write_stages
-from s2d_convert.finish import choose_policies, machine, policy_json
 from s2d_convert.latency import Array, make_session
-from s2d_convert.measure import Measured, measure, path_costs
+from s2d_convert.measure import Measured, machine, measure, path_costs
+from s2d_convert.policies import Scores, budget_policies, fit_temperatures
 from s2d_convert.prepare import static_logits
 from s2d_convert.quantize import check_runs, float16_stage, int8_stage, set_temperature
 from s2d_convert.split import StageModel
@@ -68,8 +66,8 @@ def recast(
     logits = stage_logits(static.graph, models, dataset.calib, provider=asked.provider)
     for number, same in enumerate(_agreement(static, before, dataset.calib, logits), start=1):
         note(f"stage {number}: answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
-    target = reference_answers(dataset.calib, static_logits(static, dataset.calib))
-    temperatures = [calibrate.fit_temperature(row, target) for row in logits]
+    scores = Scores(logits, static_logits(static, dataset.calib).argmax(axis=1), dataset.calib.labels)
+    temperatures = fit_temperatures(scores)
     with whole_folder(out) as place:
         made = _draft(manifest, temperatures, asked.kind)
         for model, temperature in zip(models, temperatures, strict=True):
@@ -80,7 +78,7 @@ def recast(
                 shutil.copyfile(folder / name, place / name)
         write_manifest(place, made)
         made |= {"target": "agreement" if dataset.calib.labels is None else "accuracy", "data": dataset.kind}
-        _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=(logits, target))
+        _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores)
         with asked.open(place) as runner:
             measured = measure(runner, static, dataset.test, threads=asked.threads, batch=asked.batch)
         made["measured"] = {**measured.to_json(), "machine": machine()}
@@ -173,16 +171,14 @@ def _calibrate_anew(
     *,
     static: StaticModel,
     images: Images,
-    scores: tuple[Array, Array],
+    scores: Scores,
 ) -> None:
-    """Measure the stages, and choose the policies with the answers `scores`: logits [S, B, K] and what is right [B]."""
-    logits, target = scores
-    confidence = calibrate.confidences(logits, [entry["temperature"] for entry in made["stages"]])
+    """Measure the stages, and choose the policies with what they said on `images`."""
     timed = np.ascontiguousarray(images.batch(np.arange(asked.batch) % len(images)))
     with asked.open(place) as runner:
         cost = path_costs(runner, static, timed).per_stage
-    chosen = choose_policies(cost, confidence, logits.argmax(axis=2), target=target, budget=made["default_budget"])
-    made["policies"] = [policy_json(policy) for policy in chosen]
+    temperatures = [entry["temperature"] for entry in made["stages"]]
+    made |= budget_policies(scores, temperatures, cost=cost, budget=made["default_budget"]).to_json()
     for entry, ratio in zip(made["stages"], cost, strict=True):
         entry["latency_ratio"] = round(ratio, 5)
     write_manifest(place, made)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2d_convert.measure import worst_case
+from s2d_convert.wording import quantity
 
 PLAIN_INTERVAL_S = 10.0  # how often progress is shown where the terminal cannot rewrite a line
 
@@ -70,14 +71,6 @@ def _duration(seconds: float) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def quantity(value: float) -> str:
-    """A number in short, such as 40.55 M."""
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.2f} {unit}"
-    return f"{value:.0f}"
 
 
 def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:

@@ -18,7 +18,8 @@ from PIL import Image
 from s2d_runtime import Dispatcher
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.errors import OutputError
+from s2d_convert import finish
+from s2d_convert.errors import OutputError, PromiseError
 from s2d_convert.graph import load_graph
 from s2d_convert.pipeline import convert
 
@@ -164,3 +165,25 @@ def test_the_copied_dispatcher_needs_no_torch(place: Path) -> None:
     done = subprocess.run([sys.executable, "-I", "-c", code.replace("'out'", repr(str(place / "out")), 1)], cwd=place,
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == "(3,)"
+
+
+def test_a_promise_is_tested_on_images_of_its_own_and_a_refusal_loses_no_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PromiseError("no policy keeps the promise")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "promised_policies", refuse)
+        with pytest.raises(PromiseError):
+            convert(ask(place, max_drop=0.2), Listener())
+    assert not (place / "out").exists()
+    listener = Listener()
+    result = convert(ask(place, max_drop=0.3, cheapest=True, resume=True), listener)
+    assert "reward" not in " ".join(listener.texts)  # not searched again
+    assert result.reached
+    assert result.measured.images == 50  # the other half of what is held back
+    policies = result.manifest["policies"]
+    assert {tuple(p["promise"].values()) for p in policies} == {(0.3, 0.95, 50)}
+    assert result.manifest["default_budget"] == policies[0]["budget"]
+    assert "Promise, for every budget" in (place / "out" / "report.html").read_text()

@@ -1,0 +1,42 @@
+"""Numbers and facts in words, for the terminal and the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def quantity(value: float) -> str:
+    """A number in short, such as 40.55 M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def promise_text(manifest: Mapping[str, Any]) -> str:
+    """The promise of the policies in a sentence; empty where there is none."""
+    promise = manifest["policies"][0]["promise"]
+    if promise is None:
+        return ""
+    what = (
+        "accuracy is at most {} below the static model's"
+        if manifest["target"] == "accuracy"
+        else "at most {} of the answers are not the static model's"
+    )
+    drop, sure = f"{100 * promise['max_drop']:.4g} %", f"{100 * promise['confidence']:.4g} %"
+    return (
+        f"Promise, for every budget: {what.format(drop)}, with {sure} confidence over the draw of the "
+        f"{promise['images']} images that it was tested on; for images like these."
+    )
+
+
+def promise_cost(manifest: Mapping[str, Any]) -> str:
+    """What a promise costs against the budget that was asked for, in a sentence; empty where it costs nothing."""
+    policy = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
+    if policy["promise"] is None or policy["reached"]:
+        return ""
+    return (
+        f"the promise wins over the budget: asked was {policy['budget']:g}, the cheapest policy that keeps the promise "
+        f"costs {policy['expected_latency']:.3f}"
+    )

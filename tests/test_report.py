@@ -1,0 +1,174 @@
+"""report.html: whole, self-contained, and safe with whatever a manifest, a trace or a class name may say."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from s2d_convert.charts import Series, bars, plot
+from s2d_convert.data import Images
+from s2d_convert.gallery import SHOWN, Gallery, Picture, gallery
+from s2d_convert.preprocess import make_preprocess
+from s2d_convert.report import page
+
+EVIL = "<script>alert('x')</script>\"&"
+VOID = {"meta", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text; fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+def manifest(name: str = "model.onnx", **changes: Any) -> dict[str, Any]:
+    """What `page` reads of a manifest."""
+    policy = {"thresholds": [0.9], "exit_share": [0.7, 0.3], "reached": True, "disagreement": 0.02,
+              "promise": {"max_drop": 0.01, "confidence": 0.95, "images": 500}}  # fmt: skip
+    measured = {"images": 100, "exit_share": [0.7, 0.3], "correct_static": 0.9, "correct_dynamic": 0.89, "agreement": 0.97,
+                "static_ms": 1.0, "mean_latency": 0.6, "median_latency": 0.4, "worst_latency": 1.2, "static_macs": 1000,
+                "mean_macs": 500.0, "static_parameters": 10, "parameters": 12, "threads": 1, "batch": 1,
+                "machine": name}  # fmt: skip
+    return {
+        "target": "accuracy",
+        "data": "labelled",
+        "default_budget": 0.6,
+        "policies": [
+            {**policy, "budget": 0.6, "expected_latency": 0.55, "expected_accuracy": 0.88},
+            {**policy, "budget": 1.0, "expected_latency": 0.9, "expected_accuracy": 0.9, "thresholds": [1.01]},
+        ],
+        "stages": [
+            {"file": f"stage{k}.onnx", "latency_ratio": 0.4, "macs": 5, "parameters": 6, "temperature": 1.2}
+            for k in (1, 2)
+        ],
+        "measured": measured,
+        "provenance": {"model": f"/somewhere/{name}", "options": {"data": name}, "versions": {"numpy": "2"}},
+        **changes,
+    }
+
+
+TRACE = [{"method": m, "index": i, "reward": 0.1 * i} for m in ("random", "reinforce") for i in range(4)]
+
+
+def test_the_page_shows_what_the_manifest_says() -> None:
+    text = " ".join(read(page(manifest(), TRACE, Gallery((Picture("QUJD", "cat, 99 %"),)))).text)
+    for part in (
+        "model.onnx",
+        "89.00 %",
+        "0.600",
+        "1.200",
+        "cat, 99 %",
+        "at most 1 % below",
+        "500 images",
+        "never",
+        "reinforce",
+    ):
+        assert part in text
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing() -> None:
+    html = page(manifest(), TRACE, Gallery((Picture("QUJD", "cat"),)))
+    reader = read(html)
+    assert not {"script", "link", "iframe", "object", "form", "base"} & set(reader.tags)
+    assert all(
+        value is None or value.startswith("data:image/png")
+        for key, value in reader.attributes
+        if key in ("src", "href")
+    )
+    assert not re.search(r"url\(|@import|https?://", html)
+
+
+def test_names_from_outside_stay_text() -> None:
+    method = [{"method": EVIL, "index": 0, "reward": 0.5}]
+    html = page(manifest(EVIL, target="accuracy"), method, Gallery(hard=(Picture("QUJD", EVIL),)))
+    assert "script" not in read(html).tags
+    assert EVIL not in html
+
+
+@pytest.mark.parametrize("changes", [{"measured": {}}, {"target": "agreement", "data": "made-up"}])
+def test_what_is_not_there_is_left_out(changes: dict[str, Any]) -> None:
+    text = " ".join(read(page(manifest(**changes), [], Gallery())).text)
+    assert "Search" not in text
+    assert ("Measured" in text) == ("measured" not in changes)
+    assert ("made-up" in text) == (changes.get("data") == "made-up")
+
+
+@pytest.mark.parametrize(
+    "values", [[(0.5, 0.5)], [(0.0, 0.0)], [(1e-9, 1.0), (2e-9, 1.0)], [(3.0, -2.0), (float("nan"), 1.0)]]
+)
+def test_a_plot_of_anything_is_sound(values: list[tuple[float, float]]) -> None:
+    svg = plot([Series("a", 0, tuple(values), line=True)], x_name="x", y_name="y").split("<p class")[0]
+    root = ElementTree.fromstring(svg)
+    dots = root.findall("circle")
+    assert len(dots) == sum(all(map(np.isfinite, v)) for v in values)
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    assert all(0 <= float(d.attrib["cx"]) <= width and 0 <= float(d.attrib["cy"]) <= height for d in dots)
+    assert len(root.findall("text")) >= 4
+    assert plot([], x_name="x", y_name="y") == ""
+
+
+def test_bars_are_as_long_as_their_shares() -> None:
+    svg = bars([("0.5", [0.25, 0.75]), ("1", [0.0, 1.0])]).split("<p class")[0]
+    widths = [float(r.attrib["width"]) + 1 for r in ElementTree.fromstring(svg).findall("rect")]
+    assert widths[1] / widths[0] == pytest.approx(3, rel=0.01)
+    assert widths[3] == pytest.approx(widths[0] + widths[1], rel=0.01)
+
+
+class FirstStageKnowsTheBright:
+    """A dispatcher that is sure of bright images."""
+
+    def __call__(self, images: np.ndarray[Any, Any]) -> Any:
+        light = images.mean(axis=(1, 2, 3))
+        answer = type("Answer", (), {})()
+        answer.confidence, answer.stage = light.astype(np.float32), np.where(light > 0.5, 1, 2)
+        answer.output = np.stack([light, 1 - light], axis=1)[:, :, None, None]
+        return answer
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_the_gallery_has_the_surest_and_the_least_sure(pixels: bool) -> None:
+    light = np.linspace(0, 1, 60)
+    raw = np.broadcast_to(light[:, None, None, None], (60, 4, 4, 3)).copy()
+    raw[:, 0, 0] = 0.5  # so that an image has a range
+    store = (255 * raw).astype(np.uint8) if pixels else raw.transpose(0, 3, 1, 2).astype(np.float32)
+    preprocess = make_preprocess("unit", size=(4, 4), channels=3, layout="NCHW")
+    images = Images(store, preprocess, np.arange(60), np.zeros(60, np.int64), "labelled", ("bright", "dark"))
+    found = gallery(FirstStageKnowsTheBright(), images)  # type: ignore[arg-type]
+    assert len(found.easy) == len(found.hard) == SHOWN
+    assert found.easy[0].caption.startswith("bright, ")
+    assert found.hard[0].caption.endswith("(is bright)")
+    assert all(p.png.startswith("iVBOR") for p in (*found.easy, *found.hard))
