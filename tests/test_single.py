@@ -200,7 +200,7 @@ def test_stages_of_different_operator_sets(tmp_path: Path) -> None:
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_export(tmp_path, PAIR)
     monkeypatch.setattr("s2d_convert.single._Builder._threshold", lambda _self, here, _number: here.constant(
-        np.array(0.5, np.float32), "always this"))  # fmt: skip
+        np.array(-100, np.float32), "all leave"))  # fmt: skip
     refused(tmp_path, VerifyError, "answers otherwise than the stages")
 
 
