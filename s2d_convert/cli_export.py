@@ -86,7 +86,7 @@ def quantize(folder: Path, options: Options) -> None:
         asked = Recast(options["quantize"], **running)
         made, _ = recast(folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note)
     console = Console()
-    console.print(policy_table(made))
+    console.print(policy_table(made, target=made["target"]))
     title = f"{options['out']} on {made['measured']['images']} unseen images ({made['data']})"
     console.print(measured_table(made["measured"], title=title))
 

@@ -81,7 +81,7 @@ def recast(
         _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores)
         with asked.open(place) as runner:
             measured = measure(runner, static, dataset.test, threads=asked.threads, batch=asked.batch)
-        made["measured"] = {**measured.to_json(), "machine": machine()}
+        made["measured"] = {**measured.to_json(), "machine": machine(), "latency": "measured"}
         write_manifest(place, made)
     return made, measured
 
