@@ -121,7 +121,6 @@ class ConvertOptions:
             check_choice("quantize", self.quantize, ARITHMETIC)
         if self.bound is not None and self.data is None:
             raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")
-
         if self.bound is not None and self.quantize is not None:
             raise UsageError(
                 "--quantize with --max-drop: the promise would be tested before the stages change; convert first, then "

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from s2d_runtime import Dispatcher, DispatcherError, Manifest
 
 from s2d_convert.data import Images, load_calibration
@@ -31,10 +30,10 @@ from s2d_convert.options import check_running, risk_bound
 from s2d_convert.origin import recorded_preprocess
 from s2d_convert.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
 from s2d_convert.promise import RiskBound
+from s2d_convert.quantize import set_temperature
 from s2d_convert.report import REPORT, write_report
 from s2d_convert.runfolder import TRACE
 from s2d_convert.split import OUTPUT
-from s2d_convert.stagegraph import INVERSE_TEMPERATURE
 from s2d_convert.static import StaticModel, slices, to_logits
 
 RUN_BATCH = 64
@@ -243,8 +242,7 @@ def _write(
 def tempered(stage: bytes, temperature: float) -> bytes:
     """The stage file with another temperature in it."""
     model = onnx.load_from_string(stage)
-    (scale,) = (weight for weight in model.graph.initializer if weight.name == INVERSE_TEMPERATURE)
-    scale.CopyFrom(numpy_helper.from_array(np.array([1.0 / temperature], np.float32), INVERSE_TEMPERATURE))
+    set_temperature(model, temperature)
     return model.SerializeToString()
 
 
