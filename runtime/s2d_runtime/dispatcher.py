@@ -517,14 +517,14 @@ NESTED = {
     ("graph", 5): "tensor",
     ("node", 5): "attribute",
     ("attribute", 5): "tensor",
+    ("attribute", 6): "graph",
     ("attribute", 10): "tensor",
+    ("attribute", 11): "graph",
 }
 REFUSED = {
     ("model", 20): "instructions for training",
     ("model", 25): "functions of its own",
     ("graph", 15): "sparse weights",
-    ("attribute", 6): "a graph inside a node",
-    ("attribute", 11): "graphs inside a node",
     ("attribute", 22): "sparse weights",
     ("attribute", 23): "sparse weights",
     ("tensor", 13): "weights in another file",
@@ -535,7 +535,7 @@ REFUSED = {
 def _check_model(data: bytes) -> None:
     """Raise DispatcherError if a stage file reaches out of itself, or has what could run for ever.
 
-    onnxruntime would read weights from any file that the model names, and loops may never end; no stage file needs either.
+    onnxruntime would read weights from any file that the model names, and a loop need never end; no stage file has either.
     Only the outline of the protobuf message is read: what it means is onnxruntime's to check.
     """
     if data[4:8] == b"ORTM":  # onnxruntime's own format, which it would take as well
@@ -552,6 +552,8 @@ def _check_model(data: bytes) -> None:
                 raise DispatcherError(f"it has {REFUSED[place]}, and no stage file has that; convert again")
             if not isinstance(value, memoryview):
                 continue
+            if place == ("node", 4) and value == b"Loop":
+                raise DispatcherError("it has a loop, which need not end, and no stage file has that; convert again")
             if place == ("node", 7) and (domain := str(value, "utf-8", "replace")) not in DOMAINS:
                 _refuse("an operator's domain", domain, f"one of {', '.join(map(repr, DOMAINS))}")
             if place in NESTED:
@@ -1037,7 +1039,7 @@ def _timed(step: _Step, spent: list[float]) -> _Step:
 # --- drift ----------------------------------------------------------------------------------------------------------
 
 LOG = logging.getLogger("s2d_runtime")
-COUNTED = 64  # calls whose confidences are counted together: one at a time numpy is slow
+COUNTED = 256  # calls whose confidences are counted together: one at a time numpy is slow
 WAITING = 64  # images that wait to be run to the end; the oldest are let go
 EXPECTED = 5  # images that a cell of a chi-square test must expect
 

@@ -53,6 +53,12 @@ def loop(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Loop", ["", ""], [], body=body))
 
 
+def loop_in_a_branch(model: onnx.ModelProto) -> None:
+    branch = onnx.ModelProto()
+    loop(branch)
+    model.graph.node.append(helper.make_node("If", ["c"], ["x"], then_branch=branch.graph))
+
+
 def function(model: onnx.ModelProto) -> None:
     model.functions.add(name="Add", domain="")
 
@@ -75,7 +81,8 @@ def training(model: onnx.ModelProto) -> None:
         (external, "it has weights in another file, and no stage file has that"),
         (external_in_a_constant, "weights in another file"),
         (external_without_the_mark, "weights in another file"),
-        (loop, "a graph inside a node"),
+        (loop, "it has a loop, which need not end"),
+        (loop_in_a_branch, "it has a loop, which need not end"),
         (function, "functions of its own"),
         (foreign, r"an operator's domain: got 'com.evil\x1b[2J'; expected one of '', 'ai.onnx', 'com.microsoft'"),
         (sparse, "sparse weights"),
@@ -94,7 +101,7 @@ def test_a_second_graph_in_the_file_is_looked_through_too(tmp_path: Path) -> Non
     """Protobuf merges a field that stands twice; onnxruntime would see the nodes of both."""
     more = onnx.ModelProto()
     loop(more)
-    assert "a graph inside a node" in fails(tmp_path, TOY + more.SerializeToString())
+    assert "it has a loop" in fails(tmp_path, TOY + more.SerializeToString())
 
 
 def test_the_default_place_of_weights_may_be_written_out(tmp_path: Path) -> None:
