@@ -27,7 +27,7 @@ from s2d_convert.cli_options import (
     default_out,
 )
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED
-from s2d_convert.options import DEVICES, EFFORTS, ConvertOptions
+from s2d_convert.options import DEVICES, EFFORTS, MODES, ConvertOptions
 from s2d_convert.pipeline import convert as run_convert
 from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
 from s2d_convert.wording import promise_cost, promise_text
@@ -55,7 +55,9 @@ from s2d_convert.wording import promise_cost, promise_text
     help="Convert for the device that this file was measured on (s2d profile). [default: this machine, measured]",
 )
 @click.option(
-    "--data", type=PATH, help="Folder of class folders, folder of images, or .npz. Without it images are made up."
+    "--data",
+    type=PATH,
+    help="Folder of class folders, folder of images, .npz, or one picture. Without it images are made up.",
 )
 @OUT
 @STAGES
@@ -77,6 +79,13 @@ from s2d_convert.wording import promise_cost, promise_text
     default=DEFAULTS["flip"],
     show_default=True,
     help="Mirror training images (not for digits or text).",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default=DEFAULTS["mode"],
+    help="train: everything is fine-tuned (the default with data). exact: the last stage is the original, only exits are "
+    "trained (the default without data).",
 )
 @WEIGHTS
 @QUANTIZE
@@ -103,7 +112,7 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     )
     if data == "made-up":
         console.print(
-            "All numbers above come from made-up images: expect other shares, accuracy and latency on real ones."
+            "All numbers above come from made-up images: expect other shares of exits, agreement and latency on real ones."
         )
     if text := promise_text(result.manifest):
         console.print(text, soft_wrap=True, highlight=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher
 
+from s2d_convert.candidates import is_untouched
 from s2d_convert.data import Images
 from s2d_convert.describe import model_facts
 from s2d_convert.elsewhere import measured_elsewhere, predicted_costs
@@ -27,10 +28,10 @@ from s2d_convert.export import (
 )
 from s2d_convert.gallery import gallery
 from s2d_convert.latency import Array
-from s2d_convert.measure import Measured, machine, measure, path_costs
+from s2d_convert.measure import Measured, largest_difference, machine, measure, path_costs
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion
-from s2d_convert.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
+from s2d_convert.policies import Chosen, Scores, budget_policies, careful_policies, fit_temperatures, promised_policies
 from s2d_convert.prepare import Job, Prepared, promise_images, static_logits, timing_images
 from s2d_convert.report import REPORT, write_report
 from s2d_convert.runfolder import TRACE
@@ -40,7 +41,7 @@ from s2d_convert.static import StaticModel
 from s2d_convert.table import Table
 from s2d_convert.train import exit_logits
 
-VERIFY_IMAGES = 64
+VERIFY_IMAGES, EXACT_IMAGES = 64, 256
 VERIFY_TOLERANCE = 2e-3
 
 
@@ -81,7 +82,7 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
     with whole_folder(options.out) as folder:
         manifest = draft_manifest(ready.graph, conversion, models, temperatures)
         manifest |= {
-            "target": "agreement" if ready.dataset.calib.labels is None else "accuracy",
+            "target": ready.target,
             "data": ready.dataset.kind,
             "preprocess": ready.preprocess.to_json(),
             "provenance": _provenance(ready, options, provenance),
@@ -101,6 +102,10 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         reporter.step("measure")
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             measured = measure(runner, timing_static, reported(job), threads=options.threads, batch=options.batch)
+            if options.exact or keeps_the_original(ready, conversion):
+                manifest["exactness"] = exactness(
+                    runner, timing_static, ready.dataset.calib.take(slice(0, EXACT_IMAGES))
+                )
         if ready.table is not None:
             measured = measured_elsewhere(measured, costs)
         manifest["measured"] = {**measured.to_json(), **stands_for(ready.table)}
@@ -124,11 +129,29 @@ def stands_for(table: Table | None) -> dict[str, Any]:
     return {"machine": str(table.board), "latency": "predicted", "prediction_error": asdict(table.held_out_error)}
 
 
+def keeps_the_original(ready: Prepared, conversion: Conversion) -> bool:
+    """Whether the last stage is the static model by its plan, whatever the mode."""
+    return len(conversion.chains) > 1 and is_untouched(ready.graph, conversion.chains[-1])
+
+
+def exactness(runner: Dispatcher, static: StaticModel, images: Images) -> dict[str, str | float]:
+    """The manifest's `exactness`, measured in onnxruntime. Raises VerifyError when it is more than rounding."""
+    difference, scale = largest_difference(runner, static, images)
+    if not difference <= VERIFY_TOLERANCE * max(1.0, scale):
+        raise VerifyError(
+            f"without exits the folder differs from the static model by {difference:.1e} (at most "
+            f"{VERIFY_TOLERANCE * max(1.0, scale):.0e} is allowed); please report this model"
+        )
+    return {"equal": "close" if difference else "identical", "max_difference": difference}
+
+
 def choose_policies(
     job: Job, models: Sequence[StageModel], scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float]
 ) -> Chosen:
     """The policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even the plan."""
     ready, options = job.ready, job.options
+    if options.exact and ready.dataset.kind == "made-up":
+        return careful_policies(scores, temperatures, cost=cost, budget=options.budget)
     if options.bound is None:
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
     images = promise_images(ready.dataset)

@@ -27,6 +27,7 @@ from s2d_convert.static import StaticModel, slices, to_logits
 TIMED_PER_EXIT = 60
 REPEATS = 3
 RUN_BATCH = 64
+EXACT_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,18 @@ def measure(
         threads=threads,
         batch=batch,
     )
+
+
+def largest_difference(runner: Dispatcher, static: StaticModel, images: Images) -> tuple[float, float]:
+    """How far the dispatcher without exits and the static model are apart in onnxruntime: the largest difference of an
+    output value, and the largest value of the static model. Both see the same batches."""
+    difference = scale = 0.0
+    for part in slices(len(images), EXACT_BATCH):
+        data = np.ascontiguousarray(images.batch(part))
+        own, other = static.outputs(data), runner(data, exits=False).output
+        difference = max(difference, float(np.abs(own - other).max()))
+        scale = max(scale, float(np.abs(own).max()))
+    return difference, scale
 
 
 def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float, seed: int = 0) -> dict[str, Any]:

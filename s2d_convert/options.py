@@ -10,13 +10,14 @@ from types import MappingProxyType
 from typing import Any
 
 from s2d_convert.errors import UsageError
+from s2d_convert.preprocess import IMAGE_SUFFIXES
 from s2d_convert.promise import RiskBound
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much work each part gets. Epochs are passes over the training images; `min_steps` is the least number of
-    steps of the two trainings where the data set is small."""
+    steps of the two trainings where the data set is small. `head_*`: training of exit heads in exact mode."""
 
     supernet_epochs: float
     supernet_min_steps: int
@@ -26,16 +27,19 @@ class Effort:
     baselines: bool
     groups: int
     made_up_images: int
+    head_images: int
+    head_epochs: float
 
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
-        "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 4000),
-        "standard": Effort(2.5, 300, 80, 8.0, 1000, True, 4, 20000),
-        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000),
+        "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 8000, 20000, 8.0),
+        "standard": Effort(2.5, 300, 80, 8.0, 1000, True, 4, 20000, 30000, 12.0),
+        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0),
     }
 )
 DEVICES = ("auto", "cpu", "cuda")
+MODES = ("train", "exact")
 FLOATS = ("float32", "float16")
 ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
 
@@ -97,6 +101,7 @@ class ConvertOptions:
     device: str = "auto"
     effort: str = "standard"
     seed: int = 0
+    mode: str | None = None
     weights: str = "float32"
     quantize: str | None = None
     resume: bool = False
@@ -119,18 +124,31 @@ class ConvertOptions:
             check_choice(name, getattr(self, name), allowed)
         if self.quantize is not None:
             check_choice("quantize", self.quantize, ARITHMETIC)
-        if self.bound is not None and self.data is None:
+        if self.bound is not None and (self.data is None or self.picture is not None):
             raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")
         if self.bound is not None and self.quantize is not None:
             raise UsageError(
                 "--quantize with --max-drop: the promise would be tested before the stages change; convert first, then "
                 "s2d export OUT --quantize, then s2d calibrate on what that writes"
             )
+        if self.mode is not None:
+            check_choice("mode", self.mode, MODES)
 
     @property
     def bound(self) -> RiskBound | None:
         """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
         return risk_bound(self.max_drop, self.confidence)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the last stage stays the original: as asked, and by default when there is no data."""
+        return self.mode == "exact" if self.mode is not None else self.data is None or self.picture is not None
+
+    @property
+    def picture(self) -> Path | None:
+        """The one picture that `data` is, if it is one."""
+        is_one = self.data is not None and self.data.suffix.lower() in IMAGE_SUFFIXES and self.data.is_file()
+        return self.data if is_one else None
 
     @property
     def work(self) -> Effort:

@@ -23,6 +23,7 @@ from s2d_convert.bound import confirmed, possible
 from s2d_convert.candidates import Evaluator
 from s2d_convert.data import Dataset, Level
 from s2d_convert.errors import ModelError
+from s2d_convert.exact import better, cascade_candidate, depth_candidate
 from s2d_convert.export import Part, build_stages, check_out, read_part, write_bytes
 from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.options import ConvertOptions
@@ -41,7 +42,7 @@ from s2d_convert.search import (
     reinforce,
     trial_to_json,
 )
-from s2d_convert.space import PlanSpace, divide, layout_block, total_macs
+from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block, total_macs
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.train import Choose, Progress, TrainSettings, input_batches, save_state, train
@@ -66,13 +67,10 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     board = None if options.latency is None else hashlib.sha256(options.latency.read_bytes()).hexdigest()
     run.open({**options.fingerprint(), "model_sha256": digest, "board_sha256": board})
     job = Job(options, ready, run, reporter)
-    space = possible(job, plan_space(ready, options))
-    with _timed(run, "supernet"):
-        net = train_supernet(job, space)
-    with _timed(run, "search"):
-        conversion = search(job, space, net)
-    with _timed(run, "fine-tune"):
-        tuned = finetune(job, net, conversion)
+    if options.exact:
+        conversion, tuned = keep_original(job)
+    else:
+        conversion, tuned = train_everything(job, possible(job, plan_space(ready, options)))
     seconds = run.read_json(SECONDS)
     result = _finished(job, tuned, conversion, provenance={"model_sha256": digest, "seconds": seconds})
     reporter.note("time: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
@@ -95,6 +93,33 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     default = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(options.out, manifest, measured, bool(default["reached"]), within)
+
+
+def train_everything(job: Job, space: PlanSpace) -> tuple[Conversion, Tuned]:
+    """The best conversion of the space, fine-tuned: supernet, search, fine-tune."""
+    with _timed(job.run, "supernet"):
+        net = train_supernet(job, space)
+    with _timed(job.run, "search"):
+        conversion = search(job, space, net)
+    with _timed(job.run, "fine-tune"):
+        return conversion, finetune(job, net, conversion)
+
+
+def keep_original(job: Job) -> tuple[Conversion, Tuned]:
+    """The best conversion whose last stage is the model as it is: exits by depth, or a narrow chain before it.
+
+    A chain that was trained on made-up images alone is much too sure of itself on real ones, so without data there
+    are exits by depth only.
+    """
+    ready, options = job.ready, job.options
+    meter = make_meter(ready, options)
+    with _timed(job.run, "heads"):
+        best = depth_candidate(job, meter)
+    space = possible(job, plan_space(ready, options))
+    if ready.dataset.kind != "made-up" and CASCADE in space.kinds:
+        space = PlanSpace(ready.graph, ready.channels, space.divisions, stages=options.stages, kinds=(CASCADE,))
+        best = better(best, cascade_candidate(job, meter, *train_everything(job, space)))
+    return best.conversion, best.tuned
 
 
 @contextmanager
@@ -246,7 +271,7 @@ def search(job: Job, space: PlanSpace, net: StagedNet) -> Conversion:
     for result in results:
         value = result.best.evaluation
         reporter.note(
-            f"{result.method}: reward {value.reward:.4f} (accuracy {value.accuracy:.4f}, latency {value.latency:.3f}, "
+            f"{result.method}: reward {value.reward:.4f} ({ready.target} {value.accuracy:.4f}, latency {value.latency:.3f}, "
             f"worst {value.info['worst_latency']:.3f})"
         )
     best = confirmed(job, results)

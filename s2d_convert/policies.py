@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime import Policy, Promise
 
-from s2d_convert import calibrate
+from s2d_convert import calibrate, guard
 from s2d_convert.errors import DataError, PromiseError
 from s2d_convert.promise import RiskBound, Tested, fixed_sequence, images_needed, path, stage_losses
 
@@ -86,6 +86,18 @@ def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequ
     budgets = calibrate.budget_grid(confidence, cost, include=[budget])
     found = (safe_policy(confidence, answers == scores.target, cost, budget) for budget in budgets)
     return Chosen(tuple(calibrate.observed(policy, confidence, answers) for policy in found), budget)
+
+
+def careful_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
+    """Like `budget_policies`, from made-up images and with the floors of `guard`; the last stage is the static model."""
+    confidence, answers = calibrate.confidences(scores.logits, temperatures), scores.answers
+    lowest = guard.floors(confidence, answers == scores.target)
+    rows = guard.sure_rows(scores.logits[-1])
+    sure, said, right = confidence[:, rows], answers[:, rows], (answers == scores.target)[:, rows]
+    kept = guard.above(sure, lowest)
+    budgets = calibrate.budget_grid(kept, cost, include=[budget])
+    found = (guard.raised(safe_policy(kept, right, cost, one), lowest) for one in budgets)
+    return Chosen(tuple(calibrate.observed(policy, sure, said) for policy in found), budget)
 
 
 def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:

@@ -17,13 +17,13 @@ from s2d_convert.data import Dataset, Images, load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.graph import Graph, load_graph
 from s2d_convert.latency import Array, Meter
+from s2d_convert.madeup import Answers, made_up_data
 from s2d_convert.options import ConvertOptions
 from s2d_convert.policies import check_enough
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.staged import unsupported_nodes
 from s2d_convert.static import StaticModel, slices
-from s2d_convert.synthetic import made_up_dataset
 from s2d_convert.table import Table, read_table
 from s2d_convert.weights import Weights, static_weights
 
@@ -61,6 +61,11 @@ class Prepared:
     answers: Array
     device: torch.device
     table: Table | None = None
+
+    @property
+    def target(self) -> str:
+        """What is judged: right answers, or without labels those that are the static model's."""
+        return "agreement" if self.dataset.calib.labels is None else "accuracy"
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     table = read_latencies(options, reporter)
     static = StaticModel(graph, threads=torch.get_num_threads(), provider=options.provider)
     reporter.step("data")
-    dataset = read_dataset(graph, preprocess, options, reporter)
+    dataset = read_dataset(graph, preprocess, options, reporter, logits=static.logits)
     if options.bound is not None:
         images = promise_images(dataset)
         share = len(images) / sum(map(len, (dataset.train, dataset.calib, dataset.test)))
@@ -151,15 +156,15 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def read_dataset(graph: Graph, preprocess: Preprocess, options: ConvertOptions, reporter: Reporter) -> Dataset:
-    """The user's images, or made-up ones."""
-    if options.data is None:
-        reporter.warn(
-            "no --data: images are made up and labelled by the static model. Thresholds then rest on agreement with the "
-            "static model on made-up images; on real images both accuracy and latency will differ. "
-            "Give --data with some real images, labelled or not, to be sure."
+def read_dataset(
+    graph: Graph, preprocess: Preprocess, options: ConvertOptions, reporter: Reporter, *, logits: Answers
+) -> Dataset:
+    """The user's images, or made-up ones that the static model, `logits`, has labelled."""
+    if options.data is None or options.picture is not None:
+        reporter.warn(_without_data(options))
+        return made_up_data(
+            options.work.made_up_images, preprocess, seed=options.seed, logits=logits, picture=options.picture
         )
-        return made_up_dataset(options.work.made_up_images, preprocess, seed=options.seed)
     dataset = load_data(
         options.data,
         preprocess=preprocess,
@@ -179,6 +184,25 @@ def read_dataset(graph: Graph, preprocess: Preprocess, options: ConvertOptions, 
 def promise_images(dataset: Dataset) -> Images:
     """The half of the held-back images that a promise is tested on; the other half is reported."""
     return dataset.test.take(slice(0, len(dataset.test) // 2))
+
+
+def _without_data(options: ConvertOptions) -> str:
+    """What somebody who has no data, or one picture, must know."""
+    source = (
+        "no --data: images are made up"
+        if options.picture is None
+        else f"{options.picture}: its crops, and made-up images"
+    )
+    if options.exact:
+        return (
+            f"{source}, the static model labels them. The last stage stays the original and exits are careful, so that a bad "
+            "guess costs exits and not answers; shares and latency on real images will differ. Some hundred real images, "
+            "labelled or not, make it faster (--data DIR)."
+        )
+    return (
+        f"{source}, the static model labels them. A first stage that is trained on such images (--mode train) is much too sure "
+        "of itself on real ones: expect wrong answers. Leave --mode out, or give --data with real images, labelled or not."
+    )
 
 
 def static_logits(static: StaticModel, images: Images) -> Array:

@@ -246,6 +246,26 @@ def _override(name: str, values: Sequence[float], channels: int, unit: float) ->
     return tuple(float(v) * unit for v in (tuple(values) * channels if len(values) == 1 else values))
 
 
+def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
+    """The pixels of one picture as it is, uint8 [H, W, C], made smaller where it is longer than `side`.
+
+    Raises as `read_image` does.
+    """
+    _check_channels(path, preprocess)
+    with Image.open(path, formats=IMAGE_FORMATS) as file:
+        file.draft(None, (side, side))
+        image = _to_mode(ImageOps.exif_transpose(file), "L" if preprocess.channels == 1 else "RGB")
+    image.thumbnail((side, side))
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, preprocess.channels)
+
+
+def _check_channels(path: str | os.PathLike[str], preprocess: Preprocess) -> None:
+    if preprocess.channels not in {1, 3}:
+        raise DataError(
+            f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
+        )
+
+
 def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[np.uint8]:
     """The pixels of one image file, uint8 [H, W, C] of the model's size and channels (always in RGB order).
 
@@ -253,10 +273,7 @@ def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[
     resized (bicubic, antialiased) and the centre cut out; an image of the right size keeps its pixels. Raises
     one of UNREADABLE for a broken file, and DataError when the model takes neither 1 nor 3 channels.
     """
-    if preprocess.channels not in {1, 3}:
-        raise DataError(
-            f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
-        )
+    _check_channels(path, preprocess)
     height, width = preprocess.size
     with Image.open(path, formats=IMAGE_FORMATS) as file:
         side = 2 * max(height, width)

@@ -26,6 +26,7 @@ from s2d_convert.weights import Weights
 LINKED, CASCADE = 0, 1
 KINDS = ("linked", "cascade")
 MAX_TAPS = 16
+MAX_TAP_SHARE = 0.97  # an exit on the untouched model behind this share of the MACs saves nothing
 MIN_TAP_SHARE = 0.03  # a tap before this share of the MACs has seen too little to be worth an exit
 
 
@@ -209,6 +210,13 @@ class PlanSpace:
 
     def _fractions(self, first: float) -> list[float]:
         return [first + (1 - first) * s / max(1, self.stages - 1) for s in range(self.stages - 1)]
+
+
+def depth_taps(graph: Graph, channels: Channels) -> tuple[str, ...]:
+    """Where an exit on the untouched model can save something: candidate taps, evenly spread, without the very last."""
+    taps = candidate_taps(graph, channels)
+    share = mac_shares(graph, channels, taps)
+    return _thinned(graph, channels, tuple(t for t in taps if share[t] <= MAX_TAP_SHARE) or taps)
 
 
 def _thinned(graph: Graph, channels: Channels, taps: tuple[str, ...]) -> tuple[str, ...]:

@@ -567,20 +567,37 @@ class _Cutter:
         return tuple(builder.finish() for builder in self.stages)
 
     def _head(self, builder: StageGraph, stage: int, tap: str) -> str:
-        """The logits of an exit: global average pooling of the tap, then one linear layer."""
+        """The logits of an exit: means over the cells of the tap, then the head's layers."""
         layout = self.channels.layouts[tap]
-        weight, bias = self.weights.heads.get(tap) or initial_head(self.graph, self.channels, tap)
+        head = self.weights.heads.get(tap) or initial_head(self.graph, self.channels, tap)
         source, order = self.fetch(stage, tap, self._readable(tap, stage))
         if len(self.graph.shapes[tap]) == 3:
-            if layout.axis == 0:
-                pooled = builder.op("GlobalAveragePool", [source], "exit.pooled", [len(order), 1, 1])
-                source = builder.op("Flatten", [pooled], "exit.features", [len(order)], attrs={"axis": 1})
-            else:
-                source = builder.reduce("ReduceMean", source, [1, 2], [len(order)])
-        builder.macs += int(weight.shape[0] * len(order))
-        classes = self.graph.classes
-        logits = builder.op("Gemm", [source, weight[:, order], bias], "exit.logits", [classes], attrs={"transB": 1})
-        shape = self.graph.shapes[self.graph.output]
+            source = self._pooled(builder, tap, source, len(order), cell=head.cell)
+        first = head.first_weight(len(layout.units))[:, order]
+        weights = [first.reshape(len(first), -1), *(weight for weight, _ in head.layers[1:])]
+        for number, (weight, (_, bias)) in enumerate(zip(weights, head.layers, strict=True), start=1):
+            name, shape = ("exit.logits" if number == len(weights) else f"exit.hidden{number}"), [len(weight)]
+            source = builder.op("Gemm", [source, weight, bias], name, shape, attrs={"transB": 1})
+            if number < len(weights):
+                source = builder.op("Relu", [source], f"{name}.relu", shape)
+            builder.macs += int(weight.size)
+        shape = list(self.graph.shapes[self.graph.output])
         if len(shape) > 1:
-            logits = builder.op("Reshape", [logits, np.array([0, *shape])], "exit.shaped", shape)
-        return logits
+            source = builder.op("Reshape", [source, np.array([0, *shape])], "exit.shaped", shape)
+        return source
+
+    def _pooled(self, builder: StageGraph, tap: str, source: str, count: int, *, cell: tuple[int, int] | None) -> str:
+        """The features of a head: the means over the cells of a map with `count` channels, channel by channel."""
+        axis, shape = self.channels.layouts[tap].axis, list(self.graph.shapes[tap])
+        if cell is None and axis == 2:
+            return builder.reduce("ReduceMean", source, [1, 2], [count])
+        if axis == 2:
+            shape = [shape[2], *shape[:2]]
+            source = builder.op("Transpose", [source], "exit.map", [count, *shape[1:]], attrs={"perm": [0, 3, 1, 2]})
+        grid = [1, 1] if cell is None else [side // step for side, step in zip(shape[1:], cell, strict=True)]
+        if cell is None:
+            source = builder.op("GlobalAveragePool", [source], "exit.pooled", [count, *grid])
+        elif cell != (1, 1):
+            steps = {"kernel_shape": list(cell), "strides": list(cell)}
+            source = builder.op("AveragePool", [source], "exit.pooled", [count, *grid], attrs=steps)
+        return builder.op("Flatten", [source], "exit.features", [count * int(np.prod(grid))], attrs={"axis": 1})

@@ -22,7 +22,7 @@ from s2d_convert.graph import Graph, Node
 from s2d_convert.lower import BUILDERS, lower
 from s2d_convert.plan import Effective, identity_plan
 from s2d_convert.rules import UNDEFINED_AT_ZERO, Kind, channel_axis_of_constant
-from s2d_convert.weights import Affine, Weights, initial_head
+from s2d_convert.weights import Affine, ExitHead, Weights, initial_head
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
@@ -98,16 +98,38 @@ def _transposed_kernel(weight: Tensor, groups: int) -> Tensor:
 
 
 class Head(nn.Module):
-    """An exit head: mean over every axis but batch and channels, then one linear layer on the stage's channels."""
+    """An `ExitHead` in torch: means over the cells of a tap of this rank, then its layers on the stage's channels."""
 
-    def __init__(self, axis: int, rank: int, weight: np.ndarray, bias: np.ndarray) -> None:
+    def __init__(self, axis: int, rank: int, head: ExitHead) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.tensor(weight)), nn.Parameter(torch.tensor(bias))
-        self.space = [a + 1 for a in range(rank) if a != axis]
+        self.axis, self.rank, self.cell = axis, rank, head.cell
+        self.weights = nn.ParameterList(torch.tensor(weight) for weight, _ in head.layers)
+        self.biases = nn.ParameterList(torch.tensor(bias) for _, bias in head.layers)
 
     def forward(self, x: Tensor, columns: Tensor | None) -> Tensor:
-        pooled = x.mean(self.space) if self.space else x
-        return F.linear(pooled, self.weight if columns is None else self.weight * columns, self.bias)
+        features = self.features(x)
+        if columns is not None:  # a zero feature is as good as a zero column
+            features = features * columns.repeat_interleave(features.shape[1] // len(columns))
+        return self.logits(features)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The means over the cells, [B, C * cells]."""
+        if self.rank == 1:
+            return x
+        if self.cell is None:
+            return x.mean([a + 1 for a in range(self.rank) if a != self.axis])
+        return F.avg_pool2d(x if self.axis == 0 else x.movedim(-1, 1), self.cell).flatten(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The logits [B, K] from features."""
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            features = F.linear(F.relu(features) if index else features, weight, bias)
+        return features
+
+    def numpy(self) -> ExitHead:
+        """The head as it is now."""
+        layers = zip(self.weights, self.biases, strict=True)
+        return ExitHead(tuple((_numpy(w), _numpy(b)) for w, b in layers), self.cell)
 
 
 @dataclass(frozen=True)
@@ -160,8 +182,8 @@ class StagedNet(nn.Module):
         for node in graph.nodes:
             self._add_node(node, weights)
         for tap in taps:
-            weight, bias = weights.heads.get(tap) or initial_head(graph, channels, tap)
-            self.heads[self._head_key[tap]] = Head(channels.layouts[tap].axis, len(graph.shapes[tap]), weight, bias)
+            head = weights.heads.get(tap) or initial_head(graph, channels, tap)
+            self.heads[self._head_key[tap]] = Head(channels.layouts[tap].axis, len(graph.shapes[tap]), head)
         self._last_use = {name: i for i, node in enumerate(graph.nodes) for name in graph.computed(node)}
 
     def _add_node(self, node: Node, weights: Weights) -> None:
@@ -394,7 +416,7 @@ class StagedNet(nn.Module):
         for tap, key in self._head_key.items():
             head = self.heads[key]
             assert isinstance(head, Head), "heads holds Head modules only"
-            heads[tap] = (_numpy(head.weight), _numpy(head.bias))
+            heads[tap] = head.numpy()
         return Weights(mix, operands, heads)
 
 

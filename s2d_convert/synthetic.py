@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2d_convert.data import DEFAULT_HOLDOUT, Dataset, Images, split_images
 from s2d_convert.errors import UsageError
-from s2d_convert.preprocess import Preprocess
 
 Floats = NDArray[np.float32]
 Rng = np.random.Generator
@@ -30,13 +28,6 @@ _BLOCK_PIXELS = 300_000  # canvas pixels drawn together: big enough for numpy, s
 _MARGIN = {True: 1.5, False: 1.15}  # canvas side over image side, for small and for large images
 _SMALL = 64
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-
-
-def made_up_dataset(count: int, preprocess: Preprocess, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:
-    """A Dataset of `count` made-up images without labels, split like real ones. Raises DataError below 20 images."""
-    pixels = made_up(count, size=preprocess.size, channels=preprocess.channels, seed=seed)
-    images = Images(pixels, preprocess, np.arange(count, dtype=np.int64), None, "made-up")
-    return split_images(images, seed=seed, holdout=holdout)
 
 
 def made_up(count: int, *, size: tuple[int, int], channels: int, seed: int) -> NDArray[np.uint8]:

@@ -82,7 +82,7 @@ def train(
     loss_average, started, saved = math.nan, time.monotonic(), time.monotonic()
     for step, (batch, targets, labels) in _batches(images, teacher, settings, seed, first):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step / settings.steps, settings.warmup)
+            group["lr"] = settings.learning_rate * schedule(step / settings.steps, settings.warmup)
         net.train()
         plans = choose(step, step / settings.steps)
         data = torch.from_numpy(batch).to(device)
@@ -91,7 +91,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for masks in plans:
-            loss = _loss(net(data, masks), soft, truth, settings) / len(plans)
+            loss = exit_loss(net(data, masks), soft, truth, settings) / len(plans)
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
@@ -114,14 +114,14 @@ def _groups(net: StagedNet, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _schedule(progress: float, warmup: float) -> float:
+def schedule(progress: float, warmup: float) -> float:
     """Linear warm-up, then a cosine to zero."""
     if progress < warmup:
         return (progress + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def _loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings) -> Tensor:
+def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings) -> Tensor:
     """Mean over exits of cross entropy with the labels and divergence from the static model's softened answer."""
     t = settings.temperature
     target = F.log_softmax(soft / t, dim=1)

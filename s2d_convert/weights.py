@@ -14,19 +14,41 @@ from s2d_convert.rules import Array, Kind, mix_weights
 Affine = tuple[Array, Array | None]
 
 
+@dataclass(frozen=True, eq=False)
+class ExitHead:
+    """What makes logits of a tap: means over cells of `cell` (height, width) positions, over the whole map where it is
+    None, then linear `layers` (weight [O, I], bias [O]) with a ReLU between two of them.
+
+    The first weight is [*, C * cells]; the cells of one channel lie side by side, row by row.
+    """
+
+    layers: tuple[tuple[Array, Array], ...]
+    cell: tuple[int, int] | None = None
+
+    def first_weight(self, channels: int) -> Array:
+        """The first layer's weight by channel, [O, C, cells]."""
+        weight = self.layers[0][0]
+        return weight.reshape(len(weight), channels, -1)
+
+
+def linear_head(weight: Array, bias: Array) -> ExitHead:
+    """The plain exit head: one linear layer on the mean of every channel."""
+    return ExitHead(((weight, bias),))
+
+
 @dataclass(frozen=True)
 class Weights:
     """Weights by node and by tap.
 
     `mix`: node name -> (weight [O, I, *kernel], bias [O] or None) of every MIX and GROUPED node;
     `operands`: (node name, input index) -> array that replaces a constant input of another node;
-    `heads`: tap -> (weight [K, C], bias [K]) of an exit head on the pooled tap;
+    `heads`: tap -> its exit head;
     `temperatures`: per stage of the conversion, by which logits are divided before the softmax.
     """
 
     mix: Mapping[str, Affine]
     operands: Mapping[tuple[str, int], Array] = field(default_factory=dict)
-    heads: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    heads: Mapping[str, ExitHead] = field(default_factory=dict)
     temperatures: tuple[float, ...] = ()
 
     def operand(self, graph: Graph, node: Node, index: int) -> Array:
@@ -38,7 +60,7 @@ class Weights:
         """The temperature of stage `stage` (1-based); 1 where none was calibrated."""
         return self.temperatures[stage - 1] if self.temperatures else 1.0
 
-    def with_heads(self, heads: Mapping[str, tuple[Array, Array]]) -> Weights:
+    def with_heads(self, heads: Mapping[str, ExitHead]) -> Weights:
         """The same weights with other exit heads."""
         return replace(self, heads={**self.heads, **heads})
 
@@ -59,8 +81,8 @@ def classifier_of(graph: Graph, channels: Channels) -> Node | None:
     return node if node is not None and channels.roles[node.name].kind is Kind.MIX else None
 
 
-def initial_head(graph: Graph, channels: Channels, tap: str, *, seed: int = 0) -> tuple[Array, Array]:
-    """An exit head (weight [K, C], bias [K]) for a tap, without data.
+def initial_head(graph: Graph, channels: Channels, tap: str, *, seed: int = 0) -> ExitHead:
+    """A linear exit head for a tap, without data.
 
     Channels that the classifier reads too take its columns; the others are drawn at random, small.
     """
@@ -70,16 +92,16 @@ def initial_head(graph: Graph, channels: Channels, tap: str, *, seed: int = 0) -
     bias = np.zeros(graph.classes, dtype=np.float32)
     node = classifier_of(graph, channels)
     if node is None or node.inputs[0] not in channels.layouts:
-        return weight, bias
+        return linear_head(weight, bias)
     columns, own_bias = mix_weights(node, graph.constants)
     columns = columns.reshape(*columns.shape[:2], -1).sum(axis=2)
     source = channels.layouts[node.inputs[0]].units
     if len(source) != columns.shape[1] or len(columns) != graph.classes:
-        return weight, bias
+        return linear_head(weight, bias)
     if own_bias is not None:
         bias = own_bias.astype(np.float32)
     for position, unit in enumerate(layout.units.tolist()):
         match = np.flatnonzero(source == unit)
         if unit != FREE and len(match):
             weight[:, position] = columns[:, match].sum(axis=1) / max(1, int((layout.units == unit).sum()))
-    return weight, bias
+    return linear_head(weight, bias)

@@ -52,13 +52,15 @@ def test_a_labelled_conversion_is_whole(place: Path) -> None:
     lines = [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
     assert {line["method"] for line in lines} == {"reinforce", "random", "uniform"}
     assert all(0 <= line["accuracy"] <= 1 and line["latency"] > 0 for line in lines)
-    assert (manifest["target"], manifest["data"], manifest["exactness"]) == ("accuracy", "labelled", None)
+    assert (manifest["target"], manifest["data"]) == ("accuracy", "labelled")
     for policy in manifest["policies"]:
         reached = [sum(counts) for counts in policy["confidence_histogram"]]
         left = [*np.subtract(reached[:-1], reached[1:]), reached[-1]]
         assert np.array(left) / reached[0] == pytest.approx(policy["exit_share"], abs=1e-4)
         assert 0 <= policy["disagreement"] <= 1 - policy["exit_share"][-1] + 1e-4
     measured = manifest["measured"]
+    cascade = len({stage["chain"] for stage in manifest["stages"]}) == 2
+    assert (manifest["exactness"] is not None) == cascade
     assert measured["images"] == result.measured.images == 100
     assert sum(measured["exit_share"]) == pytest.approx(1)
     assert measured["correct_static"] > 0.6

@@ -16,7 +16,7 @@ from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph
 from s2d_convert.plan import Plan, candidate_taps, identity_plan
 from s2d_convert.split import StageModel, split
-from s2d_convert.weights import Weights
+from s2d_convert.weights import Weights, linear_head
 
 # Of the net `chain`: half of the first conv and a quarter of the second in stage 1, the logits (fixed) anywhere.
 NARROW = (1,) * 4 + (2,) * 4 + (1,) * 4 + (2,) * 12 + (1,) * 5
@@ -131,7 +131,7 @@ def test_a_head_is_linear_on_the_pooled_tap(tap: str, pooled: bool) -> None:
     graph, channels, weights = analysed(model)
     rng = np.random.default_rng(0)
     head = (rng.normal(size=(5, 16)).astype(np.float32), rng.normal(size=5).astype(np.float32))
-    first, _ = split(graph, channels, Plan((tap, "logits"), NARROW), weights.with_heads({tap: head}))
+    first, _ = split(graph, channels, Plan((tap, "logits"), NARROW), weights.with_heads({tap: linear_head(*head)}))
     assert ops(first).count("GlobalAveragePool") == 1
     feeds = random_images(model, 3, 0)
     answer = run(first.model, feeds)
@@ -152,7 +152,7 @@ def test_a_head_reads_the_columns_of_its_own_channels() -> None:
     graph, channels, weights = analysed(model)
     head = (np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32), np.zeros(5, np.float32))
     plan = Plan(("y", "logits"), (2, 1) * 4 + (2,) * 12 + (1,) * 4 + (1,) * 5)  # the last four channels of the tap
-    first, _ = split(graph, channels, plan, weights.with_heads({"y": head}))
+    first, _ = split(graph, channels, plan, weights.with_heads({"y": linear_head(*head)}))
     answer = run(first.model, random_images(model, 3, 0))
     assert_close(answer["output"], answer["y.s1"].mean((2, 3)) @ head[0][:, 12:].T)
 

@@ -90,7 +90,7 @@ def test_norms_fold_back_into_the_weights_they_came_from(make: Callable[[], onnx
         if bias is not None or folded_bias is not None:  # a norm leaves a bias of zero where there was none
             assert folded_bias is not None
             assert_close(folded_bias, np.zeros(len(weight)) if bias is None else bias)
-    assert after.heads["y"][0].shape == (staged.graph.classes, len(staged.channels.layouts["y"].units))
+    assert after.heads["y"].layers[0][0].shape == (staged.graph.classes, len(staged.channels.layouts["y"].units))
 
 
 def test_only_convs_that_make_a_map_get_a_norm() -> None:

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from s2d_convert import synthetic
-from s2d_convert.errors import DataError, UsageError
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.synthetic import made_up, made_up_dataset
+from s2d_convert.errors import UsageError
+from s2d_convert.synthetic import made_up
 
 
 @pytest.fixture(scope="module")
@@ -98,21 +97,6 @@ def test_sampling_at_the_pixels_gives_back_the_canvas_and_reflects_beyond_it() -
     np.testing.assert_allclose(between, (canvas[:, :, :5] + canvas[:, :, 1:]) / 2, atol=5e-3)
 
 
-def test_the_dataset_is_split_and_preprocessed_like_any_other() -> None:
-    preprocess = make_preprocess(size=(8, 8), channels=1)
-    dataset = made_up_dataset(50, preprocess, seed=3)
-    assert dataset.kind == dataset.calib.kind == "made-up"
-    assert dataset.train.labels is None
-    assert dataset.class_names is None
-    assert (len(dataset.train), len(dataset.calib), len(dataset.test)) == (25, 13, 12)
-    assert dataset.train.batch(np.arange(4)).shape == (4, 1, 8, 8)
-    again = made_up_dataset(50, preprocess, seed=3)
-    np.testing.assert_array_equal(dataset.test.raw(slice(None)), again.test.raw(slice(None)))
-
-
-def test_too_few_and_impossible_images_are_refused() -> None:
-    preprocess = make_preprocess(size=(8, 8), channels=1)
-    with pytest.raises(DataError, match="got 19 images, at least 20 are needed"):
-        made_up_dataset(19, preprocess, seed=0)
+def test_impossible_images_are_refused() -> None:
     with pytest.raises(UsageError, match="count -1"):
         made_up(-1, size=(8, 8), channels=3, seed=0)

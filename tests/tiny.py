@@ -21,6 +21,8 @@ EFFORT = Effort(
     baselines=True,
     groups=2,
     made_up_images=400,
+    head_images=400,
+    head_epochs=6.0,
 )
 TINY = "quick"  # the effort whose amounts the tests replace by EFFORT
 

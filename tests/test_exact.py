@@ -1,0 +1,152 @@
+"""Exact mode: without exits the folder answers as the static model, and exits are trained from cached features."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import run
+from s2d_runtime import Dispatcher
+from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+
+from s2d_convert.data import Images
+from s2d_convert.errors import VerifyError
+from s2d_convert.exact import HEADS, Candidate, better
+from s2d_convert.finish import exactness
+from s2d_convert.graph import load_graph
+from s2d_convert.measure import largest_difference
+from s2d_convert.options import ConvertOptions
+from s2d_convert.pipeline import convert
+from s2d_convert.prepare import prepare
+from s2d_convert.preprocess import make_preprocess
+from s2d_convert.search import Evaluation
+from s2d_convert.static import StaticModel
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model and unlabelled images, made once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_model(folder / "tiny.onnx")
+    np.savez(folder / "data.npz", images=quadrants(500, 1)[0])
+    return folder
+
+
+@pytest.fixture
+def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder with the tiny model and its data, and a tiny effort."""
+    use_tiny_effort(monkeypatch)
+    for name in ("tiny.onnx", "data.npz"):
+        (tmp_path / name).write_bytes((template / name).read_bytes())
+    return tmp_path
+
+
+def answers_as_static(place: Path, out: Path) -> tuple[float, float]:
+    """The largest difference without exits on fresh images, and the largest value."""
+    images, _ = quadrants(70, 9)
+    static = run((place / "tiny.onnx"), {"input": images})["logits"]
+    with Dispatcher(out) as model:
+        answer = model(images, exits=False)
+        assert (answer.stage == len(model.manifest.stages)).all()
+        return float(np.abs(answer.output - static).max()), float(np.abs(static).max())
+
+
+def test_without_data_the_last_stage_is_the_original_and_exits_are_careful(place: Path) -> None:
+    listener = Listener()
+    result = convert(ask(place, data=None, budget=0.05, stages=3), listener)
+    manifest = json.loads((place / "out" / "manifest.json").read_text())
+    assert manifest["data"] == "made-up"
+    assert manifest["target"] == "agreement"
+    assert not result.reached, "no budget may push the thresholds below their floors"
+    assert "supernet" not in listener.steps
+    said = manifest["exactness"]
+    assert (said["equal"] == "identical") == (said["max_difference"] == 0)
+    difference, scale = answers_as_static(place, place / "out")
+    assert difference <= max(10 * said["max_difference"], 1e-5 * scale)
+    lowest = np.min([policy["thresholds"] for policy in manifest["policies"]], axis=0)
+    assert (lowest > 0.3).all(), lowest
+    assert any("guess costs exits" in text for text in listener.texts)
+    assert not (place / "out.run").exists()
+
+
+def test_the_mode_follows_the_data(tmp_path: Path) -> None:
+    model, out = tmp_path / "m.onnx", tmp_path / "out"
+    assert ConvertOptions(model, out).exact
+    assert not ConvertOptions(model, out, data=tmp_path).exact
+    assert ConvertOptions(model, out, data=tmp_path, mode="exact").exact
+    assert not ConvertOptions(model, out, mode="train").exact
+
+
+def test_training_without_data_is_warned_of(place: Path) -> None:
+    listener = Listener()
+    prepare(ask(place, data=None, mode="train"), listener)
+    assert any("much too sure" in text for text in listener.texts)
+
+
+def test_unlabelled_images_give_the_better_of_two_kinds(place: Path) -> None:
+    listener = Listener()
+    result = convert(ask(place, mode="exact"), listener)
+    assert result.manifest["exactness"] is not None
+    assert result.manifest["target"] == "agreement"
+    rewards = {
+        text.split(":")[0]: float(text.split("reward ")[1].split()[0])
+        for text in listener.texts
+        if text.startswith(("depth exits", "narrow chain"))
+    }
+    chains = {stage["chain"] for stage in result.manifest["stages"]}
+    first, second = rewards["depth exits"], rewards["narrow chain before the untouched model"]
+    assert len(chains) == (2 if second > first else 1)
+    difference, scale = answers_as_static(place, place / "out")
+    assert difference <= 1e-5 * scale
+    methods = {json.loads(line)["method"] for line in (place / "out" / "search.jsonl").read_text().splitlines()}
+    assert {"depth", "reinforce"} <= methods
+
+
+@pytest.mark.parametrize("step", ["heads", "search"])
+def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
+    options = ask(place, data=None, stages=3)
+    with pytest.raises(KeyboardInterrupt):
+        convert(options, Listener(interrupt_at=step))
+    assert not (place / "out").exists()
+    assert (place / "out.run" / HEADS).exists() == (step == "search")
+    listener = Listener()
+    assert convert(replace(options, resume=True), listener).out.exists()
+    lines = [json.loads(line) for line in (place / "out" / "search.jsonl").read_text().splitlines()]
+    assert len({(line["method"], line["index"]) for line in lines}) == len(lines)
+
+
+def test_the_higher_reward_wins_and_the_first_of_equals() -> None:
+    low, high, same = (Candidate(None, None, Evaluation(0.9, 0.5, value)) for value in (0.8, 0.9, 0.8))  # type: ignore[arg-type]
+    assert better(low, high) is better(high, low) is high
+    assert better(low, same) is low
+
+
+def test_what_equal_means_is_measured(place: Path) -> None:
+    """`identical` to the last bit, `close` with the largest difference, refused beyond rounding."""
+    convert(ask(place, data=None), Listener())
+    pixels, _ = quadrants(40, 3)
+    images = Images(pixels, make_preprocess(size=(12, 12), channels=3), np.arange(40), None, "unlabelled")
+    static = StaticModel(load_graph(place / "tiny.onnx"))
+
+    class Shifted:
+        """A static model whose answers are off by a constant."""
+
+        def __init__(self, offset: float) -> None:
+            self.offset = np.float32(offset)
+
+        def outputs(self, data: np.ndarray) -> np.ndarray:
+            return static.outputs(data) + self.offset
+
+    with Dispatcher(place / "out") as runner:
+        own, scale = largest_difference(runner, static, images)
+        said = exactness(runner, static, images)
+        assert said == {"equal": "close" if own else "identical", "max_difference": own}
+        assert own <= 1e-5 * scale
+        near = exactness(runner, Shifted(1e-4), images)  # type: ignore[arg-type]
+        assert near["equal"] == "close"
+        assert near["max_difference"] == pytest.approx(1e-4, rel=0.1)
+        with pytest.raises(VerifyError, match="without exits the folder differs from the static model by"):
+            exactness(runner, Shifted(0.1 * scale), images)  # type: ignore[arg-type]
