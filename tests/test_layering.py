@@ -83,6 +83,7 @@ RUNGS: dict[str, dict[str, int]] = {
         "kit": 17,
         "folders": 15,
         "recalibrate": 16,
+        "triton": 12,
         "cli_options": 16,
         "cli_calibrate": 17,
         "cli_convert": 17,
