@@ -3,9 +3,10 @@
 model-settings.json::
 
     {"name": "model", "implementation": "s2d_runtime.serving.mlserver.StagedModel",
-     "parameters": {"uri": "OUT", "extra": {"budget": 0.5, "threads": 1, "max_batch": 256}}}
+     "parameters": {"uri": "OUT", "extra": {"budget": 0.5, "threads": 1, "rows": 64}}}
 
-All of `extra` may be left out. MLServer's REST takes JSON tensors only; gRPC takes bytes.
+All of `extra` may be left out. MLServer's REST takes JSON tensors only; gRPC takes bytes. Its gRPC definition has no
+floating-point parameters: there a request's budget is a text, such as "0.5".
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import numpy as np
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
-from mlserver.errors import InferenceError, MLServerError, ModelNotReady
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor, RequestInput
+from mlserver.errors import MLServerError, ModelNotReady
+from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor
 
 from s2d_runtime.dispatcher import Dispatcher, DispatcherError
 from s2d_runtime.serving import v2
 
-EXTRAS = ("budget", "threads", "max_batch")
+EXTRAS = ("budget", "threads", "rows")
+ROWS = 64  # most images in one request, unless `extra` says otherwise
 
 
 class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when types are checked
@@ -38,30 +39,31 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when 
             raise DispatcherError(f"parameters.extra: got {unknown}; expected are {', '.join(EXTRAS)}")
         if parameters is None or not parameters.uri:
             raise DispatcherError("parameters.uri: missing; give the folder that s2d-convert wrote")
-        self._max_batch = int(extra.pop("max_batch", v2.MAX_BATCH))
+        self._rows = int(extra.pop("rows", ROWS))
         self._runner = runner = await asyncio.to_thread(Dispatcher, parameters.uri, **extra)
-        self.inputs = [_metadata(info) for info in v2.inputs_of(runner.manifest)]
-        self.outputs = [_metadata(info) for info in v2.outputs_of(runner.manifest)]
+        about = v2.model_metadata(runner.manifest, name=self.name)
+        self.inputs = [MetadataTensor(**tensor) for tensor in about["inputs"]]
+        self.outputs = [MetadataTensor(**tensor) for tensor in about["outputs"]]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """The answer to a request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
         if self._runner is None:
             raise ModelNotReady(self.name)
-        parameters = dict(payload.parameters or ())  # not model_dump, which drops what has no value
         try:
-            tensors = {tensor.name: _array(tensor) for tensor in payload.inputs}
-            found = await asyncio.to_thread(v2.answer, self._runner, tensors, parameters, max_batch=self._max_batch)
-        except v2.BadRequest as error:
-            raise InferenceError(str(error)) from error
+            call = v2.parse(_request(payload), self._runner.manifest, most_rows=self._rows)
+            answer = await asyncio.to_thread(self._runner, call.images, budget=call.budget)
+        except v2.RequestError as error:
+            raise MLServerError(str(error), status_code=error.status) from error
         except DispatcherError as error:
             raise MLServerError(str(error), status_code=500) from error
-        wanted = {output.name for output in payload.outputs or ()} or set(found)
+        found = v2.response(call, answer, name=self.name)
+        arrays = ((tensor["name"], tensor["data"].reshape(tensor["shape"])) for tensor in found["outputs"])
         return InferenceResponse(
             model_name=self.name,
             model_version=self.version,
             id=payload.id,
-            outputs=[NumpyCodec.encode_output(name, found[name]) for name in found if name in wanted],
+            outputs=[NumpyCodec.encode_output(name, array) for name, array in arrays],
         )
 
     async def unload(self) -> bool:
@@ -71,15 +73,13 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when 
         return True
 
 
-def _array(tensor: RequestInput) -> np.ndarray[Any, Any]:
-    """The array of a tensor. Raises BadRequest."""
-    try:
-        array: np.ndarray[Any, Any] = NumpyCodec.decode_input(tensor)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        expected = f"{tensor.datatype} {list(tensor.shape)}, as its own datatype and shape say"
-        raise v2.BadRequest(f"input '{tensor.name}': got other data ({error}); expected {expected}") from error
-    return array
-
-
-def _metadata(info: v2.TensorInfo) -> MetadataTensor:
-    return MetadataTensor(name=info.name, datatype=info.datatype, shape=list(info.shape))
+def _request(payload: InferenceRequest) -> dict[str, Any]:
+    """MLServer's request as the V2 protocol writes it in JSON; what it does not carry over stays None."""
+    return {
+        "id": payload.id,
+        "parameters": dict(payload.parameters or ()),  # not model_dump, which drops what has no value
+        "inputs": [
+            {"name": t.name, "datatype": str(t.datatype), "shape": t.shape, "data": t.data.root} for t in payload.inputs
+        ],
+        "outputs": [{"name": output.name} for output in payload.outputs or ()],
+    }
