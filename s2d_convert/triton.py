@@ -25,6 +25,7 @@ from s2d_runtime.serving import __file__ as serving_package
 
 from s2d_convert.errors import UsageError
 from s2d_convert.export import MANIFEST, whole_folder
+from s2d_convert.single import write_single
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 FRONT_MODEL = Path(serving_package).parent / "triton_model.py"
@@ -58,7 +59,7 @@ class TritonOptions:
         bounds = {"max_batch": (1, 65536), "delay_us": (0, 10_000_000), "queue": (1, 1_000_000), "threads": (1, 1024)}
         for field, (low, high) in bounds.items():
             if not low <= getattr(self, field) <= high:
-                option = field.removesuffix("_us").replace("_", "-")
+                option = field.replace("_", "-")
                 raise UsageError(f"--{option} {getattr(self, field)}: {low} to {high} is allowed")
 
 
@@ -97,6 +98,23 @@ def write_repository(folder: Path, repository: Path, options: TritonOptions) -> 
     return (options.name, *names)
 
 
+def write_single_repository(
+    folder: Path, repository: Path, options: TritonOptions, *, budget: float | None = None
+) -> tuple[str, ...]:
+    """Write a repository of one model, the one-file graph, whole or not at all; returns its name.
+
+    The thresholds of the budget (None: the manifest's default) are fixed in the file: Triton's batches would otherwise
+    have to agree on them. Raises as `write_repository` and `write_single` do.
+    """
+    options.check()
+    with Dispatcher(folder) as runner:
+        manifest = runner.manifest
+    with whole_folder(repository) as partial:
+        version = _new_model(partial, options.name, single_config(manifest, options))
+        write_single(folder, version / "model.onnx", bake=manifest.default_budget if budget is None else budget)
+    return (options.name,)
+
+
 def _new_model(repository: Path, name: str, config: str) -> Path:
     """The folder of version 1 of a new model."""
     version = repository / name / "1"
@@ -113,7 +131,6 @@ def front_config(manifest: Manifest, options: TritonOptions) -> str:
         Tensor("stage", "int64", (1,)),
         Tensor("confidence", "float32", (1,)),
     )
-    queue = f"default_queue_policy {{ max_queue_size: {options.queue} allow_timeout_override: true }}"
     return _config(
         [
             "# Calls the stages. A request may bring the parameter `budget`; below stands the one of those that do not.",
@@ -122,11 +139,22 @@ def front_config(manifest: Manifest, options: TritonOptions) -> str:
             f"max_batch_size: {options.max_batch}",
             image.text("input"),
             *(answer.text("output") for answer in answers),
-            f"dynamic_batching {{ max_queue_delay_microseconds: {options.delay_us} {queue} }}",
+            _batching(options, queue=True),
             "instance_group { kind: KIND_CPU count: 2 }",
             _parameter("budget", f"{manifest.default_budget!r}"),
         ]
     )
+
+
+def single_config(manifest: Manifest, options: TritonOptions) -> str:
+    """config.pbtxt of the one-file graph."""
+    outputs = (
+        Tensor("output", "float32", manifest.output.shape[1:]),
+        Tensor("stage", "int64", ()),
+        Tensor("confidence", "float32", ()),
+    )
+    image = Tensor(manifest.input.name, manifest.input.dtype, manifest.input.shape[1:])
+    return _onnx_config(options.name, [image], outputs, options, queue=True)
 
 
 def stage_config(manifest: Manifest, number: int, options: TritonOptions) -> str:
@@ -140,18 +168,30 @@ def stage_config(manifest: Manifest, number: int, options: TritonOptions) -> str
         Tensor("confidence", "float32", ()),
         *(Tensor(link.name, "float32", link.shape[1:]) for link in stage.links_out),
     )
+    return _onnx_config(f"{options.name}_stage{number}", inputs, outputs, options)
+
+
+def _onnx_config(
+    name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], options: TritonOptions, *, queue: bool = False
+) -> str:
+    """config.pbtxt of a model that Triton's onnxruntime backend runs; `queue`: clients call it, so its queue ends."""
     return _config(
         [
-            f"name: {quoted(f'{options.name}_stage{number}')}",
+            f"name: {quoted(name)}",
             'backend: "onnxruntime"',
             'platform: "onnxruntime_onnx"',
             f"max_batch_size: {options.max_batch}",
             *(tensor.text("input") for tensor in inputs),
             *(tensor.text("output") for tensor in outputs),
-            f"dynamic_batching {{ max_queue_delay_microseconds: {options.delay_us} }}",
+            _batching(options, queue=queue),
             _parameter("intra_op_thread_count", f"{options.threads}"),
         ]
     )
+
+
+def _batching(options: TritonOptions, *, queue: bool) -> str:
+    limit = f" default_queue_policy {{ max_queue_size: {options.queue} allow_timeout_override: true }}" if queue else ""
+    return f"dynamic_batching {{ max_queue_delay_microseconds: {options.delay_us}{limit} }}"
 
 
 def _config(lines: Sequence[str]) -> str:

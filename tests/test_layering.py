@@ -84,6 +84,7 @@ RUNGS: dict[str, dict[str, int]] = {
         "folders": 15,
         "recalibrate": 16,
         "triton": 12,
+        "triton": 14,
         "cli_options": 16,
         "cli_calibrate": 17,
         "cli_convert": 17,

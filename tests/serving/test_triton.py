@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from fake_triton import ClientRequest, FakeTriton, Tensor, TritonError
-from s2d_runtime import DispatcherError, dispatcher
+from s2d_runtime import Dispatcher, DispatcherError, dispatcher
 from s2d_runtime.serving import __file__ as serving_package
 from toy_exports import (
     CASCADE,
@@ -30,9 +31,17 @@ from toy_exports import (
     write_export,
 )
 
+from s2d_convert.cli import main
 from s2d_convert.errors import OutputError, UsageError
 from s2d_convert.triton import Tensor as ConfigTensor
-from s2d_convert.triton import TritonOptions, front_config, quoted, stage_config, write_repository
+from s2d_convert.triton import (
+    TritonOptions,
+    front_config,
+    quoted,
+    stage_config,
+    write_repository,
+    write_single_repository,
+)
 
 ORT_MODULES = ("onnxruntime", "onnxruntime.capi", "onnxruntime.capi.onnxruntime_pybind11_state")
 
@@ -182,13 +191,64 @@ def test_a_repository_is_written_whole_or_not_at_all(out: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_single_file_has_a_repository_too(out: Path, tmp_path: Path) -> None:
+    assert write_single_repository(out, tmp_path / "repo", TritonOptions("toy"), budget=0.6) == ("toy",)
+    version = tmp_path / "repo" / "toy" / "1"
+    assert [path.name for path in version.iterdir()] == ["model.onnx"]
+    session = ort.InferenceSession(version / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_inputs()] == ["image"]  # the thresholds are in it
+    images = images_of(np.random.default_rng(0).choice([0.2, 0.4, 0.6, 0.9], (20, 4)))
+    found = dict(
+        zip(
+            ("output", "stage", "confidence"),
+            session.run(["output", "stage", "confidence"], {"image": images}),
+            strict=True,
+        )
+    )
+    with Dispatcher(out) as runner:
+        expected = runner(images, budget=0.6)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, getattr(expected, name))
+    config = (tmp_path / "repo" / "toy" / "config.pbtxt").read_text(encoding="utf-8")
+    assert 'output { name: "stage" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }' in config
+    assert "max_queue_size: 1024" in config
+
+
+@pytest.mark.parametrize("bad", [["--triton", "there"], ["--triton", "repo", "--name", "a/b"], ["--triton-single", "repo",
+    "--bake", "2"], ["--triton", "repo", "--bake", "0.5"], ["--triton", "repo", "--single", "s.onnx"]])  # fmt: skip
+def test_the_command_refuses_in_one_sentence(
+    bad: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(out), *bad])
+    assert stop.value.code == (6 if "there" in bad else 2)
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "there"]
+
+
+@pytest.mark.parametrize(("option", "models"), [("--triton", 5), ("--triton-single", 1)])
+def test_the_command_names_the_model_after_the_folder(
+    option: str, models: int, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = out.rename(tmp_path / "net.s2d")
+    main(["export", str(folder), option, str(tmp_path / "repo"), "--max-batch", "5"])
+    assert "net" in capsys.readouterr().out
+    configs = list((tmp_path / "repo").glob("net*/config.pbtxt"))
+    assert len(configs) == models
+    assert all("max_batch_size: 5\n" in path.read_text(encoding="utf-8") for path in configs)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"name": "a/b"}, "--name a/b"),
         ({"name": ""}, "--name"),
         ({"name": "m", "max_batch": 0}, "--max-batch 0: 1 to 65536"),
-        ({"name": "m", "delay_us": -1}, "--delay -1"),
+        ({"name": "m", "delay_us": -1}, "--delay-us -1"),
         ({"name": "m", "queue": 0}, "--queue 0"),
         ({"name": "m", "threads": 0}, "--threads 0"),
     ],
