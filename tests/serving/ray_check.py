@@ -30,7 +30,7 @@ from s2d_runtime import Dispatcher
 from s2d_runtime.serving.ray import write_config
 from s2d_runtime.serving.ray_stage import RayOptions
 
-CLIENTS, TRIES = 16, 40
+CLIENTS, TRIES, WAIT_S = 16, 40, 240
 
 
 def free_port() -> int:
@@ -48,7 +48,7 @@ def replicas(stage: int) -> list[str]:
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Return when the condition holds."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > end:
             sys.exit(f"waited in vain for {what}")
@@ -124,8 +124,7 @@ def main(folder: Path, place: Path) -> None:
     first, second = config["applications"][0]["deployments"]
     for stage, resource, count in ((first, "first", 1), (second, "second", 2)):
         stage["ray_actor_options"] = {"num_cpus": 0.5, "resources": {resource: 1}}
-        stage["num_replicas"] = count
-        del stage["autoscaling_config"]
+        stage["autoscaling_config"] = {"min_replicas": count, "max_replicas": count}
 
     def deploy() -> None:
         config_path.write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -19,7 +19,7 @@ from s2d_runtime import Dispatcher
 from stacks import RUNTIME, environment, free_ports, server
 from toy_exports import MIXED, images_of, policy, write_export
 
-from s2d_convert.triton import TritonOptions, write_repository
+from s2d_convert.triton import TritonOptions, write_repository, write_single_repository
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -41,7 +41,19 @@ class Running:
 
 
 def triton(folder: Path, place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
-    """Tritonserver out of pytriton's wheel, on the exported repository as it is."""
+    """Triton with a model per stage and one in front of them."""
+    write_repository(folder, place / "repo", TritonOptions("toy", max_batch=MOST))
+    return tritonserver(place, http, grpc)
+
+
+def triton_single(folder: Path, place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
+    """Triton with the single file."""
+    write_single_repository(folder, place / "repo", TritonOptions("toy", max_batch=MOST))
+    return tritonserver(place, http, grpc)
+
+
+def tritonserver(place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
+    """The server out of pytriton's wheel, on the exported repository as it is."""
     python = environment("triton", TRITON)
     command = [python, "-c", "import pytriton, sys; print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2])"]
     home, version = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.split()
@@ -51,7 +63,6 @@ def triton(folder: Path, place: Path, http: int, grpc: int) -> contextlib.Abstra
     shutil.copy(package / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
     (backends / "onnxruntime").mkdir()
     shutil.copyfile(HERE / "onnxruntime_backend.py", backends / "onnxruntime" / "model.py")
-    write_repository(folder, place / "repo", TritonOptions("toy", max_batch=MOST))
     libraries = Path(home).parent / "nvidia_pytriton.libs"
     return server(
         [
@@ -99,6 +110,7 @@ def kserve(folder: Path, place: Path, http: int, grpc: int) -> contextlib.Abstra
 
 STACKS: dict[str, Callable[[Path, Path, int, int], contextlib.AbstractContextManager[int]]] = {
     "triton": triton,
+    "triton-single": triton_single,
     "mlserver": mlserver,
     "kserve": kserve,
 }
@@ -140,6 +152,8 @@ def test_every_stack_answers_like_the_dispatcher(running: Running, way: str, tmp
     rng = np.random.default_rng(0)
     floats = way != "grpc" or running.stack not in WITHOUT_FLOATS
     choices: list[dict[str, Any]] = [{}, {"budget": "1.0"}, {"budget": 1.0 if floats else "1.0"}, {"budget": "0.5"}]
+    if running.stack == "triton-single":  # its thresholds are fixed
+        choices = [{}] * 4
     requests = [
         (images_of(rng.choice([0.2, 0.4, 0.6, 0.9], (int(n), 4)), seed=i), choices[i % 4])
         for i, n in enumerate(rng.integers(1, 9, 60))
@@ -156,13 +170,14 @@ def test_every_stack_answers_like_the_dispatcher(running: Running, way: str, tmp
 
 def test_a_bad_request_gets_a_sentence_and_hurts_no_other(running: Running, way: str, tmp_path: Path) -> None:
     good = images_of([[0.9] * 4] * 3)
+    triton = running.stack.startswith("triton")
     bad: list[tuple[Any, dict[str, Any], str]] = [
-        (good, {"budget": "much"}, "budget"),
-        (good, {"budget": "2"}, "budget"),
         (good[:, :, :3], {}, "shape"),
         (good.astype(np.float64), {}, "FP64"),
-        (np.concatenate([good] * MOST), {}, "96" if running.stack != "triton" else "batch-size"),
+        (np.concatenate([good] * MOST), {}, "batch-size" if triton else "96"),
     ]
+    if running.stack != "triton-single":
+        bad += [(good, {"budget": text}, "budget") for text in ("much", "2")]
     if way == "grpc" and running.stack in WITHOUT_FLOATS:
         bad.append((good, {"budget": 1.0}, "or a text"))  # lost on the way: better refused than taken for none
     requests: list[tuple[Any, dict[str, Any]]] = []
@@ -181,7 +196,9 @@ def test_tritons_configurations_follow_the_official_schema(tmp_path: Path) -> No
     python = environment("client", CLIENT)
     (tmp_path / "out").mkdir()
     write_export(tmp_path / "out", MIXED)
-    names = write_repository(tmp_path / "out", tmp_path / "repo", TritonOptions("odd.name-1"))
-    command = [str(python), str(HERE / "check_configs.py"), str(tmp_path / "repo")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
-    assert (done.stderr, done.stdout.split()) == ("", sorted(names))
+    for write in (write_repository, write_single_repository):
+        repository = tmp_path / write.__name__
+        names = write(tmp_path / "out", repository, TritonOptions("odd.name-1"))
+        command = [str(python), str(HERE / "check_configs.py"), str(repository)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
+        assert (done.stderr, done.stdout.split()) == ("", sorted(names))
