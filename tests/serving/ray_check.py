@@ -27,8 +27,8 @@ import yaml
 from ray.cluster_utils import Cluster
 from ray.util import list_named_actors
 from s2d_runtime import Dispatcher
+from s2d_runtime.serving.options import RayOptions
 from s2d_runtime.serving.ray import write_config
-from s2d_runtime.serving.ray_stage import RayOptions
 
 CLIENTS, TRIES, WAIT_S = 16, 40, 240
 
@@ -118,7 +118,7 @@ def main(folder: Path, place: Path) -> None:
     cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
     cluster.add_node(num_cpus=2, resources={"second": 2})
     config_path = place / "config.yaml"
-    write_config(RayOptions(str(folder), name="toy", port=port, timeout_s=60.0), config_path)
+    write_config(folder, RayOptions(name="toy", port=port, timeout_s=60.0), config_path)
     config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
     config["proxy_location"] = "HeadOnly"
     first, second = config["applications"][0]["deployments"]

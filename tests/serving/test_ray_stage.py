@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from s2d_runtime import Answer, Dispatcher
+from s2d_runtime.serving.options import OptionError, RayOptions
 from s2d_runtime.serving.ray_stage import (
     Limits,
-    RayOptions,
     Rows,
     StageWorker,
     deployment_options,
@@ -85,12 +85,14 @@ def test_only_what_is_read_later_goes_on(tmp_path: Path) -> None:
 
 
 def test_every_stage_takes_two_batches_and_only_the_first_has_a_door() -> None:
-    options = RayOptions("OUT", budget=0.4, max_batch=8, replicas=3, queue=9, timeout_s=2)
-    config = serve_config(options, stages=2)
+    options = RayOptions(budget=0.4, max_batch=8, replicas=3, queue=9, timeout_s=2)
+    config = serve_config(Path("net.s2d"), options, stages=2)
     assert config["http_options"] == {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 2}
     (application,) = config["applications"]
     assert application["import_path"] == "s2d_runtime.serving.ray:build"
-    assert RayOptions(**application["args"]) == options
+    assert application["args"].pop("folder") == str(Path("net.s2d").resolve())
+    assert application["name"] == application["args"]["name"] == "net"
+    assert RayOptions(**{**application["args"], "name": None}) == options
     first, second = application["deployments"]
     assert first["max_queued_requests"] == 9
     assert "max_queued_requests" not in second
@@ -106,13 +108,13 @@ def test_every_stage_takes_two_batches_and_only_the_first_has_a_door() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"port": 70000}, "port 70000: 0 to 65535 is allowed"),
-        ({"max_batch": 0}, "max-batch 0"),
-        ({"replicas": 0}, "replicas 0"),
-        ({"timeout_s": float("nan")}, "timeout-s nan"),
+        ({"port": 70000}, "--port 70000"),
+        ({"max_batch": 0}, "--max-batch 0"),
+        ({"replicas": 0}, "--replicas 0"),
+        ({"timeout_s": float("nan")}, "--timeout-s nan"),
     ],
 )
 def test_options_out_of_range(changed: dict[str, Any], words: str) -> None:
-    RayOptions("OUT").check()
-    with pytest.raises(ValueError, match=words):
-        RayOptions("OUT", **changed).check()
+    RayOptions().check()
+    with pytest.raises(OptionError, match=words):
+        RayOptions(**changed).check()

@@ -33,7 +33,7 @@ from s2d_runtime.dispatcher import Dispatcher, DispatcherError
 from s2d_runtime.serving import v2
 from s2d_runtime.serving.edge import Edge, listen, run_until_signal, server_for, url_of
 from s2d_runtime.serving.metrics import CONTENT_TYPE, Metrics
-from s2d_runtime.serving.options import NAME_LETTERS, HttpOptions, OptionError, flag
+from s2d_runtime.serving.options import HttpOptions, OptionError, flag, model_name
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 RETRY_AFTER_S = 1
@@ -208,12 +208,6 @@ def _version() -> str:
         return version("s2d-runtime")
     except PackageNotFoundError:  # a copy of the sources that was never installed
         return "unknown"
-
-
-def model_name(folder: Path) -> str:
-    """How a folder is called in URLs where nobody says: its own name without .s2d, made of allowed letters."""
-    stem = folder.resolve().name.removesuffix(".s2d")
-    return "".join(c if c in NAME_LETTERS else "_" for c in stem) or "model"
 
 
 def serve(folder: Path, options: HttpOptions, *, say: Callable[[str], None]) -> None:

@@ -14,10 +14,10 @@ error, which a client may answer with the same request again.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from starlette.responses import JSONResponse, Response
 
 from s2d_runtime.dispatcher import Answer, DispatcherError, Manifest
 from s2d_runtime.serving import v2
+from s2d_runtime.serving.options import OptionError, RayOptions, model_name
 from s2d_runtime.serving.ray_stage import (
     Limits,
-    RayOptions,
     Rows,
     StageWorker,
     deployment_options,
+    http_options,
     limits_for,
     serve_config,
 )
@@ -46,9 +47,9 @@ HEADER_BYTES = "Inference-Header-Content-Length"
 class Stage:
     """The deployment of a stage. `following`: the handle of the next stage, None for the last."""
 
-    def __init__(self, options: RayOptions, number: int, following: Any = None) -> None:
+    def __init__(self, folder: Path, number: int, options: RayOptions, following: Any = None) -> None:
         self._options, self._following = options, following
-        self._worker = StageWorker(options.folder, number, threads=options.threads)
+        self._worker = StageWorker(folder, number, threads=options.threads)
         self._pool = ThreadPoolExecutor(1)
         self._run = serve.batch(self._run_batch)  # not on the class: all stages of a process would share one queue
 
@@ -85,9 +86,9 @@ class Stage:
 class FirstStage(Stage):
     """Stage 1, which also is the door of the application."""
 
-    def __init__(self, options: RayOptions, number: int, following: Any = None) -> None:
-        super().__init__(options, number, following)
-        self._budget: float | None = options.budget
+    def __init__(self, folder: Path, number: int, options: RayOptions, following: Any = None) -> None:
+        super().__init__(folder, number, options, following)
+        self._budget, self._name = options.budget, options.name or model_name(folder)
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take a changed `user_config`: also budget. Requests under way end with the thresholds that they began with."""
@@ -103,7 +104,7 @@ class FirstStage(Stage):
 
     async def __call__(self, request: Request) -> Response:
         """The V2 protocol over HTTP."""
-        name, manifest = self._options.name, self._worker.manifest
+        name, manifest = self._name, self._worker.manifest
         model = f"/v2/models/{name}"
         if request.method == "POST" and request.url.path == f"{model}/infer":
             return await self._infer(request)
@@ -123,10 +124,10 @@ class FirstStage(Stage):
         try:
             header = request.headers.get(HEADER_BYTES)
             header_bytes = None if header is None else _length(header)
-            asked, binary = v2.decode(await request.body(), header_bytes)
+            asked, binary = v2.decode(await _body(request, self._options.body_bytes), header_bytes)
             call = v2.parse(asked, self._worker.manifest, most_rows=self._options.rows, binary=binary)
             answer = await asyncio.wait_for(self.classify(call.images, call.budget), self._options.timeout_s)
-            found = v2.response(call, answer, name=self._options.name)
+            found = v2.response(call, answer, name=self._name)
             body, json_bytes = v2.encode(found, binary=call.binary)
         except v2.RequestError as error:
             return JSONResponse({"error": str(error)}, error.status)
@@ -139,6 +140,16 @@ class FirstStage(Stage):
         return Response(body, media_type="application/octet-stream", headers={HEADER_BYTES: str(json_bytes)})
 
 
+async def _body(request: Request, most_bytes: int) -> bytes:
+    """The body of a request; no more of it is kept than is allowed. Raises RequestError."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most_bytes:
+            raise v2.RequestError(413, f"the body is larger than {most_bytes} bytes; send fewer images at once")
+    return bytes(body)
+
+
 def _length(text: str) -> int:
     """A header's number. Raises RequestError."""
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
@@ -146,35 +157,46 @@ def _length(text: str) -> int:
     return int(text)
 
 
-def application(
-    options: RayOptions, manifest: Manifest, *, place: Mapping[int, Mapping[str, Any]] | None = None
-) -> Any:
-    """The application, the last stage first. place: further options of Ray Serve by stage number."""
+def application(folder: Path, options: RayOptions) -> Any:
+    """The application, the last stage first. Raises DispatcherError and OptionError."""
+    options.check()
     following = None
-    for number in range(len(manifest.stages), 0, -1):
+    for number in range(len(Manifest.load(folder).stages), 0, -1):
         kind = serve.deployment(FirstStage if number == 1 else Stage)
-        wanted = {**deployment_options(options, number), **(place or {}).get(number, {})}
-        following = kind.options(**wanted).bind(options, number, following)
+        following = kind.options(**deployment_options(options, number)).bind(folder, number, options, following)
     return following
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """The application, for `serve deploy` and `serve run`; the arguments are the fields of RayOptions."""
-    options = RayOptions(**args)
+    """The application, for `serve deploy` and `serve run`; the arguments are `folder` and the fields of RayOptions."""
+    given = dict(args)
+    return application(Path(given.pop("folder")), RayOptions(**given))
+
+
+def write_config(folder: Path, options: RayOptions, path: Path) -> None:
+    """Write the configuration for `serve deploy`. Raises DispatcherError and OptionError; the file must not exist."""
     options.check()
-    return application(options, Manifest.load(options.folder))
+    config = serve_config(folder, options, len(Manifest.load(folder).stages))
+    text = yaml.safe_dump(config, sort_keys=False)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OptionError(f"--config {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
-def write_config(options: RayOptions, path: Path) -> None:
-    """Write the configuration for `serve deploy`."""
-    options = replace(options, folder=str(Path(options.folder).resolve()))
-    config = serve_config(options, len(Manifest.load(options.folder).stages))
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+def run(folder: Path, options: RayOptions, *, say: Callable[[str], None]) -> None:
+    """Serve until stopped, on the cluster that RAY_ADDRESS names, or on this machine alone.
 
-
-def run(options: RayOptions) -> None:
-    """Serve until stopped, on the cluster that there is, or on this machine alone."""
-    options = replace(options, folder=str(Path(options.folder).resolve()))
-    http = serve_config(options, 0)["http_options"]
-    serve.start(http_options=http)
-    serve.run(build(vars(options)), name=options.name, route_prefix="/", blocking=True)
+    say: gets the line that tells where. Raises DispatcherError and OptionError before it does.
+    """
+    target, name = application(folder.resolve(), options), options.name or model_name(folder)
+    serve.start(http_options=http_options(options))
+    serve.run(target, name=name, route_prefix="/")
+    say(f"http://{options.host}:{options.port}/v2/models/{name}")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        say("stopping")
+    finally:
+        serve.delete(name)

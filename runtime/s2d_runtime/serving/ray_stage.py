@@ -7,51 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2d_runtime.dispatcher import CONFIDENCE, OUTPUT, Answer, Dispatcher, Manifest, leaves
+from s2d_runtime.serving.options import RayOptions, model_name
 
 Rows = Mapping[str, NDArray[Any]]  # tensors by name, all with the same rows
 Limits = tuple[np.float32, ...]
 BUILDER = "s2d_runtime.serving.ray:build"
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """How a folder is served by Ray. The folder has to be at the same path on every node.
-
-    max_batch: requests that a stage joins to one call, wait_ms: how long it waits for them; rows: most images in one
-    request; replicas: most of every stage, which grow and shrink one by one from 1; cpus: of a replica, threads: of
-    onnxruntime in it; queue: requests that wait for stage 1 on each proxy (more get 503); timeout_s: of a request.
-    """
-
-    folder: str
-    name: str = "model"
-    host: str = "127.0.0.1"
-    port: int = 8000
-    budget: float | None = None
-    max_batch: int = 16
-    wait_ms: float = 2.0
-    rows: int = 64
-    replicas: int = 4
-    cpus: float = 1.0
-    threads: int = 1
-    queue: int = 256
-    timeout_s: float = 10.0
-
-    def check(self) -> None:
-        """Raise ValueError, in one sentence, if a value is out of range."""
-        bounds = {"port": (0, 65535), "max_batch": (1, 4096), "wait_ms": (0, 10_000), "rows": (1, 65536),
-                  "replicas": (1, 10_000), "cpus": (0, 1024), "threads": (1, 1024), "queue": (1, 1_000_000),
-                  "timeout_s": (0.01, 3600)}  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name.replace('_', '-')} {value:g}: {low:g} to {high:g} is allowed")
 
 
 def deployment_options(options: RayOptions, number: int) -> dict[str, Any]:
@@ -75,21 +43,28 @@ def deployment_options(options: RayOptions, number: int) -> dict[str, Any]:
     return found
 
 
-def serve_config(options: RayOptions, stages: int) -> dict[str, Any]:
-    """The configuration that `serve deploy` takes, as `serve build` would write it."""
+def serve_config(folder: Path, options: RayOptions, stages: int) -> dict[str, Any]:
+    """The configuration that `serve deploy` takes, as `serve build` would write it; the folder has to be at the same path
+    on every node."""
+    name = options.name or model_name(folder)
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": options.host, "port": options.port, "request_timeout_s": options.timeout_s},
+        "http_options": http_options(options),
         "applications": [
             {
-                "name": options.name,
+                "name": name,
                 "route_prefix": "/",
                 "import_path": BUILDER,
-                "args": asdict(options),
+                "args": {"folder": str(folder.resolve()), **asdict(options), "name": name},
                 "deployments": [deployment_options(options, number) for number in range(1, stages + 1)],
             }
         ],
     }
+
+
+def http_options(options: RayOptions) -> dict[str, Any]:
+    """Where Ray's proxies listen, and how long a request may take."""
+    return {"host": options.host, "port": options.port, "request_timeout_s": options.timeout_s}
 
 
 class StageWorker:
