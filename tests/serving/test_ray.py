@@ -21,7 +21,7 @@ WITHOUT_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is not None, re
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        pytest.param(["--ray"], "ray is missing; pip install 's2d-runtime[ray]'", marks=WITHOUT_RAY),
+        pytest.param(["--ray"], "is missing; pip install 's2d-runtime[ray]'", marks=WITHOUT_RAY),
         (["--ray", "--workers", "2"], "--workers: means nothing beside --ray"),
         (["--replicas", "2"], "--replicas: means nothing without --ray"),
         (["--config", "config.yaml"], "--config: means nothing without --ray"),

@@ -14,6 +14,7 @@ error, which a client may answer with the same request again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ from s2d_runtime.serving.ray_stage import (
     serve_config,
 )
 
+LOG = logging.getLogger("ray.serve")
 PAUSE_S = 0.05  # before a stage that died is asked again
 HEADER_BYTES = "Inference-Header-Content-Length"
 
@@ -80,6 +82,7 @@ class Stage:
             except RayActorError:
                 if time.monotonic() + PAUSE_S >= end:
                     raise
+                LOG.warning("a replica of stage %d died; the request is sent again", self._worker.number + 1)
                 await asyncio.sleep(PAUSE_S)
 
 
