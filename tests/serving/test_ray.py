@@ -6,15 +6,18 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from stacks import RUNTIME, environment
+from stacks import ROOT, RUNTIME, environment
 from toy_exports import PAIR, policy, write_export
 
 from s2d_convert.cli import main
 
 HERE = Path(__file__).parent
+RAY = ("-e", f"{RUNTIME}[ray]")
+SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 WITHOUT_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed here")
 
 
@@ -41,12 +44,12 @@ def test_what_has_no_meaning_is_refused(
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_two_nodes_under_load_lose_nothing(tmp_path: Path) -> None:
-    python = environment("ray", ("-e", f"{RUNTIME}[ray]"))
+    python = environment("ray", RAY)
     folder, place = tmp_path / "out", tmp_path / "place"
     folder.mkdir()
     place.mkdir()
     write_export(folder, PAIR, policies=[policy(0.5, [0.5]), policy(1.0, [1.01])])
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env = {**os.environ, **SETTINGS}
     env.pop("PYTHONPATH", None)
     command = [str(python), str(HERE / "ray_check.py"), str(folder), str(place)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=1200)
@@ -60,3 +63,20 @@ def test_two_nodes_under_load_lose_nothing(tmp_path: Path) -> None:
     assert found["live budget"]["statuses"] == {"200": 100}
     assert found["no replica restarted"] is True
     assert [name for name, part in found.items() if isinstance(part, dict) and part.get("wrong")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_search_on_two_nodes_finds_what_it_finds_without_them(tmp_path: Path) -> None:
+    """Ray comes from its own environment, torch and onnx from this one."""
+    python = environment("ray", RAY)
+    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    ray = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    paths = os.pathsep.join([str(ROOT), str(RUNTIME), str(ROOT / "tests"), ray])
+    command = [sys.executable, str(HERE / "spread_check.py"), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **SETTINGS, "PYTHONPATH": paths}, capture_output=True, text=True,
+                          check=False, timeout=1200)  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["common"] >= 2
+    assert found["same"]
