@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from s2d_runtime import Dispatcher
-from stacks import RUNTIME, environment, free_ports, server
+from stacks import CLIENT, MOST, STACKS, environment, free_ports
 from toy_exports import MIXED, images_of, policy, write_export
 
 from s2d_convert.triton import TritonOptions, write_repository, write_single_repository
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-MOST = 32  # images in a request
-CLIENT = ("tritonclient[grpc,http]>=2.50", "numpy>=1.26")
-TRITON = ("nvidia-pytriton>=0.7", "onnxruntime>=1.17", "numpy<2")
 # The stacks that keep to the first gRPC definition have no floating-point parameters.
 WITHOUT_FLOATS = ("mlserver", "kserve")
 
@@ -38,82 +33,6 @@ class Running:
     folder: Path
     http: int
     grpc: int
-
-
-def triton(folder: Path, place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
-    """Triton with a model per stage and one in front of them."""
-    write_repository(folder, place / "repo", TritonOptions("toy", max_batch=MOST))
-    return tritonserver(place, http, grpc)
-
-
-def triton_single(folder: Path, place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
-    """Triton with the single file."""
-    write_single_repository(folder, place / "repo", TritonOptions("toy", max_batch=MOST))
-    return tritonserver(place, http, grpc)
-
-
-def tritonserver(place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
-    """The server out of pytriton's wheel, on the exported repository as it is."""
-    python = environment("triton", TRITON)
-    command = [python, "-c", "import pytriton, sys; print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2])"]
-    home, version = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.split()
-    package = Path(home) / "tritonserver"
-    backends = place / "backends"
-    shutil.copytree(package / "backends", backends)
-    shutil.copy(package / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
-    (backends / "onnxruntime").mkdir()
-    shutil.copyfile(HERE / "onnxruntime_backend.py", backends / "onnxruntime" / "model.py")
-    libraries = Path(home).parent / "nvidia_pytriton.libs"
-    return server(
-        [
-            package / "bin" / "tritonserver",
-            f"--model-repository={place / 'repo'}",
-            f"--backend-directory={backends}",
-            *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
-            "--allow-metrics=false",
-            f"--backend-config=python,shm-region-prefix-name=s2d{os.getpid()}",
-        ],
-        ready=f"http://127.0.0.1:{http}/v2/health/ready",
-        log=place / "triton.log",
-        env={"PATH": f"{python.parent}:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(libraries)},
-    )
-
-
-def mlserver(folder: Path, place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
-    """MLServer with its settings in two files, as its users write them."""
-    python = environment("mlserver", ("-e", f"{RUNTIME}[mlserver]"))
-    settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "parallel_workers": 0, "debug": False,
-                "metrics_endpoint": None}  # fmt: skip
-    model = {"name": "toy", "implementation": "s2d_runtime.serving.mlserver.StagedModel",
-             "parameters": {"uri": str(folder), "extra": {"rows": MOST}}}  # fmt: skip
-    (place / "toy").mkdir()
-    (place / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    (place / "toy" / "model-settings.json").write_text(json.dumps(model), encoding="utf-8")
-    return server(
-        [python.parent / "mlserver", "start", place],
-        ready=f"http://127.0.0.1:{http}/v2/models/toy/ready",
-        log=place / "mlserver.log",
-        env={"PATH": f"{python.parent}:{os.environ['PATH']}"},
-    )
-
-
-def kserve(folder: Path, place: Path, http: int, grpc: int) -> contextlib.AbstractContextManager[int]:
-    """KServe's own server."""
-    python = environment("kserve", ("-e", f"{RUNTIME}[kserve]"))
-    options = {"model_dir": folder, "model_name": "toy", "http_port": http, "grpc_port": grpc, "rows": MOST}
-    return server(
-        [python, "-m", "s2d_runtime.serving.kserve", *(f"--{name}={value}" for name, value in options.items())],
-        ready=f"http://127.0.0.1:{http}/v2/models/toy/ready",
-        log=place / "kserve.log",
-    )
-
-
-STACKS: dict[str, Callable[[Path, Path, int, int], contextlib.AbstractContextManager[int]]] = {
-    "triton": triton,
-    "triton-single": triton_single,
-    "mlserver": mlserver,
-    "kserve": kserve,
-}
 
 
 @pytest.fixture(scope="module", params=list(STACKS))

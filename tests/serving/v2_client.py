@@ -3,8 +3,9 @@
     v2_client.py grpc|http PORT MODEL FOLDER [json]
 
 FOLDER has requests.npz with one array per request, named 0, 1, ..., and parameters.json with as many objects. All are sent
-at once, and the outputs come back in answers.npz as `0.output`, `0.stage`, ..., the refusals in errors.json as a list of
-{"request", "status", "message"}. With `json` the tensors of HTTP travel as JSON, not as bytes behind it.
+at once, AT_ONCE at a time. The outputs come back in answers.npz as `0.output`, `0.stage`, ..., the refusals in errors.json
+as a list of {"request", "status", "message"}, and in seconds.json what `all` and `each` took. With `json` the tensors of
+HTTP travel as JSON, not as bytes behind it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ async def main(protocol: str, port: int, model: str, folder: Path, *, binary: bo
     metadata = await client.get_model_metadata(model, **({"as_json": True} if protocol == "grpc" else {}))
     errors: list[dict[str, Any]] = []
     answers: dict[str, Any] = {}
+    seconds: list[float] = []
 
     async def send(i: int) -> None:
         tensor = module.InferInput(metadata["inputs"][0]["name"], requests[i].shape, TYPES[requests[i].dtype.name])
@@ -48,15 +51,20 @@ async def main(protocol: str, port: int, model: str, folder: Path, *, binary: bo
             options |= {"client_timeout": TIMEOUT_S}
         try:
             async with gate:
+                started = time.perf_counter()
                 found = await client.infer(model, [tensor], outputs=wanted, **options)
+                seconds.append(time.perf_counter() - started)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test is to see it
             errors.append(refusal(i, error))
             return
         answers.update({f"{i}.{name}": found.as_numpy(name) for name in OUTPUTS})
 
+    begun = time.perf_counter()
     await asyncio.gather(*(send(i) for i in range(len(requests))))
+    total_s = time.perf_counter() - begun
     await client.close()
     np.savez(folder / "answers.npz", **answers)
+    (folder / "seconds.json").write_text(json.dumps({"all": total_s, "each": seconds}), encoding="utf-8")
     (folder / "errors.json").write_text(json.dumps(sorted(errors, key=lambda e: e["request"])), encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,14 @@ def model_name(folder: Path) -> str:
     """How a folder is called in URLs where nobody says: its own name without .s2d, made of allowed letters."""
     stem = folder.resolve().name.removesuffix(".s2d")
     return "".join(c if c in NAME_LETTERS else "_" for c in stem) or "model"
+
+
+def runtime_version() -> str:
+    """The version of this package, for the servers' metadata."""
+    try:
+        return version("s2d-runtime")
+    except PackageNotFoundError:  # a copy of the sources that was never installed
+        return "unknown"
 
 
 def flag(name: str) -> str:

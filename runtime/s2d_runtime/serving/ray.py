@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse, Response
 
 from s2d_runtime.dispatcher import Answer, DispatcherError, Manifest
 from s2d_runtime.serving import v2
-from s2d_runtime.serving.options import OptionError, RayOptions, model_name
+from s2d_runtime.serving.options import OptionError, RayOptions, model_name, runtime_version
 from s2d_runtime.serving.ray_stage import (
     Limits,
     Rows,
@@ -112,7 +112,7 @@ class FirstStage(Stage):
         if request.method == "POST" and request.url.path == f"{model}/infer":
             return await self._infer(request)
         about = {
-            "/v2": v2.server_metadata("0"),
+            "/v2": v2.server_metadata(runtime_version()),
             "/v2/health/live": {"live": True},
             "/v2/health/ready": {"ready": True},
             model: v2.model_metadata(manifest, name=name),
@@ -197,6 +197,7 @@ def run(folder: Path, options: RayOptions, *, say: Callable[[str], None]) -> Non
     serve.start(http_options=http_options(options))
     serve.run(target, name=name, route_prefix="/")
     say(f"http://{options.host}:{options.port}/v2/models/{name}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster would keep the application otherwise
     try:
         signal.pause()
     except KeyboardInterrupt:
