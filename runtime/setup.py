@@ -18,5 +18,11 @@ setup(
     package_data={"s2d_runtime": ["py.typed"]},
     # The oldest versions that tests/runtime passes with.
     install_requires=["numpy>=1.26", "onnxruntime>=1.17"],
-    extras_require={"http": ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]},
+    # One environment per serving stack: two of them in one make pip take old releases without a word.
+    extras_require={
+        "http": ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"],
+        "kserve": ["kserve>=0.21"],
+        "mlserver": ["mlserver>=1.7.1"],
+        "ray": ["ray[serve]>=2.50"],
+    },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,40 @@ class Latencies(Protocol):
         """The latency of stages that hand links on in this order."""
 
 
+class Logits(Protocol):
+    """The logits [S, B, K] of all stages of a conversion on the held-out images."""
+
+    def __call__(self, conversion: Conversion, /) -> Array:
+        """They."""
+
+    def ahead(self, conversions: Sequence[Conversion], /) -> None:
+        """Told which conversions will be asked for next."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupernetLogits:
+    """Logits by the weights of a trained supernet; all that this needs can be sent to another machine."""
+
+    graph: Graph
+    channels: Channels
+    net: StagedNet
+    images: Images
+    static_logits: Array
+
+    def __call__(self, conversion: Conversion) -> Array:
+        rows = []
+        for chain in conversion.chains:
+            if is_untouched(self.graph, chain):
+                rows.append(self.static_logits[None])
+            else:
+                masks = self.net.masks(Effective(self.graph, self.channels, chain))
+                rows.append(exit_logits(self.net, self.images, masks, batch_statistics=True))
+        return np.concatenate(rows)
+
+    def ahead(self, conversions: Sequence[Conversion]) -> None:
+        """Nothing: here they are computed one by one."""
+
+
 class Evaluator:
     """Callable that evaluates conversions with the weights of a trained supernet.
 
@@ -62,6 +97,7 @@ class Evaluator:
         self.images = images.take(slice(0, count))
         self.static_logits, self.answers = static_logits[:count], answers[:count]
         self.weights, self.max_latency = weights, max_latency
+        self.logits: Logits = SupernetLogits(graph, channels, net, self.images, self.static_logits)
 
     def __call__(self, conversion: Conversion) -> Evaluation:
         cost = self.latency(conversion)
@@ -94,16 +130,9 @@ class Evaluator:
         models = build_stages([Part(self.graph, self.channels, chain, self.weights) for chain in conversion.chains])
         return self.meter.measure([m.model.SerializeToString() for m in models]).ratios
 
-    def logits(self, conversion: Conversion) -> Array:
-        """Logits [S, B, K] of all stages on the held-out images."""
-        rows = []
-        for chain in conversion.chains:
-            if is_untouched(self.graph, chain):
-                rows.append(self.static_logits[None])
-            else:
-                masks = self.net.masks(Effective(self.graph, self.channels, chain))
-                rows.append(exit_logits(self.net, self.images, masks, batch_statistics=True))
-        return np.concatenate(rows)
+    def ahead(self, conversions: Sequence[Conversion]) -> None:
+        """Told which conversions come next: their logits may be computed side by side."""
+        self.logits.ahead(conversions)
 
 
 def reference_answers(images: Images, static_logits: Array) -> Array:

@@ -73,6 +73,7 @@ from s2d_convert.wording import promise_cost, promise_text
     "--device", type=click.Choice(DEVICES), default=DEFAULTS["device"], show_default=True, help="Where to train."
 )
 @SEED
+@click.option("--ray", metavar="ADDRESS", help="Spread the search over a Ray cluster: auto, local or HOST:PORT.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options.")
 @click.option(
     "--flip/--no-flip",

@@ -4,6 +4,7 @@ below makes it; the options that belong to it stand beside it in TARGETS."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from s2d_convert.origin import recorded_preprocess
 from s2d_convert.recast import Recast, recast
 from s2d_convert.single import THRESHOLDS, write_single
 from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
+from s2d_convert.triton import TritonOptions, write_repository, write_single_repository
 
 Options = Mapping[str, Any]
 
@@ -30,7 +32,31 @@ Options = Mapping[str, Any]
 @click.option(
     "--single", type=PATH, metavar="FILE", help="Write one ONNX file with all stages and per-row exits in it."
 )
-@click.option("--bake", type=float, help="With --single: fix the thresholds of this budget in the file.")
+@click.option(
+    "--bake", type=float, help="With --single or --triton-single: fix the thresholds of this budget in the file."
+)
+@click.option(
+    "--triton",
+    type=PATH,
+    metavar="REPO",
+    help="Write a Triton repository: a model per stage, and one in front of them.",
+)
+@click.option(
+    "--triton-single",
+    type=PATH,
+    metavar="REPO",
+    help="Write a Triton repository of the single file, with fixed thresholds.",
+)
+@click.option("--name", help="With Triton: the name of the model. [default: the folder's, without .s2d]")
+@click.option(
+    "--max-batch", type=int, help=f"With Triton: most images in a batch. [default: {TritonOptions.max_batch}]"
+)
+@click.option(
+    "--delay-us", type=int, help=f"With Triton: microseconds that a batch waits. [default: {TritonOptions.delay_us}]"
+)
+@click.option(
+    "--queue", type=int, help=f"With Triton: requests that wait; more are refused. [default: {TritonOptions.queue}]"
+)
 @QUANTIZE
 @click.option("--data", type=PATH, help="With --quantize: folder of class folders, folder of images, or .npz.")
 @click.option("--out", type=PATH, help="With --quantize: the folder to write.")
@@ -39,16 +65,41 @@ Options = Mapping[str, Any]
 @click.option("--batch", type=int, help="Images per call when latency is measured. [default: 1]")
 @click.option("--provider", help="Execution provider of onnxruntime. [default: CPUExecutionProvider]")
 def export(folder: Path, **options: Any) -> None:
-    """Make something else of OUT: one file that runs without the dispatcher, or a folder in another arithmetic."""
+    """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic."""
     asked = [name for name in TARGETS if options[name] is not None]
     if len(asked) != 1:
-        raise UsageError(f"export: give exactly one of {', '.join(f'--{name}' for name in TARGETS)}")
+        raise UsageError(f"export: give exactly one of {', '.join(map(_flag, TARGETS))}")
     make, own = TARGETS[asked[0]]
     spare = {name for name, value in options.items() if value is not None} - {asked[0], *own}
     if spare:
         shown = {"static": "model"}.get(min(spare), min(spare))
-        raise UsageError(f"--{shown}: means nothing beside --{asked[0]}; leave it out")
+        raise UsageError(f"{_flag(shown)}: means nothing beside {_flag(asked[0])}; leave it out")
     make(folder, options)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def triton(folder: Path, options: Options) -> None:
+    """`--triton REPO`."""
+    names = write_repository(folder, options["triton"], _triton_options(folder, options))
+    click.echo(f"{options['triton']}: models {', '.join(names)}; clients call '{names[0]}'")
+
+
+def triton_single(folder: Path, options: Options) -> None:
+    """`--triton-single REPO`."""
+    if options["bake"] is not None:
+        check_budget("bake", options["bake"])
+    asked = _triton_options(folder, options)
+    (name,) = write_single_repository(folder, options["triton_single"], asked, budget=options["bake"])
+    click.echo(f"{options['triton_single']}: model {name}")
+
+
+def _triton_options(folder: Path, options: Options) -> TritonOptions:
+    """The options of Triton that were given; the others keep their defaults."""
+    given = {f.name: options[f.name] for f in fields(TritonOptions) if options[f.name] is not None}
+    return TritonOptions(**{"name": folder.resolve().name.removesuffix(".s2d"), **given})
 
 
 def single(folder: Path, options: Options) -> None:
@@ -92,10 +143,13 @@ def quantize(folder: Path, options: Options) -> None:
 
 
 RUNNING = ("threads", "batch", "provider")
+TRITON = frozenset(field.name for field in fields(TritonOptions))
 # Option -> what makes it, and the further options that it takes.
 TARGETS: Mapping[str, tuple[Callable[[Path, Options], None], frozenset[str]]] = MappingProxyType(
     {
         "single": (single, frozenset({"bake"})),
         "quantize": (quantize, frozenset({"data", "out", "static", *RUNNING})),
+        "triton": (triton, TRITON),
+        "triton_single": (triton_single, TRITON | {"bake"}),
     }
 )

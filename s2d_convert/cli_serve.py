@@ -9,9 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import click
-from s2d_runtime.serving.options import HttpOptions, OptionError, flag
+from click.core import ParameterSource
+from s2d_runtime.serving.options import HttpOptions, OptionError, RayOptions, flag
 
-from s2d_convert.cli_options import FOLDER, F, options
+from s2d_convert.cli_options import FOLDER, PATH, options
 from s2d_convert.errors import UsageError
 
 
@@ -23,18 +24,33 @@ def _option(spec: Field[Any]) -> Any:
     )
 
 
-def _listening(function: F) -> F:
-    return options(*(_option(spec) for spec in fields(HttpOptions)))(function)
+# The two servers share most options; what only one of them has is refused beside the other.
+SPECS = {spec.name: spec for kind in (HttpOptions, RayOptions) for spec in fields(kind)}
 
 
 @click.command()
 @FOLDER
-@_listening
-def serve(folder: Path, **listening: Any) -> None:
+@click.option("--ray", is_flag=True, help="A Ray Serve application with one deployment per stage, for many machines.")
+@click.option("--config", type=PATH, help="With --ray: only write the file that `serve deploy` takes.")
+@options(*map(_option, SPECS.values()))
+@click.pass_context
+def serve(context: click.Context, /, folder: Path, ray: bool, config: Path | None, **given: Any) -> None:
     """Answer HTTP requests with OUT: V2 protocol (KServe), health, metrics; on loopback unless --host says otherwise."""
-    http = with_extra("s2d_runtime.serving.http", "http")
+    kind = RayOptions if ray else HttpOptions
+    own = {spec.name for spec in fields(kind)} | ({"config"} if ray else set())
+    for name in (*given, "config"):
+        if name not in own and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"{flag(name)}: means nothing {'beside' if ray else 'without'} --ray; leave it out")
+    asked = {name: given[name] for name in own & set(given)}
     try:
-        http.serve(folder, HttpOptions(**listening), say=click.echo)
+        if not ray:
+            with_extra("s2d_runtime.serving.http", "http").serve(folder, HttpOptions(**asked), say=click.echo)
+            return
+        server = with_extra("s2d_runtime.serving.ray", "ray")
+        if config is None:
+            server.run(folder, RayOptions(**asked), say=click.echo)
+        else:
+            server.write_config(folder, RayOptions(**asked), config)
     except OptionError as error:
         raise UsageError(str(error)) from error
 

@@ -105,6 +105,7 @@ class ConvertOptions:
     weights: str = "float32"
     quantize: str | None = None
     resume: bool = False
+    ray: str | None = None
     flip: bool = True
     output: str | None = None
     size: tuple[int, int] | None = None
@@ -158,7 +159,7 @@ class ConvertOptions:
     def fingerprint(self) -> dict[str, Any]:
         """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""
         plain = asdict(self)
-        for name in ("resume", "max_drop", "confidence", "cheapest"):
+        for name in ("resume", "ray", "max_drop", "confidence", "cheapest"):
             del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v

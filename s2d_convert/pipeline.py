@@ -43,6 +43,7 @@ from s2d_convert.search import (
     trial_to_json,
 )
 from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block, total_macs
+from s2d_convert.spread import spread_over
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.train import Choose, Progress, TrainSettings, input_batches, save_state, train
@@ -261,13 +262,14 @@ def search(job: Job, space: PlanSpace, net: StagedNet) -> Conversion:
     some = tuple(
         starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
     )
-    results = [
-        reinforce(
-            space, evaluate, evaluations=total, seed=options.seed, on_trial=on_trial, known=known, warm_start=some
-        )
-    ]
-    if options.work.baselines:
-        results += baselines(space, evaluate, total, options.seed, on_trial, known)
+    with spread_over(options.ray, evaluate, threads=options.threads):
+        results = [
+            reinforce(
+                space, evaluate, evaluations=total, seed=options.seed, on_trial=on_trial, known=known, warm_start=some
+            )
+        ]
+        if options.work.baselines:
+            results += baselines(space, evaluate, total, options.seed, on_trial, known)
     for result in results:
         value = result.best.evaluation
         reporter.note(

@@ -24,6 +24,7 @@ from s2d_convert.policy import Actions, Allowed, LSTMPolicy
 PlanT = TypeVar("PlanT")
 PlanT_co = TypeVar("PlanT_co", covariant=True)
 
+AHEAD = 16  # proposals of random search that are drawn at once
 MAX_ENUMERATED = 5000  # action strings that are looked through, at most, before a space counts as exhausted
 
 
@@ -103,6 +104,7 @@ class Settings:
     give_up: int = 80
 
 
+# May have a method `ahead(plans)`: then it is told which plans come next, so that it can evaluate them side by side.
 Evaluate = Callable[[PlanT], Evaluation]
 OnTrial = Callable[[Trial[PlanT]], None]
 
@@ -168,13 +170,16 @@ def reinforce(
     """
     book = _Book(space, evaluate, method="reinforce", evaluations=evaluations, on_trial=on_trial, known=known)
     learner = _Learner(space, settings or Settings(), seed)
-    for actions in warm_start:
-        book.visit_if_open(_checked(space, actions))
+    first = [_checked(space, actions) for actions in warm_start]
+    book.look_ahead(first)
+    for actions in first:
+        book.visit_if_open(actions)
     while not book.closed:
         explore = learner.exploration(book)
         proposals = learner.propose(explore) if book.stale < learner.settings.give_up else book.unmet()
         if not proposals:
             break
+        book.look_ahead(proposals)
         episodes = [t for t in map(book.visit_if_open, proposals) if t is not None]
         learner.learn(episodes, book, explore=explore)
     return book.result()
@@ -192,8 +197,12 @@ def random_search(
     """The trials of proposals whose every decision is drawn evenly from what is allowed; ends like `reinforce`."""
     book = _Book(space, evaluate, method="random", evaluations=evaluations, on_trial=on_trial, known=known)
     rng = np.random.default_rng(seed)
+    drawn: list[Actions] = []
     while not book.closed:
-        proposals = [random_actions(space, rng)] if book.stale < Settings.give_up else book.unmet()
+        if not drawn and book.stale < Settings.give_up:  # what is drawn does not hang on what was found
+            drawn = [random_actions(space, rng) for _ in range(AHEAD)]
+            book.look_ahead(drawn)
+        proposals = [drawn.pop(0)] if book.stale < Settings.give_up else book.unmet()
         if not proposals:
             break
         book.visit_if_open(proposals[0])
@@ -211,8 +220,10 @@ def evaluate_all(
 ) -> SearchResult[PlanT]:
     """The trials of the given sequences, in order."""
     book = _Book(space, evaluate, method=method, evaluations=len(sequences), on_trial=on_trial, known=known)
-    for actions in sequences:
-        book.visit_if_open(_checked(space, actions))
+    wanted = [_checked(space, actions) for actions in sequences]
+    book.look_ahead(wanted)
+    for actions in wanted:
+        book.visit_if_open(actions)
     return book.result()
 
 
@@ -267,6 +278,7 @@ class _Book(Generic[PlanT]):
         self.trials: list[Trial[PlanT]] = []
         self.distinct: dict[PlanT, Trial[PlanT]] = {}
         self.stale = 0
+        self._ahead = getattr(evaluate, "ahead", None)
         self._evaluate, self._on_trial, self._known = evaluate, on_trial, known if known is not None else {}
         self._decode = lru_cache(maxsize=None)(space.decode)
         self._rest = islice(_sequences(space, ()), MAX_ENUMERATED)
@@ -290,6 +302,13 @@ class _Book(Generic[PlanT]):
         if self._on_trial is not None:
             self._on_trial(trial)
         return trial
+
+    def look_ahead(self, proposals: Sequence[Actions]) -> None:
+        """Tell `evaluate`, if it asks for that, which plans it will be asked for next."""
+        if self._ahead is not None:
+            plans = dict.fromkeys(map(self._decode, proposals))
+            new = [plan for plan in plans if plan not in self.distinct and plan not in self._known]
+            self._ahead(new[: self.evaluations - len(self.distinct)])
 
     def _value(self, plan: PlanT) -> tuple[Evaluation, float]:
         """The plan's evaluation, and the seconds that it took now."""

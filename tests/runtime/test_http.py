@@ -24,8 +24,7 @@ pytest.importorskip("prometheus_client", reason="the extra s2d-runtime[http] is 
 
 from http_client import INFER, JSON, Reply, Running, running
 from s2d_runtime.serving import http as server_module
-from s2d_runtime.serving.http import model_name
-from s2d_runtime.serving.options import HttpOptions, OptionError
+from s2d_runtime.serving.options import HttpOptions, OptionError, model_name
 
 ROW = [0.6, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]
 GOOD: dict[str, Any] = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 2, 4], "data": ROW}]}

@@ -67,6 +67,7 @@ def test_what_is_asked_for_is_told() -> None:
     call = v2.parse(asked, MANIFEST, most_rows=1)
     assert (call.budget, call.id) == (0.7, "a")
     assert (call.outputs, set(call.binary)) == (("stage", "output"), {"output"})
+    assert v2.parse(request(parameters={"budget": "0.7"}), MANIFEST, most_rows=1).budget == 0.7
     call = v2.parse(request(parameters={"binary_data_output": True}), MANIFEST, most_rows=1)
     assert set(call.binary) == set(call.outputs)
 
@@ -114,7 +115,9 @@ def test_what_is_asked_for_is_told() -> None:
         (request(outputs=[{"name": "stage"}, {"name": "stage"}]), "outputs[1].name"),
         (request(parameters={"budget": 0}), "parameters.budget: got 0; expected a share"),
         (request(parameters={"budget": 2}), "parameters.budget: got 2"),
-        (request(parameters={"budget": "0.5"}), "parameters.budget: got '0.5'"),
+        (request(parameters={"budget": "half"}), "parameters.budget: got 'half'"),
+        (request(parameters={"budget": "nan"}), "parameters.budget: got nan"),
+        (request(parameters={"budget": None}), "parameters.budget: got None; expected a number above 0"),
         (request(parameters={"budget": True}), "parameters.budget: got True"),
         (request(parameters={"budget": 10**400}), "parameters."),
     ],

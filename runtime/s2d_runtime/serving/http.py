@@ -19,7 +19,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from s2d_runtime.dispatcher import Dispatcher, DispatcherError
 from s2d_runtime.serving import v2
 from s2d_runtime.serving.edge import Edge, listen, run_until_signal, server_for, url_of
 from s2d_runtime.serving.metrics import CONTENT_TYPE, Metrics
-from s2d_runtime.serving.options import NAME_LETTERS, HttpOptions, OptionError, flag
+from s2d_runtime.serving.options import HttpOptions, OptionError, flag, model_name, runtime_version
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 RETRY_AFTER_S = 1
@@ -119,7 +118,7 @@ class Service:
 
     async def server(self, request: Request) -> Response:
         """GET /v2."""
-        return JSONResponse(v2.server_metadata(_version()))
+        return JSONResponse(v2.server_metadata(runtime_version()))
 
     async def health(self, request: Request) -> Response:
         """GET /v2/health/live and /v2/health/ready: the folder was loaded before the first connection."""
@@ -201,19 +200,6 @@ async def _not_found(request: Request, error: HTTPException) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the server failed; its log says why"}, 500)
-
-
-def _version() -> str:
-    try:
-        return version("s2d-runtime")
-    except PackageNotFoundError:  # a copy of the sources that was never installed
-        return "unknown"
-
-
-def model_name(folder: Path) -> str:
-    """How a folder is called in URLs where nobody says: its own name without .s2d, made of allowed letters."""
-    stem = folder.resolve().name.removesuffix(".s2d")
-    return "".join(c if c in NAME_LETTERS else "_" for c in stem) or "model"
 
 
 def serve(folder: Path, options: HttpOptions, *, say: Callable[[str], None]) -> None:

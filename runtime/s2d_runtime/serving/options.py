@@ -1,10 +1,12 @@
-"""The options of the small HTTP server: names, defaults, limits and help stand here once; both command lines read them."""
+"""The options of the servers: names, defaults, limits and help stand here once; every command line reads them."""
 
 from __future__ import annotations
 
 import math
 import os
 from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 MIB = 2**20
@@ -16,7 +18,7 @@ class OptionError(ValueError):
     """An option has a value that is not allowed, or cannot be had here; the message is one sentence."""
 
 
-def _option(default: Any, kind: type, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+def option(default: Any, kind: type, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
     return field(default=default, metadata={"kind": kind, "help": help_text, "low": low, "high": high})
 
 
@@ -26,20 +28,18 @@ def _cores() -> int:
 
 
 @dataclass(frozen=True)
-class HttpOptions:
-    """How the server listens and what it allows. `check` raises OptionError."""
+class ListenOptions:
+    """How a server listens and what it allows. `check` raises OptionError."""
 
-    host: str = _option("127.0.0.1", str, "Address to listen on; anything but loopback is open to the network.")
-    port: int = _option(8000, int, "Port to listen on; 0 takes a free one.", low=0, high=65535)
-    name: str | None = _option(None, str, "Name of the model in URLs. [default: the folder's, without .s2d]")
-    budget: float | None = _option(None, float, "A calibrated budget. [default: the manifest's]", low=1e-6, high=1)
-    threads: int = _option(1, int, "Threads of onnxruntime per request.", low=1, high=1024)
-    workers: int | None = _option(None, int, "Requests that run at once. [default: one per core]", low=1, high=1024)
-    queue: int = _option(64, int, "Requests that may wait for a worker; more get 503.", low=0, high=65536)
-    rows: int = _option(64, int, "Most images in one request.", low=1, high=65536)
-    body_mib: float = _option(16.0, float, "Largest body of a request, in MiB.", low=1 / 1024, high=1024)
-    timeout_s: float = _option(10.0, float, "Seconds that a request may take, body and waiting included.", low=0.1)
-    connections: int = _option(512, int, "Most open connections.", low=1, high=65536)
+    host: str = option("127.0.0.1", str, "Address to listen on; anything but loopback is open to the network.")
+    port: int = option(8000, int, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    name: str | None = option(None, str, "Name of the model in URLs. [default: the folder's, without .s2d]")
+    budget: float | None = option(None, float, "A calibrated budget. [default: the manifest's]", low=1e-6, high=1)
+    threads: int = option(1, int, "Threads of onnxruntime per request.", low=1, high=1024)
+    queue: int = option(64, int, "Requests that may wait for a worker; more get 503.", low=0, high=65536)
+    rows: int = option(64, int, "Most images in one request.", low=1, high=65536)
+    body_mib: float = option(16.0, float, "Largest body of a request, in MiB.", low=1 / 1024, high=1024)
+    timeout_s: float = option(10.0, float, "Seconds that a request may take, body and waiting included.", low=0.1)
 
     def check(self) -> None:
         """Raise OptionError if a value is out of range."""
@@ -55,14 +55,46 @@ class HttpOptions:
             raise OptionError(f"--name {self.name!r}: letters, digits, '.', '_' and '-' are allowed")
 
     @property
+    def body_bytes(self) -> int:
+        """The largest body of a request."""
+        return int(self.body_mib * MIB)
+
+
+@dataclass(frozen=True)
+class HttpOptions(ListenOptions):
+    """The options of the small HTTP server."""
+
+    workers: int | None = option(None, int, "Requests that run at once. [default: one per core]", low=1, high=1024)
+    connections: int = option(512, int, "Most open connections.", low=1, high=65536)
+
+    @property
     def running(self) -> int:
         """How many requests run at once."""
         return self.workers or _cores()
 
-    @property
-    def body_bytes(self) -> int:
-        """The largest body of a request."""
-        return int(self.body_mib * MIB)
+
+@dataclass(frozen=True)
+class RayOptions(ListenOptions):
+    """The options of the Ray Serve application."""
+
+    max_batch: int = option(16, int, "With --ray: requests that a stage joins to one call.", low=1, high=4096)
+    wait_ms: float = option(2.0, float, "With --ray: milliseconds that such a call waits for more.", low=0, high=10_000)
+    replicas: int = option(4, int, "With --ray: most replicas of every stage.", low=1, high=10_000)
+    cpus: float = option(1.0, float, "With --ray: cores that a replica asks for.", low=0, high=1024)
+
+
+def model_name(folder: Path) -> str:
+    """How a folder is called in URLs where nobody says: its own name without .s2d, made of allowed letters."""
+    stem = folder.resolve().name.removesuffix(".s2d")
+    return "".join(c if c in NAME_LETTERS else "_" for c in stem) or "model"
+
+
+def runtime_version() -> str:
+    """The version of this package, for the servers' metadata."""
+    try:
+        return version("s2d-runtime")
+    except PackageNotFoundError:  # a copy of the sources that was never installed
+        return "unknown"
 
 
 def flag(name: str) -> str:

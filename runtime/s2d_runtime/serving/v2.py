@@ -13,6 +13,7 @@ tensors. Whatever is wrong with a request is a `RequestError`: the HTTP status a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import reprlib
@@ -108,7 +109,7 @@ def parse(request: Mapping[str, Any], manifest: Manifest, *, most_rows: int, bin
     outputs, raw = _wanted(request.get("outputs"), everything_raw=parameters.get("binary_data_output") is True)
     return Call(
         images=_images(inputs[0], manifest, most_rows=most_rows, binary=binary),
-        budget=_budget(parameters.get("budget"), manifest),
+        budget=_budget(parameters, manifest),
         id=identity,
         outputs=outputs,
         binary=raw,
@@ -124,11 +125,17 @@ def _parameters(holder: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     return found
 
 
-def _budget(value: object, manifest: Manifest) -> float | None:
-    if value is None:
+def _budget(parameters: Mapping[str, Any], manifest: Manifest) -> float | None:
+    """The budget that a request asks for. The first gRPC definition of the protocol has no floating-point parameters: over
+    a server that keeps to it a number arrives as None, which is refused, and as a text it is taken."""
+    if "budget" not in parameters:
         return None
+    value = parameters["budget"]
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # what is no number is refused below
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse("parameters.budget", value, "a number above 0 and at most 1")
+        _refuse("parameters.budget", value, "a number above 0 and at most 1, or a text that says it")
     try:
         manifest.policy_for(value)
         return float(value)

@@ -1,0 +1,85 @@
+"""An MLServer runtime that answers from an exported folder. Needs the extra `s2d-runtime[mlserver]`.
+
+model-settings.json::
+
+    {"name": "model", "implementation": "s2d_runtime.serving.mlserver.StagedModel",
+     "parameters": {"uri": "OUT", "extra": {"budget": 0.5, "threads": 1, "rows": 64}}}
+
+All of `extra` may be left out. MLServer's REST takes JSON tensors only; gRPC takes bytes. Its gRPC definition has no
+floating-point parameters: there a request's budget is a text, such as "0.5".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.errors import MLServerError, ModelNotReady
+from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor
+
+from s2d_runtime.dispatcher import Dispatcher, DispatcherError
+from s2d_runtime.serving import v2
+
+EXTRAS = ("budget", "threads", "rows")
+ROWS = 64  # most images in one request, unless `extra` says otherwise
+
+
+class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when types are checked
+    """One exported folder as an MLServer model."""
+
+    _runner: Dispatcher | None = None
+
+    async def load(self) -> bool:
+        """Open the folder that `parameters.uri` names. Raises DispatcherError, which ends the loading."""
+        parameters = self.settings.parameters
+        extra: dict[str, Any] = dict(getattr(parameters, "extra", None) or {})
+        if unknown := sorted(set(extra) - set(EXTRAS)):
+            raise DispatcherError(f"parameters.extra: got {unknown}; expected are {', '.join(EXTRAS)}")
+        if parameters is None or not parameters.uri:
+            raise DispatcherError("parameters.uri: missing; give the folder that s2d-convert wrote")
+        self._rows = int(extra.pop("rows", ROWS))
+        self._runner = runner = await asyncio.to_thread(Dispatcher, parameters.uri, **extra)
+        about = v2.model_metadata(runner.manifest, name=self.name)
+        self.inputs = [MetadataTensor(**tensor) for tensor in about["inputs"]]
+        self.outputs = [MetadataTensor(**tensor) for tensor in about["outputs"]]
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """The answer to a request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
+        if self._runner is None:
+            raise ModelNotReady(self.name)
+        try:
+            call = v2.parse(_request(payload), self._runner.manifest, most_rows=self._rows)
+            answer = await asyncio.to_thread(self._runner, call.images, budget=call.budget)
+        except v2.RequestError as error:
+            raise MLServerError(str(error), status_code=error.status) from error
+        except DispatcherError as error:
+            raise MLServerError(str(error), status_code=500) from error
+        found = v2.response(call, answer, name=self.name)
+        arrays = ((tensor["name"], tensor["data"].reshape(tensor["shape"])) for tensor in found["outputs"])
+        return InferenceResponse(
+            model_name=self.name,
+            model_version=self.version,
+            id=payload.id,
+            outputs=[NumpyCodec.encode_output(name, array) for name, array in arrays],
+        )
+
+    async def unload(self) -> bool:
+        """Let go of the sessions."""
+        if self._runner is not None:  # a folder that could not be opened is unloaded too
+            self._runner.close()
+        return True
+
+
+def _request(payload: InferenceRequest) -> dict[str, Any]:
+    """MLServer's request as the V2 protocol writes it in JSON; what it does not carry over stays None."""
+    return {
+        "id": payload.id,
+        "parameters": dict(payload.parameters or ()),  # not model_dump, which drops what has no value
+        "inputs": [
+            {"name": t.name, "datatype": str(t.datatype), "shape": t.shape, "data": t.data.root} for t in payload.inputs
+        ],
+        "outputs": [{"name": output.name} for output in payload.outputs or ()],
+    }

@@ -1,0 +1,135 @@
+"""The front model of a Triton repository: calls the stage models and answers every row once.
+
+`s2d export --triton` copies this file as model.py, beside dispatcher.py and manifest.json, from which it takes the
+policies and the exit rule; it is not imported from here. The rows of a request that stay go on together, and Triton's
+dynamic batcher joins them with those of other requests. A request may bring a parameter `budget`; without one the
+`budget` among the parameters of config.pbtxt holds, or else the manifest's default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from s2d_runtime.dispatcher import Manifest, Stage
+
+Array = NDArray[Any]
+OUTPUT, STAGE, CONFIDENCE = "output", "stage", "confidence"
+
+
+class StageError(Exception):
+    """A stage model did not answer; `error` is Triton's."""
+
+    def __init__(self, number: int, error: Any) -> None:
+        super().__init__(f"stage {number}: {error.message()}")
+        self.error = error
+
+
+class TritonPythonModel:
+    """What Triton's Python backend looks for in model.py."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read the manifest that lies beside this file. Raises ValueError, which ends the loading of the model."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._name = args["model_name"]
+        self._rules = load_dispatcher(folder / "dispatcher.py")
+        self._manifest: Manifest = self._rules.Manifest.load(folder)
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        self._budget: Any = parameters.get("budget", {}).get("string_value", self._manifest.default_budget)
+        self._limits({})  # a wrong budget shows now, not with the first request
+
+    async def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response per request; they are under way all at once."""
+        return list(await asyncio.gather(*map(self._respond, requests)))
+
+    async def _respond(self, request: Any) -> Any:
+        images = pb_utils.get_input_tensor_by_name(request, self._manifest.input.name).as_numpy()
+        try:
+            limits = self._limits(json.loads(request.parameters() or "{}"))
+            found = await self._dispatch(images, limits)
+        except ValueError as error:
+            return _failure(str(error), pb_utils.TritonError.INVALID_ARG)
+        except StageError as error:
+            return _failure(str(error), error.error.code())
+        wanted = request.requested_output_names()
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, found[name]) for name in found if name in wanted])
+
+    def _limits(self, parameters: Mapping[str, Any]) -> list[np.float32]:
+        """The thresholds of a request, float32 as the exit rule wants them. Raises ValueError."""
+        budget = parameters.get("budget", self._budget)
+        if isinstance(budget, str):  # not every client can send a number
+            with contextlib.suppress(ValueError):  # what is no number is refused with the manifest's own sentence
+                budget = float(budget)
+        policy = self._manifest.policy_for(budget)
+        with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
+            return [np.float32(threshold) for threshold in policy.thresholds]
+
+    async def _dispatch(self, images: Array, limits: Sequence[np.float32]) -> dict[str, Array]:
+        """Answers for images [B, ...], in their order: output [B, ...], stage and confidence [B, 1]."""
+        rows, lengths = len(images), [n or 0 for n in self._manifest.output.shape[1:]]
+        output = np.empty((rows, *lengths), np.float32)
+        stages, confidence = np.empty((rows, 1), np.int64), np.empty((rows, 1), np.float32)
+        values = {self._manifest.input.name: images}
+        here = np.arange(rows)  # which images the rows of `values` are
+        for number, stage in enumerate(self._manifest.stages, start=1):
+            values |= await self._call(number, stage, values)
+            sure = values[CONFIDENCE].reshape(-1)
+            last = number == len(self._manifest.stages)
+            leaving = np.ones(len(here), np.bool_) if last else self._rules.leaves(sure, limits[number - 1])
+            gone = here[leaving]
+            output[gone], stages[gone], confidence[gone, 0] = values[OUTPUT][leaving], number, sure[leaving]
+            if leaving.all():
+                break
+            if leaving.any():
+                here, values = here[~leaving], {name: value[~leaving] for name, value in values.items()}
+        return {OUTPUT: output, STAGE: stages, CONFIDENCE: confidence}
+
+    async def _call(self, number: int, stage: Stage, values: Mapping[str, Array]) -> dict[str, Array]:
+        """What a stage model answers, by name. Raises StageError."""
+        read_later = {name for later in self._manifest.stages[number:] for name in later.links_in}
+        fetches = [OUTPUT, CONFIDENCE, *(link.name for link in stage.links_out if link.name in read_later)]
+        reads = [*([self._manifest.input.name] if stage.image else []), *stage.links_in]
+        request = pb_utils.InferenceRequest(
+            model_name=f"{self._name}_stage{number}",
+            requested_output_names=fetches,
+            inputs=[pb_utils.Tensor(name, values[name]) for name in reads],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+        )
+        response = await request.async_exec()
+        if response.has_error():
+            raise StageError(number, response.error())
+        return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in fetches}
+
+
+def _failure(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(message.split()), code))
+
+
+def load_dispatcher(path: Path) -> ModuleType:
+    """The runtime's single file as a module.
+
+    It imports onnxruntime, which Triton's own Python does not have: there the stages run in the C++ backend. No session
+    is opened here, so the bare names are enough.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        names = ("onnxruntime", "onnxruntime.capi", "onnxruntime.capi.onnxruntime_pybind11_state")
+        sys.modules.update({name: ModuleType(name) for name in names})
+    spec = importlib.util.spec_from_file_location("s2d_dispatcher", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: not a Python file; export the repository again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
