@@ -113,6 +113,7 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         write_manifest(folder, manifest)
         write_json(folder / "plan.json", conversion.to_json(ready.channels))
         if (run.path / TRACE).exists():
+            run.rewrite_trace()  # a torn last line stays behind
             (folder / TRACE).write_bytes((run.path / TRACE).read_bytes())
         with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
             pictures = gallery(runner, reported(job))

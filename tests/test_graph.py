@@ -109,7 +109,7 @@ def test_one_of_several_outputs_is_chosen_by_name() -> None:
             "no Conv",
         ),
         ("g (float[N,3,8,8] a) => (float[N,4,6,6] y) { y = Conv(a, w) }", {"w": (4, 3, 3, 3)}, "logits of shape"),
-        ("g (uint8[N,3,8,8] a) => (uint8[N,3,8,8] y) { y = Identity(a) }", {}, "type uint8"),
+        ("g (int32[N,3,8,8] a) => (int32[N,3,8,8] y) { y = Identity(a) }", {}, "type int32"),
         (
             "g (float[N,3,8,8] a) => (float[N,2] y) { q = DynamicQuantizeLinear(a) y = Conv(a, w) }",
             {"w": (2, 3, 8, 8)},

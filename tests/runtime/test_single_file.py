@@ -156,7 +156,7 @@ def test_there_is_one_exit_rule() -> None:
 def test_the_public_door() -> None:
     assert sorted(s2d_runtime.__all__) == s2d_runtime.__all__
     assert [name for name in s2d_runtime.__all__ if not hasattr(s2d_runtime, name)] == []
-    modules = {"annotations", "dispatcher", "serving"}  # the last one is there once a test has loaded it
+    modules = {"annotations", "dispatcher", "profile", "serving"}  # the last two are there once a test has loaded them
     public = {name for name in vars(s2d_runtime) if not name.startswith("_")} - modules
     assert public == set(s2d_runtime.__all__) - {"__version__"}
     assert issubclass(s2d_runtime.DispatcherError, ValueError)
