@@ -552,7 +552,7 @@ def _check_model(data: bytes) -> None:
                 raise DispatcherError(f"it has {REFUSED[place]}, and no stage file has that; convert again")
             if not isinstance(value, memoryview):
                 continue
-            if place == ("node", 4) and value == b"Loop":
+            if place == ("node", 4) and bytes(value) == b"Loop":
                 raise DispatcherError("it has a loop, which need not end, and no stage file has that; convert again")
             if place == ("node", 7) and (domain := str(value, "utf-8", "replace")) not in DOMAINS:
                 _refuse("an operator's domain", domain, f"one of {', '.join(map(repr, DOMAINS))}")
