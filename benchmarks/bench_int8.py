@@ -26,7 +26,7 @@ from s2d_convert.data import Images, load_all, load_data
 from s2d_convert.folders import open_export
 from s2d_convert.latency import Array, interleave, make_session
 from s2d_convert.measure import thresholds_for_exit
-from s2d_convert.origin import recorded_preprocess
+from s2d_convert.origin import Origin, recorded_preprocess
 from s2d_convert.quantize import int8_model
 from s2d_convert.recast import USED, Recast, recast
 from s2d_convert.static import StaticModel, slices
@@ -137,7 +137,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place, open_export(asked.out, static=asked.model) as (runner, static):
         preprocess = recorded_preprocess(runner.manifest)
-        seed = int(runner.manifest.provenance.get("options", {}).get("seed", 0))
+        seed = Origin.of(runner.manifest).seed
         dataset = load_data(asked.data, preprocess=preprocess, classes=static.graph.classes, seed=seed)
         test = load_all(asked.test, preprocess=preprocess, classes=static.graph.classes)
         folders = {"stages float32": asked.out}

@@ -18,7 +18,7 @@ from s2d_convert.errors import UsageError
 from s2d_convert.export import check_out
 from s2d_convert.folders import open_export
 from s2d_convert.options import check_budget, check_running
-from s2d_convert.origin import recorded_preprocess
+from s2d_convert.origin import Origin, recorded_preprocess
 from s2d_convert.recast import Recast, recast
 from s2d_convert.single import THRESHOLDS, write_single
 from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
@@ -132,7 +132,7 @@ def quantize(folder: Path, options: Options) -> None:
             options["data"],
             preprocess=recorded_preprocess(runner.manifest),
             classes=reference.graph.classes,
-            seed=int(runner.manifest.provenance.get("options", {}).get("seed", DEFAULTS["seed"])),
+            seed=Origin.of(runner.manifest).seed,
         )
         asked = Recast(options["quantize"], **running)
         made, _ = recast(folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note)

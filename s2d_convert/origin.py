@@ -22,7 +22,8 @@ LARGEST = 2**63  # of a number in a manifest
 @dataclass(frozen=True)
 class Origin:
     """The static model as the manifest names it: its file and hash, the image size (H, W) and the output that were asked
-    for, and its multiply-accumulates per image and parameters; None and 0 where nothing is recorded."""
+    for, its multiply-accumulates per image and parameters, and the data and seed of the conversion; None and 0 where
+    nothing is recorded."""
 
     model: str | None
     sha256: str | None
@@ -30,6 +31,8 @@ class Origin:
     output: str | None
     macs: int
     parameters: int
+    data: str | None
+    seed: int
 
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
@@ -44,6 +47,8 @@ class Origin:
             output=_value(options, "output", str, "a name") or _value(recorded, "output_name", str, "a name"),
             macs=_count(recorded, "static_macs"),
             parameters=_count(recorded, "static_parameters"),
+            data=_value(options, "data", str, "a path"),
+            seed=_count(options, "seed"),
         )
 
     def find(self, asked: Path | None, folder: Path) -> Path:

@@ -27,7 +27,7 @@ from s2d_convert.folders import open_export
 from s2d_convert.gallery import gallery
 from s2d_convert.measure import machine, measure, path_costs
 from s2d_convert.options import check_running, risk_bound
-from s2d_convert.origin import recorded_preprocess
+from s2d_convert.origin import Origin, recorded_preprocess
 from s2d_convert.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
 from s2d_convert.promise import RiskBound
 from s2d_convert.quantize import set_temperature
@@ -191,8 +191,8 @@ def _costs(runner: Dispatcher, static: StaticModel | None, images: Images, *, ba
 
 
 def _warnings(old: Manifest, options: CalibrateOptions, static: StaticModel | None) -> Iterator[str]:
-    before = old.provenance.get("options", {}).get("data")
-    if before is not None and Path(str(before)) == options.data.resolve():
+    before = Origin.of(old).data
+    if before is not None and Path(before) == options.data.resolve():
         yield (
             "these are the images that the folder was converted with: training and search have seen them, so that "
             "thresholds and promises are too optimistic; give others"
