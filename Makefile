@@ -10,14 +10,16 @@ PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest
 DEMO := build/demo
 ZOO := timm==1.0.31 pytorchcv==0.0.74
 BUDGET ?= 0.5
+BENCH_DEMO := build/bench/digits
+BENCH_DIGITS = --model "$(BENCH_DEMO)/digits.onnx" --data "$(BENCH_DEMO)/train.npz" --test "$(BENCH_DEMO)/test.npz" --effort quick --no-flip --finetune-min-steps 100 --supernet-min-steps 60 --evaluations 16 --other-budgets 0.5
 
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow zoo coverage check format docs bench clean distclean
+.PHONY: help setup demo test slow zoo coverage check format docs bench bench-parts clean distclean
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## make .venv with everything installed (the two packages editable)
 
@@ -61,8 +63,14 @@ format: setup  ## let ruff lay out the code and mend what it can
 docs: setup  ## write the tables of docs/operators.md anew, from the tables in the code
 	"$(BIN)/python" tests/operators_page.py --write
 
-bench: setup  ## every benchmarks/bench_*.py, one after the other
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; "$(BIN)/python" "$$script"; done
+# The package wants a torch, and nothing else, which is here already.
+bench: setup  ## every method beside every other: MODEL=, DATA=, TEST=, BENCH="options"; handwritten digits without
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --no-deps torch-pruning==1.6.1
+	test -n "$(MODEL)" || test -e "$(BENCH_DEMO)/digits.onnx" || "$(BIN)/python" examples/digits.py --out "$(BENCH_DEMO)"
+	"$(BIN)/python" -m benchmarks.compare --out build/bench/run $(if $(MODEL),--model "$(MODEL)" --data "$(DATA)" $(if $(TEST),--test "$(TEST)"),$(BENCH_DIGITS)) $(BENCH)
+
+bench-parts: setup  ## what the parts cost: loading, splitting, the dispatcher, one file, predictions
+	@set -e; for part in parts dispatcher single profile; do echo "== $$part"; "$(BIN)/python" -m "benchmarks.bench_$$part"; done
 
 clean:  ## remove what was built, keep .venv
 	rm -rf build dist runtime/build runtime/dist ./*.egg-info runtime/*.egg-info

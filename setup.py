@@ -20,6 +20,8 @@ REQUIRED = [
 # The demo trains a model and exports it, so it also needs what torch.onnx needs.
 DEMO = ["onnxscript>=0.7", "scikit-learn>=1.7"]
 SERVE = ["s2d-runtime[http]>=0.1.0"]
+# The measuring stand. torch-pruning asks for torch and numpy only; `make bench` installs it without dependencies.
+BENCH = ["matplotlib>=3.10", "torch-pruning>=1.6"]
 DEV = [
     *DEMO,
     *SERVE,
@@ -42,7 +44,7 @@ setup(
     packages=find_packages(include=["s2d_convert", "s2d_convert.*"]),
     package_data={"s2d_convert": ["py.typed"]},
     install_requires=REQUIRED,
-    extras_require={"demo": DEMO, "dev": DEV, "serve": SERVE},
+    extras_require={"bench": BENCH, "demo": DEMO, "dev": DEV, "serve": SERVE},
     entry_points={
         "console_scripts": [
             "s2d-convert=s2d_convert.entry:convert_main",

@@ -1,6 +1,6 @@
 """What the dispatcher costs beyond onnxruntime: latency, throughput under eight threads, and memory.
 
-    python benchmarks/bench_dispatcher.py [MODEL.onnx]
+    python -m benchmarks.bench_dispatcher [MODEL.onnx]
 
 Without an argument: a ResNet-20 with random weights, made here, in two stages by depth. Everything is compared with plain
 `session.run` calls on the same sessions; every timed call follows a call of the static model, as a request follows other
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from bench_parts import BUILD, resnet20
 from s2d_runtime import Dispatcher
 
+from benchmarks.bench_parts import BUILD, resnet20
 from s2d_convert.folders import split_model
 from s2d_convert.latency import make_session
 

@@ -1,6 +1,6 @@
 """The single file against the dispatcher on separate files: every way out, interleaved in one run.
 
-    python benchmarks/bench_single.py [OUT ...]
+    python -m benchmarks.bench_single [OUT ...]
 
 Without arguments it cuts a ResNet-20 with random weights by width and by depth.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from bench_parts import BUILD, resnet20
 from s2d_runtime import Dispatcher
 
+from benchmarks.bench_parts import BUILD, resnet20
 from s2d_convert.folders import split_model
 from s2d_convert.latency import interleave, make_session
 from s2d_convert.measure import thresholds_for_exit

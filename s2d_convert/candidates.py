@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,12 +72,24 @@ class SupernetLogits:
         """Nothing: here they are computed one by one."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is known of a candidate without a budget: `cost` per stage relative to static, `confidence` and `correct`
+    of every stage on the held-out images [S, B], and the seconds that timing it took."""
+
+    cost: tuple[float, ...]
+    confidence: Array
+    correct: Array
+    measure_s: float
+
+
 class Evaluator:
     """Callable that evaluates conversions with the weights of a trained supernet.
 
-    The latency of every stage is what `meter` says of its ONNX model; the accuracy is that of
-    the best thresholds that meet the budget on `images`. `answers` are the labels, or the static model's answers. A
-    plan that costs more than `max_latency` when an image runs through every stage is worth less than any other.
+    The latency of every stage is what `meter` says of its ONNX model, plus what the dispatcher adds to the first and to
+    each further stage (`overhead_ms`); the accuracy is that of the best thresholds that meet the budget on `images`.
+    `answers` are the labels, or the static model's answers. A plan that costs more than `max_latency` when an image runs
+    through every stage is worth less than any other.
     """
 
     def __init__(
@@ -91,21 +105,26 @@ class Evaluator:
         budget: float,
         max_latency: float = math.inf,
         weights: Weights,
+        overhead_ms: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.graph, self.channels, self.net, self.meter, self.budget = graph, channels, net, meter, budget
         count = min(MAX_IMAGES, len(images))
         self.images = images.take(slice(0, count))
         self.static_logits, self.answers = static_logits[:count], answers[:count]
-        self.weights, self.max_latency = weights, max_latency
+        self.weights, self.max_latency, self.overhead_ms = weights, max_latency, overhead_ms
         self.logits: Logits = SupernetLogits(graph, channels, net, self.images, self.static_logits)
+        self._looks: dict[Conversion, Look] = {}
+
+    def at_budget(self, budget: float) -> Evaluator:
+        """The same evaluation for another budget; what is known of the candidates is shared."""
+        other = copy.copy(self)
+        other.budget = budget
+        return other
 
     def __call__(self, conversion: Conversion) -> Evaluation:
-        cost = self.latency(conversion)
-        logits = self.logits(conversion)
-        temperatures = [fit_temperature(row, self.answers) for row in logits]
-        confidence = confidences(logits, temperatures)
-        correct = logits.argmax(axis=2) == self.answers
-        policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
+        look = self.look(conversion)
+        cost, correct = look.cost, look.correct
+        policy = best_policy(look.confidence, correct, cost=cost, budget=self.budget)
         worst = float(sum(cost))
         return Evaluation(
             accuracy=policy.expected_accuracy,
@@ -122,13 +141,28 @@ class Evaluator:
                 "stage_latency": [round(float(c), 4) for c in cost],
                 "exit_share": [round(float(s), 4) for s in policy.exit_share],
                 "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],
+                "measure_s": round(look.measure_s, 3),
             },
         )
 
+    def look(self, conversion: Conversion) -> Look:
+        """What the candidate costs and answers, found once."""
+        if conversion not in self._looks:
+            started = time.monotonic()
+            cost = self.latency(conversion)
+            seconds = time.monotonic() - started
+            logits = self.logits(conversion)
+            temperatures = [fit_temperature(row, self.answers) for row in logits]
+            correct = logits.argmax(axis=2) == self.answers
+            self._looks[conversion] = Look(cost, confidences(logits, temperatures), correct, seconds)
+        return self._looks[conversion]
+
     def latency(self, conversion: Conversion) -> tuple[float, ...]:
-        """Latency of each stage as a ratio to static; an untouched last chain costs what the static model costs."""
+        """Latency of each stage as a ratio to static, the dispatcher's own time included."""
         models = build_stages([Part(self.graph, self.channels, chain, self.weights) for chain in conversion.chains])
-        return self.meter.measure([m.model.SerializeToString() for m in models]).ratios
+        timing = self.meter.measure([m.model.SerializeToString() for m in models])
+        first, further = (ms / timing.reference_ms for ms in self.overhead_ms)
+        return tuple(ratio + (further if k else first) for k, ratio in enumerate(timing.ratios))
 
     def ahead(self, conversions: Sequence[Conversion]) -> None:
         """Told which conversions come next: their logits may be computed side by side."""

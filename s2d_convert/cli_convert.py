@@ -27,7 +27,7 @@ from s2d_convert.cli_options import (
     default_out,
 )
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED
-from s2d_convert.options import DEVICES, EFFORTS, MODES, ConvertOptions
+from s2d_convert.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
 from s2d_convert.pipeline import convert as run_convert
 from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
 from s2d_convert.wording import promise_cost, promise_text
@@ -67,6 +67,14 @@ from s2d_convert.wording import promise_cost, promise_text
     default=DEFAULTS["effort"],
     show_default=True,
     help="How long to train and search.",
+)
+@click.option(
+    "--plan",
+    default=DEFAULTS["plan"],
+    show_default=True,
+    metavar="|".join((*PLANS, "PLAN.json")),
+    help="Which plans the search may choose: any, exits by depth or by width only, cascades into the untouched model, or "
+    "the same share of every class; or a written plan, which is trained as it is.",
 )
 @RUNNING
 @click.option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from s2d_convert.graph import Graph, load_graph
 from s2d_convert.options import FLOATS, check_choice
 from s2d_convert.origin import Origin, sha256_of
 from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion, identity_plan
+from s2d_convert.planned import read_plan
 from s2d_convert.prepare import read_graph
 from s2d_convert.space import PlanSpace, divide, importance, layout_block, mac_shares
 from s2d_convert.static import StaticModel
@@ -70,16 +70,7 @@ def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conve
         return Conversion((identity_plan(graph, channels),))
     if plan in ("depth", "width"):
         return depth_plan(graph, channels, stages) if plan == "depth" else width_plan(graph, channels, stages)
-    path = Path(plan)
-    if not path.is_file():
-        raise UsageError(
-            f"--plan {plan}: expected {', '.join(PLAN_NAMES)} or the path of a JSON file; see docs/plan.md"
-        )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--plan {plan}: not readable as JSON ({error}); see docs/plan.md") from error
-    return Conversion.from_json(data, channels)
+    return read_plan(plan, channels, names=PLAN_NAMES)
 
 
 def depth_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:

@@ -42,6 +42,7 @@ DEVICES = ("auto", "cpu", "cuda")
 MODES = ("train", "exact")
 FLOATS = ("float32", "float16")
 ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
+PLANS = ("search", "depth", "width", "cascade", "uniform")
 
 
 def check_running(*, threads: int, batch: int, budget: float | None = None) -> None:
@@ -102,6 +103,7 @@ class ConvertOptions:
     effort: str = "standard"
     seed: int = 0
     mode: str | None = None
+    plan: str = "search"
     weights: str = "float32"
     quantize: str | None = None
     resume: bool = False
@@ -125,6 +127,12 @@ class ConvertOptions:
             check_choice(name, getattr(self, name), allowed)
         if self.quantize is not None:
             check_choice("quantize", self.quantize, ARITHMETIC)
+        if self.plan not in PLANS and not Path(self.plan).is_file():
+            raise UsageError(f"--plan {self.plan}: expected {', '.join(PLANS)} or the path of a JSON file")
+        if self.plan != "search" and self.exact:
+            raise UsageError(
+                f"--plan {self.plan}: exact mode has plans of its own; leave --plan out, or give --mode train"
+            )
         if self.bound is not None and (self.data is None or self.picture is not None):
             raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")
         if self.bound is not None and self.quantize is not None:

@@ -7,10 +7,9 @@ run that was interrupted or killed takes up where it was.
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,31 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2d_convert.bound import confirmed, possible
-from s2d_convert.candidates import Evaluator
+from s2d_convert.bound import possible
 from s2d_convert.data import Dataset, Level
 from s2d_convert.errors import ModelError
 from s2d_convert.exact import better, cascade_candidate, depth_candidate
+from s2d_convert.explore import CHOSEN, make_evaluator, search, written_plan
 from s2d_convert.export import Part, build_stages, check_out, read_part, write_bytes
 from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Effective
+from s2d_convert.planned import measuring_seconds, predicted_latency, time_shares
 from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
 from s2d_convert.recast import Recast, recast
 from s2d_convert.runfolder import RunFolder
-from s2d_convert.search import (
-    Evaluation,
-    SearchResult,
-    Trial,
-    evaluate_all,
-    evaluation_from_json,
-    random_actions,
-    random_search,
-    reinforce,
-    trial_to_json,
-)
+from s2d_convert.search import random_actions
 from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block, total_macs
-from s2d_convert.spread import spread_over
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.train import Choose, Progress, TrainSettings, input_batches, save_state, train
@@ -64,6 +53,7 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     run = RunFolder(options.out)
     run.refuse_leftover(resume=options.resume)
     ready = prepare(options, reporter)
+    written_plan(options, ready)  # what is wrong with it is said before anything is trained
     digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
     board = None if options.latency is None else hashlib.sha256(options.latency.read_bytes()).hexdigest()
     run.open({**options.fingerprint(), "model_sha256": digest, "board_sha256": board})
@@ -72,9 +62,11 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
         conversion, tuned = keep_original(job)
     else:
         conversion, tuned = train_everything(job, possible(job, plan_space(ready, options)))
-    seconds = run.read_json(SECONDS)
-    result = _finished(job, tuned, conversion, provenance={"model_sha256": digest, "seconds": seconds})
-    reporter.note("time: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+    provenance = {"model_sha256": digest, "seconds": run.read_json(SECONDS)}
+    with _timed(run, "finish"):
+        result = _finished(job, tuned, conversion, provenance=provenance)
+    for text in closing_notes(job, conversion, result):
+        reporter.note(text)
     run.remove()
     return result
 
@@ -101,7 +93,7 @@ def train_everything(job: Job, space: PlanSpace) -> tuple[Conversion, Tuned]:
     with _timed(job.run, "supernet"):
         net = train_supernet(job, space)
     with _timed(job.run, "search"):
-        conversion = search(job, space, net)
+        conversion = search(job, space, make_evaluator(job.ready, space, net, job.options))
     with _timed(job.run, "fine-tune"):
         return conversion, finetune(job, net, conversion)
 
@@ -121,6 +113,20 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
         space = PlanSpace(ready.graph, ready.channels, space.divisions, stages=options.stages, kinds=(CASCADE,))
         best = better(best, cascade_candidate(job, meter, *train_everything(job, space)))
     return best.conversion, best.tuned
+
+
+def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
+    """How well the search predicted the latency, and where the time went."""
+    run, chosen = job.run, job.run.read_json(CHOSEN)
+    same = chosen is not None and chosen["plan"] == conversion.digest() and job.options.quantize is None
+    if same and job.ready.table is None:  # a table speaks of another device
+        predicted = predicted_latency(chosen["stage_latency"], result.measured.exit_share)
+        measured = result.measured.mean_latency
+        yield (
+            f"mean latency: {predicted:.3f} by the search's stage times, {measured:.3f} measured from the files "
+            f"({100 * (measured / predicted - 1):+.1f} %)"
+        )
+    yield time_shares(run.read_json(SECONDS), measuring_seconds(tuple(run.trace())))
 
 
 @contextmanager
@@ -234,91 +240,6 @@ def _training_progress(reporter: Reporter) -> Any:
     return show
 
 
-# --- search -----------------------------------------------------------------------------------------------
-
-
-def search(job: Job, space: PlanSpace, net: StagedNet) -> Conversion:
-    """The conversion with the highest reward; the trace goes to the run folder, one line per candidate."""
-    ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
-    reporter.step("search")
-    found = run.read_json("plan.json")
-    if found is not None:
-        return Conversion.from_json(found, ready.channels)
-    run.rewrite_trace()
-    trace = list(run.trace())
-    known = {Conversion.from_json(line["plan"], ready.channels): evaluation_from_json(line) for line in trace}
-    traced = {(line["method"], line["index"]) for line in trace}
-    evaluate = make_evaluator(ready, net, options)
-    total = options.work.evaluations
-
-    def on_trial(trial: Trial[Conversion]) -> None:
-        known[trial.plan] = trial.evaluation
-        if (trial.method, trial.index) not in traced:
-            run.append_trace(trial_to_json(trial, trial.plan.to_json(ready.channels)))
-        detail = f"proposals of {trial.method}, reward {trial.evaluation.reward:.4f}"
-        reporter.progress(trial.index + 1, total, detail, math.nan)
-
-    starts = space.starts()
-    some = tuple(
-        starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
-    )
-    with spread_over(options.ray, evaluate, threads=options.threads):
-        results = [
-            reinforce(
-                space, evaluate, evaluations=total, seed=options.seed, on_trial=on_trial, known=known, warm_start=some
-            )
-        ]
-        if options.work.baselines:
-            results += baselines(space, evaluate, total, options.seed, on_trial, known)
-    for result in results:
-        value = result.best.evaluation
-        reporter.note(
-            f"{result.method}: reward {value.reward:.4f} ({ready.target} {value.accuracy:.4f}, latency {value.latency:.3f}, "
-            f"worst {value.info['worst_latency']:.3f})"
-        )
-    best = confirmed(job, results)
-    run.write_json("baselines.json", {r.method: _summary(r) for r in results})
-    run.write_json("plan.json", best.plan.to_json(ready.channels))
-    return best.plan
-
-
-def baselines(
-    space: PlanSpace, evaluate: Any, total: int, seed: int, on_trial: Any, known: Mapping[Conversion, Evaluation]
-) -> list[SearchResult[Conversion]]:
-    """Random search with as many evaluations, and uniform plans."""
-    by_chance = random_search(space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known)
-    uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform", on_trial=on_trial, known=known)
-    return [by_chance, uniform]
-
-
-def make_evaluator(ready: Prepared, net: StagedNet, options: ConvertOptions) -> Evaluator:
-    """The evaluation of candidates with latency measured next to the static model."""
-    return Evaluator(
-        ready.graph,
-        ready.channels,
-        net,
-        meter=make_meter(ready, options),
-        images=ready.dataset.calib,
-        static_logits=ready.calib_logits,
-        answers=ready.answers,
-        budget=options.budget,
-        max_latency=math.inf if options.max_latency is None else options.max_latency,
-        weights=ready.weights,
-    )
-
-
-def _summary(result: SearchResult[Conversion]) -> dict[str, Any]:
-    value = result.best.evaluation
-    return {
-        "reward": value.reward,
-        "accuracy": value.accuracy,
-        "latency": value.latency,
-        "worst_latency": value.info["worst_latency"],
-        "plan": result.best.plan.digest(),
-        "evaluations": len({t.plan for t in result.trials}),
-    }
-
-
 # --- fine-tune --------------------------------------------------------------------------------------------
 
 
@@ -350,12 +271,20 @@ def _train_compact(job: Job, net: StagedNet, whole: Part) -> Tuned:
         (stage,) = build_stages([replace(whole, weights=net.weights())])
         write_bytes(stored, stage.model.SerializeToString())
     small = read_part(stored)
-    own = StagedNet(small.graph, small.channels, small.weights).to(ready.device)
-    _prepare_net(own, ready)
     passes = total_macs(ready.graph) / max(1, total_macs(small.graph))
-    masks = Masks({}, (small.graph.output,), (None,))
-    _finetune(job, own, masks, lambda _step, _progress: (masks,), rate=COMPACT_RATE, passes=min(passes, MOST_PASSES))
-    return Tuned(own, masks, replace(small, weights=own.weights()))
+    return train_part(job, small, passes=min(passes, MOST_PASSES))
+
+
+def train_part(job: Job, part: Part, *, passes: float, start: Callable[[StagedNet], None] | None = None) -> Tuned:
+    """A network with one exit, its own logits, trained for `passes` times the epochs of fine-tuning; `start` may set
+    the weights that it starts from."""
+    own = StagedNet(part.graph, part.channels, part.weights).to(job.ready.device)
+    _prepare_net(own, job.ready)
+    if start is not None:
+        start(own)
+    masks = Masks({}, (part.graph.output,), (None,))
+    _finetune(job, own, masks, lambda _step, _progress: (masks,), rate=COMPACT_RATE, passes=passes)
+    return Tuned(own, masks, replace(part, weights=own.weights()))
 
 
 def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: float, passes: float) -> None:

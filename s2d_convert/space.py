@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from s2d_convert.weights import Weights
 
 LINKED, CASCADE = 0, 1
 KINDS = ("linked", "cascade")
+Shape = Literal["any", "depth", "width"]
 MAX_TAPS = 16
 MAX_TAP_SHARE = 0.97  # an exit on the untouched model behind this share of the MACs saves nothing
 MIN_TAP_SHARE = 0.03  # a tap before this share of the MACs has seen too little to be worth an exit
@@ -91,7 +93,8 @@ def _chunks(order: list[int], width: int, groups: int, block: int) -> tuple[tupl
 class PlanSpace:
     """The search space of a model; satisfies `search.Space` for conversions.
 
-    `sizes[i]` is the number of options of decision i; `allowed` and `decode` take the options chosen so far.
+    `sizes[i]` is the number of options of decision i; `allowed` and `decode` take the options chosen so far. With the
+    shape "depth" every stage has whole classes, with "width" all taps are at the end.
     """
 
     def __init__(
@@ -102,13 +105,21 @@ class PlanSpace:
         *,
         stages: int,
         kinds: Sequence[int] = (LINKED, CASCADE),
+        shape: Shape = "any",
     ) -> None:
         self.graph, self.channels, self.divisions, self.stages = graph, channels, divisions, stages
-        self.kinds = tuple(kinds)
+        self.kinds, self.shape = tuple(kinds), shape
         self.taps = _thinned(graph, channels, candidate_taps(graph, channels))
         per_stage = [len(self.taps), *(d.levels + 1 for d in divisions)]
         self.sizes: tuple[int, ...] = (len(KINDS), *(per_stage * (stages - 1)))
         self._per_stage = len(per_stage)
+
+    def restricted(self, kinds: Sequence[int], shape: Shape) -> PlanSpace:
+        """The part of this space that has these kinds and this shape."""
+        return PlanSpace(
+            self.graph, self.channels, self.divisions, stages=self.stages,
+            kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape,
+        )  # fmt: skip
 
     @cached_property
     def _reach(self) -> tuple[frozenset[str], ...]:
@@ -126,12 +137,13 @@ class PlanSpace:
         stage, place = divmod(step - 1, self._per_stage)
         before = prefix[1 + (stage - 1) * self._per_stage : 1 + stage * self._per_stage] if stage else None
         if place == 0:
-            mask[(before[0] if before else 0) :] = True
+            first = len(self.taps) - 1 if self.shape == "width" else 0
+            mask[(before[0] if before else first) :] = True
             return mask
         division = self.divisions[place - 1]
         tap = prefix[step - place]
-        if self._reach[tap].isdisjoint(division.group.producers):
-            mask[-1] = True  # the stage never computes this class: one spelling only
+        if self.shape == "depth" or self._reach[tap].isdisjoint(division.group.producers):
+            mask[division.levels] = True  # all of it; if the stage never computes this class, one spelling only
             return mask
         low = before[place] if before else 0
         if before and self._reach[before[0]].isdisjoint(division.group.producers):

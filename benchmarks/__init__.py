@@ -1,0 +1,1 @@
+"""Measurements: everything here prints or writes numbers; nothing is asserted."""

@@ -1,0 +1,185 @@
+"""The measuring stand: our conversions and everything that a user would pick instead, in one run on one machine.
+
+    python -m benchmarks.compare --model M.onnx --data TRAIN --test TEST --out build/compare [--seeds 3]
+
+All methods get the same images, epochs and distillation; plans, ratios and thresholds are chosen on validation images; the
+test images are used once, at the end. The folder then holds results.json, table.md and plot.png. A run that was killed goes on
+when it is started again with the same options. `--build-only` and `--measure-only` part the two halves, so that the
+second can have a quiet machine. docs/benchmarks.md says what is compared and what is fair about it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pruning
+from benchmarks.measuring import Setting, measured
+from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
+from benchmarks.stand import BenchOptions, Entry, Stand
+from benchmarks.tables import markdown, plot, rows
+from s2d_convert.data import Images, load_all
+from s2d_convert.errors import OutputError, S2DError
+from s2d_convert.finish import versions
+from s2d_convert.measure import machine
+from s2d_convert.options import EFFORTS, Effort
+from s2d_convert.terminal import TerminalReporter
+
+OURS = ("ours", "int8-ours")
+AMOUNTS = tuple(f.name for f in fields(Effort) if f.name not in ("baselines", "made_up_images"))
+
+
+def compare(stand: Stand, args: argparse.Namespace) -> list[Entry]:
+    """Everything that all methods made, for all seeds and budgets."""
+    entries: list[Entry] = []
+    for seed in range(args.seeds):
+        for name in args.methods:
+            method = METHODS[name]
+            budgets = (args.budgets if name in OURS else args.other_budgets) if method.per_budget else args.budgets[:1]
+            found = [make_entry(stand, name, seed, budget, only_known=args.measure_only) for budget in budgets]
+            made = [entry for entry in found if entry is not None]
+            entries += [e for e in made if e.seed == seed]  # what does not depend on the seed is made once
+            missing = tuple(b for b in args.budgets if b not in budgets)
+            if made and method.per_budget and is_folder(made[0]):
+                entries += at_other_budgets(made[0], missing)
+    return entries
+
+
+def measure_all(
+    stand: Stand, entries: list[Entry], images: Images, settings: tuple[Setting, ...]
+) -> list[dict[str, Any]]:
+    """The entries with what was measured of them on the test images; what an earlier session measured is kept."""
+    results = []
+    for number, entry in enumerate(entries, start=1):
+        found = stand.known("measured", entry.name)
+        if found is None:
+            stand.reporter.step(f"measure {entry.name} ({number} of {len(entries)})")
+            found = measured(stand, entry, images, settings)
+            stand.keep("measured", entry.name, found)
+        results.append({"entry": entry.to_json(), "measured": found})
+    return results
+
+
+def write_results(stand: Stand, results: list[dict[str, Any]], args: argparse.Namespace, seconds: float) -> None:
+    """results.json, table.md and plot.png in the stand's folder."""
+    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    (stand.root / "results.json").write_text(
+        json.dumps(
+            {
+                "options": told,
+                "machine": machine(),
+                "versions": versions(),
+                "seconds": round(seconds),
+                "results": results,
+            },
+            indent=1,
+        )
+        + "\n",
+        encoding="utf-8",
+    )
+    made = rows(results, args.settings[0])
+    table = markdown(made)
+    (stand.root / "table.md").write_text(table, encoding="utf-8")
+    plot(made, stand.root / "plot.png", title=f"{args.model.stem}, {results[0]['measured']['images']} test images")
+    print(table)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="the static model, ONNX")
+    parser.add_argument("--data", type=Path, required=True, help="images to train and to validate on")
+    parser.add_argument("--test", type=Path, help="images for the final numbers; without it a held-out part of --data")
+    parser.add_argument("--out", type=Path, default=Path("build/compare"), help="folder of the run")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help="that ours is made for")
+    parser.add_argument("--other-budgets", nargs="+", type=float, help="that the others are made for; without it all")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--settings", nargs="+", default=["1x1", "32x2"], help="BATCHxTHREADS; plans are for the first")
+    parser.add_argument(
+        "--effort", choices=list(EFFORTS), default="standard", help="amounts of work, as of s2d-convert"
+    )
+    for name in AMOUNTS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="in place of the effort's")
+    parser.add_argument("--stages", type=int, default=2, help="most stages")
+    parser.add_argument("--device", default="auto", help="where to train")
+    parser.add_argument("--no-flip", action="store_true", help="do not mirror training images")
+    parser.add_argument("--preprocess", help="a preset, as of s2d-convert")
+    parser.add_argument("--build-only", action="store_true", help="make the models, measure nothing")
+    parser.add_argument("--measure-only", action="store_true", help="measure what is made already")
+    args = parser.parse_args(argv)
+    args.other_budgets = args.other_budgets or args.budgets
+    if not pruning.AVAILABLE and "pruned" in args.methods:
+        print("torch-pruning is not installed: the method `pruned` is left out (pip install --no-deps torch-pruning)")
+        args.methods.remove("pruned")
+    return args
+
+
+def options_of(args: argparse.Namespace) -> BenchOptions:
+    """The conversion options that all methods share; latency is timed as the first setting says."""
+    base = EFFORTS[args.effort]
+    given = {n: getattr(args, n) for n in AMOUNTS if getattr(args, n) is not None}
+    amounts = Effort(
+        **{f.name: type(getattr(base, f.name))(given.get(f.name, getattr(base, f.name))) for f in fields(Effort)}
+    )
+    first = Setting.parse(args.settings[0])
+    return BenchOptions(
+        model=args.model,
+        out=args.out / "work" / "base",
+        data=args.data,
+        budget=args.budgets[0],
+        stages=args.stages,
+        threads=first.threads,
+        batch=first.batch,
+        device=args.device,
+        effort=args.effort,
+        flip=not args.no_flip,
+        preprocess=args.preprocess,
+        amounts=amounts,
+    )
+
+
+def check_same(root: Path, args: argparse.Namespace) -> None:
+    """Raise OutputError when the folder belongs to a run whose numbers these would not fit."""
+    kept = ("model", "data", "test", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
+    own = {k: str(getattr(args, k)) for k in kept}
+    path = root / "options.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [k for k in kept if before.get(k) != own[k]]
+        if changed:
+            raise OutputError(f"{root}: the run there had another {', '.join(changed)}; choose another --out")
+    root.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str]) -> None:
+    """Make, measure, write."""
+    args = parse(argv)
+    started = time.monotonic()
+    check_same(args.out, args)
+    stand = Stand(args.out, options_of(args), TerminalReporter())
+    entries = compare(stand, args)
+    if args.build_only:
+        return
+    ready = stand.ready
+    images = ready.dataset.test
+    if args.test is not None:
+        images = load_all(args.test, preprocess=ready.preprocess, classes=ready.graph.classes)
+    settings = tuple(Setting.parse(s) for s in args.settings)
+    results = measure_all(stand, entries, images, settings)
+    write_results(stand, results, args, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except S2DError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,86 @@
+"""INT8 by onnxruntime's static quantisation, with the settings that its documentation names for x64 processors."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from s2d_convert.latency import Array, make_session
+from s2d_convert.prepare import Prepared
+from s2d_convert.static import slices, to_logits
+from s2d_convert.weights import classifier_of
+
+CALIBRATION_IMAGES, BATCH = 512, 64
+# Without VNNI, products of uint8 and int8 saturate in 16 bits: weights of 7 bits, or both sides uint8, avoid that.
+SIGNED = {
+    "activation_type": QuantType.QUInt8,
+    "weight_type": QuantType.QInt8,
+    "per_channel": True,
+    "reduce_range": True,
+}
+UNSIGNED = {
+    "activation_type": QuantType.QUInt8,
+    "weight_type": QuantType.QUInt8,
+    "per_channel": False,
+    "reduce_range": False,
+}
+# The last with the classifier in float, as the stages of a folder have it.
+RECIPES: tuple[tuple[dict[str, Any], bool], ...] = ((SIGNED, False), (UNSIGNED, False), (SIGNED, True))
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Batches of calibration images, as onnxruntime wants them."""
+
+    def __init__(self, name: str, batches: Iterator[Array]) -> None:
+        self._name, self._batches = name, batches
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next feed, None at the end."""
+        batch = next(self._batches, None)
+        return None if batch is None else {self._name: batch}
+
+
+def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
+    """(the settings, the accuracy on the calibration images) of the best of RECIPES, which is written to `path`."""
+    best: tuple[float, bytes, dict[str, Any]] = (-1.0, b"", {})
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime warns through the root logger
+    with tempfile.TemporaryDirectory() as place:
+        source, target = Path(place) / "float.onnx", Path(place) / "int8.onnx"
+        model = onnx.ModelProto()
+        model.CopyFrom(ready.graph.model)
+        for node, proto in zip(ready.graph.nodes, model.graph.node, strict=True):
+            proto.name = node.name  # files may leave it out; the quantiser needs it
+        onnx.save(model, str(source))
+        quant_pre_process(str(source), str(source), skip_optimization=True, skip_symbolic_shape=True)
+        last = classifier_of(ready.graph, ready.channels)
+        for settings, float_head in RECIPES:
+            recipe = {**settings, "nodes_to_exclude": [last.name] if float_head and last is not None else []}
+            images = ready.dataset.train
+            parts = slices(min(CALIBRATION_IMAGES, len(images)), BATCH)
+            reader = Reader(ready.graph.image, (np.ascontiguousarray(images.batch(p)) for p in parts))
+            quantize_static(str(source), str(target), reader, quant_format=QuantFormat.QDQ, **recipe)
+            reached = validation_accuracy(ready, target.read_bytes())
+            if reached > best[0]:
+                best = (reached, target.read_bytes(), {k: getattr(v, "name", v) for k, v in recipe.items()})
+    path.write_bytes(best[1])
+    return best[2], best[0]
+
+
+def validation_accuracy(ready: Prepared, model: bytes) -> float:
+    """The share of calibration images that a model answers as `ready.answers` says."""
+    session, images = make_session(model), ready.dataset.calib
+    said = [
+        to_logits(
+            session.run(None, {ready.graph.image: np.ascontiguousarray(images.batch(p))})[0], ready.graph.output_kind
+        )
+        for p in slices(len(images), BATCH)
+    ]
+    return float((np.concatenate(said).argmax(axis=1) == ready.answers).mean())

@@ -1,0 +1,210 @@
+"""The methods that the stand compares; each makes models for a seed and a budget, all with the same images and epochs.
+
+Nothing here sees the test images: plans, ratios and thresholds are chosen on the calibration images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import pruning
+from benchmarks.int8 import quantised
+from benchmarks.stand import Entry, Stand, stage_times
+from s2d_convert.channels import analyse
+from s2d_convert.explore import search
+from s2d_convert.export import Part, build_stages, read_part, write_bytes
+from s2d_convert.pipeline import MOST_PASSES, train_part
+from s2d_convert.plan import Conversion, identity_plan
+from s2d_convert.recast import Recast, recast
+from s2d_convert.search import random_search
+from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block
+from s2d_convert.staged import Mixing, StagedNet
+from s2d_convert.weights import static_weights
+
+SMALL_SHARE = 0.5  # of the budget: what the first network of a two-model cascade may cost
+SMALL_GROUPS = 16  # how finely its width is chosen
+
+Make = Callable[[Stand, int, float], Entry]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method makes its model, whether it makes one per budget, and what it is, in words."""
+
+    make: Make
+    per_budget: bool
+    about: str
+
+
+def static(stand: Stand, _seed: int, _budget: float) -> Entry:
+    """The static model as it is."""
+    path = stand.root / "files" / "static.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, stand.ready.graph.model.SerializeToString())
+    return Entry("static", 0, "files/static.onnx")
+
+
+def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
+    """The static model with as many more passes over the images as any model of ours gets, by the same recipe."""
+    ready, work = stand.ready, stand.options.work
+    passes = MOST_PASSES + work.supernet_epochs / max(work.finetune_epochs, 1e-9)
+    job = stand.job(f"work/static-tuned-s{seed}", seed)
+    whole = Part(ready.graph, ready.channels, identity_plan(ready.graph, ready.channels), ready.weights)
+    path = stand.file(f"files/static-tuned-s{seed}.onnx", train_part(job, whole, passes=passes))
+    return Entry("static-tuned", seed, path, facts={"passes": passes})
+
+
+def searched(stand: Stand, seed: int, budget: float, *, method: str, plan: str) -> Entry:
+    """The best plan of one sort, found by the policy (or by trying all, for uniform plans), fine-tuned and exported."""
+    job = stand.job(f"work/{method}-s{seed}-{budget:g}", seed, budget=budget, plan=plan)
+    conversion = search(job, stand.space, stand.evaluator(seed, budget))
+    path = stand.folder(conversion, seed, budget)
+    return Entry(method, seed, path, budget, budget, facts=stage_times(job) or {})
+
+
+def by_chance(stand: Stand, seed: int, budget: float) -> Entry:
+    """The best of as many plans as the policy evaluates, drawn at random."""
+    evaluate, total = stand.evaluator(seed, budget), stand.options.work.evaluations
+    best = random_search(stand.space, evaluate, evaluations=total, seed=seed).best
+    path = stand.folder(best.plan, seed, budget)
+    return Entry("random", seed, path, budget, budget, facts={**best.evaluation.info, "reward": best.evaluation.reward})
+
+
+def pruned(stand: Stand, seed: int, budget: float) -> Entry:
+    """Structured pruning by torch-pruning down to the budget, then fine-tuned like a first chain of ours."""
+    ready = stand.ready
+    start = stand.root / "work" / f"pruned-{budget:g}.onnx"
+    graph, ratio, latency = pruning.prune_to(
+        ready.graph, ready.channels, stand.meter, budget=budget, block=layout_block()
+    )
+    start.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(start, graph.model.SerializeToString())
+    channels = analyse(graph)
+    part = Part(graph, channels, identity_plan(graph, channels), static_weights(graph, channels))
+    job = stand.job(f"work/pruned-s{seed}-{budget:g}", seed)
+    path = stand.file(f"files/pruned-s{seed}-{budget:g}.onnx", train_part(job, part, passes=MOST_PASSES))
+    return Entry("pruned", seed, path, budget, budget, facts={"ratio": ratio, "latency": latency})
+
+
+def two_models(stand: Stand, seed: int, budget: float) -> Entry:
+    """A small network of the same architecture, trained from random weights with distillation, then the untouched model."""
+    ready = stand.ready
+    conversion = small_conversion(stand, budget)
+    job = stand.job(f"work/two-models-s{seed}-{budget:g}", seed)
+    narrow = Part(ready.graph, ready.channels, conversion.chains[0], ready.weights)
+    (stage,) = build_stages([narrow])
+    start = stand.root / "work" / f"small-{budget:g}.onnx"
+    write_bytes(start, stage.model.SerializeToString())
+    tuned = train_part(job, read_part(start), passes=MOST_PASSES, start=partial(forget, seed=seed))
+    name = f"folders/two-models-s{seed}-{budget:g}"
+    path = stand.folder(conversion, seed, budget, tuned=tuned, name=name)
+    return Entry("two-models", seed, path, budget, budget)
+
+
+def small_conversion(stand: Stand, budget: float) -> Conversion:
+    """The widest evenly narrowed network that costs at most SMALL_SHARE of the budget, followed by the untouched model."""
+    ready = stand.ready
+    finer = divide(ready.graph, ready.channels, ready.weights, groups=SMALL_GROUPS, block=max(1, layout_block() // 2))
+    space = PlanSpace(ready.graph, ready.channels, finer, stages=2, kinds=(CASCADE,))
+    found = sorted(
+        {space.decode(a) for a in space.uniform()}, key=lambda c: sum(s > 0 for s in c.chains[0].stages_of_units)
+    )
+    fits = found[:1]
+    for conversion in found:
+        (stage,) = build_stages([Part(ready.graph, ready.channels, conversion.chains[0], ready.weights)])
+        if stand.meter.measure([stage.model.SerializeToString()]).ratios[0] <= SMALL_SHARE * budget:
+            fits = [conversion]
+    return fits[0]
+
+
+@torch.no_grad()
+def forget(net: StagedNet, *, seed: int) -> None:
+    """Replace all weights by random ones (He et al., 2015), and let norms start anew."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, Mixing):
+            fan_in = int(np.prod(module.weight.shape[1:]))
+            gain = 2.0 if module.norm is not None else 1.0
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (gain / fan_in) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for norm in net.all_norms():
+        nn.init.ones_(norm.scale)
+        nn.init.zeros_(norm.shift)
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1)
+
+
+def int8(stand: Stand, _seed: int, _budget: float) -> Entry:
+    """The static model quantised to INT8 by onnxruntime (static, calibrated on training images)."""
+    path = stand.root / "files" / "int8-static.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe, validation = quantised(stand.ready, path)
+    return Entry("int8-static", 0, "files/int8-static.onnx", validation=validation, facts=recipe)
+
+
+def int8_ours(stand: Stand, seed: int, budget: float) -> Entry:
+    """Our folder for this budget with its stages in INT8, calibrated anew."""
+    ready = stand.ready
+    plain = make_entry(stand, "ours", seed, budget)
+    assert plain is not None, "entries are made unless only known ones are asked for"
+    name = f"{plain.path}-int8"
+    if not (stand.root / name).exists():
+        asked = Recast("int8", stand.options.threads, stand.options.batch)
+        source, target = stand.root / plain.path, stand.root / name
+        recast(source, target, asked, dataset=ready.dataset, static=ready.static, note=stand.reporter.note)
+    return Entry("int8-ours", seed, name, budget, budget)
+
+
+def _plan(method: str, plan: str) -> Make:
+    return partial(searched, method=method, plan=plan)
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "static": Method(static, False, "the static model"),
+        "static-tuned": Method(static_tuned, False, "the static model with the same extra training"),
+        "ours": Method(_plan("ours", "search"), True, "the search over all plans"),
+        "depth": Method(_plan("depth", "depth"), True, "exits by depth only (Shallow-Deep, BranchyNet)"),
+        "width": Method(_plan("width", "width"), True, "exits by width only (S2DNAS)"),
+        "cascade": Method(_plan("cascade", "cascade"), True, "a pruned first chain, then the untouched model"),
+        "uniform": Method(_plan("uniform", "uniform"), True, "the best plan that divides every class alike"),
+        "random": Method(by_chance, True, "random search, as many evaluations"),
+        "pruned": Method(pruned, True, "structured pruning by torch-pruning"),
+        "two-models": Method(two_models, True, "a small network trained from scratch, then the model"),
+        "int8-ours": Method(int8_ours, True, "the stages of ours in INT8"),
+        "int8-static": Method(int8, False, "the static model in INT8 (onnxruntime)"),
+    }
+)
+
+
+def make_entry(stand: Stand, method: str, seed: int, budget: float, *, only_known: bool = False) -> Entry | None:
+    """What the method makes, or made in an earlier session; with `only_known` nothing new is made."""
+    chosen = METHODS[method]
+    name = f"{method}-s{seed}" + (f"-{budget:g}" if chosen.per_budget else "")
+    found = stand.known("entries", name)
+    if found is not None:
+        return Entry(**found)
+    if only_known:
+        return None
+    stand.reporter.step(name)
+    entry = chosen.make(stand, seed, budget)
+    stand.keep("entries", name, entry.to_json())
+    return entry
+
+
+def at_other_budgets(entry: Entry, budgets: tuple[float, ...]) -> list[Entry]:
+    """The same folder run at budgets that no plan was searched for."""
+    return [replace(entry, budget=b) for b in budgets if b != entry.budget]
+
+
+def is_folder(entry: Entry) -> bool:
+    """Whether the entry is an exported folder, which can be run at any budget."""
+    return not entry.path.endswith(".onnx")

@@ -1,0 +1,244 @@
+"""Structured pruning by the `torch-pruning` package (DepGraph, Fang et al., CVPR 2023) of a model that comes as ONNX.
+
+The graph becomes plain torch layers, torch-pruning takes channels out of them, and what is left of the weights goes back
+into the ONNX model. Fine-tuning is the caller's, so that it is the same for every method.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from s2d_convert.channels import FREE, Channels, analyse
+from s2d_convert.errors import ModelError, S2DError
+from s2d_convert.graph import Graph, Node, load_graph
+from s2d_convert.latency import Array, Meter
+from s2d_convert.lower import lower
+from s2d_convert.rules import mix_weights
+from s2d_convert.weights import classifier_of
+
+try:
+    import torch_pruning
+except ImportError:  # an extra: `pip install s2d-convert[bench]`
+    torch_pruning = None
+
+AVAILABLE = torch_pruning is not None
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+HALVINGS = 6
+
+
+class Plain(nn.Module):
+    """The graph with nn.Conv2d, nn.Linear and nn.BatchNorm2d, which is what torch-pruning knows how to cut."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.layers = nn.ModuleDict()
+        self._key = {node.name: f"n{i}" for i, node in enumerate(graph.nodes)}
+        self._functions = {}
+        for node in graph.nodes:
+            layer = self._layer(node)
+            if layer is None:
+                self._functions[node.name] = lower(node, graph.constants)
+            else:
+                self.layers[self._key[node.name]] = layer
+
+    def _layer(self, node: Node) -> nn.Module | None:
+        constants = self.graph.constants
+        if node.op == "BatchNormalization":
+            return _batch_norm(*(constants[n] for n in node.inputs[1:5]), epsilon=node.attrs.get("epsilon", 1e-5))
+        if node.op not in PRODUCTS or node.inputs[1] not in constants:
+            return None
+        weight, bias = mix_weights(node, constants)
+        return _convolution(node, weight, bias) if node.op == "Conv" else _linear(weight, bias)
+
+    def layer(self, node: Node) -> nn.Module | None:
+        """The layer of a node, None if it has no weights."""
+        key = self._key[node.name]
+        return self.layers[key] if key in self.layers else None  # noqa: SIM401 - a ModuleDict has no get
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The model's output."""
+        values: dict[str, Tensor] = {self.graph.image: images}
+        for node in self.graph.nodes:
+            layer = self.layer(node)
+            if layer is not None:
+                values[node.outputs[0]] = layer(values[node.inputs[0]])
+                continue
+            inputs = [
+                values[n] if n in values else torch.tensor(self.graph.constants[n]) if n else None for n in node.inputs
+            ]
+            made = self._functions[node.name](*inputs)
+            values.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False))
+        return values[self.graph.output]
+
+
+def _convolution(node: Node, weight: Array, bias: Array | None) -> nn.Module:
+    rank = weight.ndim - 2
+    pads = tuple(node.attrs.get("pads", (0,) * 2 * rank))
+    if rank != 2 or pads[:rank] != pads[rank:] or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise ModelError(f"{node}: only 2-D convolutions with the same pads on both sides are pruned here")
+    groups = int(node.attrs.get("group", 1))
+    layer = nn.Conv2d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        weight.shape[2:],
+        stride=tuple(node.attrs.get("strides", (1, 1))),
+        padding=pads[:rank],
+        dilation=tuple(node.attrs.get("dilations", (1, 1))),
+        groups=groups,
+        bias=bias is not None,
+    )
+    return _filled(layer, weight, bias)
+
+
+def _linear(weight: Array, bias: Array | None) -> nn.Module:
+    return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight, bias)
+
+
+def _filled(layer: nn.Conv2d | nn.Linear, weight: Array, bias: Array | None) -> nn.Module:
+    layer.weight.data = torch.tensor(weight)
+    if bias is not None and layer.bias is not None:
+        layer.bias.data = torch.tensor(bias)
+    return layer
+
+
+def _batch_norm(scale: Array, shift: Array, mean: Array, var: Array, *, epsilon: float) -> nn.Module:
+    layer = nn.BatchNorm2d(len(scale), eps=epsilon)
+    layer.weight.data, layer.bias.data = torch.tensor(scale), torch.tensor(shift)
+    layer.running_mean, layer.running_var = torch.tensor(mean), torch.tensor(var)
+    return layer
+
+
+def kept_whole(graph: Graph, channels: Channels) -> tuple[Node, ...]:
+    """Nodes whose channels torch-pruning must leave alone: the classifier, and what shares a tensor with padded channels
+    (shortcuts that are filled up with zeros), because it takes a padded tensor for one of the same channels."""
+    bound: set[int] = set()
+    for layout in channels.layouts.values():
+        units = set(layout.units.tolist())
+        if FREE in units and len(units) > 1:
+            bound |= units
+    nodes = [
+        graph.producer[name] for c in channels.classes if bound & set(c.units) for name in _outputs(graph, c.producers)
+    ]
+    classifier = classifier_of(graph, channels)
+    return (*nodes, *([] if classifier is None else [classifier]))
+
+
+def _outputs(graph: Graph, names: tuple[str, ...]) -> list[str]:
+    return [node.outputs[0] for node in graph.nodes if node.name in names]
+
+
+def pruned(graph: Graph, channels: Channels, ratio: float, *, round_to: int) -> onnx.ModelProto:
+    """The model without the share `ratio` of every layer's channels, those of the least group norm first.
+
+    Raises ModelError for a model that the package, or this way round, cannot prune.
+    """
+    net = Plain(graph).eval()
+    shape = (1, *graph.shapes[graph.image])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's own
+        pruner = torch_pruning.pruner.BasePruner(
+            net,
+            torch.zeros(shape),
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=[net.layer(node) for node in kept_whole(graph, channels)],
+            round_to=round_to,
+        )
+        pruner.step()
+    return _written(graph, net)
+
+
+def _written(graph: Graph, net: Plain) -> onnx.ModelProto:
+    """The ONNX model with the weights that are left."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    values: dict[str, Array] = {}
+    for node in graph.nodes:
+        layer = net.layer(node)
+        if layer is not None:
+            values.update(_operands(node, layer))
+    for weight in model.graph.initializer:
+        if weight.name in values:
+            weight.CopyFrom(numpy_helper.from_array(values[weight.name], weight.name))
+    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
+        layer = net.layer(node)
+        for attribute in proto.attribute:
+            if attribute.name == "group" and isinstance(layer, nn.Conv2d):
+                attribute.i = layer.groups
+    del model.graph.value_info[:]
+    shape: list[str | int | None] = ["N", *graph.shapes[graph.output]]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(graph.output, onnx.TensorProto.FLOAT, shape))
+    return model
+
+
+def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
+    """The constants of a node by name, as its layer has them now."""
+    state = {k: v.detach().numpy() for k, v in layer.state_dict().items()}
+    if isinstance(layer, nn.BatchNorm2d):
+        order = ("weight", "bias", "running_mean", "running_var")
+        return {node.inputs[i]: state[key] for i, key in enumerate(order, start=1)}
+    weight = state["weight"]
+    if node.op == "MatMul" or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
+        weight = np.ascontiguousarray(weight.T)
+    if node.op == "Gemm" and node.attrs.get("alpha", 1.0) != 1:
+        weight = weight / np.float32(node.attrs["alpha"])
+    found = {node.inputs[1]: weight}
+    if "bias" in state:
+        found[node.inputs[2]] = state["bias"] / np.float32(node.attrs.get("beta", 1.0) if node.op == "Gemm" else 1.0)
+    return found
+
+
+def prune_to(
+    graph: Graph, channels: Channels, meter: Meter, *, budget: float, block: int
+) -> tuple[Graph, float, float]:
+    """(pruned graph, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or the most
+    that can be pruned where nothing meets it.
+
+    Channels are kept in whole layout blocks, in smaller steps where the budget asks for more. Found by halving, every
+    step measured.
+    """
+    kept = {node.name for node in kept_whole(graph, channels)}
+    widths = [c.width for c in channels.classes if c.splittable and kept.isdisjoint(c.producers)]
+    if not widths:
+        raise ModelError("torch-pruning finds no layer to prune")
+
+    def at(ratio: float, step: int) -> tuple[Graph, float, float]:
+        model = pruned(graph, channels, ratio, round_to=step)
+        return _reloaded(model), ratio, meter.measure([model.SerializeToString()]).ratios[0]
+
+    for step in [s for s in (block, block // 2, block // 4, 1) if s < min(widths)] or [1]:
+        # A layer of which nothing would be left is not pruned at all.
+        low, high = 0.0, 1 - step / min(widths) - 1e-6
+        best = at(high, step)
+        if best[2] <= budget:
+            break
+    for _ in range(HALVINGS if best[2] <= budget else 0):
+        found = at((low + high) / 2, step)
+        if found[2] <= budget:
+            high, best = found[1], found
+        else:
+            low = found[1]
+    return best
+
+
+def _reloaded(model: onnx.ModelProto) -> Graph:
+    """The model through the loader's own checks."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "pruned.onnx"
+        onnx.save(model, str(path))
+        try:
+            graph = load_graph(path, output=model.graph.output[0].name)
+            analyse(graph)
+        except S2DError as error:
+            raise ModelError(f"the pruned model is not valid any more: {error}") from error
+        return graph

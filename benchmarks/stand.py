@@ -1,0 +1,149 @@
+"""What all methods of the measuring stand share: one model, one division of the images, one recipe of training, one folder.
+
+The images are divided once, by seed 0; further seeds change training and search only. A supernet is trained once per seed and
+serves every method and budget that starts from it. Everything that is finished lies in the folder, so that a run that was
+killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from s2d_convert.candidates import Evaluator
+from s2d_convert.explore import CHOSEN, make_evaluator
+from s2d_convert.export import build_stages, read_part, write_bytes, write_json
+from s2d_convert.finish import Tuned, finish
+from s2d_convert.latency import Meter
+from s2d_convert.options import ConvertOptions, Effort
+from s2d_convert.pipeline import finetune, plan_space, train_supernet
+from s2d_convert.plan import Conversion
+from s2d_convert.prepare import Job, Prepared, Reporter, prepare, timing_images
+from s2d_convert.runfolder import RunFolder
+from s2d_convert.space import PlanSpace
+from s2d_convert.staged import StagedNet
+
+
+@dataclass(frozen=True)
+class BenchOptions(ConvertOptions):
+    """Options of a conversion whose amounts of work may be set one by one."""
+
+    amounts: Effort | None = None
+
+    @property
+    def work(self) -> Effort:
+        """The amounts of work: those of `amounts`, or those behind `effort`. Baselines are methods of their own here."""
+        return replace(self.amounts or super().work, baselines=False)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model that a method made: a file or an exported folder under the stand's folder, and how to run it.
+
+    `budget` is the one to run at (None: the model has no budget), `planned` the one that its plan was searched for;
+    `validation` is the accuracy on the calibration images, `facts` whatever else is known.
+    """
+
+    method: str
+    seed: int
+    path: str
+    budget: float | None = None
+    planned: float | None = None
+    validation: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """A file name of its own."""
+        at = "" if self.budget is None else f"-{self.budget:g}"
+        plan = "" if self.planned == self.budget else f"-planned-{self.planned:g}"
+        return f"{self.method}-s{self.seed}{at}{plan}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+
+class Stand:
+    """The folder of a run, and what is made once for all methods."""
+
+    def __init__(self, root: Path, options: BenchOptions, reporter: Reporter) -> None:
+        self.root, self.options, self.reporter = root, options, reporter
+        self._evaluators: dict[int, Evaluator] = {}
+
+    @cached_property
+    def ready(self) -> Prepared:
+        """The model and the images."""
+        return prepare(self.options, self.reporter)
+
+    @cached_property
+    def space(self) -> PlanSpace:
+        """All plans."""
+        return plan_space(self.ready, self.options)
+
+    @cached_property
+    def meter(self) -> Meter:
+        """Times models next to the static one."""
+        options = self.options
+        image = timing_images(self.ready, options.batch)
+        return Meter(self.ready.graph.model.SerializeToString(), image, threads=options.threads)
+
+    def job(self, name: str, seed: int, **changes: Any) -> Job:
+        """A conversion of its own, kept in the folder under `name`."""
+        options = replace(self.options, out=self.root / name, seed=seed, **changes)
+        run = RunFolder(options.out)
+        run.open({"seed": seed, **{k: str(v) for k, v in changes.items() if k != "budget"}})
+        return Job(options, self.ready, run, self.reporter)
+
+    def net(self, seed: int) -> StagedNet:
+        """The trained supernet of a seed, fresh, so that it may be trained further."""
+        return train_supernet(self.job(f"supernet-s{seed}", seed), self.space)
+
+    def evaluator(self, seed: int, budget: float) -> Evaluator:
+        """The worth of plans; a candidate is timed and run once for all methods and budgets."""
+        if seed not in self._evaluators:
+            self._evaluators[seed] = make_evaluator(self.ready, self.space, self.net(seed), self.options)
+        return self._evaluators[seed].at_budget(budget)
+
+    def folder(
+        self, conversion: Conversion, seed: int, budget: float, *, tuned: Tuned | None = None, name: str = ""
+    ) -> str:
+        """The exported folder of a conversion, relative to the root; equal conversions are trained once per seed."""
+        name = name or f"folders/{conversion.digest()}-s{seed}"
+        if not (self.root / name).exists():
+            job = self.job(name, seed, budget=budget)
+            tuned = tuned or finetune(job, self.net(seed), conversion)
+            finish(job, tuned, conversion, provenance={})
+            job.run.remove()
+        return name
+
+    def file(self, name: str, tuned: Tuned) -> str:
+        """The ONNX file of a trained network with one exit, relative to the root; with the logits as its only output, so
+        that it pays for nothing that a static model would not."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (stage,) = build_stages([tuned.part])
+        partial = path.with_suffix(".stage.onnx")
+        write_bytes(partial, stage.model.SerializeToString())
+        write_bytes(path, read_part(partial).graph.model.SerializeToString())
+        partial.unlink()
+        return name
+
+    def known(self, kind: str, name: str) -> Any:
+        """A finished JSON result, None if it is not there yet."""
+        path = self.root / kind / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def keep(self, kind: str, name: str, data: Any) -> None:
+        """Write a JSON result whole."""
+        (self.root / kind).mkdir(parents=True, exist_ok=True)
+        write_json(self.root / kind / f"{name}.json", data)
+
+
+def stage_times(job: Job) -> Any:
+    """What the search measured of the chosen plan: latency per stage, shares of exits, accuracy of exits."""
+    return job.run.read_json(CHOSEN)

@@ -1,0 +1,63 @@
+"""What the dispatcher adds to the stages: measured once, and counted in every candidate's latency."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from text_nets import chain, residual
+
+from s2d_convert.candidates import Evaluator
+from s2d_convert.channels import analyse
+from s2d_convert.data import Images
+from s2d_convert.graph import graph_from_proto
+from s2d_convert.latency import Timing
+from s2d_convert.options import ConvertOptions
+from s2d_convert.overhead import dispatch_overhead
+from s2d_convert.prepare import Prepared
+from s2d_convert.preprocess import make_preprocess
+from s2d_convert.space import CASCADE, LINKED, PlanSpace, divide
+from s2d_convert.weights import static_weights
+
+
+def prepared(model: Any) -> Any:
+    """As much of a `Prepared` as timing needs."""
+    graph = graph_from_proto(model)
+    channels = analyse(graph)
+    shape = graph.shapes[graph.image]
+    preprocess = make_preprocess("raw", size=(shape[1], shape[2]), channels=shape[0])
+    pixels = np.zeros((4, *shape), dtype=np.float32)
+    images = Images(pixels, preprocess, np.arange(4), np.zeros(4, dtype=np.int64), "labelled")
+    ready: Any = SimpleNamespace(graph=graph, channels=channels, weights=static_weights(graph, channels))
+    ready.dataset = SimpleNamespace(calib=images)
+    return ready
+
+
+def space_of(ready: Prepared, **limits: Any) -> PlanSpace:
+    divisions = divide(ready.graph, ready.channels, ready.weights, groups=2, block=4)
+    return PlanSpace(ready.graph, ready.channels, divisions, stages=limits.pop("stages", 2), **limits)
+
+
+@pytest.mark.parametrize("limits", [{}, {"stages": 4}, {"kinds": (LINKED,), "shape": "depth"}])
+@pytest.mark.parametrize("build", [chain, residual])
+def test_the_overhead_is_found_for_any_space(build: Any, limits: dict[str, Any], tmp_path: Any) -> None:
+    ready = prepared(build())
+    options = ConvertOptions(model=tmp_path / "m.onnx", out=tmp_path / "out")
+    first, further = dispatch_overhead(ready, space_of(ready, **limits), options)
+    assert np.isfinite([first, further]).all()
+    assert first >= 0
+    assert further >= 0
+
+
+def test_a_candidate_pays_for_the_dispatcher() -> None:
+    ready = prepared(chain())
+    space = space_of(ready)
+    meter: Any = SimpleNamespace(measure=lambda models: Timing((0.6, 2.0), 2.0, (0.3, 1.0)[: len(models)]))
+    evaluate = Evaluator(
+        ready.graph, ready.channels, None, meter=meter, images=ready.dataset.calib, static_logits=np.zeros((4, 3)),  # type: ignore[arg-type]
+        answers=np.zeros(4, dtype=np.int64), budget=0.5, weights=ready.weights, overhead_ms=(0.2, 0.1),
+    )  # fmt: skip
+    conversion = space.decode(space.actions(CASCADE, [0], [0.5]))
+    assert evaluate.latency(conversion) == pytest.approx((0.4, 1.05))
