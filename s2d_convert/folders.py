@@ -117,7 +117,10 @@ def open_export(
     with Dispatcher(folder, threads=threads, providers=[provider]) as runner:
         manifest = runner.manifest
         origin = Origin.of(manifest)
-        graph = load_graph(origin.find(static, folder), size=origin.size, output=origin.output)
+        try:
+            graph = load_graph(origin.find(static, folder), size=origin.size, output=origin.output)
+        except UsageError as error:  # the record asked, not the user
+            raise ModelError(f"{folder}: what it records does not fit its static model ({error})") from error
         found = [(None, *graph.shapes[name]) for name in (graph.image, graph.output)]
         for shape, wanted in zip(found, (manifest.input.shape, manifest.output.shape), strict=True):
             if shape != wanted:

@@ -59,6 +59,8 @@ class _Walk:
         if kind is Kind.GROUPED:
             groups = int(node.attrs["group"])
             merged = np.bitwise_or.reduce(self.of(inputs[0]).reshape(groups, -1, self.words), axis=1)
+            constant = (self.channels.layouts[inputs[0]].units == FREE).reshape(groups, -1).all(axis=1)
+            merged[constant] = ~np.uint64(0)
             return merged.repeat(count // groups, axis=0)
         if kind in (Kind.NORM, Kind.REDUCE):
             words = self.of(inputs[0])

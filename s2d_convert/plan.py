@@ -246,7 +246,10 @@ class Effective:
             return np.full(len(made.units), found.any())
         if kind is Kind.GROUPED:
             groups = int(node.attrs["group"])
-            return np.repeat(of(inputs[0]).reshape(groups, -1).any(axis=1), len(made.units) // groups)
+            # A group of constants alone (channels of zeros) still makes its bias: no plan took anything from it.
+            constant = self._free(inputs[0]).reshape(groups, -1).all(axis=1)
+            read = of(inputs[0]).reshape(groups, -1).any(axis=1)
+            return np.repeat(read | constant, len(made.units) // groups)
         if kind is Kind.MAP and keeps_zero(node, self.graph.constants):
             return _spread(of(inputs[0]), len(made.units))
         if kind is Kind.JOIN and node.op in ADDITIVE and len(inputs) == len(node.inputs):

@@ -99,7 +99,8 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
             with Dispatcher(place, threads=options.threads, providers=[options.provider]) as fresh:
                 if static is not None:
                     measured = measure(fresh, static, images, threads=options.threads, batch=options.batch)
-                    manifest["measured"] = {**measured.to_json(), "machine": machine(), "images_of": "calibration"}
+                    here = {"machine": machine(), "latency": "measured", "images_of": "calibration"}
+                    manifest["measured"] = {**measured.to_json(), **here}
                     write_json(place / MANIFEST, manifest)
                 write_report(place / REPORT, manifest, trace=options.folder / TRACE, gallery=gallery(fresh, images))
             _publish(place, options.folder)

@@ -111,9 +111,9 @@ def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:
 
 def policy_table(manifest: Mapping[str, Any], *, target: str) -> Table:
     """The calibrated budgets of an export. The worst case is an image that leaves as late as the thresholds allow."""
-    measured = manifest["measured"]
-    how = f"latency {measured['latency']} for {measured['machine']}"
-    table = Table(title=f"calibrated budgets (on held-out images; {how})", title_justify="left")
+    measured = manifest["measured"]  # nothing is, where the static model was not at hand
+    how = f"; latency {measured['latency']} for {measured['machine']}" if measured else ""
+    table = Table(title=f"calibrated budgets (on held-out images{how})", title_justify="left")
     for column in ("budget", "expected latency", "worst case", f"expected {target}", "share per exit"):
         table.add_column(column, justify="right")
     for p in manifest["policies"]:

@@ -164,6 +164,22 @@ def test_width_plans_of_plain_families_need_no_gather(family: str) -> None:
         assert "Gather" not in ops(stage)
 
 
+def test_a_grouped_conv_over_channels_of_zeros_still_makes_its_bias() -> None:
+    model = net(
+        """g (float[N,3,8,8] image) => (float[N,2] logits) {
+            a = Conv(image, wa)  x = Relu(a)  k = Constant<value_ints=[0, 1, 0, 0, 0, 1, 0, 0]>()  z = Pad(x, k)
+            d = Conv<group=6>(z, wd, bd)  y = Relu(d)
+            p = GlobalAveragePool(y)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+        }""",
+        wa=(4, 3, 1, 1), wd=(6, 1, 3, 3), bd=(6,), wl=(2, 6),
+    )  # fmt: skip
+    graph, channels, weights = analysed(model)
+    feeds = random_images(model, 2, 0)
+    for taps in (("logits",), ("x", "logits")):
+        stages = split(graph, channels, Plan(taps, (1,) * channels.units), weights)
+        assert_close(run_chain(stages, feeds)[-1]["output"], run(model, feeds)["logits"])
+
+
 def test_a_grouped_conv_keeps_whole_groups() -> None:
     model = net(
         """g (float[N,3,8,8] image) => (float[N,2] logits) {
