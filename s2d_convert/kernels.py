@@ -27,7 +27,7 @@ FUSED_ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Shape", "Dropout"})
 FREE = frozenset({"Constant", "ConstantOfShape", "Identity"})
-CHANNEL_ALIGNMENT = 4  # input channels that the blocked convolution can take
+CHANNEL_ALIGNMENT = 4  # channels that are reordered come in multiples of it
 
 
 def work_of(model: onnx.ModelProto, *, block: int) -> Work:
@@ -68,7 +68,11 @@ class _Reader:
         """Count one node."""
         inputs = [name for name in node.input if name and name not in self.constants]
         if node.op_type in FREE or not inputs:
-            self._pass_on(node, inputs)
+            if inputs and node.output[0] in self.outputs:
+                self._need_plain(inputs[0])  # an Identity; elsewhere onnxruntime removes it
+                self.plain.update(node.output)
+            else:
+                self._pass_on(node, inputs)
         elif node.op_type == "Conv":
             self._conv(node, inputs[0])
         elif node.op_type in FUSED_ACTIVATIONS:
@@ -140,8 +144,11 @@ class _Reader:
             if block > 1 and columns < block:
                 return "stem"  # reads the plain layout and writes the blocked one
             return "conv" if block > 1 and columns % CHANNEL_ALIGNMENT == 0 else "conv in plain layout"
-        whole = rows % block == 0 and ((columns % block == 0 and rows // groups % block == 0) or columns == 1)
-        return shape if block > 1 and whole and (columns > 1 or rows == groups) else f"{shape} in plain layout"
+        if columns == 1 and rows == groups:  # filled up with channels of zeros, as the rows of other convolutions are
+            is_blocked = rows % CHANNEL_ALIGNMENT == 0
+        else:
+            is_blocked = columns % block == 0 and rows // groups % block == 0
+        return shape if block > 1 and is_blocked else f"{shape} in plain layout"
 
     def _is_fusable(self, name: str) -> bool:
         return name in self.fusable and self.readers[name] == 1 and name not in self.outputs

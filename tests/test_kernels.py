@@ -91,14 +91,23 @@ def test_a_link_in_the_middle_is_reordered_and_keeps_its_activation_apart() -> N
     assert (work["Relu"], work["ReorderOutput"]) == (1, 2)
 
 
+def test_depthwise_channels_are_filled_up_to_whole_blocks() -> None:
+    text = "g (float[N,{0},4,4] image) => (float[N,{0},4,4] y) {{ y = Conv<group={0}>(image, w) }}"
+    filled, odd = (work_of(shaped(net(text.format(n), w=(n, 1, 1, 1))), block=16) for n in (24, 6))
+    assert calls(filled) == {"ReorderInput": 1, "depthwise": 1, "ReorderOutput": 1, "session": 1}
+    assert filled["depthwise|1x1/1x1 4x4|mmac"] == pytest.approx(32 * 16 / 1e6)
+    assert calls(odd) == {"depthwise in plain layout": 1, "session": 1}
+
+
+@pytest.mark.parametrize("widths", [8, 16])
 @pytest.mark.parametrize("name", ["resnet_option_a", "mobilenet_v2"])
-def test_onnxruntime_runs_what_was_counted(name: str, tmp_path: Path) -> None:
-    """Its own optimised graphs of stages of random plans, operator by operator."""
+def test_onnxruntime_runs_what_was_counted(name: str, widths: int, tmp_path: Path) -> None:
+    """Its own optimised graphs of stages of random plans, operator by operator; multiples of `widths` channels."""
     graph, channels, weights = analysed(nets.export(name, width=2.0))
     probe = tmp_path / "probe.onnx"
     write_kit_probe(probe)
     block = profile.layout_block(probe.read_bytes(), "CPUExecutionProvider")
-    space = PlanSpace(graph, channels, divide(graph, channels, weights, groups=4, block=8), stages=2)
+    space = PlanSpace(graph, channels, divide(graph, channels, weights, groups=4, block=widths), stages=2)
     for stage in stage_files(space, weights, KitOptions(files=5)):
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimised.onnx")

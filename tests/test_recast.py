@@ -24,10 +24,12 @@ from text_nets import chain, net, residual
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
 from s2d_convert.calibrate import ALWAYS
+from s2d_convert.channels import analyse
 from s2d_convert.data import load_all
 from s2d_convert.errors import ModelError
 from s2d_convert.export import read_stages, store_as_float16
-from s2d_convert.folders import split_model
+from s2d_convert.folders import depth_plan, split_model
+from s2d_convert.graph import load_graph
 from s2d_convert.pipeline import convert
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.quantize import answering_nodes, float16_stage, int8_stage, set_temperature
@@ -39,15 +41,20 @@ FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model converted once, in float32 (`out`) and with --quantize int8 (`int8`)."""
+    """The tiny model converted once, in float32 (`out`) and with --quantize int8 (`int8`); a written plan, because what a
+    search of five evaluations finds hangs on the latencies of the machine."""
     folder = tmp_path_factory.mktemp("tiny")
     make_model(folder / "tiny.onnx")
     images, labels = quadrants(700, 1)
     np.savez(folder / "data.npz", images=images, labels=labels)
+    graph = load_graph(folder / "tiny.onnx")
+    channels = analyse(graph)
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps(depth_plan(graph, channels, 2).to_json(channels)))
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_effort(patch)
-        convert(ask(folder), Listener())
-        convert(ask(folder, out=folder / "int8", quantize="int8"), Listener())
+        convert(ask(folder, plan=str(plan)), Listener())
+        convert(ask(folder, out=folder / "int8", plan=str(plan), quantize="int8"), Listener())
     return folder
 
 
@@ -179,7 +186,8 @@ def check_whole(folder: Path, kind: str) -> dict[str, Any]:
         images, labels = quadrants(200, 9)
         answer = runner(images)
         assert set(np.unique(answer.stage)) <= set(range(1, len(manifest["stages"]) + 1))
-        assert (answer.output.argmax(axis=1) == labels).mean() > 0.5
+        last = runner(images, exits=False)  # an exit that was trained for seconds proves nothing
+        assert (last.output.argmax(axis=1) == labels).mean() > 0.9
     return manifest
 
 
