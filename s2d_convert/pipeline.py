@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from s2d_convert.bound import possible
-from s2d_convert.data import Dataset, Level
+from s2d_convert.data import Level
 from s2d_convert.errors import ModelError
 from s2d_convert.exact import better, cascade_candidate, depth_candidate
 from s2d_convert.explore import CHOSEN, make_evaluator, search, written_plan
@@ -35,7 +35,7 @@ from s2d_convert.search import random_actions
 from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block, total_macs
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
-from s2d_convert.train import Choose, Progress, TrainSettings, input_batches, save_state, train
+from s2d_convert.train import Choose, Progress, TrainSettings, has_bfloat16, input_batches, save_state, train
 
 __all__ = ["Reporter", "Result", "convert"]
 
@@ -173,12 +173,13 @@ def _is_2d(net: StagedNet) -> bool:
 
 
 def train_settings(
-    dataset: Dataset, options: ConvertOptions, rate: float, epochs: float, at_least: int
+    ready: Prepared, options: ConvertOptions, rate: float, epochs: float, at_least: int
 ) -> TrainSettings:
     """Settings for so many passes over the training images, and at least so many steps."""
-    steps = max(at_least, round(epochs * len(dataset.train) / TrainSettings.batch_size))
-    level: Level = "strong" if dataset.kind == "made-up" else "light"
-    return TrainSettings(steps=steps, learning_rate=rate, level=level, flip=options.flip)
+    steps = max(at_least, round(epochs * len(ready.dataset.train) / TrainSettings.batch_size))
+    level: Level = "strong" if ready.dataset.kind == "made-up" else "light"
+    mixed = has_bfloat16(ready.device)
+    return TrainSettings(steps=steps, learning_rate=rate, level=level, flip=options.flip, mixed=mixed)
 
 
 def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
@@ -190,7 +191,7 @@ def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
     if _load_finished(net, done):
         return net
     work = options.work
-    settings = train_settings(ready.dataset, options, SUPERNET_RATE, work.supernet_epochs, work.supernet_min_steps)
+    settings = train_settings(ready, options, SUPERNET_RATE, work.supernet_epochs, work.supernet_min_steps)
     everything = Masks({}, (*space.taps, ready.graph.output), (None,) * (len(space.taps) + 1))
 
     def choose(step: int, _progress: float) -> Sequence[Masks]:
@@ -294,7 +295,7 @@ def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: f
     if _load_finished(net, done):
         return
     epochs, at_least = options.work.finetune_epochs * passes, options.work.finetune_min_steps
-    settings = train_settings(ready.dataset, options, rate, epochs, at_least)
+    settings = train_settings(ready, options, rate, epochs, at_least)
     with _threads_for(net, settings.batch_size):
         _train(job, net, choose, settings=settings, seed=options.seed + 1, name="finetune")
     net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)

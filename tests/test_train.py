@@ -19,7 +19,7 @@ from s2d_convert.plan import Effective, identity_plan
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.split import split
 from s2d_convert.staged import Masks, StagedNet
-from s2d_convert.train import Choose, Progress, TrainSettings, exit_logits, train
+from s2d_convert.train import Choose, Progress, TrainSettings, exit_logits, has_bfloat16, train
 
 FAMILY = "resnet_preact"  # convs that get a norm back, and BatchNormalizations of its own
 
@@ -130,6 +130,47 @@ def test_training_lowers_the_loss(labelled: bool) -> None:
     images = images32(256, labelled=labelled)
     train(net, teacher, images, always(masks), settings=settings, seed=0, on_step=lambda p: losses.append(p.loss))
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("family", nets.FAMILIES)
+def test_every_family_trains_in_mixed_precision(family: str) -> None:
+    """Weights and their gradients stay float32, and the answers are those of float32 but for bfloat16's rounding."""
+    graph, channels, weights = analysed(nets.export(family))
+    plan = random_plan(graph, channels, 1, prune=False)
+    net = StagedNet(graph, channels, weights, taps=plan.taps[:-1]).eval()
+    masks = net.masks(Effective(graph, channels, plan))
+    images = torch.from_numpy(random_images(graph.model, 8, 0)[graph.image])
+    plain = torch.stack(net(images, masks)).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = torch.stack([logits.float() for logits in net(images, masks)])
+    mixed.square().mean().backward()
+    scale = float(plain.abs().max())
+    assert float((mixed.detach() - plain).abs().mean()) < 0.1 * scale
+    found = [p.grad for p in net.parameters() if p.grad is not None]
+    assert found
+    assert all(g.dtype == torch.float32 and bool(g.isfinite().all()) for g in found)
+
+
+def test_mixed_precision_learns_what_float32_learns() -> None:
+    images = images32(256)
+    right = {}
+    for mixed in (False, True):
+        net, masks = small_net32()
+        settings = TrainSettings(steps=60, batch_size=32, learning_rate=0.05, level="none", distill=0.0, mixed=mixed)
+        train(net, np_zeros, images, always(masks), settings=settings, seed=0)
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+        right[mixed] = (exit_logits(net, images, masks)[-1].argmax(axis=1) == images.labels).mean()
+    assert right[True] > 0.9 * right[False] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("can", "wanted"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
+)
+def test_mixed_precision_is_for_processors_that_have_it(
+    can: dict[str, bool], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert has_bfloat16(torch.device("cpu")) is wanted
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
