@@ -177,28 +177,30 @@ def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float
 def _latency(
     runner: Dispatcher, static: StaticModel, images: Images, exits: Array, *, batch: int, budget: float | None
 ) -> tuple[float, float, float, float]:
-    """(mean, median, worst) ratio to static and the static milliseconds, for batches of `batch` images."""
-    groups = _timed_batches(exits, batch)
+    """(mean, median, worst) ratio to static and the static milliseconds, for batches of `batch` images.
+
+    Each time is divided by that of the static model beside it, so that a machine that changes its speed does not favour
+    the exit that was timed last.
+    """
     static_s, by_group = [], []
-    for rows in groups:
-        own = []
+    for rows in _timed_batches(exits, batch):
+        ratios = []
         for row in rows:
             data = np.ascontiguousarray(images.batch(row))
             calls: list[Callable[[], object]] = [partial(static.outputs, data), partial(runner, data, budget=budget)]
-            taken = np.median([time_round(calls) for _ in range(REPEATS)], axis=0)
-            static_s.append(taken[0])
-            own.append(taken[1])
-        by_group.append(np.array(own))
+            beside, own = np.median([time_round(calls) for _ in range(REPEATS)], axis=0)
+            static_s.append(beside)
+            ratios.append(own / beside)
+        by_group.append(np.array(ratios))
     base = float(np.median(static_s))
-    weights = np.array([(exits == e).mean() for e in np.unique(exits)]) if batch == 1 else np.ones(1)
-    typical = np.array([np.median(times) for times in by_group]) / base
-    order = np.argsort(typical)
-    median = (
-        float(typical[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())])
-        if batch == 1
-        else float(typical[0])
-    )
-    mean = float((weights * typical).sum()) if batch == 1 else float(np.mean(by_group[0]) / base)
+    if batch == 1:
+        weights = np.array([(exits == e).mean() for e in np.unique(exits)])
+        typical = np.array([np.median(ratios) for ratios in by_group])
+        order = np.argsort(typical)
+        median = float(typical[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())])
+        mean = float((weights * typical).sum())
+    else:
+        median, mean = float(np.median(by_group[0])), float(np.mean(by_group[0]))
     sample = np.ascontiguousarray(images.batch(np.arange(min(batch, len(images)))))
     worst = path_costs(runner, static, sample).ratios[-1]
     return mean, median, worst, 1e3 * base
