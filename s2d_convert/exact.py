@@ -254,16 +254,20 @@ def depth_candidate(job: Job, meter: Meter | Table) -> Candidate:
     return Candidate(Conversion((part.plan,)), Tuned(net, masks, part), value)
 
 
-def cascade_candidate(job: Job, meter: Meter | Table, conversion: Conversion, tuned: Tuned) -> Candidate:
-    """A trained first chain before the untouched model."""
+def cascade_worth(job: Job, meter: Meter | Table, conversion: Conversion, first: Part) -> Evaluation:
+    """What a trained first chain before the untouched model is worth, with its latency measured."""
     ready = job.ready
     models = build_stages(
-        [tuned.part, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
+        [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
     )
-    logits = stage_logits(ready.graph, models, ready.dataset.calib)
     cost = meter.measure([m.model.SerializeToString() for m in models]).ratios
-    value = worth(ready, job.options, logits, cost)
-    job.reporter.note(_sentence("narrow chain before the untouched model", value, ready.target))
+    return worth(ready, job.options, stage_logits(ready.graph, models, ready.dataset.calib), cost)
+
+
+def cascade_candidate(job: Job, meter: Meter | Table, conversion: Conversion, tuned: Tuned) -> Candidate:
+    """A trained first chain before the untouched model."""
+    value = cascade_worth(job, meter, conversion, tuned.part)
+    job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))
     return Candidate(conversion, tuned, value)
 
 

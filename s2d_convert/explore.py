@@ -45,7 +45,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator) -> Conversion:
         return Conversion.from_json(found, ready.channels)
     given = written_plan(options, ready)
     if given is not None:
-        _choose(job, given, evaluate(given))
+        choose(job, given, evaluate(given))
         return given
     space = restricted(space, options.plan)
     run.rewrite_trace()
@@ -73,7 +73,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator) -> Conversion:
         )
     best = confirmed(job, results)
     run.write_json("baselines.json", {r.method: _summary(r) for r in results})
-    _choose(job, best.plan, best.evaluation)
+    choose(job, best.plan, best.evaluation)
     return best.plan
 
 
@@ -84,7 +84,8 @@ def written_plan(options: ConvertOptions, ready: Prepared) -> Conversion | None:
     return trainable_plan(options.plan, ready.graph, ready.channels, names=PLANS)
 
 
-def _choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:
+def choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:
+    """Leave the chosen conversion in the run folder."""
     job.run.write_json(CHOSEN, {**evaluation.info, "reward": evaluation.reward, "plan": conversion.digest()})
     job.run.write_json("plan.json", conversion.to_json(job.ready.channels))
 

@@ -17,7 +17,8 @@ from s2d_convert.promise import RiskBound
 @dataclass(frozen=True)
 class Effort:
     """How much work each part gets. Epochs are passes over the training images; `min_steps` is the least number of
-    steps of the two trainings where the data set is small. `head_*`: training of exit heads in exact mode."""
+    steps of the two trainings where the data set is small. `head_*`: training of exit heads in exact mode, `trial_steps`
+    that of the first chains among which it chooses."""
 
     supernet_epochs: float
     supernet_min_steps: int
@@ -29,13 +30,14 @@ class Effort:
     made_up_images: int
     head_images: int
     head_epochs: float
+    trial_steps: int
 
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
-        "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 8000, 20000, 8.0),
-        "standard": Effort(2.5, 300, 80, 8.0, 1000, True, 4, 20000, 30000, 12.0),
-        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0),
+        "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
+        "standard": Effort(2.5, 300, 80, 8.0, 1000, True, 4, 20000, 30000, 12.0, 200),
+        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 600),
     }
 )
 DEVICES = ("auto", "cpu", "cuda")

@@ -22,11 +22,13 @@ from s2d_convert.bound import possible
 from s2d_convert.data import Level
 from s2d_convert.errors import ModelError
 from s2d_convert.exact import better, cascade_candidate, depth_candidate
-from s2d_convert.explore import CHOSEN, make_evaluator, search, written_plan
+from s2d_convert.explore import CHOSEN, choose, make_evaluator, search, written_plan
 from s2d_convert.export import Part, build_stages, check_out, read_part, write_bytes
 from s2d_convert.finish import Result, Tuned, finish
+from s2d_convert.firstchain import Trials
+from s2d_convert.latency import Meter
 from s2d_convert.options import ConvertOptions
-from s2d_convert.plan import Conversion, Effective
+from s2d_convert.plan import Conversion, Effective, Plan
 from s2d_convert.planned import measuring_seconds, predicted_latency, time_shares
 from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
 from s2d_convert.recast import Recast, recast
@@ -35,6 +37,7 @@ from s2d_convert.search import random_actions
 from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block, total_macs
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import StaticModel
+from s2d_convert.table import Table
 from s2d_convert.train import Choose, Progress, TrainSettings, has_bfloat16, input_batches, save_state, train
 
 __all__ = ["Reporter", "Result", "convert"]
@@ -110,9 +113,31 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
         best = depth_candidate(job, meter)
     space = possible(job, plan_space(ready, options))
     if ready.dataset.kind != "made-up" and CASCADE in space.kinds:
-        space = PlanSpace(ready.graph, ready.channels, space.divisions, stages=options.stages, kinds=(CASCADE,))
-        best = better(best, cascade_candidate(job, meter, *train_everything(job, space)))
+        space = PlanSpace(ready.graph, ready.channels, space.divisions, stages=2, kinds=(CASCADE,))
+        best = better(best, cascade_candidate(job, meter, *narrow_chain(job, space, meter)))
     return best.conversion, best.tuned
+
+
+def narrow_chain(job: Job, space: PlanSpace, meter: Meter | Table) -> tuple[Conversion, Tuned]:
+    """The best first chain before the untouched model by short trainings, then trained for long."""
+    ready, run = job.ready, job.run
+    job.reporter.step("first chain")
+    with _timed(run, "search"):
+        found = run.read_json("plan.json")
+        if found is None:
+            net = new_net(ready, space)
+            trials = Trials(
+                job, space, meter,
+                compact=lambda c: _compact(ready, net, c.chains[0]), train=lambda part, steps: _train_shortly(job, part, steps),
+            )  # fmt: skip
+            conversion, value = trials.best()
+            write_bytes(run.path / COMPACT, trials.file(conversion).read_bytes())
+            choose(job, conversion, value)
+        else:
+            conversion = Conversion.from_json(found, ready.channels)
+    job.reporter.step("fine-tune")
+    with _timed(run, "fine-tune"):
+        return conversion, _train_compact(job)
 
 
 def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
@@ -250,7 +275,9 @@ def finetune(job: Job, net: StagedNet, conversion: Conversion) -> Tuned:
     chain = conversion.chains[0]
     whole = Part(job.ready.graph, job.ready.channels, chain, job.ready.weights)
     if chain.stages == 1:
-        return _train_compact(job, net, whole)
+        if not (job.run.path / COMPACT).exists():
+            write_bytes(job.run.path / COMPACT, _compact(job.ready, net, chain))
+        return _train_compact(job)
     masks = net.masks(Effective(job.ready.graph, job.ready.channels, chain))
 
     def choose(_step: int, progress: float) -> Sequence[Masks]:
@@ -260,20 +287,38 @@ def finetune(job: Job, net: StagedNet, conversion: Conversion) -> Tuned:
     return Tuned(net, masks, replace(whole, weights=net.weights()))
 
 
-def _train_compact(job: Job, net: StagedNet, whole: Part) -> Tuned:
-    """Train a chain of one stage without the channels that it lacks.
+def _compact(ready: Prepared, net: StagedNet, chain: Plan) -> bytes:
+    """The file of a chain of one stage with the weights of `net`, without the channels that it lacks."""
+    masks = net.masks(Effective(ready.graph, ready.channels, chain))
+    net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
+    (stage,) = build_stages([Part(ready.graph, ready.channels, chain, net.weights())])
+    return stage.model.SerializeToString()
+
+
+def _train_compact(job: Job) -> Tuned:
+    """Train the chain of one stage that lies in the run folder.
 
     An epoch of it costs less than one of the static model, so it gets more of them, up to MOST_PASSES times as many.
     """
-    ready, stored = job.ready, job.run.path / COMPACT
-    if not stored.exists():
-        masks = net.masks(Effective(ready.graph, ready.channels, whole.plan))
-        net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
-        (stage,) = build_stages([replace(whole, weights=net.weights())])
-        write_bytes(stored, stage.model.SerializeToString())
-    small = read_part(stored)
-    passes = total_macs(ready.graph) / max(1, total_macs(small.graph))
+    small = read_part(job.run.path / COMPACT)
+    passes = total_macs(job.ready.graph) / max(1, total_macs(small.graph))
     return train_part(job, small, passes=min(passes, MOST_PASSES))
+
+
+def _train_shortly(job: Job, part: Part, steps: int) -> Part:
+    """A network with one exit after so many steps of training."""
+    ready, options = job.ready, job.options
+    own = StagedNet(part.graph, part.channels, part.weights).to(ready.device)
+    _prepare_net(own, ready)
+    masks = Masks({}, (part.graph.output,), (None,))
+    settings = train_settings(ready, options, COMPACT_RATE, 0.0, steps)
+    with _threads_for(own, settings.batch_size):
+        train(
+            own, ready.static.logits, ready.dataset.train, lambda _step, _progress: (masks,),
+            settings=settings, seed=options.seed + 2, on_step=_training_progress(job.reporter),
+        )  # fmt: skip
+    own.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
+    return replace(part, weights=own.weights())
 
 
 def train_part(job: Job, part: Part, *, passes: float, start: Callable[[StagedNet], None] | None = None) -> Tuned:

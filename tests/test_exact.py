@@ -102,7 +102,7 @@ def test_unlabelled_images_give_the_better_of_two_kinds(place: Path) -> None:
     difference, scale = answers_as_static(place, place / "out")
     assert difference <= 1e-5 * scale
     methods = {json.loads(line)["method"] for line in (place / "out" / "search.jsonl").read_text().splitlines()}
-    assert {"depth", "reinforce"} <= methods
+    assert {"depth", "cascade"} <= methods
 
 
 @pytest.mark.parametrize("step", ["heads", "search"])

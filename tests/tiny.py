@@ -23,6 +23,7 @@ EFFORT = Effort(
     made_up_images=400,
     head_images=400,
     head_epochs=6.0,
+    trial_steps=4,
 )
 TINY = "quick"  # the effort whose amounts the tests replace by EFFORT
 
