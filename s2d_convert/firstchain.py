@@ -25,7 +25,8 @@ from s2d_convert.table import Table
 
 METHOD = "cascade"
 FRACTIONS = (0.25, 0.5, 0.75)  # of every class
-DEPTHS = (1.0, 0.75, 0.5)  # of the candidate taps
+DEPTHS = (1.0, 0.75)  # of the candidate taps
+BLOCKS = (1 / 3, 0.5)  # of the residual blocks
 ROUNDS = (0.25, 1.0)  # shares of the steps that a short training has
 KEPT = 3  # one of so many goes on to the next round
 ChainT = TypeVar("ChainT")
@@ -45,10 +46,22 @@ def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], float],
 
 
 def simple_chains(space: PlanSpace) -> tuple[tuple[int, ...], ...]:
-    """The decisions behind uniform first chains of several widths and depths."""
+    """The decisions behind simple first chains: uniform ones of several widths and depths, and such with fewer blocks."""
     last = len(space.taps) - 1
     grid = [(round(depth * last), fraction) for depth in DEPTHS for fraction in FRACTIONS]
-    return tuple(dict.fromkeys(space.actions(CASCADE, [tap], [fraction]) for tap, fraction in grid))
+    uniform = [space.actions(CASCADE, [tap], [fraction]) for tap, fraction in grid]
+    shorter = [_with_fewer_blocks(space, keep, fraction) for keep in BLOCKS for fraction in (1.0, 0.5)]
+    return tuple(dict.fromkeys([*uniform, *shorter]))
+
+
+def _with_fewer_blocks(space: PlanSpace, keep: float, fraction: float) -> tuple[int, ...]:
+    """As uniform, but of the classes that can be left out, a block's inside mostly, only so many stay, evenly spread."""
+    actions = list(space.actions(CASCADE, [len(space.taps) - 1], [fraction]))
+    optional = [place for place, division in enumerate(space.divisions) if division.optional]
+    for number, place in enumerate(optional):
+        if math.floor((number + 1) * keep) == math.floor(number * keep):
+            actions[2 + place] = 0  # behind the kind and the tap
+    return tuple(actions)
 
 
 class Trials:
