@@ -305,12 +305,17 @@ def _train_compact(job: Job) -> Tuned:
     return train_part(job, small, passes=min(passes, MOST_PASSES))
 
 
+def _alone(ready: Prepared, part: Part) -> tuple[StagedNet, Masks]:
+    """A part as a network to train, with one exit, its own logits."""
+    own = StagedNet(part.graph, part.channels, part.weights).to(ready.device)
+    _prepare_net(own, ready)
+    return own, Masks({}, (part.graph.output,), (None,))
+
+
 def _train_shortly(job: Job, part: Part, steps: int) -> Part:
     """A network with one exit after so many steps of training."""
     ready, options = job.ready, job.options
-    own = StagedNet(part.graph, part.channels, part.weights).to(ready.device)
-    _prepare_net(own, ready)
-    masks = Masks({}, (part.graph.output,), (None,))
+    own, masks = _alone(ready, part)
     settings = train_settings(ready, options, COMPACT_RATE, 0.0, steps)
     with _threads_for(own, settings.batch_size):
         train(
@@ -324,11 +329,9 @@ def _train_shortly(job: Job, part: Part, steps: int) -> Part:
 def train_part(job: Job, part: Part, *, passes: float, start: Callable[[StagedNet], None] | None = None) -> Tuned:
     """A network with one exit, its own logits, trained for `passes` times the epochs of fine-tuning; `start` may set
     the weights that it starts from."""
-    own = StagedNet(part.graph, part.channels, part.weights).to(job.ready.device)
-    _prepare_net(own, job.ready)
+    own, masks = _alone(job.ready, part)
     if start is not None:
         start(own)
-    masks = Masks({}, (part.graph.output,), (None,))
     _finetune(job, own, masks, lambda _step, _progress: (masks,), rate=COMPACT_RATE, passes=passes)
     return Tuned(own, masks, replace(part, weights=own.weights()))
 
