@@ -69,8 +69,16 @@ def int8_model(model: onnx.ModelProto, feeds: Mapping[str, Array], *, excluded: 
         onnx.save(model, source)
         # Without the optimisation: the stage is simplified already, and it would take apart what keeps links alive.
         _guarded(lambda: quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True))
-        _guarded(lambda: quantize_static(ready, made, _Feeds(feeds), nodes_to_exclude=list(excluded), **QUANTISER))
+        kept = [*excluded, *_beyond_the_tool(model)]
+        _guarded(lambda: quantize_static(ready, made, _Feeds(feeds), nodes_to_exclude=kept, **QUANTISER))
         return onnx.load(made)
+
+
+def _beyond_the_tool(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that onnxruntime's tool cannot quantise per channel: transposed convolutions in groups, whose
+    weight has fewer columns than there are output channels, and a bias for each of these."""
+    groups = {n.name: next((a.i for a in n.attribute if a.name == "group"), 1) for n in model.graph.node}
+    return [n.name for n in model.graph.node if n.op_type == "ConvTranspose" and groups[n.name] > 1]
 
 
 def float16_stage(model: onnx.ModelProto) -> onnx.ModelProto:

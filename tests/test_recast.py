@@ -32,7 +32,7 @@ from s2d_convert.folders import depth_plan, split_model
 from s2d_convert.graph import load_graph
 from s2d_convert.pipeline import convert
 from s2d_convert.preprocess import make_preprocess
-from s2d_convert.quantize import answering_nodes, float16_stage, int8_stage, set_temperature
+from s2d_convert.quantize import answering_nodes, float16_stage, int8_model, int8_stage, set_temperature
 from s2d_convert.recast import AT_LEAST, convert_stages, kinds_of, staying_rows
 from s2d_convert.split import split
 
@@ -97,6 +97,27 @@ def test_stages_of_random_graphs_keep_their_contract(model: onnx.ModelProto, see
             # onnxruntime's fusions for float16 can fail on a CPU, which `check_runs` finds out.
             got = run(open_session(made, optimise=False), feeds)
             assert {name: value.shape for name, value in got.items()} == {n: v.shape for n, v in expected.items()}
+
+
+@pytest.mark.parametrize(("groups", "kind"), [(1, onnx.TensorProto.INT8), (2, FLOAT)])
+def test_a_transposed_convolution_in_groups_stays_in_float(groups: int, kind: int) -> None:
+    model = net(
+        f"""g (float[N,8,6,6] image) => (float[N,10] y) {{
+            t = ConvTranspose<kernel_shape=[3,3], group={groups}>(image, w, b)
+            p = GlobalAveragePool(t)  f = Flatten(p)  y = Gemm(f, v)
+        }}""",
+        w=(8, 8 // groups, 3, 3), b=(8,), v=(8, 10),
+    )  # fmt: skip
+    for node in model.graph.node:
+        node.name = node.output[0]  # the tool is told names
+    feeds = random_images(model, 32, 0)
+    made = int8_model(model, feeds)
+    (node,) = [n for n in made.graph.node if n.op_type == "ConvTranspose"]
+    stored = {i.name: i.data_type for i in made.graph.initializer}
+    makers = {name: n for n in made.graph.node for name in n.output}
+    weight = node.input[1] if node.input[1] in stored else makers[node.input[1]].input[0]
+    assert stored[weight] == kind
+    assert_close(run(made, feeds)["y"], run(model, feeds)["y"], rel=0.05)
 
 
 def test_int8_computes_in_int8_and_leaves_the_classifier_in_float() -> None:
