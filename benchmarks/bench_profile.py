@@ -24,10 +24,10 @@ from torch import nn
 from s2d_convert.export import Part, build_stages
 from s2d_convert.kernels import work_of
 from s2d_convert.kit import KitOptions, write_kit
-from s2d_convert.pipeline import random_plan
 from s2d_convert.prepare import read_graph
 from s2d_convert.space import PlanSpace, divide, layout_block
 from s2d_convert.table import Table, fit, prediction_error, read_board
+from s2d_convert.tune import random_plan
 from s2d_convert.weights import static_weights
 
 BUILD = Path("build/bench/profile")

@@ -20,12 +20,13 @@ from benchmarks.stand import Entry, Stand, stage_times
 from s2d_convert.channels import analyse
 from s2d_convert.explore import search
 from s2d_convert.export import Part, build_stages, read_part, write_bytes
-from s2d_convert.pipeline import MOST_PASSES, train_part
+from s2d_convert.finalists import METHOD
 from s2d_convert.plan import Conversion, identity_plan
 from s2d_convert.recast import Recast, recast
 from s2d_convert.search import random_search
 from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block
 from s2d_convert.staged import Mixing, StagedNet
+from s2d_convert.tune import MOST_PASSES, train_part
 from s2d_convert.weights import static_weights
 
 SMALL_SHARE = 0.5  # of the budget: what the first network of a two-model cascade may cost
@@ -62,11 +63,14 @@ def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
 
 
 def searched(stand: Stand, seed: int, budget: float, *, method: str, plan: str) -> Entry:
-    """The best plan of one sort, found by the policy (or by trying all, for uniform plans), fine-tuned and exported."""
+    """The best plan of one sort, found by the policy (or by trying all, for uniform plans) and by finals between its
+    favourites, fine-tuned and exported."""
     job = stand.job(f"work/{method}-s{seed}-{budget:g}", seed, budget=budget, plan=plan)
-    conversion = search(job, stand.space, stand.evaluator(seed, budget))
-    path = stand.folder(conversion, seed, budget)
-    return Entry(method, seed, path, budget, budget, facts=stage_times(job) or {})
+    found = search(job, stand.space, stand.evaluator(seed, budget))
+    conversion, start = stand.finalist(job, seed, budget, found)
+    path = stand.folder(conversion, seed, budget, start=start)
+    reward = max(line["reward"] for line in job.run.trace() if line["method"] != METHOD)
+    return Entry(method, seed, path, budget, budget, facts={**stage_times(job), "reward": reward})
 
 
 def by_chance(stand: Stand, seed: int, budget: float) -> Entry:

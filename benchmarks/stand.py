@@ -20,12 +20,13 @@ from s2d_convert.export import build_stages, read_part, write_bytes, write_json
 from s2d_convert.finish import Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import ConvertOptions, Effort
-from s2d_convert.pipeline import finetune, plan_space, train_supernet
+from s2d_convert.pipeline import plan_space, play_finals
 from s2d_convert.plan import Conversion
 from s2d_convert.prepare import Job, Prepared, Reporter, prepare, timing_images
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.space import PlanSpace
 from s2d_convert.staged import StagedNet
+from s2d_convert.tune import finetune, train_supernet
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,29 @@ class Stand:
             self._evaluators[seed] = make_evaluator(self.ready, self.space, self.net(seed), self.options)
         return self._evaluators[seed].at_budget(budget)
 
+    def finalist(self, job: Job, seed: int, budget: float, first: Conversion) -> tuple[Conversion, Path | None]:
+        """The conversion that wins the finals of a search, and what it is trained on from; a plan that several searches
+        send there is trained once."""
+        place = self.root / f"finals-s{seed}"
+        place.mkdir(parents=True, exist_ok=True)
+        evaluate = self.evaluator(seed, budget)
+        return play_finals(job, self.space, self.net(seed), first, evaluate, place=place)
+
     def folder(
-        self, conversion: Conversion, seed: int, budget: float, *, tuned: Tuned | None = None, name: str = ""
+        self,
+        conversion: Conversion,
+        seed: int,
+        budget: float,
+        *,
+        start: Path | None = None,
+        tuned: Tuned | None = None,
+        name: str = "",
     ) -> str:
         """The exported folder of a conversion, relative to the root; equal conversions are trained once per seed."""
         name = name or f"folders/{conversion.digest()}-s{seed}"
         if not (self.root / name).exists():
             job = self.job(name, seed, budget=budget)
-            tuned = tuned or finetune(job, self.net(seed), conversion)
+            tuned = tuned or finetune(job, self.net(seed), conversion, start=start)
             finish(job, tuned, conversion, provenance={})
             job.run.remove()
         return name

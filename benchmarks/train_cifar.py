@@ -31,7 +31,7 @@ from s2d_convert.latency import Array
 from s2d_convert.prepare import torch_device
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.static import slices
-from s2d_convert.train import save_state
+from s2d_convert.train import has_bfloat16, save_state
 
 SIZE, CLASSES, EVAL_BATCH = 32, 10, 250
 CHECKPOINT_SECONDS = 60.0
@@ -79,7 +79,7 @@ def train(net: nn.Module, dataset: Dataset, args: argparse.Namespace, device: to
         for group in optimizer.param_groups:
             group["lr"] = args.rate * schedule(step / steps)
         data = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
             logits = net(data)
         loss = F.cross_entropy(logits.float(), torch.from_numpy(labels).to(device))
         optimizer.zero_grad(set_to_none=True)
@@ -145,7 +145,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128, help="images per step (%(default)s)")
     parser.add_argument("--rate", type=float, default=0.1, help="highest learning rate (%(default)s)")
     parser.add_argument("--weight-decay", type=float, default=5e-4, help="(%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda trains in mixed precision")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda; bfloat16 where it is multiplied in hardware"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order (%(default)s)")
     parser.add_argument("--split-seed", type=int, default=0, help="of the division of the images (%(default)s)")
     return parser.parse_args()

@@ -73,6 +73,12 @@ def confirmed(job: Job, results: Sequence[SearchResult[Conversion]]) -> Trial[Co
     return closest
 
 
+def keeps_bound(job: Job, conversion: Conversion) -> bool:
+    """Whether a conversion keeps `--max-latency` when it is measured from files; without a bound every one does."""
+    limit = job.options.max_latency
+    return limit is None or job.ready.table is not None or rehearse(job, conversion) <= limit * (1 - MARGIN)
+
+
 def rehearse(job: Job, conversion: Conversion) -> float:
     """The worst latency of a conversion relative to static, from stage files with the static model's weights."""
     models, options = _models(job, conversion), job.options

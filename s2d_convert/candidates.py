@@ -19,6 +19,7 @@ from s2d_convert.graph import Graph
 from s2d_convert.latency import Array, Timing
 from s2d_convert.plan import Conversion, Effective, Plan
 from s2d_convert.search import Evaluation, reward
+from s2d_convert.split import StageModel
 from s2d_convert.staged import StagedNet
 from s2d_convert.train import exit_logits
 from s2d_convert.weights import Weights
@@ -159,7 +160,12 @@ class Evaluator:
 
     def latency(self, conversion: Conversion) -> tuple[float, ...]:
         """Latency of each stage as a ratio to static, the dispatcher's own time included."""
-        models = build_stages([Part(self.graph, self.channels, chain, self.weights) for chain in conversion.chains])
+        return self.cost(
+            build_stages([Part(self.graph, self.channels, chain, self.weights) for chain in conversion.chains])
+        )
+
+    def cost(self, models: Sequence[StageModel]) -> tuple[float, ...]:
+        """The same for stages that are built already."""
         timing = self.meter.measure([m.model.SerializeToString() for m in models])
         first, further = (ms / timing.reference_ms for ms in self.overhead_ms)
         return tuple(ratio + (further if k else first) for k, ratio in enumerate(timing.ratios))

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from s2d_convert.plan import Conversion, Effective, Plan
 from s2d_convert.prepare import Job, Prepared
 from s2d_convert.search import Evaluation, Trial, reward, trial_to_json
 from s2d_convert.space import depth_taps
+from s2d_convert.split import StageModel
 from s2d_convert.staged import StagedNet
 from s2d_convert.table import Table
 from s2d_convert.train import Progress
@@ -43,6 +45,7 @@ from s2d_convert.weights import ExitHead
 HEADS, DEPTH, FEATURES = "heads.npz", "depth.json", "features"
 BEAM = 6
 LEAST_SHARE = 0.01  # an exit that fewer images take only costs
+Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
 LEAST_MEASURED = 4  # sets of exits whose latency is measured, at least
 
 
@@ -178,8 +181,7 @@ class DepthSearch:
 
     def measured(self, taps: Taps) -> Evaluation:
         """What a set of exits is worth, with its latency measured."""
-        models = [m.model.SerializeToString() for m in build_stages([self.part(taps)])]
-        return self._worth(taps, _whole(self.meter.measure(models).ratios))
+        return self._worth(taps, _whole(stage_costs(self.meter, build_stages([self.part(taps)]))))
 
     def predicted(self, taps: Taps) -> Evaluation:
         """What it is worth by the latencies of its exits alone."""
@@ -192,8 +194,7 @@ class DepthSearch:
     def _single(self, tap: int) -> tuple[float, ...]:
         """Latency of the stages before and behind one exit."""
         if tap not in self._singles:
-            models = [m.model.SerializeToString() for m in build_stages([self.part((tap,))])]
-            self._singles[tap] = _whole(self.meter.measure(models).ratios)
+            self._singles[tap] = _whole(stage_costs(self.meter, build_stages([self.part((tap,))])))
         return self._singles[tap]
 
     def _worth(self, taps: Taps, cost: Sequence[float]) -> Evaluation:
@@ -254,19 +255,25 @@ def depth_candidate(job: Job, meter: Meter | Table) -> Candidate:
     return Candidate(Conversion((part.plan,)), Tuned(net, masks, part), value)
 
 
-def cascade_worth(job: Job, meter: Meter | Table, conversion: Conversion, first: Part) -> Evaluation:
-    """What a trained first chain before the untouched model is worth, with its latency measured."""
+def stage_costs(meter: Meter | Table, models: Sequence[StageModel]) -> tuple[float, ...]:
+    """What the meter says that stages cost, relative to static."""
+    return meter.measure([m.model.SerializeToString() for m in models]).ratios
+
+
+def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> Evaluation:
+    """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static."""
     ready = job.ready
-    models = build_stages(
-        [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
-    )
-    cost = meter.measure([m.model.SerializeToString() for m in models]).ratios
-    return worth(ready, job.options, stage_logits(ready.graph, models, ready.dataset.calib), cost)
+    parts = [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
+    models, started = build_stages(parts), time.monotonic()
+    costs = cost(models)
+    measuring = round(time.monotonic() - started, 3)
+    found = worth(ready, job.options, stage_logits(ready.graph, models, ready.dataset.calib), costs)
+    return replace(found, info={**found.info, "measure_s": measuring})
 
 
 def cascade_candidate(job: Job, meter: Meter | Table, conversion: Conversion, tuned: Tuned) -> Candidate:
     """A trained first chain before the untouched model."""
-    value = cascade_worth(job, meter, conversion, tuned.part)
+    value = trained_worth(job, conversion, tuned.part, partial(stage_costs, meter))
     job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))
     return Candidate(conversion, tuned, value)
 

@@ -102,20 +102,27 @@ def _explore(
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
-    starts = space.starts()
-    some = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
-    learned = reinforce(
-        space,
-        evaluate,
-        evaluations=total,
-        seed=seed,
-        on_trial=on_trial,
-        known=known,
-        warm_start=tuple(starts[i] for i in some),
-    )
+    learned = policy_search(space, evaluate, total, seed, on_trial, known)
     if not options.work.baselines or options.plan != "search":
         return [learned]
     return [learned, *baselines(space, evaluate, total, seed, on_trial, known)]
+
+
+def policy_search(
+    space: PlanSpace,
+    evaluate: Any,
+    total: int,
+    seed: int,
+    on_trial: Any = None,
+    known: Mapping[Conversion, Evaluation] | None = None,
+) -> SearchResult[Conversion]:
+    """The search by the policy; a quarter of its evaluations go to simple plans first."""
+    starts = space.starts()
+    some = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
+    warm_start = tuple(starts[i] for i in some)
+    return reinforce(
+        space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known, warm_start=warm_start
+    )
 
 
 def baselines(

@@ -22,10 +22,10 @@ from s2d_runtime import profile
 from s2d_convert.errors import ModelError
 from s2d_convert.export import Part, build_stages, whole_folder, write_json
 from s2d_convert.kernels import work_of
-from s2d_convert.pipeline import random_plan
 from s2d_convert.prepare import read_graph
 from s2d_convert.space import PlanSpace, divide
 from s2d_convert.table import LEAST_FILES
+from s2d_convert.tune import random_plan
 from s2d_convert.weights import static_weights
 
 FILES = 120

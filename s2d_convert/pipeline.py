@@ -1,6 +1,6 @@
 """One function per step of a conversion; the only place that wires the modules together.
 
-prepare -> supernet -> search -> fine-tune -> finish. Every step leaves its result in the run folder, so that a
+prepare -> supernet -> search -> finals -> fine-tune -> finish. Every step leaves its result in the run folder, so that a
 run that was interrupted or killed takes up where it was.
 """
 
@@ -9,45 +9,38 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from s2d_convert.bound import possible
-from s2d_convert.data import Level
+from s2d_convert.bound import keeps_bound, possible
+from s2d_convert.candidates import Evaluator
 from s2d_convert.errors import ModelError
-from s2d_convert.exact import better, cascade_candidate, depth_candidate
+from s2d_convert.exact import Cost, better, cascade_candidate, depth_candidate, stage_costs, trained_worth
 from s2d_convert.explore import CHOSEN, choose, make_evaluator, search, written_plan
-from s2d_convert.export import Part, build_stages, check_out, read_part, write_bytes
+from s2d_convert.export import check_out
+from s2d_convert.finalists import METHOD, Actions, Finals, favourites, simple_chains
 from s2d_convert.finish import Result, Tuned, finish
-from s2d_convert.firstchain import Trials
 from s2d_convert.latency import Meter
-from s2d_convert.options import ConvertOptions
-from s2d_convert.plan import Conversion, Effective, Plan
+from s2d_convert.options import PLANS, ConvertOptions
+from s2d_convert.plan import Conversion
 from s2d_convert.planned import measuring_seconds, predicted_latency, time_shares
 from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
 from s2d_convert.recast import Recast, recast
 from s2d_convert.runfolder import RunFolder
-from s2d_convert.search import random_actions
-from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block, total_macs
-from s2d_convert.staged import Masks, StagedNet
+from s2d_convert.search import Evaluation
+from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block
+from s2d_convert.staged import StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.table import Table
-from s2d_convert.train import Choose, Progress, TrainSettings, has_bfloat16, input_batches, save_state, train
+from s2d_convert.tune import finetune, new_net, train_supernet, tried_out, try_out
 
 __all__ = ["Reporter", "Result", "convert"]
 
-STATISTICS_IMAGES = 2000
-FADE = 0.3  # the share of fine-tuning over which forbidden links fade out
-SUPERNET_RATE, FINETUNE_RATE, COMPACT_RATE = 0.02, 0.03, 0.05
-MOST_PASSES = 3.0
-MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make a training step faster
-SECONDS, COMPACT, PLAIN = "seconds.json", "chain1.onnx", "float32"
+SECONDS, FINALS, PLAIN = "seconds.json", "finals.json", "float32"
 
 
 def convert(options: ConvertOptions, reporter: Reporter) -> Result:
@@ -92,13 +85,51 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
 
 
 def train_everything(job: Job, space: PlanSpace) -> tuple[Conversion, Tuned]:
-    """The best conversion of the space, fine-tuned: supernet, search, fine-tune."""
+    """The best conversion of the space, fine-tuned: supernet, search, finals, fine-tune."""
     with _timed(job.run, "supernet"):
         net = train_supernet(job, space)
     with _timed(job.run, "search"):
-        conversion = search(job, space, make_evaluator(job.ready, space, net, job.options))
+        evaluate = make_evaluator(job.ready, space, net, job.options)
+        conversion = search(job, space, evaluate)
+    with _timed(job.run, "finals"):
+        conversion, start = play_finals(job, space, net, conversion, evaluate)
     with _timed(job.run, "fine-tune"):
-        return conversion, finetune(job, net, conversion)
+        return conversion, finetune(job, net, conversion, start=start)
+
+
+def play_finals(
+    job: Job, space: PlanSpace, net: StagedNet, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
+) -> tuple[Conversion, Path | None]:
+    """The plan that short trainings prefer, among the search's choice, its other favourites and, where a search among all
+    cascades was asked for, simple chains; and the file that training goes on from. A written plan has no rivals."""
+    options, run, channels = job.options, job.run, job.ready.channels
+    if options.plan not in PLANS:
+        return first, None
+    job.reporter.step("finals")
+    done = run.read_json(FINALS)
+    if done is None:
+        rivals = favourites((line for line in run.trace() if line["method"] != METHOD), channels)
+        if options.plan in ("search", "cascade") and CASCADE in space.kinds:
+            rivals = {**rivals, **simple_chains(space, options.budget)}
+        contenders = {first: rivals.get(first, ())}
+        contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_bound(job, c)}
+        winner, value, file = _finals(job, net, contenders, evaluate.cost, place).best()
+        done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
+        run.write_json(FINALS, done)
+    conversion = Conversion.from_json(done["plan"], channels)
+    choose(job, conversion, Evaluation(**done["evaluation"]))
+    return conversion, (place or run.path) / done["file"]
+
+
+def _finals(
+    job: Job, net: StagedNet, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None
+) -> Finals:
+    """Finals between these conversions, whose trainings start from the weights of `net`."""
+
+    def worth(conversion: Conversion, file: Path) -> Evaluation:
+        return trained_worth(job, conversion, tried_out(job, net, conversion, file), cost)
+
+    return Finals(job, contenders, train=partial(try_out, job, net), worth=worth, place=place)
 
 
 def keep_original(job: Job) -> tuple[Conversion, Tuned]:
@@ -107,37 +138,27 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
     A chain that was trained on made-up images alone is much too sure of itself on real ones, so without data there
     are exits by depth only.
     """
-    ready, options = job.ready, job.options
-    meter = make_meter(ready, options)
+    ready = job.ready
+    meter = make_meter(ready, job.options)
     with _timed(job.run, "heads"):
         best = depth_candidate(job, meter)
-    space = possible(job, plan_space(ready, options))
+    space = possible(job, plan_space(ready, job.options))
     if ready.dataset.kind != "made-up" and CASCADE in space.kinds:
-        space = PlanSpace(ready.graph, ready.channels, space.divisions, stages=2, kinds=(CASCADE,))
         best = better(best, cascade_candidate(job, meter, *narrow_chain(job, space, meter)))
     return best.conversion, best.tuned
 
 
 def narrow_chain(job: Job, space: PlanSpace, meter: Meter | Table) -> tuple[Conversion, Tuned]:
-    """The best first chain before the untouched model by short trainings, then trained for long."""
+    """The simple first chain before the untouched model that finals prefer, then trained for long."""
     ready, run = job.ready, job.run
-    job.reporter.step("first chain")
-    with _timed(run, "search"):
-        found = run.read_json("plan.json")
-        if found is None:
-            net = new_net(ready, space)
-            trials = Trials(
-                job, space, meter,
-                compact=lambda c: _compact(ready, net, c.chains[0]), train=lambda part, steps: _train_shortly(job, part, steps),
-            )  # fmt: skip
-            conversion, value = trials.best()
-            write_bytes(run.path / COMPACT, trials.file(conversion).read_bytes())
-            choose(job, conversion, value)
-        else:
-            conversion = Conversion.from_json(found, ready.channels)
-    job.reporter.step("fine-tune")
+    job.reporter.step("finals")
+    net = new_net(ready, space)
+    with _timed(run, "finals"):
+        finals = _finals(job, net, simple_chains(space, job.options.budget), partial(stage_costs, meter))
+        conversion, value, file = finals.best()
+        choose(job, conversion, value)
     with _timed(run, "fine-tune"):
-        return conversion, _train_compact(job)
+        return conversion, finetune(job, net, conversion, start=file)
 
 
 def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
@@ -166,9 +187,6 @@ def _timed(run: RunFolder, step: str) -> Iterator[None]:
         run.write_json(SECONDS, {**seconds, step: round(seconds.get(step, 0.0) + time.monotonic() - started, 1)})
 
 
-# --- supernet ---------------------------------------------------------------------------------------------
-
-
 def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
     block = layout_block() if ready.table is None else ready.table.block
@@ -177,189 +195,3 @@ def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     if not space.taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
     return space
-
-
-def new_net(ready: Prepared, space: PlanSpace) -> StagedNet:
-    """The staged network with the static model's weights, norms put back, and a head for every tap."""
-    net = StagedNet(ready.graph, ready.channels, ready.weights, taps=space.taps).to(ready.device)
-    _prepare_net(net, ready)
-    return net
-
-
-def _prepare_net(net: StagedNet, ready: Prepared) -> None:
-    net.insert_norms(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES))
-    # Convolutions of training run faster with channels last, on CPU and GPU.
-    if _is_2d(net):
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _is_2d(net: StagedNet) -> bool:
-    return all(p.ndim <= 4 for p in net.parameters())
-
-
-def train_settings(
-    ready: Prepared, options: ConvertOptions, rate: float, epochs: float, at_least: int
-) -> TrainSettings:
-    """Settings for so many passes over the training images, and at least so many steps."""
-    steps = max(at_least, round(epochs * len(ready.dataset.train) / TrainSettings.batch_size))
-    level: Level = "strong" if ready.dataset.kind == "made-up" else "light"
-    mixed = has_bfloat16(ready.device)
-    return TrainSettings(steps=steps, learning_rate=rate, level=level, flip=options.flip, mixed=mixed)
-
-
-def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
-    """One network whose weights serve every plan of the space: all exits at full width, and a random plan, at every step."""
-    ready, options, run = job.ready, job.options, job.run
-    job.reporter.step("supernet")
-    net = new_net(ready, space)
-    done = run.path / "supernet.pt"
-    if _load_finished(net, done):
-        return net
-    work = options.work
-    settings = train_settings(ready, options, SUPERNET_RATE, work.supernet_epochs, work.supernet_min_steps)
-    everything = Masks({}, (*space.taps, ready.graph.output), (None,) * (len(space.taps) + 1))
-
-    def choose(step: int, _progress: float) -> Sequence[Masks]:
-        plan = random_plan(space, np.random.default_rng([options.seed, 3, step]))
-        return everything, net.masks(Effective(ready.graph, ready.channels, plan.chains[0]))
-
-    _train(job, net, choose, settings=settings, seed=options.seed, name="supernet")
-    save_state(done, net.state_dict())
-    return net
-
-
-def _load_finished(net: StagedNet, done: Path) -> bool:
-    """Load what an earlier session has finished, if there is any."""
-    if done.exists():
-        net.load_state_dict(torch.load(done, weights_only=True))
-        net.eval()
-    return done.exists()
-
-
-def _train(job: Job, net: StagedNet, choose: Choose, *, settings: TrainSettings, seed: int, name: str) -> None:
-    """Train on the job's images, with the job's checkpoint and progress of this name."""
-    train(
-        net,
-        job.ready.static.logits,
-        job.ready.dataset.train,
-        choose,
-        settings=settings,
-        seed=seed,
-        checkpoint=job.run.path / f"{name}.part.pt",
-        on_step=_training_progress(job.reporter),
-    )
-
-
-def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
-    """A conversion drawn from the space; every second one has the same share of all classes."""
-    if rng.random() < 0.5:
-        taps = np.sort(rng.integers(0, len(space.taps), space.stages - 1))
-        shares = np.sort(rng.random(space.stages - 1))
-        return space.decode(space.actions(int(rng.choice(space.kinds)), taps.tolist(), shares.tolist()))
-    return space.decode(random_actions(space, rng))
-
-
-def _training_progress(reporter: Reporter) -> Any:
-    def show(progress: Progress) -> None:
-        reporter.progress(progress.step, progress.steps, f"loss {progress.loss:.3f}", progress.seconds_left)
-
-    return show
-
-
-# --- fine-tune --------------------------------------------------------------------------------------------
-
-
-def finetune(job: Job, net: StagedNet, conversion: Conversion) -> Tuned:
-    """The first chain, trained on its own: as a small network where it is one, else under masks that fade in."""
-    job.reporter.step("fine-tune")
-    chain = conversion.chains[0]
-    whole = Part(job.ready.graph, job.ready.channels, chain, job.ready.weights)
-    if chain.stages == 1:
-        if not (job.run.path / COMPACT).exists():
-            write_bytes(job.run.path / COMPACT, _compact(job.ready, net, chain))
-        return _train_compact(job)
-    masks = net.masks(Effective(job.ready.graph, job.ready.channels, chain))
-
-    def choose(_step: int, progress: float) -> Sequence[Masks]:
-        return (masks.faded(max(0.0, 1 - progress / FADE)),)
-
-    _finetune(job, net, masks, choose, rate=FINETUNE_RATE, passes=1.0)
-    return Tuned(net, masks, replace(whole, weights=net.weights()))
-
-
-def _compact(ready: Prepared, net: StagedNet, chain: Plan) -> bytes:
-    """The file of a chain of one stage with the weights of `net`, without the channels that it lacks."""
-    masks = net.masks(Effective(ready.graph, ready.channels, chain))
-    net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
-    (stage,) = build_stages([Part(ready.graph, ready.channels, chain, net.weights())])
-    return stage.model.SerializeToString()
-
-
-def _train_compact(job: Job) -> Tuned:
-    """Train the chain of one stage that lies in the run folder.
-
-    An epoch of it costs less than one of the static model, so it gets more of them, up to MOST_PASSES times as many.
-    """
-    small = read_part(job.run.path / COMPACT)
-    passes = total_macs(job.ready.graph) / max(1, total_macs(small.graph))
-    return train_part(job, small, passes=min(passes, MOST_PASSES))
-
-
-def _alone(ready: Prepared, part: Part) -> tuple[StagedNet, Masks]:
-    """A part as a network to train, with one exit, its own logits."""
-    own = StagedNet(part.graph, part.channels, part.weights).to(ready.device)
-    _prepare_net(own, ready)
-    return own, Masks({}, (part.graph.output,), (None,))
-
-
-def _train_shortly(job: Job, part: Part, steps: int) -> Part:
-    """A network with one exit after so many steps of training."""
-    ready, options = job.ready, job.options
-    own, masks = _alone(ready, part)
-    settings = train_settings(ready, options, COMPACT_RATE, 0.0, steps)
-    with _threads_for(own, settings.batch_size):
-        train(
-            own, ready.static.logits, ready.dataset.train, lambda _step, _progress: (masks,),
-            settings=settings, seed=options.seed + 2, on_step=_training_progress(job.reporter),
-        )  # fmt: skip
-    own.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
-    return replace(part, weights=own.weights())
-
-
-def train_part(job: Job, part: Part, *, passes: float, start: Callable[[StagedNet], None] | None = None) -> Tuned:
-    """A network with one exit, its own logits, trained for `passes` times the epochs of fine-tuning; `start` may set
-    the weights that it starts from."""
-    own, masks = _alone(job.ready, part)
-    if start is not None:
-        start(own)
-    _finetune(job, own, masks, lambda _step, _progress: (masks,), rate=COMPACT_RATE, passes=passes)
-    return Tuned(own, masks, replace(part, weights=own.weights()))
-
-
-def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: float, passes: float) -> None:
-    """Train `net` in place and measure its statistics anew, or load what an interrupted run has finished."""
-    ready, options, run = job.ready, job.options, job.run
-    done = run.path / "finetuned.pt"
-    if _load_finished(net, done):
-        return
-    epochs, at_least = options.work.finetune_epochs * passes, options.work.finetune_min_steps
-    settings = train_settings(ready, options, rate, epochs, at_least)
-    with _threads_for(net, settings.batch_size):
-        _train(job, net, choose, settings=settings, seed=options.seed + 1, name="finetune")
-    net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
-    save_state(done, net.state_dict())
-
-
-@contextmanager
-def _threads_for(net: StagedNet, batch_size: int) -> Iterator[None]:
-    """As many torch threads as the network can use: on a small one a second thread only takes the static model's core.
-
-    The number depends on the network alone, so that equal seeds give equal results.
-    """
-    before = torch.get_num_threads()
-    work = total_macs(net.graph) * batch_size
-    torch.set_num_threads(max(1, min(before, round(work / MACS_PER_THREAD))))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

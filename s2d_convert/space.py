@@ -8,6 +8,7 @@ that matter most come first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,6 +29,7 @@ LINKED, CASCADE = 0, 1
 KINDS = ("linked", "cascade")
 Shape = Literal["any", "depth", "width"]
 MAX_TAPS = 16
+BLOCKS = (1 / 3, 1 / 2)  # shares of the blocks that simple conversions keep
 MAX_TAP_SHARE = 0.97  # an exit on the untouched model behind this share of the MACs saves nothing
 MIN_TAP_SHARE = 0.03  # a tap before this share of the MACs has seen too little to be worth an exit
 
@@ -201,12 +203,30 @@ class PlanSpace:
             chosen = (*chosen, int(np.flatnonzero(self.allowed(chosen))[0]))
         return chosen
 
+    def thinned(self, kind: int, keep: float, fraction: float) -> tuple[int, ...]:
+        """The decisions for a first stage to the very end that has only the share `keep`, evenly spread, of the classes that
+        it can do without (the insides of residual blocks, mostly), and this fraction of all others."""
+        last = [len(self.taps) - 1] * (self.stages - 1)
+        actions = list(self.actions(kind, last, self._fractions(fraction)))
+        places = [place for place, division in enumerate(self.divisions, start=1) if division.optional]
+        for number, place in enumerate(places):
+            if (
+                math.floor((number + 1) * keep) == math.floor(number * keep)
+                and self.allowed(tuple(actions[: 1 + place]))[0]
+            ):
+                actions[1 + place] = 0
+        return tuple(actions)
+
     def starts(self) -> tuple[tuple[int, ...], ...]:
-        """Simple conversions to start from and to compare with: depth splits, uniform widths, narrow cascades."""
+        """Simple conversions to start from and to compare with: depth splits, uniform widths, fewer blocks."""
         last = len(self.taps) - 1
         options = [(kind, tap, f) for kind in self.kinds for tap in range(len(self.taps)) for f in (1.0, 0.5)]
         options += [(kind, last, f) for kind in self.kinds for f in (0.25, 0.75)]
         found = [self.actions(k, self._spread(tap), self._fractions(f)) for k, tap, f in options]
+        found += [
+            self.thinned(kind, keep, f) for kind in self.kinds for keep in BLOCKS for f in (1.0, 0.5)
+            if kind == CASCADE or f < 1  # a linked stage 2 could add nothing to channels that stage 1 has whole
+        ]  # fmt: skip
         return tuple(dict.fromkeys(found))
 
     def uniform(self) -> tuple[tuple[int, ...], ...]:
@@ -254,6 +274,20 @@ def mac_shares(graph: Graph, channels: Channels, taps: Sequence[str]) -> dict[st
 def node_macs(graph: Graph) -> dict[str, int]:
     """Multiply-accumulates per image of every convolution and matrix product, by node name."""
     return {n.name: macs_of(n, graph) for n in graph.nodes if n.op in PRODUCTS}
+
+
+def chain_macs(graph: Graph, channels: Channels, plan: Plan) -> int:
+    """Multiply-accumulates per image of all stages of a chain, counted without building them: exit heads are left out, and
+    what linked stages compute but nobody reads counts too."""
+    effective = Effective(graph, channels, plan)
+    total = 0.0
+    for node in graph.nodes:
+        if node.op in PRODUCTS and node.name in effective.depth:
+            role, out = channels.roles[node.name], node.outputs[0]
+            made = effective.readable(out, plan.stages) if out in channels.layouts else np.ones(1, dtype=bool)
+            share = (effective.mask(node) & made[:, None]).mean() if role.kind is Kind.MIX else made.mean()
+            total += float(share) * macs_of(node, graph)
+    return round(total)
 
 
 def total_macs(graph: Graph) -> int:

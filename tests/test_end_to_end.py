@@ -50,7 +50,7 @@ def test_a_labelled_conversion_is_whole(place: Path) -> None:
     for stage in manifest["stages"]:
         assert hashlib.sha256((out / stage["file"]).read_bytes()).hexdigest() == stage["sha256"]
     lines = [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
-    assert {line["method"] for line in lines} == {"reinforce", "random", "uniform"}
+    assert {line["method"] for line in lines} == {"reinforce", "random", "uniform", "finals"}
     assert all(0 <= line["accuracy"] <= 1 and line["latency"] > 0 for line in lines)
     assert (manifest["target"], manifest["data"]) == ("accuracy", "labelled")
     for policy in manifest["policies"]:
@@ -121,7 +121,7 @@ def test_a_budget_out_of_reach_is_flagged(place: Path) -> None:
     assert not policy["reached"]
 
 
-@pytest.mark.parametrize("step", ["supernet", "search", "fine-tune"])
+@pytest.mark.parametrize("step", ["supernet", "search", "finals", "fine-tune"])
 def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         convert(ask(place), Listener(interrupt_at=step))

@@ -9,22 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import run
-from hypothesis import given
-from hypothesis import strategies as st
 from s2d_runtime import Dispatcher
-from test_space import by_hand
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
 from s2d_convert.data import Images
 from s2d_convert.errors import VerifyError
 from s2d_convert.exact import HEADS, Candidate, better
 from s2d_convert.finish import exactness
-from s2d_convert.firstchain import KEPT, halving, simple_chains
 from s2d_convert.graph import load_graph
 from s2d_convert.measure import largest_difference
 from s2d_convert.options import ConvertOptions
 from s2d_convert.pipeline import convert
-from s2d_convert.plan import identity_plan
 from s2d_convert.prepare import prepare
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.search import Evaluation
@@ -107,7 +102,7 @@ def test_unlabelled_images_give_the_better_of_two_kinds(place: Path) -> None:
     difference, scale = answers_as_static(place, place / "out")
     assert difference <= 1e-5 * scale
     methods = {json.loads(line)["method"] for line in (place / "out" / "search.jsonl").read_text().splitlines()}
-    assert {"depth", "cascade"} <= methods
+    assert {"depth", "finals"} <= methods
 
 
 @pytest.mark.parametrize("step", ["heads", "search"])
@@ -123,7 +118,7 @@ def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
     assert len({(line["method"], line["index"]) for line in lines}) == len(lines)
 
 
-@pytest.mark.parametrize("step", ["first chain", "fine-tune"])
+@pytest.mark.parametrize("step", ["finals", "fine-tune"])
 def test_an_interrupted_choice_of_the_first_chain_resumes(place: Path, step: str) -> None:
     options = ask(place, mode="exact")
     with pytest.raises(KeyboardInterrupt):
@@ -132,37 +127,10 @@ def test_an_interrupted_choice_of_the_first_chain_resumes(place: Path, step: str
     assert convert(replace(options, resume=True), listener).out.exists()
     lines = [json.loads(line) for line in (place / "out" / "search.jsonl").read_text().splitlines()]
     assert len({(line["method"], line["index"]) for line in lines}) == len(lines)
-    tried = [line for line in lines if line["method"] == "cascade"]
+    tried = [line for line in lines if line["method"] == "finals"]
     assert len(tried) > 2
-    rounds = [text for text in listener.texts if text.startswith("first chain ")]
-    assert len(rounds) < len(tried) or step == "first chain"  # what was tried before is not tried again
-
-
-@given(worths=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=12))
-def test_halving_keeps_the_best_third_of_every_round(worths: list[list[float]]) -> None:
-    seen: list[list[int]] = [[], [], []]
-
-    def worth(candidate: int, number: int) -> float:
-        seen[number].append(candidate)
-        return worths[candidate][number]
-
-    best = halving(range(len(worths)), worth, rounds=3)
-    assert seen[0] == list(range(len(worths)))
-    for number in (1, 2):
-        before = seen[number - 1]
-        assert len(seen[number]) == -(-len(before) // KEPT)
-        out = set(before) - set(seen[number])
-        least = min(worths[c][number - 1] for c in seen[number])
-        assert all(worths[c][number - 1] <= least for c in out)
-    assert worths[best][2] == max(worths[c][2] for c in seen[2])
-
-
-def test_the_simple_chains_are_cascades_of_several_sizes() -> None:
-    space = by_hand(2)
-    found = [space.decode(actions) for actions in simple_chains(space)]
-    assert len(set(found)) == len(found) > 1
-    assert all(len(plan.chains) == 2 and plan.chains[0].stages == 1 for plan in found)
-    assert all(plan.chains[1] == identity_plan(space.graph, space.channels) for plan in found)
+    rounds = [text for text in listener.texts if text.startswith("finals, plan ")]
+    assert len(rounds) < len(tried) or step == "finals"  # what was tried before is not tried again
 
 
 def test_the_higher_reward_wins_and_the_first_of_equals() -> None:

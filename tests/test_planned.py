@@ -83,7 +83,7 @@ def test_a_conversion_keeps_to_the_plan_that_was_asked_for(
         assert first.taps[0] == candidate_taps(graph, channels)[-1]
         assert set(first.stages_of_units) == {1, 2}
     methods = {json.loads(line)["method"] for line in (result.out / "search.jsonl").read_text().splitlines()}
-    assert methods == ({"uniform"} if name == "uniform" else {"reinforce"})
+    assert methods == {"uniform" if name == "uniform" else "reinforce", "finals"}
     assert any(text.startswith("time: ") and "training" in text and "measuring" in text for text in listener.texts)
     assert any(text.startswith("mean latency: ") and "measured from the files" in text for text in listener.texts)
 

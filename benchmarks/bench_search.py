@@ -1,0 +1,97 @@
+"""Does the policy find better plans than chance? Both search the same space with as many evaluations, for several seeds.
+
+    python -m benchmarks.bench_search --model M.onnx --data TRAIN --out build/search [--budget 0.6] [--seeds 3]
+
+One supernet judges all plans; what is known of a plan (its latency, its answers) is shared, so that the two searches differ in
+nothing but the plans that they ask about. Written: search.json and, on the terminal, a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.stand import BenchOptions, Stand
+from s2d_convert.explore import policy_search
+from s2d_convert.export import write_json
+from s2d_convert.measure import machine
+from s2d_convert.options import EFFORTS
+from s2d_convert.plan import Conversion
+from s2d_convert.search import SearchResult, evaluate_all, random_search
+from s2d_convert.terminal import TerminalReporter
+
+MARKS = (0.25, 0.5, 1.0)  # shares of the evaluations at which the best reward so far is told
+
+
+def best_so_far(result: SearchResult[Conversion], total: int) -> list[float]:
+    """The best reward after each share in MARKS of the evaluations; a plan that was met before is none."""
+    rewards = [t.evaluation.reward for t in result.trials if not t.repeated]
+    return [max(rewards[: max(1, round(mark * total))]) for mark in MARKS]
+
+
+def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:
+    """Per search and seed the best rewards so far [MARKS]."""
+    options, space = stand.options, stand.space
+    evaluate = stand.evaluator(0, options.budget)
+    uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform")
+    found: dict[str, list[list[float]]] = {"reinforce": [], "random": [], "uniform": [best_so_far(uniform, total)]}
+    for seed in range(seeds):
+        stand.reporter.step(f"search with seed {seed}")
+        found["reinforce"].append(best_so_far(policy_search(space, evaluate, total, seed), total))
+        found["random"].append(best_so_far(random_search(space, evaluate, evaluations=total, seed=seed), total))
+        stand.reporter.note(f"seed {seed}: " + ", ".join(f"{name} {rows[-1][-1]:.4f}" for name, rows in found.items()))
+    return found
+
+
+def table(found: Mapping[str, Sequence[Sequence[float]]], total: int) -> str:
+    """Mean and spread over the seeds, as Markdown."""
+    heads = "".join(f" after {round(mark * total)} |" for mark in MARKS)
+    lines = [f"| search | seeds |{heads}", "|---|---|" + "---|" * len(MARKS)]
+    for name, rows in found.items():
+        values = np.array(rows)
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(MARKS))
+        cells = "".join(f" {m:.4f} ± {s:.4f} |" for m, s in zip(values.mean(axis=0), spread, strict=True))
+        lines.append(f"| {name} | {len(values)} |{cells}")
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="the static model, ONNX")
+    parser.add_argument("--data", type=Path, required=True, help="images to train the supernet and to judge plans")
+    parser.add_argument("--out", type=Path, default=Path("build/search"), help="folder of the run")
+    parser.add_argument("--budget", type=float, default=0.6, help="share of the static latency")
+    parser.add_argument("--seeds", type=int, default=3, help="how many searches of each kind")
+    parser.add_argument("--effort", choices=list(EFFORTS), default="standard", help="supernet and evaluations")
+    parser.add_argument("--stages", type=int, default=2, help="most stages")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train the supernet, or take the one that lies in the folder, and search."""
+    args = parse()
+    options = BenchOptions(
+        model=args.model,
+        out=args.out / "work",
+        data=args.data,
+        budget=args.budget,
+        effort=args.effort,
+        stages=args.stages,
+    )
+    stand = Stand(args.out, options, TerminalReporter())
+    args.out.mkdir(parents=True, exist_ok=True)
+    total = options.work.evaluations
+    found = compare(stand, seeds=args.seeds, total=total)
+    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    write_json(args.out / "search.json", {"options": told, "machine": machine(), "rewards": found})
+    print(table(found, total))
+
+
+if __name__ == "__main__":
+    main()
