@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -113,7 +114,18 @@ def keeps_zero(node: Node, constants: Mapping[str, Array]) -> bool:
     """Whether zero inputs give a zero output."""
     if node.op == "Pad" and pad_value(node, constants) != 0:
         return False
+    if node.op == "Clip":
+        low, high = (_bound(node, constants, place) for place in (1, 2))
+        return (low is None or low <= 0) and (high is None or high >= 0)
     return node.op in RULES and RULES[node.op].keeps_zero
+
+
+def _bound(node: Node, constants: Mapping[str, Array], place: int) -> float | None:
+    """The lower (1) or upper (2) bound of a Clip, None where it has none; not a number where it is computed."""
+    name = node.inputs[place] if len(node.inputs) > place else ""
+    if not name:
+        return None
+    return float(constants[name].reshape(-1)[0]) if name in constants else math.nan
 
 
 def pad_value(node: Node, constants: Mapping[str, Array]) -> float:

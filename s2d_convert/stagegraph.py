@@ -15,6 +15,7 @@ from s2d_convert.rules import Array
 from s2d_convert.simplify import without_weights
 
 OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE = RESERVED
+MOVES = ("Slice", "Gather", "Concat", "Pad")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class StageGraph:
         self.links_in: dict[str, gs.Variable] = {}
         self.links_out: dict[str, gs.Variable] = {}
         self.macs = 0
+        self._moved: dict[tuple[Any, ...], str] = {}
         self._names = {graph.image, *RESERVED}
 
     def unique(self, name: str) -> str:
@@ -74,8 +76,14 @@ class StageGraph:
         *,
         attrs: dict[str, Any] | None = None,
     ) -> str:
-        """Add a node with one output; inputs are tensor names, arrays, or '' where absent. Returns the output's name."""
-        return self.ops(op, inputs, [(name, shape)], attrs or {})[0]
+        """Add a node with one output; inputs are tensor names, arrays, or '' where absent. Returns the output's name.
+
+        What only moves data is made once: the same move of the same tensors gives the tensor that is there already.
+        """
+        key = (op, *(x if isinstance(x, str) else (x.dtype.str, x.shape, x.tobytes()) for x in inputs), repr(attrs))
+        if op not in MOVES or key not in self._moved:
+            self._moved[key] = self.ops(op, inputs, [(name, shape)], attrs or {})[0]
+        return self._moved[key]
 
     def ops(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 import nets
 import numpy as np
 import pytest
+from helpers import run
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import analysed
@@ -187,3 +188,13 @@ def test_an_interrupted_final_resumes_and_its_best_is_trained_for_long(
     assert seen[0] is not None
     kinds = {line["actions"][0] for line in finals if line["actions"]}
     assert kinds <= ({LINKED} if plan == "depth" else {LINKED, CASCADE})
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3", "resnet_option_a"])
+def test_a_simple_chain_sees_the_image(name: str) -> None:
+    graph, channels, weights = analysed(nets.export(name))
+    image = np.random.default_rng(0).normal(0, 1, (2, *graph.shapes[graph.image])).astype(np.float32)
+    for conversion in simple_chains(space_of(name, 2), 1.0):
+        (stage,) = build_stages([Part(graph, channels, conversion.chains[0], weights)])
+        first, second = run(stage.model, {graph.image: image})["output"]
+        assert np.abs(first - second).max() > 0

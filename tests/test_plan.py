@@ -10,7 +10,9 @@ from plans import analysed
 from text_nets import chain, net, residual
 
 from s2d_convert.errors import UsageError
+from s2d_convert.graph import Node
 from s2d_convert.plan import NEVER, Conversion, Effective, Plan, candidate_taps, check_conversion, identity_plan
+from s2d_convert.rules import keeps_zero
 from s2d_convert.split import split
 
 
@@ -209,3 +211,16 @@ def test_a_growing_concat_is_a_tap_and_its_branch_is_not() -> None:
         )
     )  # fmt: skip
     assert candidate_taps(graph, channels) == ("s", "c", "d", "f")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept"),
+    [((0, 6), True), ((-1, 1), True), ((None, 6), True), ((0, None), True), ((1, 2), False), ((None, -1), False)],
+)
+def test_a_clip_keeps_zero_where_zero_lies_in_its_bounds(bounds: tuple[float | None, float | None], kept: bool) -> None:
+    names = tuple("" if b is None else name for b, name in zip(bounds, ("low", "high"), strict=True))
+    constants = {
+        n: np.array(b, dtype=np.float32) for n, b in zip(("low", "high"), bounds, strict=True) if b is not None
+    }
+    assert keeps_zero(Node("clip", "Clip", ("x", *names), ("y",), {}), constants) == kept
+    assert not keeps_zero(Node("clip", "Clip", ("x", "made"), ("y",), {}), {})
