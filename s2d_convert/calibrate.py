@@ -22,6 +22,7 @@ ALWAYS = 0.0  # the threshold at which every row leaves
 NEVER = 1.01  # the threshold that no confidence reaches
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 SLACK = 1e-9  # by how much a mean latency may pass the budget: float rounding, no more
+TOLD_APART = 0.005  # budgets closer than this look the same in tables
 GRID_CELLS = 2**18  # combinations of thresholds that are looked at in one go
 
 Floats = NDArray[np.floating[Any]]
@@ -200,7 +201,7 @@ def budgets_from(cheapest: float, *, step: float = 0.05, include: Iterable[float
         raise ValueError(f"budget_grid: step {step} is not in (0, 1]")
     first = float(np.ceil(cheapest * 1000 - 1e-6)) / 1000
     multiples = (round(i * step, 6) for i in range(1, int(1 / step) + 1))
-    grid = {first, *(m for m in multiples if m > first)} if first < 1 else set()
+    grid = {first, *(m for m in multiples if m - first > TOLD_APART)} if first < 1 else set()
     return tuple(sorted({b for b in grid if b < 1} | {1.0} | set(include)))
 
 

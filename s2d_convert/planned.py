@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,19 +63,19 @@ def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float
     return float(np.dot(np.cumsum(stage_latency), exit_share))
 
 
-def time_shares(seconds: Mapping[str, float], measuring_s: float) -> str:
-    """How the time of a conversion was spent, in words; `measuring_s` of the search's seconds went into measuring."""
-    training = sum(value for step, value in seconds.items() if step not in ("search", "finish"))
+def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
+    """How the time of a conversion was spent, in words; `measuring` says how much of a step went into timing models."""
+    rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
     parts = {
-        "training": training,
-        "search": max(0.0, seconds.get("search", 0.0) - measuring_s),
-        "measuring": measuring_s + seconds.get("finish", 0.0),
+        "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
+        "search": rest.get("search", 0.0),
+        "measuring": sum(measuring.values()) + seconds.get("finish", 0.0),
     }
     total = max(sum(parts.values()), 1e-9)
     shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
     return f"time: {total:.0f} s ({shares})"
 
 
-def measuring_seconds(trace: Sequence[Mapping[str, Any]]) -> float:
-    """The seconds of a search that went into timing candidates; lines of the trace that only repeat one cost nothing."""
+def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
+    """The seconds that went into timing the candidates of a trace; lines that only repeat one cost nothing."""
     return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

@@ -289,6 +289,7 @@ def test_the_row_of_budgets_goes_from_the_cheapest_reachable_to_one() -> None:
     assert grid == (0.313, 0.333, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     assert all(p.reached for p in policies(confidence, correct, cost=[0.3123, 0.5], budgets=grid))
     assert budget_grid(confidence, [0.3, 0.5], step=0.35) == (0.3, 0.35, 0.7, 1.0)
+    assert budget_grid(confidence, [0.848, 0.5]) == (0.848, 0.9, 0.95, 1.0)  # 0.85 would look the same in a table
     assert budget_grid(confidence, [1.2, 0.5], include=[0.5]) == (0.5, 1.0)
     with pytest.raises(ValueError, match="step 0"):
         budget_grid(confidence, [0.3, 0.5], step=0)
