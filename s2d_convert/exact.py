@@ -261,13 +261,18 @@ def stage_costs(meter: Meter | Table, models: Sequence[StageModel]) -> tuple[flo
 
 
 def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> Evaluation:
-    """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static."""
+    """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
+
+    All other chains are the untouched model, whose logits are known.
+    """
     ready = job.ready
     parts = [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
     models, started = build_stages(parts), time.monotonic()
     costs = cost(models)
     measuring = round(time.monotonic() - started, 3)
-    found = worth(ready, job.options, stage_logits(ready.graph, models, ready.dataset.calib), costs)
+    own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
+    logits = np.concatenate([own, *[ready.calib_logits[None]] * (len(models) - len(own))])
+    found = worth(ready, job.options, logits, costs)
     return replace(found, info={**found.info, "measure_s": measuring})
 
 
