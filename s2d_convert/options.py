@@ -36,8 +36,8 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
-        "standard": Effort(2.0, 300, 80, 8.0, 1000, True, 4, 20000, 30000, 12.0, 400),
-        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 1200),
+        "standard": Effort(2.0, 300, 80, 7.5, 1000, True, 4, 20000, 30000, 12.0, 200),
+        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 600),
     }
 )
 DEVICES = ("auto", "cpu", "cuda")
