@@ -20,6 +20,7 @@ from s2d_convert.export import build_stages, read_part, write_bytes, write_json
 from s2d_convert.finish import Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import ConvertOptions, Effort
+from s2d_convert.origin import sha256_of
 from s2d_convert.pipeline import plan_space, play_finals
 from s2d_convert.plan import Conversion
 from s2d_convert.prepare import Job, Prepared, Reporter, prepare, timing_images
@@ -133,7 +134,8 @@ class Stand:
         if not (self.root / name).exists():
             job = self.job(name, seed, budget=budget)
             tuned = tuned or finetune(job, self.net(seed), conversion, start=start)
-            finish(job, tuned, conversion, provenance={})
+            # With this `s2d evaluate` finds the static model of a folder of the stand as of any other.
+            finish(job, tuned, conversion, provenance={"model_sha256": sha256_of(self.options.model)})
             job.run.remove()
         return name
 

@@ -6,7 +6,6 @@ run that was interrupted or killed takes up where it was.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from s2d_convert.finalists import METHOD, Actions, Finals, favourites, simple_ch
 from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import PLANS, ConvertOptions
+from s2d_convert.origin import sha256_of
 from s2d_convert.plan import Conversion
 from s2d_convert.planned import measuring_seconds, predicted_latency, time_shares
 from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
@@ -50,8 +50,8 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     run.refuse_leftover(resume=options.resume)
     ready = prepare(options, reporter)
     written_plan(options, ready)  # what is wrong with it is said before anything is trained
-    digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
-    board = None if options.latency is None else hashlib.sha256(options.latency.read_bytes()).hexdigest()
+    digest = sha256_of(options.model)
+    board = None if options.latency is None else sha256_of(options.latency)
     run.open({**options.fingerprint(), "model_sha256": digest, "board_sha256": board})
     job = Job(options, ready, run, reporter)
     if options.exact:

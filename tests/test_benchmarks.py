@@ -22,6 +22,7 @@ from s2d_convert.channels import analyse
 from s2d_convert.errors import OutputError
 from s2d_convert.graph import Graph, graph_from_proto
 from s2d_convert.latency import Meter
+from s2d_convert.origin import sha256_of
 from s2d_convert.space import total_macs
 from s2d_convert.staged import StagedNet
 from s2d_convert.weights import static_weights
@@ -125,7 +126,8 @@ def test_a_whole_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capture
         images, labels = quadrants(count, seed)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
     amounts = (
-        "--supernet-epochs 0.1 --supernet-min-steps 6 --evaluations 4 --finetune-epochs 0.1 --finetune-min-steps 8"
+        "--supernet-epochs 0.1 --supernet-min-steps 6 --evaluations 4 --finetune-epochs 0.1 --finetune-min-steps 8 "
+        "--trial-steps 4"
     )
     asked = [
         *("--model", str(tmp_path / "tiny.onnx"), "--data", str(tmp_path / "data.npz")),
@@ -148,6 +150,9 @@ def test_a_whole_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capture
         assert 0 <= measured["accuracy"] <= 1
         assert sum(measured["exit_share"]) == pytest.approx(1)
         assert all(t["mean"] > 0 for t in measured["latency"].values())
+    for manifest in (folder / "folders").glob("*/manifest.json"):  # so that `s2d evaluate` knows the static model
+        digest = json.loads(manifest.read_text())["provenance"]["model_sha256"]
+        assert digest == sha256_of(tmp_path / "tiny.onnx")
     table = (folder / "table.md").read_text()
     assert table in capsys.readouterr().out
     assert (folder / "plot.png").exists()
