@@ -31,7 +31,7 @@ Actions = tuple[int, ...]
 ChainT = TypeVar("ChainT")
 
 
-def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], float], *, rounds: int) -> ChainT:
+def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[float, ...]], *, rounds: int) -> ChainT:
     """The best candidate: in every round, `worth(candidate, round)` of those still there decides which third goes on.
 
     The first of equals wins, and at least one goes on.
@@ -39,7 +39,7 @@ def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], float],
     left = list(candidates)
     for number in range(rounds):
         scores = [worth(candidate, number) for candidate in left]
-        order = sorted(range(len(left)), key=lambda i: (-scores[i], i))
+        order = sorted(range(len(left)), key=scores.__getitem__, reverse=True)
         left = [left[i] for i in order[: math.ceil(len(left) / KEPT)]]
     return left[0]
 
@@ -99,11 +99,16 @@ class Finals:
     def best(self) -> tuple[Conversion, Evaluation, Path]:
         """The conversion that won, what it was worth after its last short training, and the file that this left."""
         last = len(ROUNDS)
-        won = halving(self.contenders, lambda c, number: self._value(c, number + 1).reward, rounds=last)
+        won = halving(self.contenders, lambda c, number: self._merit(c, number + 1), rounds=last)
         return won, self._value(won, last), self._file(won, last)
 
     def _file(self, conversion: Conversion, number: int) -> Path:
         return self.place / f"{METHOD}-{conversion.digest()}-{number}"
+
+    def _merit(self, conversion: Conversion, number: int) -> tuple[float, float]:
+        """The reward, and of equal ones the lower latency: easy data gives many plans the same answers."""
+        value = self._value(conversion, number)
+        return value.reward, -value.latency
 
     def _value(self, conversion: Conversion, number: int) -> Evaluation:
         if (conversion, number) not in self._known:

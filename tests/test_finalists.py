@@ -36,9 +36,9 @@ from s2d_convert.tune import finetune
 def test_halving_keeps_the_best_third_of_every_round(worths: list[list[float]]) -> None:
     seen: list[list[int]] = [[], [], []]
 
-    def worth(candidate: int, number: int) -> float:
+    def worth(candidate: int, number: int) -> tuple[float]:
         seen[number].append(candidate)
-        return worths[candidate][number]
+        return (worths[candidate][number],)
 
     best = halving(range(len(worths)), worth, rounds=3)
     assert seen[0] == list(range(len(worths)))
@@ -82,6 +82,11 @@ def test_counted_multiply_accumulates_are_those_of_the_files(name: str) -> None:
         assert stage.macs <= counted
         if name != "densenet":  # whose dense layers leave bottlenecks behind that nobody reads
             assert stage.macs == counted
+
+
+def test_of_equals_the_first_goes_on() -> None:
+    assert halving([3, 1, 2], lambda _candidate, _number: (0.5,), rounds=2) == 3
+    assert halving([3, 1, 2], lambda candidate, _number: (0.5, -candidate), rounds=2) == 1
 
 
 def test_fewer_blocks_leave_out_what_can_be_left_out() -> None:
