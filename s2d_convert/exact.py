@@ -45,8 +45,8 @@ from s2d_convert.weights import ExitHead
 HEADS, DEPTH, FEATURES = "heads.npz", "depth.json", "features"
 BEAM = 6
 LEAST_SHARE = 0.01  # an exit that fewer images take only costs
-Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
 LEAST_MEASURED = 4  # sets of exits whose latency is measured, at least
+Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from s2d_convert.channels import Channels
 from s2d_convert.plan import Conversion
+from s2d_convert.policy import Actions
 from s2d_convert.prepare import Job
 from s2d_convert.search import Evaluation, Trial, evaluation_from_json, trial_to_json
 from s2d_convert.space import BLOCKS, CASCADE, KINDS, PlanSpace, chain_macs, total_macs
@@ -27,7 +28,6 @@ DEPTHS = (1.0, 0.75)  # of the candidate taps
 ROUNDS = (0.25, 1.0)  # shares of the steps that a short training has
 KEPT = 3  # one of so many goes on to the next round
 FAVOURITES = 2  # plans of every kind that the search sends
-Actions = tuple[int, ...]
 ChainT = TypeVar("ChainT")
 
 

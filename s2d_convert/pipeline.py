@@ -21,13 +21,14 @@ from s2d_convert.errors import ModelError
 from s2d_convert.exact import Cost, better, cascade_candidate, depth_candidate, stage_costs, trained_worth
 from s2d_convert.explore import CHOSEN, choose, make_evaluator, search, written_plan
 from s2d_convert.export import check_out
-from s2d_convert.finalists import METHOD, Actions, Finals, favourites, simple_chains
+from s2d_convert.finalists import METHOD, Finals, favourites, simple_chains
 from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import PLANS, ConvertOptions
 from s2d_convert.origin import sha256_of
 from s2d_convert.plan import Conversion
 from s2d_convert.planned import measuring_seconds, predicted_latency, time_shares
+from s2d_convert.policy import Actions
 from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
 from s2d_convert.recast import Recast, recast
 from s2d_convert.runfolder import RunFolder

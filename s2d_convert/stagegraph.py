@@ -80,8 +80,10 @@ class StageGraph:
 
         What only moves data is made once: the same move of the same tensors gives the tensor that is there already.
         """
+        if op not in MOVES:
+            return self.ops(op, inputs, [(name, shape)], attrs or {})[0]
         key = (op, *(x if isinstance(x, str) else (x.dtype.str, x.shape, x.tobytes()) for x in inputs), repr(attrs))
-        if op not in MOVES or key not in self._moved:
+        if key not in self._moved:
             self._moved[key] = self.ops(op, inputs, [(name, shape)], attrs or {})[0]
         return self._moved[key]
 
