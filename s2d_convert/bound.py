@@ -65,7 +65,7 @@ def confirmed(job: Job, results: Sequence[SearchResult[Conversion]]) -> Trial[Co
     closest, least = order[0], float("inf")
     for trial in order[:MOST_CONFIRMED]:
         worst = rehearse(job, trial.plan)
-        if worst <= limit * (1 - MARGIN):
+        if _within(worst, limit):
             return trial
         job.reporter.note(f"measured again, a plan costs {worst:.3f} where every stage runs (--max-latency {limit:g})")
         if worst < least:
@@ -76,7 +76,12 @@ def confirmed(job: Job, results: Sequence[SearchResult[Conversion]]) -> Trial[Co
 def keeps_bound(job: Job, conversion: Conversion) -> bool:
     """Whether a conversion keeps `--max-latency` when it is measured from files; without a bound every one does."""
     limit = job.options.max_latency
-    return limit is None or job.ready.table is not None or rehearse(job, conversion) <= limit * (1 - MARGIN)
+    return limit is None or job.ready.table is not None or _within(rehearse(job, conversion), limit)
+
+
+def _within(worst: float, limit: float) -> bool:
+    """Whether a measured worst case stays below the limit by more than the noise of measuring again."""
+    return worst <= limit * (1 - MARGIN)
 
 
 def rehearse(job: Job, conversion: Conversion) -> float:

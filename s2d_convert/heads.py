@@ -224,7 +224,7 @@ def head_logits(graph: Graph, channels: Channels, heads: Mapping[str, ExitHead],
 
 
 def _module(graph: Graph, channels: Channels, tap: str, head: ExitHead) -> Head:
-    return Head(channels.layouts[tap].axis, len(graph.shapes[tap]), head)
+    return Head(channels.layouts[tap].axis, head)
 
 
 def _scale(values: Array) -> Array:

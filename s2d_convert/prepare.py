@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import Dataset, Images, load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.graph import Graph, load_graph
+from s2d_convert.hints import Teacher
 from s2d_convert.latency import Array, Meter
 from s2d_convert.madeup import Answers, made_up_data
 from s2d_convert.options import ConvertOptions
@@ -60,7 +62,13 @@ class Prepared:
     calib_logits: Array
     answers: Array
     device: torch.device
+    provider: str = "CPUExecutionProvider"
     table: Table | None = None
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The static model as trainings ask it."""
+        return Teacher(self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider)
 
     @property
     def target(self) -> str:
@@ -128,7 +136,9 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     static_check(graph, dataset.calib, logits, preprocess, static, reporter)
     answers = reference_answers(dataset.calib, logits)
     weights = static_weights(graph, channels)
-    return Prepared(graph, channels, weights, preprocess, dataset, static, logits, answers, device, table)
+    return Prepared(
+        graph, channels, weights, preprocess, dataset, static, logits, answers, device, options.provider, table
+    )
 
 
 def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:

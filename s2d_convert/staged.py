@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,28 +97,44 @@ def _transposed_kernel(weight: Tensor, groups: int) -> Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
-class Head(nn.Module):
-    """An `ExitHead` in torch: means over the cells of a tap of this rank, then its layers on the stage's channels."""
+def channel_means(x: Tensor, axis: int) -> Tensor:
+    """The mean of every channel [B, C] of a tensor [B, ...] whose channels lie on this axis, counted without the batch."""
+    others = [a for a in range(1, x.ndim) if a != axis + 1]
+    return x.mean(others) if others else x
 
-    def __init__(self, axis: int, rank: int, head: ExitHead) -> None:
+
+class Exit(NamedTuple):
+    """What one exit answers: logits [B, K], and the features [B, C] that they are made from (None: it has none)."""
+
+    logits: Tensor
+    features: Tensor | None
+
+
+class Head(nn.Module):
+    """An `ExitHead` in torch: means over the cells of a tap, then its layers on the stage's channels."""
+
+    def __init__(self, axis: int, head: ExitHead) -> None:
         super().__init__()
-        self.axis, self.rank, self.cell = axis, rank, head.cell
+        self.axis, self.cell = axis, head.cell
         self.weights = nn.ParameterList(torch.tensor(weight) for weight, _ in head.layers)
         self.biases = nn.ParameterList(torch.tensor(bias) for _, bias in head.layers)
 
-    def forward(self, x: Tensor, columns: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, columns: Tensor | None) -> Exit:
         features = self.features(x)
         if columns is not None:  # a zero feature is as good as a zero column
             features = features * columns.repeat_interleave(features.shape[1] // len(columns))
-        return self.logits(features)
+        return Exit(self.logits(features), features)
 
     def features(self, x: Tensor) -> Tensor:
         """The means over the cells, [B, C * cells]."""
-        if self.rank == 1:
-            return x
         if self.cell is None:
-            return x.mean([a + 1 for a in range(self.rank) if a != self.axis])
+            return channel_means(x, self.axis)
         return F.avg_pool2d(x if self.axis == 0 else x.movedim(-1, 1), self.cell).flatten(1)
+
+    @property
+    def width(self) -> int:
+        """How many features it reads."""
+        return int(next(iter(self.weights)).shape[1])
 
     def logits(self, features: Tensor) -> Tensor:
         """The logits [B, K] from features."""
@@ -183,7 +199,8 @@ class StagedNet(nn.Module):
             self._add_node(node, weights)
         for tap in taps:
             head = weights.heads.get(tap) or initial_head(graph, channels, tap)
-            self.heads[self._head_key[tap]] = Head(channels.layouts[tap].axis, len(graph.shapes[tap]), head)
+            self.heads[self._head_key[tap]] = Head(channels.layouts[tap].axis, head)
+        self._source = feature_source(graph, channels)
         self._last_use = {name: i for i, node in enumerate(graph.nodes) for name in graph.computed(node)}
 
     def _add_node(self, node: Node, weights: Weights) -> None:
@@ -275,27 +292,52 @@ class StagedNet(nn.Module):
 
     def forward(self, images: Tensor, masks: Masks) -> list[Tensor]:
         """The logits [B, K] of every stage of the plan behind `masks`."""
-        wanted = {tap: k for k, tap in enumerate(masks.taps)}
+        return [found.logits for found in self.exits(images, masks)]
+
+    def exits(self, images: Tensor, masks: Masks) -> list[Exit]:
+        """What every stage of the plan behind `masks` answers, and from which features."""
+        wanted = set(masks.taps)
+        kept = wanted | {self._source}
         found: dict[str, Tensor] = {}
         values = {self.graph.image: images.float()}
         for index, node in enumerate(self.graph.nodes):
             outputs = self._run(node, values, masks)
             values.update(zip(node.outputs, outputs, strict=True))
-            for name in node.outputs:
-                if name in wanted:
-                    found[name] = values[name]
-            if len(found) == len(wanted):
+            found.update((name, values[name]) for name in node.outputs if name in kept)
+            if wanted <= found.keys():
                 break
             for name in self.graph.computed(node):
                 if self._last_use[name] == index:
                     values.pop(name, None)
-        return [self._logits(tap, found[tap], columns) for tap, columns in zip(masks.taps, masks.columns, strict=True)]
+        return [self._exit(tap, found, columns) for tap, columns in zip(masks.taps, masks.columns, strict=True)]
 
-    def _logits(self, tap: str, value: Tensor, columns: Tensor | None) -> Tensor:
+    def _exit(self, tap: str, found: Mapping[str, Tensor], columns: Tensor | None) -> Exit:
         if tap == self.graph.output:
-            return value.flatten(1)
-        logits: Tensor = self.heads[self._head_key[tap]](value, columns)
-        return logits
+            return Exit(found[tap].flatten(1), self._features(found))
+        answer: Exit = self._head(tap)(found[tap], columns)
+        return answer
+
+    def _head(self, tap: str) -> Head:
+        head = self.heads[self._head_key[tap]]
+        assert isinstance(head, Head), "heads holds Head modules only"
+        return head
+
+    def _features(self, found: Mapping[str, Tensor]) -> Tensor | None:
+        """The features of the model's own logits."""
+        if self._source is None:
+            return None
+        return channel_means(found[self._source], self.channels.layouts[self._source].axis)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Where it has exits: the taps of its heads, and the output."""
+        return (*self._head_key, self.graph.output)
+
+    def feature_count(self, tap: str) -> int | None:
+        """How many features the exit at this tap, or at the output, has; None: it has none."""
+        if tap != self.graph.output:
+            return self._head(tap).width
+        return None if self._source is None else len(self.channels.layouts[self._source].units)
 
     def _run(self, node: Node, values: Mapping[str, Tensor], masks: Masks) -> tuple[Tensor, ...]:
         key = self._key[node.name]
@@ -372,6 +414,16 @@ class StagedNet(nn.Module):
         readers = [reader.op for reader, _ in self.graph.consumers[node.outputs[0]]]
         return int(np.prod(shape[1:])) > 1 and readers != ["BatchNormalization"]
 
+    def hidden_weights(self) -> list[Tensor]:
+        """The weights [O, I, ...] of the layers in which every output reads every input, without the layer of the logits."""
+        return [
+            module.weight
+            for node in self.graph.nodes
+            if self._key[node.name] in self.mixing
+            and (module := self._mixing(node)).groups == 1
+            and (self._source not in node.inputs or self._source is None)
+        ]
+
     def all_norms(self) -> list[Norm]:
         """Every norm: those of the model and those that were inserted."""
         return [m for m in self.modules() if isinstance(m, Norm)]
@@ -412,12 +464,22 @@ class StagedNet(nn.Module):
                 value = self._parameters.get(f"{key}_{index}")
                 if value is not None:
                     operands[node.name, index] = _numpy(value)
-        heads = {}
-        for tap, key in self._head_key.items():
-            head = self.heads[key]
-            assert isinstance(head, Head), "heads holds Head modules only"
-            heads[tap] = head.numpy()
-        return Weights(mix, operands, heads)
+        return Weights(mix, operands, {tap: self._head(tap).numpy() for tap in self._head_key})
+
+
+def feature_source(graph: Graph, channels: Channels) -> str | None:
+    """The tensor that the layer of the logits reads, None where no single layer that mixes channels makes them."""
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    name = graph.output
+    while name in makers:
+        node = makers[name]
+        inputs = graph.computed(node)
+        if len(inputs) != 1:
+            return None
+        name = inputs[0]
+        if channels.roles[node.name].kind is Kind.MIX:
+            return name if name in makers else None
+    return None
 
 
 def unsupported_nodes(graph: Graph) -> tuple[Node, ...]:

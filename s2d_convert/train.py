@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2d_convert.data import Images, Level
+from s2d_convert.hints import Hints, Lesson
 from s2d_convert.latency import Array
+from s2d_convert.muon import Muon
 from s2d_convert.staged import Masks, StagedNet
 from s2d_convert.static import slices
 
@@ -31,22 +33,29 @@ logger = logging.getLogger(__name__)
 
 EVAL_BATCH = 250
 CHECKPOINT_SECONDS = 30.0
-Teacher = Callable[[Array], Array]
+MOMENTUM = 0.9
+Teacher = Callable[[Array], Lesson]
 Choose = Callable[[int, float], Sequence[Masks]]
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how to train. `distill` is the weight of the static model's logits (1 without labels); `mixed`: products
-    are computed in bfloat16, weights, norms' statistics and losses kept in float32."""
+    """How long and how to train.
+
+    `muon_rate` is the learning rate of what Muon trains; `distill` is the weight of the static model's logits (1 without
+    labels), `hint` that of its features; `mixed`: products are computed in bfloat16, weights, norms' statistics and losses
+    kept in float32.
+    """
 
     steps: int
     batch_size: int = 128
     learning_rate: float = 0.03
+    muon_rate: float = 0.005
     weight_decay: float = 1e-4
     warmup: float = 0.05
     distill: float = 0.7
     temperature: float = 3.0
+    hint: float = 5.0
     level: Level = "light"
     flip: bool = True
     mixed: bool = False
@@ -78,52 +87,75 @@ def train(
     *,
     settings: TrainSettings,
     seed: int,
+    hints: Hints | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> None:
     """Train `net` in place; `choose(step, progress)` gives the plans (as masks) of a step, progress in 0..1.
 
+    With `hints` the exits learn features too, and `hints` is trained beside them.
+
     With `checkpoint` the state is saved there now and then, and training goes on from it if it exists: the same
     seed then gives the same batches as an uninterrupted run.
     """
     device = next(net.parameters()).device
-    optimizer = torch.optim.SGD(_groups(net, settings.weight_decay), lr=1.0, momentum=0.9, nesterov=True)
-    first = _restore(net, optimizer, checkpoint)
+    trained = nn.ModuleDict({"net": net} if hints is None else {"net": net, "hints": hints})
+    rates = _optimizers(trained, net.hidden_weights(), settings)
+    first = _restore(trained, rates, checkpoint)
     loss_average, started, saved = math.nan, time.monotonic(), time.monotonic()
-    for step, (batch, targets, labels) in _batches(images, teacher, settings, seed, first):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(step / settings.steps, settings.warmup)
+    for step, (batch, lesson, labels) in _batches(images, teacher, settings, seed, first):
+        for optimizer, rate in rates.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * schedule(step / settings.steps, settings.warmup)
         net.train()
         plans = choose(step, step / settings.steps)
         data = torch.from_numpy(batch).to(device)
         truth = None if labels is None else torch.from_numpy(labels).to(device)
-        soft = torch.from_numpy(targets).to(device)
-        optimizer.zero_grad(set_to_none=True)
+        soft = torch.from_numpy(lesson.logits).to(device)
+        features = None if lesson.features is None else torch.from_numpy(lesson.features).to(device)
+        trained.zero_grad(set_to_none=True)
         total = 0.0
         for masks in plans:
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed):
-                exits = net(data, masks)
-            loss = exit_loss([logits.float() for logits in exits], soft, truth, settings) / len(plans)
+                exits = net.exits(data, masks)
+            loss = exit_loss([found.logits.float() for found in exits], soft, truth, settings)
+            if hints is not None and features is not None:
+                loss = loss + settings.hint * hints.loss(masks.taps, exits, features)
+            loss = loss / len(plans)
             loss.backward()
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 5.0)
+        for optimizer in rates:
+            optimizer.step()
         loss_average = total if math.isnan(loss_average) else 0.95 * loss_average + 0.05 * total
         if on_step is not None:
             elapsed = time.monotonic() - started
             left = elapsed / (step + 1 - first) * (settings.steps - step - 1)
             on_step(Progress(step + 1, settings.steps, loss_average, left))
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_state(checkpoint, {"step": step + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict()})
+            states = [optimizer.state_dict() for optimizer in rates]
+            save_state(checkpoint, {"step": step + 1, "net": trained.state_dict(), "optimizers": states})
             saved = time.monotonic()
     net.eval()
 
 
-def _groups(net: StagedNet, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on weights only; norms and biases go without."""
-    matrices = [p for p in net.parameters() if sum(n > 1 for n in p.shape) > 1]
-    vectors = [p for p in net.parameters() if sum(n > 1 for n in p.shape) <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _optimizers(
+    trained: nn.Module, hidden: Sequence[Tensor], settings: TrainSettings
+) -> dict[torch.optim.Optimizer, float]:
+    """Muon for the hidden layers and SGD for everything else, with their rates.
+
+    Weight decay on weights only; norms and biases go without, and what Muon trains, whose steps do not shrink with the gradient.
+    """
+    own = {id(weight) for weight in hidden}
+    others = [p for p in trained.parameters() if id(p) not in own]
+    matrices = [p for p in others if sum(n > 1 for n in p.shape) > 1]
+    vectors = [p for p in others if sum(n > 1 for n in p.shape) <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    sgd = torch.optim.SGD(groups, lr=1.0, momentum=MOMENTUM, nesterov=True)
+    rates: dict[torch.optim.Optimizer, float] = {sgd: settings.learning_rate}
+    if hidden:
+        rates[Muon(hidden, momentum=MOMENTUM)] = settings.muon_rate
+    return rates
 
 
 def schedule(progress: float, warmup: float) -> float:
@@ -149,12 +181,12 @@ def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, sett
 
 def _batches(
     images: Images, teacher: Teacher, settings: TrainSettings, seed: int, first: int
-) -> Iterator[tuple[int, tuple[Array, Array, Array | None]]]:
-    """(step, (model input, static logits, labels)) from step `first` on, made one step ahead in a thread."""
+) -> Iterator[tuple[int, tuple[Array, Lesson, Array | None]]]:
+    """(step, (model input, what the teacher says, labels)) from step `first` on, made one step ahead in a thread."""
     size = min(settings.batch_size, len(images))
     per_epoch = max(1, len(images) // size)
 
-    def make(step: int) -> tuple[Array, Array, Array | None]:
+    def make(step: int) -> tuple[Array, Lesson, Array | None]:
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng([seed, 1, epoch]).permutation(len(images))
         indices = order[place * size : (place + 1) * size]
@@ -178,12 +210,13 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _restore(net: StagedNet, optimizer: torch.optim.Optimizer, checkpoint: Path | None) -> int:
+def _restore(net: nn.Module, optimizers: Iterable[torch.optim.Optimizer], checkpoint: Path | None) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True)
     net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(own)
     return int(state["step"])
 
 

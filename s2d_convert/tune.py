@@ -19,6 +19,7 @@ import torch
 from s2d_convert.data import Level
 from s2d_convert.export import Part, build_stages, read_part, write_bytes
 from s2d_convert.finish import Tuned
+from s2d_convert.hints import Hints
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Effective, Plan
 from s2d_convert.prepare import Job, Prepared, Reporter
@@ -30,6 +31,7 @@ from s2d_convert.train import Choose, Progress, TrainSettings, has_bfloat16, inp
 STATISTICS_IMAGES = 2000
 FADE = 0.3  # the share of fine-tuning over which forbidden links fade out
 SUPERNET_RATE, FINETUNE_RATE, COMPACT_RATE = 0.02, 0.03, 0.05
+MUON = 0.16  # of these rates: what Muon moves a weight by in a step, relative to its size
 MOST_PASSES = 3.0
 MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make a training step faster
 COMPACT = "chain1.onnx"
@@ -60,7 +62,9 @@ def train_settings(
     steps = max(at_least, round(epochs * len(ready.dataset.train) / TrainSettings.batch_size))
     level: Level = "strong" if ready.dataset.kind == "made-up" else "light"
     mixed = has_bfloat16(ready.device)
-    return TrainSettings(steps=steps, learning_rate=rate, level=level, flip=options.flip, mixed=mixed)
+    return TrainSettings(
+        steps=steps, learning_rate=rate, muon_rate=MUON * rate, level=level, flip=options.flip, mixed=mixed
+    )
 
 
 def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
@@ -79,7 +83,7 @@ def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
         plan = random_plan(space, np.random.default_rng([options.seed, 3, step]))
         return everything, net.masks(Effective(ready.graph, ready.channels, plan.chains[0]))
 
-    _train(job, net, choose, settings=settings, seed=options.seed, name="supernet")
+    _train(job, net, choose, settings=settings, seed=options.seed, name="supernet", hints=None)
     save_state(done, net.state_dict())
     return net
 
@@ -92,18 +96,34 @@ def _load_finished(net: StagedNet, done: Path) -> bool:
     return done.exists()
 
 
-def _train(job: Job, net: StagedNet, choose: Choose, *, settings: TrainSettings, seed: int, name: str) -> None:
-    """Train on the job's images, with the job's checkpoint and progress of this name."""
+def _train(
+    job: Job,
+    net: StagedNet,
+    choose: Choose,
+    *,
+    settings: TrainSettings,
+    seed: int,
+    hints: Hints | None,
+    name: str | None,
+) -> None:
+    """Train on the job's images, with its progress and, under this name, its checkpoint."""
     train(
         net,
-        job.ready.static.logits,
+        job.ready.teacher,
         job.ready.dataset.train,
         choose,
         settings=settings,
         seed=seed,
-        checkpoint=job.run.path / f"{name}.part.pt",
+        hints=hints,
+        checkpoint=None if name is None else job.run.path / f"{name}.part.pt",
         on_step=_training_progress(job.reporter),
     )
+
+
+def _hints(ready: Prepared, net: StagedNet) -> Hints | None:
+    """New hints for all exits of a network, where the static model has features to give."""
+    width = ready.teacher.width
+    return None if width is None else Hints(net, width).to(ready.device)
 
 
 def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
@@ -189,9 +209,8 @@ def _train_shortly(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, ra
     ready, options = job.ready, job.options
     settings = train_settings(ready, options, rate, 0.0, steps)
     with _threads_for(net, settings.batch_size):
-        train(
-            net, ready.static.logits, ready.dataset.train, choose,
-            settings=settings, seed=options.seed + 2, on_step=_training_progress(job.reporter),
+        _train(
+            job, net, choose, settings=settings, seed=options.seed + 2, hints=_hints(ready, net), name=None
         )  # fmt: skip
     _measure_statistics(net, ready, masks)
 
@@ -233,7 +252,9 @@ def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: f
     epochs, at_least = options.work.finetune_epochs * passes, options.work.finetune_min_steps
     settings = train_settings(ready, options, rate, epochs, at_least)
     with _threads_for(net, settings.batch_size):
-        _train(job, net, choose, settings=settings, seed=options.seed + 1, name="finetune")
+        _train(
+            job, net, choose, settings=settings, seed=options.seed + 1, hints=_hints(ready, net), name="finetune"
+        )  # fmt: skip
     _measure_statistics(net, ready, masks)
     save_state(done, net.state_dict())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nets
@@ -15,6 +15,7 @@ from tiny import quadrants
 from torch import nn
 
 from s2d_convert.data import Images
+from s2d_convert.hints import Hints, Lesson
 from s2d_convert.plan import Effective, identity_plan
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.split import split
@@ -120,11 +121,11 @@ def test_training_lowers_the_loss(labelled: bool) -> None:
     net, masks = small_net32()
     losses: list[float] = []
 
-    def teacher(batch: np.ndarray) -> np.ndarray:
+    def teacher(batch: np.ndarray) -> Lesson:
         means = batch[:, 0, :12, :12].reshape(len(batch), 2, 6, 2, 6).mean((2, 4)).reshape(len(batch), 4)
         wide = np.full((len(batch), nets.CLASSES), -5.0, dtype=np.float32)
         wide[:, :4] = 5 * means
-        return wide
+        return Lesson(wide)
 
     settings = TrainSettings(steps=40, batch_size=32, learning_rate=0.05, level="none")
     images = images32(256, labelled=labelled)
@@ -157,7 +158,7 @@ def test_mixed_precision_learns_what_float32_learns() -> None:
     for mixed in (False, True):
         net, masks = small_net32()
         settings = TrainSettings(steps=60, batch_size=32, learning_rate=0.05, level="none", distill=0.0, mixed=mixed)
-        train(net, np_zeros, images, always(masks), settings=settings, seed=0)
+        train(net, undecided, images, always(masks), settings=settings, seed=0)
         assert all(p.dtype == torch.float32 for p in net.parameters())
         right[mixed] = (exit_logits(net, images, masks)[-1].argmax(axis=1) == images.labels).mean()
     assert right[True] > 0.9 * right[False] > 0.5
@@ -176,27 +177,24 @@ def test_mixed_precision_is_for_processors_that_have_it(
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s2d_convert.train.CHECKPOINT_SECONDS", 0.0)
     settings = TrainSettings(steps=8, batch_size=32)
-    whole, masks = small_net32()
-    train(whole, np_zeros, images32(96), always(masks), settings=settings, seed=3)
-    broken, masks = small_net32()
+
+    def trained(stop: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> nn.ModuleList:
+        net, masks = small_net32()
+        both = nn.ModuleList([net, hints := Hints(net, 3)])
+        train(
+            net, undecided, images32(96), always(masks), settings=settings, seed=3, hints=hints, checkpoint=checkpoint,
+            on_step=stop,
+        )  # fmt: skip
+        return both
 
     def stop(progress: Progress) -> None:
         if progress.step == 5:
             raise KeyboardInterrupt
 
+    whole = trained()
     with pytest.raises(KeyboardInterrupt):
-        train(
-            broken,
-            np_zeros,
-            images32(96),
-            always(masks),
-            settings=settings,
-            seed=3,
-            checkpoint=tmp_path / "c.pt",
-            on_step=stop,
-        )
-    again, masks = small_net32()
-    train(again, np_zeros, images32(96), always(masks), settings=settings, seed=3, checkpoint=tmp_path / "c.pt")
+        trained(stop, tmp_path / "c.pt")
+    again = trained(checkpoint=tmp_path / "c.pt")
     for (key, value), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(value, other), key
 
@@ -210,9 +208,9 @@ def test_batch_statistics_leave_the_norms_as_they_were() -> None:
     assert not any(norm.training for norm in net.all_norms())
 
 
-def np_zeros(batch: np.ndarray) -> np.ndarray:
-    """A teacher that finds all classes equal."""
-    return np.zeros((len(batch), nets.CLASSES), dtype=np.float32)
+def undecided(batch: np.ndarray) -> Lesson:
+    """A teacher that finds all classes equal, by features that are means of pixels."""
+    return Lesson(np.zeros((len(batch), nets.CLASSES), dtype=np.float32), batch.mean((2, 3)))
 
 
 def always(masks: Masks) -> Choose:
