@@ -83,7 +83,7 @@ def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
         plan = random_plan(space, np.random.default_rng([options.seed, 3, step]))
         return everything, net.masks(Effective(ready.graph, ready.channels, plan.chains[0]))
 
-    _train(job, net, choose, settings=settings, seed=options.seed, name="supernet", hints=None)
+    _train(job, net, choose, settings=settings, seed=options.seed, name="supernet", hinted=False)
     save_state(done, net.state_dict())
     return net
 
@@ -103,27 +103,22 @@ def _train(
     *,
     settings: TrainSettings,
     seed: int,
-    hints: Hints | None,
-    name: str | None,
+    name: str | None = None,
+    hinted: bool = True,
 ) -> None:
-    """Train on the job's images, with its progress and, under this name, its checkpoint."""
+    """Train on the job's images, with its progress and, under this name, a checkpoint; with hints if there are any."""
+    teacher = job.ready.teacher
     train(
         net,
-        job.ready.teacher,
+        teacher,
         job.ready.dataset.train,
         choose,
         settings=settings,
         seed=seed,
-        hints=hints,
+        hints=Hints(net, teacher.width).to(job.ready.device) if hinted and teacher.width is not None else None,
         checkpoint=None if name is None else job.run.path / f"{name}.part.pt",
         on_step=_training_progress(job.reporter),
     )
-
-
-def _hints(ready: Prepared, net: StagedNet) -> Hints | None:
-    """New hints for all exits of a network, where the static model has features to give."""
-    width = ready.teacher.width
-    return None if width is None else Hints(net, width).to(ready.device)
 
 
 def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
@@ -209,9 +204,7 @@ def _train_shortly(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, ra
     ready, options = job.ready, job.options
     settings = train_settings(ready, options, rate, 0.0, steps)
     with _threads_for(net, settings.batch_size):
-        _train(
-            job, net, choose, settings=settings, seed=options.seed + 2, hints=_hints(ready, net), name=None
-        )  # fmt: skip
+        _train(job, net, choose, settings=settings, seed=options.seed + 2)
     _measure_statistics(net, ready, masks)
 
 
@@ -252,9 +245,7 @@ def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: f
     epochs, at_least = options.work.finetune_epochs * passes, options.work.finetune_min_steps
     settings = train_settings(ready, options, rate, epochs, at_least)
     with _threads_for(net, settings.batch_size):
-        _train(
-            job, net, choose, settings=settings, seed=options.seed + 1, hints=_hints(ready, net), name="finetune"
-        )  # fmt: skip
+        _train(job, net, choose, settings=settings, seed=options.seed + 1, name="finetune")
     _measure_statistics(net, ready, masks)
     save_state(done, net.state_dict())
 
