@@ -201,7 +201,7 @@ def test_both_packages_were_found() -> None:
         ("s2d_convert", "graph", "from s2d_convert.plan import Plan", "of rung 8"),
         ("s2d_convert", "graph", "from s2d_convert import rules", "of rung 6"),
         ("s2d_convert", "graph", "from . import latency", "of rung 3"),
-        ("s2d_convert", "graph", "from s2d_convert import __version__", "of rung 20"),
+        ("s2d_convert", "graph", "from s2d_convert import __version__", "of rung 21"),
         ("s2d_convert", "plan", "def f():\n    from s2d_convert.errors import S2DError", "inside a function"),
         ("s2d_convert", "cli", "def f():\n    import s2d_runtime", "inside a function"),
         ("s2d_convert", "split", "import torch.nn", "must do without"),
