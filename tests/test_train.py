@@ -116,6 +116,18 @@ def test_masks_fade_between_nothing_and_the_plan(seed: int) -> None:
         assert masks.faded(0.0) is masks
 
 
+@pytest.mark.parametrize("family", ["mobilenet_v2", "vgg_bn", "squeezenet"])
+def test_hidden_weights_are_those_of_full_convolutions_and_inner_layers(family: str) -> None:
+    """No weights of groups, and not those of the logits, which lie last."""
+    graph, channels, weights = analysed(nets.export(family))
+    net = StagedNet(graph, channels, weights)
+    mixing = [node for node in graph.nodes if node.name in weights.mix]
+    wanted = [weights.mix[node.name][0].shape for node in mixing[:-1] if node.attrs.get("group", 1) == 1]
+    found = net.hidden_weights()
+    assert [tuple(weight.shape) for weight in found] == wanted
+    assert {id(weight) for weight in found} < {id(p) for p in net.parameters()}
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_training_lowers_the_loss(labelled: bool) -> None:
     net, masks = small_net32()
