@@ -67,10 +67,9 @@ class Hints(nn.Module):
 
     def __init__(self, net: StagedNet, width: int) -> None:
         super().__init__()
-        taps = net.taps
-        counts = {tap: net.feature_count(tap) for tap in taps}
-        self._key = {tap: f"h{i}" for i, tap in enumerate(taps) if counts[tap] is not None}
-        self.maps = nn.ModuleDict({key: nn.Linear(counts[tap] or 0, width) for tap, key in self._key.items()})
+        counts = {tap: count for tap in net.taps if (count := net.feature_count(tap)) is not None}
+        self._key = {tap: f"h{i}" for i, tap in enumerate(counts)}
+        self.maps = nn.ModuleDict({self._key[tap]: nn.Linear(count, width) for tap, count in counts.items()})
         for parameter in self.parameters():  # from nothing, so that equal seeds give equal maps
             nn.init.zeros_(parameter)
 
