@@ -110,6 +110,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="in place of the effort's")
     parser.add_argument("--stages", type=int, default=2, help="most stages")
     parser.add_argument("--device", default="auto", help="where to train")
+    parser.add_argument("--latency", type=Path, help="board file of the machine that plans are for, as of s2d-convert")
     parser.add_argument("--no-flip", action="store_true", help="do not mirror training images")
     parser.add_argument("--preprocess", help="a preset, as of s2d-convert")
     parser.add_argument("--build-only", action="store_true", help="make the models, measure nothing")
@@ -139,6 +140,7 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
         threads=first.threads,
         batch=first.batch,
         device=args.device,
+        latency=args.latency,
         effort=args.effort,
         flip=not args.no_flip,
         preprocess=args.preprocess,
@@ -148,12 +150,12 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
 
 def check_same(root: Path, args: argparse.Namespace) -> None:
     """Raise OutputError when the folder belongs to a run whose numbers these would not fit."""
-    kept = ("model", "data", "test", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
+    kept = ("model", "data", "test", "effort", "stages", "no_flip", "preprocess", "latency", "settings", *AMOUNTS)
     own = {k: str(getattr(args, k)) for k in kept}
     path = root / "options.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [k for k in kept if before.get(k) != own[k]]
+        changed = [k for k in kept if before.get(k, "None") != own[k]]
         if changed:
             raise OutputError(f"{root}: the run there had another {', '.join(changed)}; choose another --out")
     root.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from s2d_convert.graph import Graph, Node, load_graph
 from s2d_convert.latency import Array, Meter
 from s2d_convert.lower import lower
 from s2d_convert.rules import mix_weights
+from s2d_convert.table import Table
 from s2d_convert.weights import classifier_of
 
 try:
@@ -199,7 +200,7 @@ def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
 
 
 def prune_to(
-    graph: Graph, channels: Channels, meter: Meter, *, budget: float, block: int
+    graph: Graph, channels: Channels, meter: Meter | Table, *, budget: float, block: int
 ) -> tuple[Graph, float, float]:
     """(pruned graph, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or the most
     that can be pruned where nothing meets it.

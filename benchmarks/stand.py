@@ -23,10 +23,11 @@ from s2d_convert.options import ConvertOptions, Effort
 from s2d_convert.origin import sha256_of
 from s2d_convert.pipeline import plan_space, play_finals
 from s2d_convert.plan import Conversion
-from s2d_convert.prepare import Job, Prepared, Reporter, prepare, timing_images
+from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.space import PlanSpace
 from s2d_convert.staged import StagedNet
+from s2d_convert.table import Table
 from s2d_convert.tune import finetune, train_supernet
 
 
@@ -88,11 +89,9 @@ class Stand:
         return plan_space(self.ready, self.options)
 
     @cached_property
-    def meter(self) -> Meter:
-        """Times models next to the static one."""
-        options = self.options
-        image = timing_images(self.ready, options.batch)
-        return Meter(self.ready.graph.model.SerializeToString(), image, threads=options.threads)
+    def meter(self) -> Meter | Table:
+        """Times models next to the static one, or predicts them for the device that plans are for."""
+        return make_meter(self.ready, self.options)
 
     def job(self, name: str, seed: int, **changes: Any) -> Job:
         """A conversion of its own, kept in the folder under `name`."""

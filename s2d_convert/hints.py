@@ -7,10 +7,12 @@ hints; Chen et al., CVPR 2022, arXiv 2203.14001, for the features before the cla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
+import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -18,8 +20,10 @@ from torch import Tensor, nn
 from s2d_convert.channels import Channels
 from s2d_convert.graph import Graph
 from s2d_convert.latency import Array, make_session
-from s2d_convert.staged import Exit, StagedNet, feature_source
+from s2d_convert.plan import Effective, identity_plan
+from s2d_convert.staged import Exit, StagedNet, channel_means, feature_source
 from s2d_convert.static import to_logits
+from s2d_convert.weights import Weights
 
 SMALLEST_SPREAD = 1e-12  # of features, below which they say nothing
 
@@ -28,38 +32,60 @@ SMALLEST_SPREAD = 1e-12  # of features, below which they say nothing
 class Lesson:
     """What the teacher says about a batch: logits float32 [B, K] and features float32 [B, C], if it has any."""
 
-    logits: Array
-    features: Array | None = None
+    logits: Tensor
+    features: Tensor | None = None
 
 
+@dataclass(frozen=True)
 class Teacher:
-    """The static model in onnxruntime, with the features behind its logits."""
+    """The static model, with the features behind its logits: their number (None: it has none), and what it says about
+    model input [B, ...]."""
 
-    def __init__(
-        self, graph: Graph, channels: Channels, *, threads: int = 1, provider: str = "CPUExecutionProvider"
-    ) -> None:
-        self.graph, self.channels = graph, channels
-        self.source = feature_source(graph, channels)
-        model = graph.model
-        if self.source is not None:
-            model = onnx.ModelProto()
-            model.CopyFrom(graph.model)
-            shape: list[str | int | None] = ["N", *graph.shapes[self.source]]
-            model.graph.output.append(helper.make_tensor_value_info(self.source, TensorProto.FLOAT, shape))
-            axis = channels.layouts[self.source].axis
-            self._others = tuple(a for a in range(1, len(shape)) if a != axis + 1)
-        self._session = make_session(model.SerializeToString(), threads=threads, provider=provider)
-
-    @property
-    def width(self) -> int | None:
-        """How many features it has."""
-        return None if self.source is None else len(self.channels.layouts[self.source].units)
+    width: int | None
+    say: Callable[[Array], Lesson]
 
     def __call__(self, images: Array) -> Lesson:
         """What the static model says about model input [B, ...]."""
-        logits, *features = self._session.run(None, {self.graph.image: images})
-        answer = to_logits(logits, self.graph.output_kind)
-        return Lesson(answer, features[0].mean(axis=self._others) if features else None)
+        return self.say(images)
+
+
+def teacher_in_onnxruntime(graph: Graph, channels: Channels, **session: Any) -> Teacher:
+    """The teacher for a CPU, where onnxruntime is the quicker one; `session` as of `make_session`."""
+    source, model = feature_source(graph, channels), graph.model
+    if source is not None:
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        shape: list[str | int | None] = ["N", *graph.shapes[source]]
+        whole.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
+        model = whole
+    runs = make_session(model.SerializeToString(), **session)
+
+    def say(images: Array) -> Lesson:
+        logits, *features = runs.run(None, {graph.image: images})
+        answer = torch.from_numpy(to_logits(logits, graph.output_kind))
+        if source is None:
+            return Lesson(answer)
+        return Lesson(answer, channel_means(torch.from_numpy(features[0]), channels.layouts[source].axis))
+
+    return Teacher(_width(graph, channels), say)
+
+
+def teacher_in_torch(graph: Graph, channels: Channels, weights: Weights, device: torch.device) -> Teacher:
+    """The teacher on the device that trains: a GPU must not wait for a CPU."""
+    net = StagedNet(graph, channels, weights).to(device).eval()
+    masks = net.masks(Effective(graph, channels, identity_plan(graph, channels)))
+
+    @torch.no_grad()
+    def say(images: Array) -> Lesson:
+        (found,) = net.exits(torch.from_numpy(images).to(device), masks)
+        return Lesson(found.logits, found.features)
+
+    return Teacher(_width(graph, channels), say)
+
+
+def _width(graph: Graph, channels: Channels) -> int | None:
+    source = feature_source(graph, channels)
+    return None if source is None else len(channels.layouts[source].units)
 
 
 class Hints(nn.Module):

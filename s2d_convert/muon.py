@@ -22,21 +22,26 @@ LEAST_SIZE = 0.01  # of a weight whose rows have length 1: a smaller one is move
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Of the singular values decomposition U S V of a matrix [m, n], about U V: singular values of 0.7 to 1.2 instead of S.
+    """Of the singular values decomposition U S V of matrices [..., m, n], about U V: singular values of 0.7 to 1.2 instead of S.
 
     All iterates are a polynomial of the Gram matrix times the matrix itself, so only the small Gram matrix is iterated on.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / (wide.norm() + SMALLEST)
-    gram = wide @ wide.T
+    wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
+    wide = wide / (_norms(wide) + SMALLEST)
+    gram = wide @ wide.mT
     a, b, c = COEFFICIENTS
-    total = eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    total = eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     for _ in range(ITERATIONS):
         factor = a * eye + b * gram + c * (gram @ gram)
         total = factor @ total
         gram = factor @ gram @ factor
     result = total @ wide
-    return result if matrix.shape[0] <= matrix.shape[1] else result.T
+    return result if matrix.shape[-2] <= matrix.shape[-1] else result.mT
+
+
+def _norms(matrices: Tensor) -> Tensor:
+    """The length of each matrix [..., m, n] as [..., 1, 1]."""
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
 class Muon(torch.optim.Optimizer):
@@ -50,18 +55,26 @@ class Muon(torch.optim.Optimizer):
         """One step; weights without a gradient stay."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._move(weight, weight.grad, group)
+                    alike.setdefault(weight.shape, []).append(weight)
+            for weights in alike.values():  # at once: on a GPU it is the number of operations that costs
+                self._move(weights, group)
         return loss
 
-    def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        momentum: Tensor = state["momentum"]
-        momentum.mul_(group["momentum"]).add_(gradient)
-        direction = orthogonal((gradient + group["momentum"] * momentum).flatten(1))
-        length = direction.norm()
-        size = torch.maximum(weight.norm(), LEAST_SIZE * length) / (length + SMALLEST)
-        weight.sub_(direction.view_as(weight) * (group["lr"] * size))
+    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of weights of one shape."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        wanted = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+        direction = orthogonal(torch.stack([value.flatten(1) for value in wanted]))
+        length = _norms(direction)
+        sizes = _norms(torch.stack([weight.flatten(1) for weight in weights]))
+        steps = direction * (group["lr"] * torch.maximum(sizes, LEAST_SIZE * length) / (length + SMALLEST))
+        torch._foreach_sub_(weights, [step.view_as(weight) for weight, step in zip(weights, steps, strict=True)])

@@ -17,7 +17,7 @@ from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import Dataset, Images, load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.graph import Graph, load_graph
-from s2d_convert.hints import Teacher
+from s2d_convert.hints import Teacher, teacher_in_onnxruntime, teacher_in_torch
 from s2d_convert.latency import Array, Meter
 from s2d_convert.madeup import Answers, made_up_data
 from s2d_convert.options import ConvertOptions
@@ -68,7 +68,11 @@ class Prepared:
     @cached_property
     def teacher(self) -> Teacher:
         """The static model as trainings ask it."""
-        return Teacher(self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider)
+        if self.device.type != "cpu":
+            return teacher_in_torch(self.graph, self.channels, self.weights, self.device)
+        return teacher_in_onnxruntime(
+            self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider
+        )
 
     @property
     def target(self) -> str:
@@ -160,10 +164,15 @@ def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
 
 
 def torch_device(name: str) -> torch.device:
-    """The torch device behind --device. Raises UsageError when cuda is asked for and absent."""
+    """The torch device behind --device, set to float32 that is float32. Raises UsageError when cuda is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        # Files are compared with the network that was trained, and TF32's ten bits would part them. Where speed counts,
+        # trainings multiply in bfloat16.
+        torch.backends.cudnn.allow_tf32 = False
+    return device
 
 
 def read_dataset(

@@ -111,8 +111,8 @@ def train(
         plans = choose(step, step / settings.steps)
         data = torch.from_numpy(batch).to(device)
         truth = None if labels is None else torch.from_numpy(labels).to(device)
-        soft = torch.from_numpy(lesson.logits).to(device)
-        features = None if lesson.features is None else torch.from_numpy(lesson.features).to(device)
+        soft = lesson.logits.to(device)
+        features = None if lesson.features is None else lesson.features.to(device)
         trained.zero_grad(set_to_none=True)
         total = 0.0
         for masks in plans:

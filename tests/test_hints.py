@@ -11,9 +11,11 @@ from plans import analysed, random_plan
 from torch import nn
 
 from s2d_convert.graph import Graph
-from s2d_convert.hints import Hints, Teacher
-from s2d_convert.plan import Effective, identity_plan
+from s2d_convert.hints import Hints, teacher_in_onnxruntime, teacher_in_torch
+from s2d_convert.plan import Effective
 from s2d_convert.staged import Exit, StagedNet, feature_source
+
+CPU = torch.device("cpu")
 
 
 class Classifier(nn.Module):
@@ -40,22 +42,21 @@ COUNTS = {"linear on means": 6, "two layers": 9, "convolution, then the mean": 6
 
 
 @pytest.mark.parametrize("family", nets.FAMILIES)
-def test_the_teacher_has_the_features_of_the_staged_network(family: str) -> None:
+def test_both_teachers_say_what_the_file_says(family: str) -> None:
     """onnxruntime and torch agree on what the layer of the logits reads, and the logits are the file's."""
     model = nets.export(family)
     graph, channels, weights = analysed(model)
     feeds = random_images(model, 8, 0)
-    teacher = Teacher(graph, channels)
-    lesson = teacher(feeds[graph.image])
-    assert_close(lesson.logits, run(graph.model, feeds)[graph.output].reshape(len(lesson.logits), -1))
-    net = StagedNet(graph, channels, weights).eval()
-    masks = net.masks(Effective(graph, channels, identity_plan(graph, channels)))
-    with torch.no_grad():
-        (found,) = net.exits(torch.from_numpy(feeds[graph.image]), masks)
-    assert (lesson.features is None) == (found.features is None) == (teacher.width is None)
-    if lesson.features is not None and found.features is not None:
-        assert lesson.features.shape == (8, teacher.width)
-        assert_close(found.features.numpy(), lesson.features)
+    wanted = run(graph.model, feeds)[graph.output].reshape(8, -1)
+    teachers = teacher_in_onnxruntime(graph, channels), teacher_in_torch(graph, channels, weights, CPU)
+    first, second = (teacher(feeds[graph.image]) for teacher in teachers)
+    assert_close(first.logits.numpy(), wanted)
+    assert_close(second.logits.numpy(), wanted)
+    for teacher, lesson in zip(teachers, (first, second), strict=True):
+        assert (lesson.features is None) == (teacher.width is None)
+        assert lesson.features is None or lesson.features.shape == (8, teacher.width)
+    if first.features is not None and second.features is not None:
+        assert_close(first.features.numpy(), second.features.numpy())
 
 
 @pytest.mark.parametrize("name", TAILS)
@@ -63,7 +64,7 @@ def test_features_are_what_the_layer_of_the_logits_reads(name: str) -> None:
     graph, channels, _ = analysed(nets.to_onnx(Classifier(*TAILS[name]).eval()))
     source = feature_source(graph, channels)
     assert source is not None
-    assert Teacher(graph, channels).width == COUNTS[name]
+    assert teacher_in_onnxruntime(graph, channels).width == COUNTS[name]
     (reader,) = {node.op for node, _ in graph.consumers[source]}
     assert reader in ("Conv", "Gemm", "MatMul")
 
@@ -80,7 +81,7 @@ def test_a_sum_of_two_classifiers_has_no_features() -> None:
             return self.one(features) + self.two(features).relu()
 
     graph, channels, weights = analysed(nets.to_onnx(Two().eval()))
-    teacher = Teacher(graph, channels)
+    teacher = teacher_in_onnxruntime(graph, channels)
     assert teacher.width is None
     assert teacher(np.zeros((2, *graph.shapes[graph.image]), np.float32)).features is None
     assert StagedNet(graph, channels, weights).feature_count(graph.output) is None

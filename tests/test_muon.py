@@ -108,3 +108,20 @@ def test_it_finds_the_minimum_of_a_bowl() -> None:
         optimizer.step()
     assert float((weight - target).abs().max().detach()) < 1e-2
     assert torch.equal(idle, torch.ones(3, 3))
+
+
+def test_weights_of_one_shape_move_as_each_would_alone() -> None:
+    generator = torch.Generator().manual_seed(8)
+    shapes = [(4, 6), (6, 4, 1, 1), (4, 6), (4, 6), (6, 4, 1, 1)]
+    together = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    alone = [torch.nn.Parameter(weight.detach().clone()) for weight in together]
+    optimizers = [Muon(together, lr=0.1), *(Muon([weight], lr=0.1) for weight in alone)]
+    for _ in range(3):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        together[2].grad = alone[2].grad = None
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)

@@ -137,7 +137,7 @@ def test_training_lowers_the_loss(labelled: bool) -> None:
         means = batch[:, 0, :12, :12].reshape(len(batch), 2, 6, 2, 6).mean((2, 4)).reshape(len(batch), 4)
         wide = np.full((len(batch), nets.CLASSES), -5.0, dtype=np.float32)
         wide[:, :4] = 5 * means
-        return Lesson(wide)
+        return Lesson(torch.from_numpy(wide))
 
     settings = TrainSettings(steps=40, batch_size=32, learning_rate=0.05, level="none")
     images = images32(256, labelled=labelled)
@@ -222,7 +222,7 @@ def test_batch_statistics_leave_the_norms_as_they_were() -> None:
 
 def undecided(batch: np.ndarray) -> Lesson:
     """A teacher that finds all classes equal, by features that are means of pixels."""
-    return Lesson(np.zeros((len(batch), nets.CLASSES), dtype=np.float32), batch.mean((2, 3)))
+    return Lesson(torch.zeros(len(batch), nets.CLASSES), torch.from_numpy(batch.mean((2, 3))))
 
 
 def always(masks: Masks) -> Choose:
