@@ -179,7 +179,7 @@ def _written(graph: Graph, net: Plain) -> onnx.ModelProto:
     del model.graph.value_info[:]
     shape: list[str | int | None] = ["N", *graph.shapes[graph.output]]
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info(graph.output, onnx.TensorProto.FLOAT, shape))
-    return model
+    return onnx.shape_inference.infer_shapes(model)  # a table of latencies goes by the shapes
 
 
 def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
