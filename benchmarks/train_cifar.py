@@ -69,7 +69,7 @@ def train(net: nn.Module, dataset: Dataset, args: argparse.Namespace, device: to
     checkpoint = args.out / f"{args.net}.part.pt"
     first, before = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         first, before = state["step"], state["seconds"]

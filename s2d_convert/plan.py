@@ -125,6 +125,10 @@ class Effective:
         for stage, tap in enumerate(plan.taps if check_taps else (), start=1):
             if not self.readable(tap, stage).any():
                 raise UsageError(f"plan: stage {stage} has no channel of its tap '{tap}'; give it at least one unit")
+            if not self.sees(tap, stage).any():
+                raise UsageError(
+                    f"plan: nothing of the image reaches tap '{tap}' of stage {stage}; give it units of the classes before"
+                )
 
     def _check_folded(self) -> None:
         for name in self.graph.folded:
@@ -176,6 +180,14 @@ class Effective:
     def readable(self, tensor: str, stage: int) -> Array:
         """The positions of a tensor that exist by the end of `stage` and can be other than zero, bool [C]."""
         return (self.of(tensor) <= stage) & self.live(tensor)
+
+    def sees(self, tensor: str, stage: int) -> Array:
+        """Which of the readable positions depend on the image, bool [C]: a bias behind channels of zeros does not."""
+        layout = self.channels.layouts[tensor]
+        seen = _gather(
+            layout, [self._seen_roots[root] for root in layout.roots], np.zeros(len(layout.root), dtype=bool)
+        )
+        return self.readable(tensor, stage) & seen
 
     def mask(self, node: Node) -> Array:
         """M[o, i] = e(i) <= e(o) of a MIX node, bool [O, I], without columns that are always zero and pruned rows."""
@@ -232,6 +244,35 @@ class Effective:
                 if self.channels.is_root(name):
                     found[name] = self._live_output(node, name, of) & (self.of(name) < NEVER)
         return found
+
+    @cached_property
+    def _seen_roots(self) -> Mapping[str, Array]:
+        """Which positions of every root the image reaches, in one walk over the graph."""
+        found: dict[str, Array] = {self.graph.image: self._live_roots[self.graph.image]}
+
+        def of(tensor: str) -> Array:
+            layout = self.channels.layouts[tensor]
+            return _gather(layout, [found[root] for root in layout.roots], np.zeros(len(layout.root), dtype=bool))
+
+        for node in self.graph.nodes:
+            for name in node.outputs:
+                if self.channels.is_root(name):
+                    found[name] = self._seen_output(node, name, of) & self._live_roots[name]
+        return found
+
+    def _seen_output(self, node: Node, name: str, of: Callable[[str], Array]) -> Array:
+        kind, inputs = self.channels.roles[node.name].kind, self.graph.computed(node)
+        units = self.channels.layouts[name].units
+        if kind is Kind.MIX:
+            return np.asarray((self.mask(node) & self.columns(node, of(inputs[0]))[None, :]).any(axis=1))
+        if kind is Kind.GROUPED:
+            groups = int(node.attrs["group"])
+            return np.repeat(of(inputs[0]).reshape(groups, -1).any(axis=1), len(units) // groups)
+        if kind is Kind.MOVE:
+            return np.isin(units, self.channels.layouts[inputs[0]].units[of(inputs[0])])
+        if kind in (Kind.MAP, Kind.JOIN):
+            return np.asarray(np.stack([_spread(of(t), len(units)) for t in inputs]).any(axis=0))
+        return np.full(len(units), any(t not in self.channels.layouts or of(t).any() for t in inputs))
 
     def _live_output(self, node: Node, name: str, of: Callable[[str], Array]) -> Array:
         kind = self.channels.roles[node.name].kind

@@ -176,9 +176,9 @@ class PlanSpace:
         return Conversion((self._alive(Plan(taps, units)), identity_plan(self.graph, self.channels)))
 
     def _alive(self, plan: Plan) -> Plan:
-        """The plan itself, or with every first group in stage 1 where a tap would show nothing but zeros."""
+        """The plan itself, or with every first group in stage 1 where a tap would show nothing of the image."""
         effective = Effective(self.graph, self.channels, plan, check_taps=False)
-        if all(effective.readable(tap, s).any() for s, tap in enumerate(plan.taps, start=1)):
+        if all(effective.sees(tap, s).any() for s, tap in enumerate(plan.taps, start=1)):
             return plan
         stages = list(plan.stages_of_units)
         for division in self.divisions:

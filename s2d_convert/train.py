@@ -213,7 +213,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def _restore(net: nn.Module, optimizers: Iterable[torch.optim.Optimizer], checkpoint: Path | None) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     net.load_state_dict(state["net"])
     for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(own)

@@ -91,7 +91,7 @@ def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
 def _load_finished(net: StagedNet, done: Path) -> bool:
     """Load what an earlier session has finished, if there is any."""
     if done.exists():
-        net.load_state_dict(torch.load(done, weights_only=True))
+        net.load_state_dict(torch.load(done, map_location="cpu", weights_only=True))
         net.eval()
     return done.exists()
 

@@ -17,7 +17,7 @@ from s2d_convert.plan import PRUNED, Effective, Plan
 
 
 def one_by_one(graph: Graph, channels: Channels) -> list[bool]:
-    """The slow way: a plan without the class, and the liveness of its logits."""
+    """The slow way: a plan without the class, and whether all its logits see the image."""
     found = []
     for group in channels.classes:
         stages = np.ones(channels.units, dtype=np.int64)
@@ -26,7 +26,7 @@ def one_by_one(graph: Graph, channels: Channels) -> list[bool]:
             found.append(False)  # a plan may not prune logits
             continue
         effective = Effective(graph, channels, Plan((graph.output,), tuple(stages.tolist())), check_taps=False)
-        found.append(bool(effective.live(graph.output).all()))
+        found.append(bool(effective.sees(graph.output, 1).all()))
     return found
 
 

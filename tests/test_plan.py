@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import nets
 import numpy as np
 import pytest
+import torch
+from helpers import random_images
 from plans import analysed
 from text_nets import chain, net, residual
 
@@ -14,6 +17,7 @@ from s2d_convert.graph import Node
 from s2d_convert.plan import NEVER, Conversion, Effective, Plan, candidate_taps, check_conversion, identity_plan
 from s2d_convert.rules import keeps_zero
 from s2d_convert.split import split
+from s2d_convert.staged import StagedNet
 
 
 def test_effective_stages_by_hand() -> None:
@@ -190,6 +194,44 @@ def test_a_pruned_inside_makes_a_block_dead_bias_and_all() -> None:
     assert effective.live("t").all()  # the identity still flows
     assert effective.live("logits").all()
     assert not effective.mask(graph.producer["b"]).any()
+
+
+BLIND_FAMILIES = ("resnet_preact", "wide_resnet", "densenet", "mobilenet_v3", "convnext", "shufflenet_v2")
+
+
+@pytest.mark.parametrize("family", BLIND_FAMILIES)
+def test_what_a_tap_sees_is_what_changes_with_the_image(family: str) -> None:
+    """Against torch, with so many units pruned that some taps show biases only."""
+    graph, channels, weights = analysed(nets.export(family))
+    images = torch.from_numpy(random_images(graph.model, 8, 0)[graph.image])
+    splittable, blind = [c for c in channels.classes if c.splittable], 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        stages = np.ones(channels.units, dtype=int)
+        for group in splittable:
+            units = list(group.units)
+            stages[units] = rng.integers(0, 2, len(units)) if rng.random() < 0.5 else int(rng.random() < 0.7)
+        for tap in candidate_taps(graph, channels):
+            effective = Effective(graph, channels, Plan((tap,), tuple(stages.tolist())), check_taps=False)
+            net = StagedNet(graph, channels, weights, taps=(tap,)).eval()
+            with torch.no_grad():
+                (found,) = net.exits(images, net.masks(effective))
+            assert found.features is not None
+            spread = (found.features.max(0).values - found.features.min(0).values).numpy()
+            changes = (spread > 1e-6 * np.abs(found.features.numpy()).max()).reshape(len(effective.of(tap)), -1).any(1)
+            sees = effective.sees(tap, 1)
+            assert not (changes & ~sees).any()
+            assert changes.any() == sees.any()
+            blind += int(effective.readable(tap, 1).any() and not sees.any())
+    assert blind > 0 or family in ("mobilenet_v3", "shufflenet_v2")
+
+
+def test_a_tap_that_sees_nothing_of_the_image_is_refused() -> None:
+    graph, channels, _ = analysed(nets.export("resnet_preact"))
+    stages = np.ones(channels.units, dtype=int)
+    stages[list(channels.classes[0].units)] = 0  # the stem: only biases come out of the first norm
+    with pytest.raises(UsageError, match="nothing of the image reaches tap"):
+        Effective(graph, channels, Plan((graph.output,), tuple(stages.tolist())))
 
 
 def test_depth_is_the_first_stage_that_needs_a_node() -> None:

@@ -28,7 +28,7 @@ def first_stage_macs(space: PlanSpace, plan: Plan) -> int:
     return split(space.graph, space.channels, plan, weights)[0].macs
 
 
-@pytest.fixture(scope="module", params=["resnet_option_a", "densenet", "mobilenet_v3", "vgg_bn"])
+@pytest.fixture(scope="module", params=["resnet_option_a", "densenet", "mobilenet_v3", "vgg_bn", "wide_resnet"])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
