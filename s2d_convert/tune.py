@@ -149,14 +149,17 @@ def finetune(job: Job, net: StagedNet, conversion: Conversion, *, start: Path | 
         if not file.exists():
             write_bytes(file, _compact(ready, net, chain) if start is None else start.read_bytes())
         small = read_part(file)
-        # An epoch of it costs less than one of the static model, so it gets more of them.
-        passes = total_macs(ready.graph) / max(1, total_macs(small.graph))
-        return train_part(job, small, passes=min(passes, MOST_PASSES))
+        return train_part(job, small, passes=_passes(ready, small))
     if start is not None:
         _load_finished(net, start)
     masks = net.masks(Effective(ready.graph, ready.channels, chain))
     _finetune(job, net, masks, _under(masks, fade=start is None), rate=FINETUNE_RATE, passes=1.0)
     return Tuned(net, masks, Part(ready.graph, ready.channels, chain, net.weights()))
+
+
+def _passes(ready: Prepared, small: Part) -> float:
+    """How many steps a chain of one stage has for every step of linked stages: its steps cost less than the static model's."""
+    return min(total_macs(ready.graph) / max(1, total_macs(small.graph)), MOST_PASSES)
 
 
 def _under(masks: Masks, *, fade: bool) -> Choose:
@@ -165,14 +168,16 @@ def _under(masks: Masks, *, fade: bool) -> Choose:
 
 
 def try_out(job: Job, net: StagedNet, conversion: Conversion, before: Path | None, after: Path, steps: int) -> None:
-    """Train the first chain so many steps: from the weights of `net`, or on from the file `before`; the file `after` keeps it."""
+    """Train the first chain so many steps, or as many more as fine-tuning would give it: from the weights of `net`, or on
+    from the file `before`; the file `after` keeps it."""
     ready, chain = job.ready, conversion.chains[0]
     if chain.stages == 1:
         first = after.with_name(f"{after.name}.start")
         write_bytes(first, _compact(ready, net, chain) if before is None else before.read_bytes())
         part = read_part(first)
         own, masks = _alone(ready, part)
-        _train_shortly(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, steps=steps)
+        more = round(steps * _passes(ready, part))
+        _train_shortly(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, steps=more)
         (stage,) = build_stages([replace(part, weights=own.weights())])
         write_bytes(after, stage.model.SerializeToString())
         first.unlink()
