@@ -38,15 +38,11 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The static model, with the features behind its logits: their number (None: it has none), and what it says about
-    model input [B, ...]."""
+    """The static model: how many features there are behind its logits (None: it has none), and what it says about model
+    input [B, ...]."""
 
     width: int | None
     say: Callable[[Array], Lesson]
-
-    def __call__(self, images: Array) -> Lesson:
-        """What the static model says about model input [B, ...]."""
-        return self.say(images)
 
 
 def teacher_in_onnxruntime(graph: Graph, channels: Channels, **session: Any) -> Teacher:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 EVAL_BATCH = 250
 CHECKPOINT_SECONDS = 30.0
 MOMENTUM = 0.9
-Teacher = Callable[[Array], Lesson]
+Say = Callable[[Array], Lesson]
 Choose = Callable[[int, float], Sequence[Masks]]
 
 
@@ -81,7 +81,7 @@ class Progress:
 
 def train(
     net: StagedNet,
-    teacher: Teacher,
+    teacher: Say,
     images: Images,
     choose: Choose,
     *,
@@ -180,7 +180,7 @@ def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, sett
 
 
 def _batches(
-    images: Images, teacher: Teacher, settings: TrainSettings, seed: int, first: int
+    images: Images, teacher: Say, settings: TrainSettings, seed: int, first: int
 ) -> Iterator[tuple[int, tuple[Array, Lesson, Array | None]]]:
     """(step, (model input, what the teacher says, labels)) from step `first` on, made one step ahead in a thread."""
     size = min(settings.batch_size, len(images))

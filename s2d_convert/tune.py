@@ -110,7 +110,7 @@ def _train(
     teacher = job.ready.teacher
     train(
         net,
-        teacher,
+        teacher.say,
         job.ready.dataset.train,
         choose,
         settings=settings,

@@ -44,7 +44,7 @@ def test_a_plan_computes_there_what_it_computes_on_the_cpu(family: str) -> None:
 def test_the_teacher_says_there_what_the_file_says() -> None:
     graph, channels, weights = analysed(nets.export("resnet_basic"))
     feeds = random_images(graph.model, 4, 0)
-    lesson = teacher_in_torch(graph, channels, weights, torch_device("cuda"))(feeds[graph.image])
+    lesson = teacher_in_torch(graph, channels, weights, torch_device("cuda")).say(feeds[graph.image])
     assert_close(lesson.logits.cpu().numpy(), run(graph.model, feeds)[graph.output])
 
 

@@ -49,7 +49,7 @@ def test_both_teachers_say_what_the_file_says(family: str) -> None:
     feeds = random_images(model, 8, 0)
     wanted = run(graph.model, feeds)[graph.output].reshape(8, -1)
     teachers = teacher_in_onnxruntime(graph, channels), teacher_in_torch(graph, channels, weights, CPU)
-    first, second = (teacher(feeds[graph.image]) for teacher in teachers)
+    first, second = (teacher.say(feeds[graph.image]) for teacher in teachers)
     assert_close(first.logits.numpy(), wanted)
     assert_close(second.logits.numpy(), wanted)
     for teacher, lesson in zip(teachers, (first, second), strict=True):
@@ -83,7 +83,7 @@ def test_a_sum_of_two_classifiers_has_no_features() -> None:
     graph, channels, weights = analysed(nets.to_onnx(Two().eval()))
     teacher = teacher_in_onnxruntime(graph, channels)
     assert teacher.width is None
-    assert teacher(np.zeros((2, *graph.shapes[graph.image]), np.float32)).features is None
+    assert teacher.say(np.zeros((2, *graph.shapes[graph.image]), np.float32)).features is None
     assert StagedNet(graph, channels, weights).feature_count(graph.output) is None
 
 
