@@ -28,6 +28,7 @@ from s2d_convert.errors import OutputError, S2DError
 from s2d_convert.finish import versions
 from s2d_convert.measure import machine
 from s2d_convert.options import EFFORTS, Effort
+from s2d_convert.origin import sha256_of
 from s2d_convert.terminal import TerminalReporter
 
 OURS = ("ours", "int8-ours")
@@ -152,6 +153,8 @@ def check_same(root: Path, args: argparse.Namespace) -> None:
     """Raise OutputError when the folder belongs to a run whose numbers these would not fit."""
     kept = ("model", "data", "test", "effort", "stages", "no_flip", "preprocess", "latency", "settings", *AMOUNTS)
     own = {k: str(getattr(args, k)) for k in kept}
+    if args.latency is not None and args.latency.is_file():
+        own["latency"] = sha256_of(args.latency)  # a device that was profiled anew is another one
     path = root / "options.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))

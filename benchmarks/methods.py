@@ -24,7 +24,7 @@ from s2d_convert.finalists import METHOD
 from s2d_convert.plan import Conversion, identity_plan
 from s2d_convert.recast import Recast, recast
 from s2d_convert.search import random_search
-from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block
+from s2d_convert.space import CASCADE, PlanSpace, divide
 from s2d_convert.staged import Mixing, StagedNet
 from s2d_convert.tune import MOST_PASSES, train_part
 from s2d_convert.weights import static_weights
@@ -85,9 +85,7 @@ def pruned(stand: Stand, seed: int, budget: float) -> Entry:
     """Structured pruning by torch-pruning down to the budget, then fine-tuned like a first chain of ours."""
     ready = stand.ready
     start = stand.root / "work" / f"pruned-{budget:g}.onnx"
-    graph, ratio, latency = pruning.prune_to(
-        ready.graph, ready.channels, stand.meter, budget=budget, block=layout_block()
-    )
+    graph, ratio, latency = pruning.prune_to(ready.graph, ready.channels, stand.meter, budget=budget, block=ready.block)
     start.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(start, graph.model.SerializeToString())
     channels = analyse(graph)
@@ -115,7 +113,7 @@ def two_models(stand: Stand, seed: int, budget: float) -> Entry:
 def small_conversion(stand: Stand, budget: float) -> Conversion:
     """The widest evenly narrowed network that costs at most SMALL_SHARE of the budget, followed by the untouched model."""
     ready = stand.ready
-    finer = divide(ready.graph, ready.channels, ready.weights, groups=SMALL_GROUPS, block=max(1, layout_block() // 2))
+    finer = divide(ready.graph, ready.channels, ready.weights, groups=SMALL_GROUPS, block=max(1, ready.block // 2))
     space = PlanSpace(ready.graph, ready.channels, finer, stages=2, kinds=(CASCADE,))
     found = sorted(
         {space.decode(a) for a in space.uniform()}, key=lambda c: sum(s > 0 for s in c.chains[0].stages_of_units)

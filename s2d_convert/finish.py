@@ -187,7 +187,7 @@ def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, An
     plain = options.fingerprint()
     return {
         "model": plain.pop("model"),
-        "options": plain,
+        "options": {**plain, "device": ready.device.type},
         **model_facts(ready.graph, ready.channels),
         "versions": versions(),
         **extra,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -169,9 +169,14 @@ def _swish(node: Node, constants: Constants) -> Lowered:
     return lambda x: x * torch.sigmoid(alpha * x)
 
 
+def _bound(value: Any) -> Any:
+    """A bound of Clip; files say "no bound" by the largest float32 too, which bfloat16 does not have."""
+    return None if value is None or abs(value.item()) >= torch.finfo(torch.float32).max else value.item()
+
+
 @builder("Clip")
 def _clip(node: Node, constants: Constants) -> Lowered:
-    low, high = (None if bound is None else bound.item() for bound in (static(node, constants, i) for i in (1, 2)))
+    low, high = (_bound(static(node, constants, i)) for i in (1, 2))
     if low is None and high is None:
         return lambda x, *_: x
     if low is not None and high is not None and low < high:

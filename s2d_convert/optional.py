@@ -26,7 +26,8 @@ def optional_classes(graph: Graph, channels: Channels) -> Array:
             if channels.is_root(name):
                 walk.live[name] = walk.output(node, name) & walk.kept[channels.layouts[name].units]
                 walk.seen[name] = walk.seen_output(node, name) & walk.live[name]
-    bits = np.bitwise_and.reduce(walk.seen_of(graph.output), axis=0)
+    computed = channels.layouts[graph.output].root >= 0  # a logit may be a constant
+    bits = np.bitwise_and.reduce(walk.seen_of(graph.output)[computed], axis=0)
     return np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(channels.classes)].astype(bool)
 
 
@@ -72,7 +73,9 @@ class _Walk:
             merged = np.bitwise_or.reduce(self.seen_of(inputs[0]).reshape(groups, -1, self.words), axis=1)
             return merged.repeat(count // groups, axis=0)
         if kind is Kind.MOVE:
-            return self._moved(name, inputs[0], self.seen_of(inputs[0]))
+            words = self.seen_of(inputs[0])
+            image = words[self.channels.layouts[inputs[0]].units == FREE]
+            return self._moved(name, inputs[0], words) | np.bitwise_or.reduce(image, axis=0, initial=np.uint64(0))
         if kind in (Kind.MAP, Kind.JOIN):
             return np.bitwise_or.reduce([self._spread(self.seen_of(t), count) for t in inputs])
         if any(t not in self.channels.layouts for t in inputs):

@@ -169,7 +169,7 @@ class ConvertOptions:
     def fingerprint(self) -> dict[str, Any]:
         """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""
         plain = asdict(self)
-        for name in ("resume", "ray", "max_drop", "confidence", "cheapest"):
+        for name in ("resume", "ray", "device", "max_drop", "confidence", "cheapest"):
             del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v

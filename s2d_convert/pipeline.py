@@ -33,7 +33,7 @@ from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
 from s2d_convert.recast import Recast, recast
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.search import Evaluation
-from s2d_convert.space import CASCADE, PlanSpace, divide, layout_block
+from s2d_convert.space import CASCADE, PlanSpace, divide
 from s2d_convert.staged import StagedNet
 from s2d_convert.static import StaticModel
 from s2d_convert.table import Table
@@ -194,8 +194,7 @@ def _timed(run: RunFolder, step: str) -> Iterator[None]:
 
 def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
-    block = layout_block() if ready.table is None else ready.table.block
-    divisions = divide(ready.graph, ready.channels, ready.weights, groups=options.work.groups, block=block)
+    divisions = divide(ready.graph, ready.channels, ready.weights, groups=options.work.groups, block=ready.block)
     space = PlanSpace(ready.graph, ready.channels, divisions, stages=options.stages)
     if not space.taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")

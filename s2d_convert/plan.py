@@ -226,7 +226,7 @@ class Effective:
         shape = self.graph.shapes[node.inputs[0]]
         axis = 0 if node.op in ("Conv", "ConvTranspose") else len(shape) - 1
         own = self.channels.layouts[node.inputs[0]].axis
-        return values if own == axis else np.broadcast_to(values[:1], (shape[axis],))
+        return values if own == axis else np.broadcast_to(values.max(keepdims=True), (shape[axis],))
 
     @cached_property
     def _live_roots(self) -> Mapping[str, Array]:
@@ -264,12 +264,21 @@ class Effective:
         kind, inputs = self.channels.roles[node.name].kind, self.graph.computed(node)
         units = self.channels.layouts[name].units
         if kind is Kind.MIX:
-            return np.asarray((self.mask(node) & self.columns(node, of(inputs[0]))[None, :]).any(axis=1))
+            stages = self.columns(node, self.of(inputs[0]))[self.columns(node, of(inputs[0]))]
+            return np.asarray(self.of(name) >= stages.min(initial=NEVER))
+        if kind in (Kind.NORM, Kind.REDUCE):
+            seen, made = of(inputs[0]), self.of(name)
+            reached = [k for k in np.unique(made).tolist() if k < NEVER and seen[self.counted(node, k)].any()]
+            return np.isin(made, reached)
         if kind is Kind.GROUPED:
             groups = int(node.attrs["group"])
             return np.repeat(of(inputs[0]).reshape(groups, -1).any(axis=1), len(units) // groups)
         if kind is Kind.MOVE:
-            return np.isin(units, self.channels.layouts[inputs[0]].units[of(inputs[0])])
+            # Where a block of channels becomes one, a channel of the image may lie among those of a unit.
+            return (
+                np.isin(units, self.channels.layouts[inputs[0]].units[of(inputs[0])])
+                | (of(inputs[0]) & self._free(inputs[0])).any()
+            )
         if kind in (Kind.MAP, Kind.JOIN):
             return np.asarray(np.stack([_spread(of(t), len(units)) for t in inputs]).any(axis=0))
         return np.full(len(units), any(t not in self.channels.layouts or of(t).any() for t in inputs))

@@ -24,6 +24,7 @@ from s2d_convert.options import ConvertOptions
 from s2d_convert.policies import check_enough
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
 from s2d_convert.runfolder import RunFolder
+from s2d_convert.space import layout_block
 from s2d_convert.staged import unsupported_nodes
 from s2d_convert.static import StaticModel, slices
 from s2d_convert.table import Table, read_table
@@ -73,6 +74,11 @@ class Prepared:
         return teacher_in_onnxruntime(
             self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider
         )
+
+    @property
+    def block(self) -> int:
+        """Channels per block of onnxruntime's blocked layout, here or on the device that the table is of."""
+        return layout_block() if self.table is None else self.table.block
 
     @property
     def target(self) -> str:

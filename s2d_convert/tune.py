@@ -162,6 +162,12 @@ def _passes(ready: Prepared, small: Part) -> float:
     return min(total_macs(ready.graph) / max(1, total_macs(small.graph)), MOST_PASSES)
 
 
+def _more(job: Job, small: Part, steps: int) -> int:
+    """So many steps of linked stages in those of a chain of one stage, in the proportion of their fine-tunings."""
+    linked, own = (_finetuning(job, COMPACT_RATE, passes).steps for passes in (1.0, _passes(job.ready, small)))
+    return max(1, round(steps * own / linked))
+
+
 def _under(masks: Masks, *, fade: bool) -> Choose:
     """Training under one plan; with `fade` forbidden links fade out first."""
     return lambda _step, progress: (masks.faded(max(0.0, 1 - progress / FADE) if fade else 0.0),)
@@ -176,8 +182,7 @@ def try_out(job: Job, net: StagedNet, conversion: Conversion, before: Path | Non
         write_bytes(first, _compact(ready, net, chain) if before is None else before.read_bytes())
         part = read_part(first)
         own, masks = _alone(ready, part)
-        more = round(steps * _passes(ready, part))
-        _train_shortly(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, steps=more)
+        _train_shortly(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, steps=_more(job, part, steps))
         (stage,) = build_stages([replace(part, weights=own.weights())])
         write_bytes(after, stage.model.SerializeToString())
         first.unlink()
@@ -241,14 +246,18 @@ def train_part(job: Job, part: Part, *, passes: float, start: Callable[[StagedNe
     return Tuned(own, masks, replace(part, weights=own.weights()))
 
 
+def _finetuning(job: Job, rate: float, passes: float) -> TrainSettings:
+    work = job.options.work
+    return train_settings(job.ready, job.options, rate, work.finetune_epochs * passes, work.finetune_min_steps)
+
+
 def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: float, passes: float) -> None:
     """Train `net` in place and measure its statistics anew, or load what an interrupted run has finished."""
     ready, options, run = job.ready, job.options, job.run
     done = run.path / "finetuned.pt"
     if _load_finished(net, done):
         return
-    epochs, at_least = options.work.finetune_epochs * passes, options.work.finetune_min_steps
-    settings = train_settings(ready, options, rate, epochs, at_least)
+    settings = _finetuning(job, rate, passes)
     with _threads_for(net, settings.batch_size):
         _train(job, net, choose, settings=settings, seed=options.seed + 1, name="finetune")
     _measure_statistics(net, ready, masks)

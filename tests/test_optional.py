@@ -26,7 +26,8 @@ def one_by_one(graph: Graph, channels: Channels) -> list[bool]:
             found.append(False)  # a plan may not prune logits
             continue
         effective = Effective(graph, channels, Plan((graph.output,), tuple(stages.tolist())), check_taps=False)
-        found.append(bool(effective.sees(graph.output, 1).all()))
+        computed = channels.layouts[graph.output].root >= 0
+        found.append(bool(effective.sees(graph.output, 1)[computed].all()))
     return found
 
 

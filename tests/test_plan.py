@@ -206,16 +206,19 @@ def test_what_a_tap_sees_is_what_changes_with_the_image(family: str) -> None:
     images = torch.from_numpy(random_images(graph.model, 8, 0)[graph.image])
     splittable, blind = [c for c in channels.classes if c.splittable], 0
     for seed in range(12):
-        rng = np.random.default_rng(seed)
+        rng, linked = np.random.default_rng(seed), seed % 2
         stages = np.ones(channels.units, dtype=int)
         for group in splittable:
             units = list(group.units)
-            stages[units] = rng.integers(0, 2, len(units)) if rng.random() < 0.5 else int(rng.random() < 0.7)
+            out = 2 if linked and rng.random() < 0.5 else 0  # in a later stage, or in none
+            some, few = rng.integers(0, 2, len(units)), int(rng.random() < 0.7)
+            stages[units] = np.where(some if rng.random() < 0.5 else few, 1, out)
         for tap in candidate_taps(graph, channels):
-            effective = Effective(graph, channels, Plan((tap,), tuple(stages.tolist())), check_taps=False)
+            plan = Plan((tap, *[graph.output] * linked), tuple(stages.tolist()))
+            effective = Effective(graph, channels, plan, check_taps=False)
             net = StagedNet(graph, channels, weights, taps=(tap,)).eval()
             with torch.no_grad():
-                (found,) = net.exits(images, net.masks(effective))
+                found = net.exits(images, net.masks(effective))[0]
             assert found.features is not None
             spread = (found.features.max(0).values - found.features.min(0).values).numpy()
             changes = (spread > 1e-6 * np.abs(found.features.numpy()).max()).reshape(len(effective.of(tap)), -1).any(1)
@@ -224,6 +227,56 @@ def test_what_a_tap_sees_is_what_changes_with_the_image(family: str) -> None:
             assert changes.any() == sees.any()
             blind += int(effective.readable(tap, 1).any() and not sees.any())
     assert blind > 0 or family in ("mobilenet_v3", "shufflenet_v2")
+
+
+BEHIND_A_NORM = {
+    "softmax": "y = Softmax<axis=1>(v)",
+    "maximum of the channels": "m = ReduceMax<axes=[1], keepdims=1>(v)  y = Mul(v, m)",
+}
+
+
+@pytest.mark.parametrize("name", BEHIND_A_NORM)
+def test_a_norm_in_stage_1_sees_nothing_of_what_stage_2_makes(name: str) -> None:
+    graph, channels, _ = analysed(
+        net(
+            "g (float[N,3,8,8] image) => (float[N,5] logits) {"
+            "s = Conv<pads=[1,1,1,1]>(image, w1)  x = Conv<pads=[1,1,1,1]>(s, w2, b2)  v = Sigmoid(x)"
+            f"{BEHIND_A_NORM[name]}  p = GlobalAveragePool(y)  f = Flatten(p)  logits = Gemm<transB=1>(f, w3, b3)"
+            "}",
+            w1=(4, 3, 3, 3), w2=(4, 4, 3, 3), b2=(4,), w3=(5, 4), b3=(5,),
+        )
+    )  # fmt: skip
+    first, second = channels.classes[:2]
+    stages = np.ones(channels.units, dtype=int)
+    stages[list(first.units)] = 2
+    stages[list(second.units)[2:]] = 2
+    effective = Effective(graph, channels, Plan(("y", "logits"), tuple(stages.tolist())), check_taps=False)
+    assert effective.readable("y", 1).any()
+    assert not effective.sees("y", 1).any()
+    assert effective.sees("y", 2).any()
+
+
+def test_a_channel_of_the_image_among_those_of_a_unit_is_seen() -> None:
+    """Four channels become one: three of them are biases, one is the image's own."""
+    graph, channels, weights = analysed(
+        net(
+            "g (float[N,1,8,8] image) => (float[N,5] logits) {"
+            "h = Conv<pads=[1,1,1,1]>(image, w1)  r = Relu(h)  s = Conv<pads=[1,1,1,1]>(r, w2)  z = Sigmoid(s)"
+            "c = Concat<axis=1>(z, image)  d = DepthToSpace<blocksize=2>(c)  t = Conv(d, w3)  y = Relu(t)"
+            "p = GlobalAveragePool(y)  f = Flatten(p)  logits = Gemm<transB=1>(f, w4)"
+            "}",
+            w1=(4, 1, 3, 3), w2=(3, 4, 3, 3), w3=(6, 1, 3, 3), w4=(5, 6),
+        )
+    )  # fmt: skip
+    stages = np.ones(channels.units, dtype=int)
+    stages[list(channels.classes[0].units)] = 0
+    effective = Effective(graph, channels, Plan((graph.output,), tuple(stages.tolist())))
+    images = torch.from_numpy(random_images(graph.model, 8, 0)[graph.image])
+    staged = StagedNet(graph, channels, weights).eval()
+    with torch.no_grad():
+        (logits,) = staged(images, staged.masks(effective))
+    assert float(logits.std(0).max()) > 1e-3
+    assert effective.sees(graph.output, 1).all()
 
 
 def test_a_tap_that_sees_nothing_of_the_image_is_refused() -> None:

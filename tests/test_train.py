@@ -25,6 +25,9 @@ from s2d_convert.train import Choose, Progress, TrainSettings, exit_logits, has_
 FAMILY = "resnet_preact"  # convs that get a norm back, and BatchNormalizations of its own
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 def staged(family: str = FAMILY) -> tuple[StagedNet, Masks, dict[str, np.ndarray]]:
     model = nets.export(family)
     graph, channels, weights = analysed(model)
@@ -232,3 +235,26 @@ def always(masks: Masks) -> Choose:
         return (masks,)
 
     return choose
+
+
+@pytest.mark.parametrize("bounds", [(0.0, LARGEST), (-LARGEST, 6.0), (-LARGEST, LARGEST)])
+def test_a_clip_without_a_bound_trains_in_mixed_precision(bounds: tuple[float, float]) -> None:
+    """Files say "no bound" by the largest float32, which bfloat16 does not have."""
+
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, nets.CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.conv(x).clamp(*bounds).mean((2, 3)))
+            return logits
+
+    graph, channels, weights = analysed(nets.to_onnx(Clipped().eval()))
+    assert "Clip" in {node.op for node in graph.nodes}
+    net = StagedNet(graph, channels, weights)
+    masks = net.masks(Effective(graph, channels, identity_plan(graph, channels)))
+    images = torch.ones(2, *graph.shapes[graph.image])
+    with torch.autocast("cpu", torch.bfloat16):
+        (logits,) = net(images, masks)
+    assert torch.isfinite(logits).all()
