@@ -18,7 +18,7 @@ from s2d_convert.promise import RiskBound
 class Effort:
     """How much work each part gets. Epochs are passes over the training images; `min_steps` is the least number of
     steps of the two trainings where the data set is small. `head_*`: training of exit heads in exact mode, `trial_steps`:
-    of the plans in the finals."""
+    of the cheapest plans in the finals."""
 
     supernet_epochs: float
     supernet_min_steps: int
@@ -36,8 +36,8 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
-        "standard": Effort(2.0, 300, 80, 7.5, 1000, True, 4, 20000, 30000, 12.0, 200),
-        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 600),
+        "standard": Effort(2.0, 300, 80, 7.5, 1000, True, 4, 20000, 30000, 12.0, 300),
+        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 900),
     }
 )
 DEVICES = ("auto", "cpu", "cuda")

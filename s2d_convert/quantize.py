@@ -7,8 +7,10 @@ the logits, and the confidence behind it, stay in float: that costs no time, and
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,24 @@ def int8_model(model: onnx.ModelProto, feeds: Mapping[str, Array], *, excluded: 
         # Without the optimisation: the stage is simplified already, and it would take apart what keeps links alive.
         _guarded(lambda: quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True))
         kept = [*excluded, *_beyond_the_tool(model)]
-        _guarded(lambda: quantize_static(ready, made, _Feeds(feeds), nodes_to_exclude=kept, **QUANTISER))
+        with _without_known_warnings():
+            _guarded(lambda: quantize_static(ready, made, _Feeds(feeds), nodes_to_exclude=kept, **QUANTISER))
         return onnx.load(made)
+
+
+@contextmanager
+def _without_known_warnings() -> Iterator[None]:
+    """The tool warns of every norm that its scale, a vector, has no second axis, and then does the right thing."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "out-of-range for weight" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
 
 
 def _beyond_the_tool(model: onnx.ModelProto) -> list[str]:

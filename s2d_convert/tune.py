@@ -162,10 +162,10 @@ def _passes(ready: Prepared, small: Part) -> float:
     return min(total_macs(ready.graph) / max(1, total_macs(small.graph)), MOST_PASSES)
 
 
-def _more(job: Job, small: Part, steps: int) -> int:
-    """So many steps of linked stages in those of a chain of one stage, in the proportion of their fine-tunings."""
-    linked, own = (_finetuning(job, COMPACT_RATE, passes).steps for passes in (1.0, _passes(job.ready, small)))
-    return max(1, round(steps * own / linked))
+def _trial_steps(job: Job, steps: int, passes: float) -> int:
+    """Steps of a short training of what fine-tuning gives so many passes: in its proportion, `steps` at most."""
+    most, own = (_finetuning(job, FINETUNE_RATE, p).steps for p in (MOST_PASSES, passes))
+    return max(1, round(steps * own / most))
 
 
 def _under(masks: Masks, *, fade: bool) -> Choose:
@@ -174,15 +174,16 @@ def _under(masks: Masks, *, fade: bool) -> Choose:
 
 
 def try_out(job: Job, net: StagedNet, conversion: Conversion, before: Path | None, after: Path, steps: int) -> None:
-    """Train the first chain so many steps, or as many more as fine-tuning would give it: from the weights of `net`, or on
-    from the file `before`; the file `after` keeps it."""
+    """Train the first chain for `steps`, less what fine-tuning would give it less: from the weights of `net`, or on from
+    the file `before`; the file `after` keeps it."""
     ready, chain = job.ready, conversion.chains[0]
     if chain.stages == 1:
         first = after.with_name(f"{after.name}.start")
         write_bytes(first, _compact(ready, net, chain) if before is None else before.read_bytes())
         part = read_part(first)
         own, masks = _alone(ready, part)
-        _train_shortly(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, steps=_more(job, part, steps))
+        steps = _trial_steps(job, steps, _passes(ready, part))
+        _train_shortly(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, steps=steps)
         (stage,) = build_stages([replace(part, weights=own.weights())])
         write_bytes(after, stage.model.SerializeToString())
         first.unlink()
@@ -191,7 +192,9 @@ def try_out(job: Job, net: StagedNet, conversion: Conversion, before: Path | Non
     if before is not None:
         _load_finished(own, before)
     masks = own.masks(Effective(ready.graph, ready.channels, chain))
-    _train_shortly(job, own, masks, _under(masks, fade=before is None), rate=FINETUNE_RATE, steps=steps)
+    _train_shortly(
+        job, own, masks, _under(masks, fade=before is None), rate=FINETUNE_RATE, steps=_trial_steps(job, steps, 1.0)
+    )
     save_state(after, own.state_dict())
 
 

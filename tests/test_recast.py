@@ -166,6 +166,22 @@ def test_a_stage_that_takes_bytes() -> None:
         assert float(np.abs(run(made, feeds)["output"] - expected).max()) <= error * scale
 
 
+def test_a_norm_of_its_own_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
+    """The tool takes the vector of its scales for a weight with two axes, says so, and quantises it all the same."""
+    model = net(
+        """g (float[N,8,6,6] image) => (float[N,10] y) {
+            n = BatchNormalization(image, s, b, m, v)  r = Relu(n)  c = Conv(r, w)  p = GlobalAveragePool(c)
+            f = Flatten(p)  y = Gemm(f, u)
+        }""",
+        s=(8,), b=(8,), m=(8,), w=(6, 8, 3, 3), u=(6, 10),
+    )  # fmt: skip
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(8, np.float32), "v"))
+    feeds = random_images(model, 32, 0)
+    made = int8_model(model, feeds)
+    assert_close(run(made, feeds)["y"], run(model, feeds)["y"], rel=0.05)
+    assert not caplog.records
+
+
 def test_what_stays_in_float() -> None:
     model, _ = stage_of(chain())
     named = {n.name: n.op_type for n in model.graph.node}
