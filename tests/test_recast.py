@@ -173,9 +173,10 @@ def test_a_norm_of_its_own_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture
             n = BatchNormalization(image, s, b, m, v)  r = Relu(n)  c = Conv(r, w)  p = GlobalAveragePool(c)
             f = Flatten(p)  y = Gemm(f, u)
         }""",
-        s=(8,), b=(8,), m=(8,), w=(6, 8, 3, 3), u=(6, 10),
+        s=(8,), b=(8,), m=(8,), v=(8,), w=(6, 8, 3, 3), u=(6, 10),
     )  # fmt: skip
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(8, np.float32), "v"))
+    (variance,) = [i for i in model.graph.initializer if i.name == "v"]
+    variance.CopyFrom(onnx.numpy_helper.from_array(np.ones(8, np.float32), "v"))
     feeds = random_images(model, 32, 0)
     made = int8_model(model, feeds)
     assert_close(run(made, feeds)["y"], run(model, feeds)["y"], rel=0.05)
