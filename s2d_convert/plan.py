@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -174,8 +174,12 @@ class Effective:
         A mixing row that may read no live channel is zero, bias included: that is what lets a residual block
         whose inner class has no unit in a stage vanish from it.
         """
+        return self._shown(tensor, self._live_roots, constants=True)
+
+    def _shown(self, tensor: str, roots: Mapping[str, Array], *, constants: bool) -> Array:
+        """Booleans of roots as a view of them shows them, bool [C]; `constants`: whether constants other than zero count."""
         layout = self.channels.layouts[tensor]
-        return _gather(layout, [self._live_roots[root] for root in layout.roots], layout.fill != 0)
+        return _gather(layout, [roots[root] for root in layout.roots], (layout.fill != 0) & constants)
 
     def readable(self, tensor: str, stage: int) -> Array:
         """The positions of a tensor that exist by the end of `stage` and can be other than zero, bool [C]."""
@@ -183,11 +187,7 @@ class Effective:
 
     def sees(self, tensor: str, stage: int) -> Array:
         """Which of the readable positions depend on the image, bool [C]: a bias behind channels of zeros does not."""
-        layout = self.channels.layouts[tensor]
-        seen = _gather(
-            layout, [self._seen_roots[root] for root in layout.roots], np.zeros(len(layout.root), dtype=bool)
-        )
-        return self.readable(tensor, stage) & seen
+        return self.readable(tensor, stage) & self._shown(tensor, self._seen_roots, constants=False)
 
     def mask(self, node: Node) -> Array:
         """M[o, i] = e(i) <= e(o) of a MIX node, bool [O, I], without columns that are always zero and pruned rows."""
@@ -235,10 +235,7 @@ class Effective:
             self.graph.image: np.ones(len(self.channels.layouts[self.graph.image].units), dtype=bool)
         }
 
-        def of(tensor: str) -> Array:
-            layout = self.channels.layouts[tensor]
-            return _gather(layout, [found[root] for root in layout.roots], layout.fill != 0)
-
+        of = partial(self._shown, roots=found, constants=True)
         for node in self.graph.nodes:
             for name in node.outputs:
                 if self.channels.is_root(name):
@@ -250,10 +247,7 @@ class Effective:
         """Which positions of every root the image reaches, in one walk over the graph."""
         found: dict[str, Array] = {self.graph.image: self._live_roots[self.graph.image]}
 
-        def of(tensor: str) -> Array:
-            layout = self.channels.layouts[tensor]
-            return _gather(layout, [found[root] for root in layout.roots], np.zeros(len(layout.root), dtype=bool))
-
+        of = partial(self._shown, roots=found, constants=False)
         for node in self.graph.nodes:
             for name in node.outputs:
                 if self.channels.is_root(name):
@@ -275,10 +269,8 @@ class Effective:
             return np.repeat(of(inputs[0]).reshape(groups, -1).any(axis=1), len(units) // groups)
         if kind is Kind.MOVE:
             # Where a block of channels becomes one, a channel of the image may lie among those of a unit.
-            return (
-                np.isin(units, self.channels.layouts[inputs[0]].units[of(inputs[0])])
-                | (of(inputs[0]) & self._free(inputs[0])).any()
-            )
+            seen, source = of(inputs[0]), self.channels.layouts[inputs[0]].units
+            return np.isin(units, source[seen]) | (seen & self._free(inputs[0])).any()
         if kind in (Kind.MAP, Kind.JOIN):
             return np.asarray(np.stack([_spread(of(t), len(units)) for t in inputs]).any(axis=0))
         return np.full(len(units), any(t not in self.channels.layouts or of(t).any() for t in inputs))
