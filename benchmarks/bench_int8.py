@@ -22,8 +22,9 @@ import numpy as np
 import onnx
 from s2d_runtime import Dispatcher
 
-from s2d_convert.data import Images, load_all, load_data
+from s2d_convert.data import load_all, load_data
 from s2d_convert.folders import open_export
+from s2d_convert.images import Images
 from s2d_convert.latency import Array, interleave, make_session
 from s2d_convert.measure import thresholds_for_exit
 from s2d_convert.origin import Origin, recorded_preprocess

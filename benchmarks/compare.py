@@ -23,9 +23,10 @@ from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
 from benchmarks.stand import BenchOptions, Entry, Stand
 from benchmarks.tables import markdown, plot, rows
-from s2d_convert.data import Images, load_all
+from s2d_convert.data import load_all
 from s2d_convert.errors import OutputError, S2DError
 from s2d_convert.finish import versions
+from s2d_convert.images import Images
 from s2d_convert.measure import machine
 from s2d_convert.options import EFFORTS, Effort
 from s2d_convert.origin import sha256_of

@@ -15,7 +15,7 @@ from s2d_runtime import Dispatcher
 
 from benchmarks.methods import is_folder
 from benchmarks.stand import Entry, Stand
-from s2d_convert.data import Images
+from s2d_convert.images import Images
 from s2d_convert.latency import Array, interleave, make_session
 from s2d_convert.measure import measure
 from s2d_convert.planned import predicted_latency

@@ -21,11 +21,12 @@ from s2d_convert.channels import analyse
 from s2d_convert.explore import search
 from s2d_convert.export import Part, build_stages, read_part, write_bytes
 from s2d_convert.finalists import METHOD
+from s2d_convert.layers import Mixing
 from s2d_convert.plan import Conversion, identity_plan
 from s2d_convert.recast import Recast, recast
 from s2d_convert.search import random_search
 from s2d_convert.space import CASCADE, PlanSpace, divide
-from s2d_convert.staged import Mixing, StagedNet
+from s2d_convert.staged import StagedNet
 from s2d_convert.tune import MOST_PASSES, train_part
 from s2d_convert.weights import static_weights
 

@@ -17,13 +17,14 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from s2d_convert.channels import FREE, Channels, analyse
+from s2d_convert.channels import Channels, analyse
 from s2d_convert.errors import ModelError, S2DError
 from s2d_convert.graph import Graph, Node, load_graph
 from s2d_convert.latency import Array, Meter
 from s2d_convert.lower import lower
 from s2d_convert.rules import mix_weights
 from s2d_convert.table import Table
+from s2d_convert.walk import FREE
 from s2d_convert.weights import classifier_of
 
 try:

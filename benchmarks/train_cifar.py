@@ -26,7 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.nets import NETS
-from s2d_convert.data import Dataset, Images, load_data
+from s2d_convert.data import load_data
+from s2d_convert.images import Dataset, Images
 from s2d_convert.latency import Array
 from s2d_convert.prepare import torch_device
 from s2d_convert.preprocess import make_preprocess

@@ -13,9 +13,9 @@ import numpy as np
 
 from s2d_convert.calibrate import best_policy, confidences, fit_temperature
 from s2d_convert.channels import Channels
-from s2d_convert.data import Images
 from s2d_convert.export import Part, build_stages
 from s2d_convert.graph import Graph
+from s2d_convert.images import Images
 from s2d_convert.latency import Array, Timing
 from s2d_convert.plan import Conversion, Effective, Plan
 from s2d_convert.search import Evaluation, reward

@@ -12,9 +12,10 @@ from rich.console import Console
 from s2d_runtime import Dispatcher
 
 from s2d_convert.cli_options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC
-from s2d_convert.data import UNREADABLE_ARRAY, load_all
+from s2d_convert.data import load_all
 from s2d_convert.errors import DataError, UsageError
 from s2d_convert.folders import open_export
+from s2d_convert.image_arrays import UNREADABLE_ARRAY
 from s2d_convert.measure import bench, measure
 from s2d_convert.options import check_running
 from s2d_convert.origin import recorded_preprocess

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from s2d_convert import guard
+from s2d_convert.augment import Level
 from s2d_convert.calibrate import best_policy, confidences, fit_temperature
-from s2d_convert.data import Level
 from s2d_convert.errors import ModelError
 from s2d_convert.export import Part, build_stages, stage_logits
 from s2d_convert.finish import Tuned

@@ -12,7 +12,6 @@ import numpy as np
 from s2d_runtime import Dispatcher
 
 from s2d_convert.candidates import is_untouched
-from s2d_convert.data import Images
 from s2d_convert.describe import model_facts
 from s2d_convert.elsewhere import measured_elsewhere, predicted_costs
 from s2d_convert.errors import VerifyError
@@ -27,6 +26,7 @@ from s2d_convert.export import (
     write_stages,
 )
 from s2d_convert.gallery import gallery
+from s2d_convert.images import Images
 from s2d_convert.latency import Array
 from s2d_convert.measure import Measured, largest_difference, machine, measure, path_costs
 from s2d_convert.options import ConvertOptions

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from s2d_runtime import Dispatcher
 
-from s2d_convert.data import Images
+from s2d_convert.images import Images
 from s2d_convert.static import slices
 
 MOST_IMAGES, SHOWN, SIDE = 1000, 12, 96

@@ -22,12 +22,13 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from s2d_convert.augment import Level
 from s2d_convert.channels import Channels
-from s2d_convert.data import Images, Level
 from s2d_convert.graph import Graph
+from s2d_convert.images import Images
 from s2d_convert.latency import Array, make_session
+from s2d_convert.layers import Head
 from s2d_convert.simplify import set_nodes
-from s2d_convert.staged import Head
 from s2d_convert.static import slices, to_logits
 from s2d_convert.train import Progress, TrainSettings, exit_loss, schedule
 from s2d_convert.weights import ExitHead

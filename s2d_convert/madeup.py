@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from s2d_convert.data import MAX_IN_MEMORY_BYTES, Dataset, Images, augment, split_images
+from s2d_convert.augment import augment
 from s2d_convert.errors import DataError
+from s2d_convert.image_folders import MAX_IN_MEMORY_BYTES
+from s2d_convert.images import Dataset, Images, split_images
 from s2d_convert.preprocess import UNREADABLE, Preprocess, read_picture
 from s2d_convert.synthetic import made_up
 

@@ -19,7 +19,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.answers import noise
 from s2d_convert.calibrate import ALWAYS, NEVER
-from s2d_convert.data import Images
+from s2d_convert.images import Images
 from s2d_convert.latency import Array, interleave, time_round
 from s2d_convert.origin import Origin
 from s2d_convert.static import StaticModel, slices, to_logits

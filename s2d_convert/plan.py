@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from s2d_convert.channels import FREE, Channels, Layout
+from s2d_convert.channels import Channels, Layout
 from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph, Node
 from s2d_convert.rules import UNDEFINED_AT_ZERO, Array, Kind, keeps_zero
+from s2d_convert.walk import FREE
 
 PRUNED = 0  # the stage of a unit that no stage computes
 NEVER = 1 << 20  # its effective stage

@@ -14,10 +14,11 @@ import torch
 
 from s2d_convert.candidates import reference_answers
 from s2d_convert.channels import Channels, analyse
-from s2d_convert.data import Dataset, Images, load_data
+from s2d_convert.data import load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.graph import Graph, load_graph
 from s2d_convert.hints import Teacher, teacher_in_onnxruntime, teacher_in_torch
+from s2d_convert.images import Dataset, Images
 from s2d_convert.latency import Array, Meter
 from s2d_convert.madeup import Answers, made_up_data
 from s2d_convert.options import ConvertOptions

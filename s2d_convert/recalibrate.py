@@ -20,11 +20,12 @@ import numpy as np
 import onnx
 from s2d_runtime import Dispatcher, DispatcherError, Manifest
 
-from s2d_convert.data import Images, load_calibration
+from s2d_convert.data import load_calibration
 from s2d_convert.errors import ModelError, OutputError, UsageError
 from s2d_convert.export import MANIFEST, write_bytes, write_json
 from s2d_convert.folders import open_export
 from s2d_convert.gallery import gallery
+from s2d_convert.images import Images
 from s2d_convert.measure import machine, measure, path_costs
 from s2d_convert.options import check_running, risk_bound
 from s2d_convert.origin import Origin, recorded_preprocess

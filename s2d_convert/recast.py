@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher, Manifest, leaves
 
-from s2d_convert.data import Dataset, Images
 from s2d_convert.errors import ModelError
 from s2d_convert.export import read_stages, stage_logits, whole_folder, write_manifest, write_stages
+from s2d_convert.images import Dataset, Images
 from s2d_convert.latency import Array, make_session
 from s2d_convert.measure import Measured, machine, measure, path_costs
 from s2d_convert.policies import Scores, budget_policies, fit_temperatures

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2d_convert.data import Images, Level
+from s2d_convert.augment import Level
 from s2d_convert.hints import Hints, Lesson
+from s2d_convert.images import Images
 from s2d_convert.latency import Array
 from s2d_convert.muon import Muon
 from s2d_convert.staged import Masks, StagedNet

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2d_convert.data import Level
+from s2d_convert.augment import Level
 from s2d_convert.export import Part, build_stages, read_part, write_bytes
 from s2d_convert.finish import Tuned
 from s2d_convert.hints import Hints

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from s2d_convert.channels import FREE, Channels
+from s2d_convert.channels import Channels
 from s2d_convert.graph import Graph, Node
 from s2d_convert.rules import Array, Kind, mix_weights
+from s2d_convert.walk import FREE
 
 Affine = tuple[Array, Array | None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -12,6 +12,12 @@ def quantity(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.2f} {unit}"
     return f"{value:.0f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """At most five names in quotes, and how many more there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "nothing"
 
 
 def promise_text(manifest: Mapping[str, Any]) -> str:

@@ -6,9 +6,10 @@ import onnx
 import pytest
 from text_nets import chain, net, residual
 
-from s2d_convert.channels import FREE, Channels, analyse
+from s2d_convert.channels import Channels, analyse
 from s2d_convert.graph import graph_from_proto
 from s2d_convert.rules import Kind
+from s2d_convert.walk import FREE
 
 
 def channels_of(model: onnx.ModelProto) -> Channels:

@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from s2d_convert import data
-from s2d_convert.data import Dataset, Images, Level, augment, load_all, load_data, split_images
+from s2d_convert import image_folders
+from s2d_convert.augment import Level, augment
+from s2d_convert.data import load_all, load_data
+from s2d_convert.decode import ImageFiles
 from s2d_convert.errors import DataError, UsageError
+from s2d_convert.images import Dataset, Images, split_images
 from s2d_convert.preprocess import make_preprocess
 
 RGB = make_preprocess(size=(8, 8), channels=3)
@@ -174,9 +177,9 @@ def test_hidden_files_and_droppings_are_ignored(tmp_path: Path) -> None:
 def test_files_decoded_lazily_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tree(tmp_path, {"a": 300, "b": 40})
     eager = load(path)
-    monkeypatch.setattr(data, "MAX_IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", 1000)
     lazy = load(path)
-    assert isinstance(lazy.train.pixels, data.ImageFiles)
+    assert isinstance(lazy.train.pixels, ImageFiles)
     assert not lazy.train.is_model_input
     for one, other in ((eager.train, lazy.train), (eager.test, lazy.test)):
         np.testing.assert_array_equal(one.batch(slice(None)), other.batch(slice(None)))
@@ -186,7 +189,7 @@ def test_files_decoded_lazily_give_the_same(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("limit", [1000, 10**9])
 def test_progress_ends_with_all_images(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "MAX_IN_MEMORY_BYTES", limit)
+    monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", limit)
     path = write_tree(tmp_path, {"train/a": 290, "train/b": 10, "val/a": 5, "val/b": 5})
     seen: list[tuple[int, int]] = []
     load(path, progress=lambda done, total: seen.append((done, total)))
@@ -390,7 +393,7 @@ def test_stray_files_are_named(place: str, tmp_path: Path) -> None:
 def test_unreadable_images_are_counted_and_the_first_is_named(
     limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MAX_IN_MEMORY_BYTES", limit)
+    monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", limit)
     path = write_tree(tmp_path, {"a": 290, "b": 10})
     (path / "a/270.png").write_bytes(b"")
     (path / "b/003.png").write_text("<html>404</html>")
@@ -400,7 +403,7 @@ def test_unreadable_images_are_counted_and_the_first_is_named(
 
 
 def test_a_file_that_breaks_later_is_still_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "MAX_IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", 1000)
     images = load_all(write_tree(tmp_path, {"a": 9, "b": 12}), preprocess=RGB, classes=2)
     (tmp_path / "a/004.png").write_bytes(b"gone bad")
     with pytest.raises(DataError, match=r"004\.png: cannot be read"):
@@ -409,7 +412,7 @@ def test_a_file_that_breaks_later_is_still_a_data_error(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("limit", [1000, 10**9])
 def test_copies_of_one_picture_are_refused(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "MAX_IN_MEMORY_BYTES", limit)
+    monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", limit)
     for number in range(40):
         Image.fromarray(pixels_of(0)).save(tmp_path / f"{number}.png")
     refuse(tmp_path, "all 40 images in train are the same picture")

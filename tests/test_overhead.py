@@ -11,8 +11,8 @@ from text_nets import chain, residual
 
 from s2d_convert.candidates import Evaluator
 from s2d_convert.channels import analyse
-from s2d_convert.data import Images
 from s2d_convert.graph import graph_from_proto
+from s2d_convert.images import Images
 from s2d_convert.latency import Timing
 from s2d_convert.options import ConvertOptions
 from s2d_convert.overhead import dispatch_overhead

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from s2d_convert.charts import Series, bars, plot
-from s2d_convert.data import Images
 from s2d_convert.gallery import SHOWN, Gallery, Picture, gallery
+from s2d_convert.images import Images
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.report import page
 

@@ -1,0 +1,53 @@
+"""Which axes of its sources an axis is, after reshapes and transpositions that merge and part axes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# What an axis is made of: the (axis, length) of one axis of the roots, or of several that were merged.
+Tag = tuple[tuple[int, int], ...]
+LOST: Tag = ((-1, 0),)
+
+
+def shared_out(tags: list[Tag], lengths: list[int]) -> list[Tag]:
+    """The tags of axes of these `lengths` that together are the axes tagged `tags`; LOST where one is cut."""
+    parts = [part for tag in tags for part in tag]
+    if LOST in tags:
+        return [LOST] * len(lengths)
+    found: list[Tag] = []
+    for index, length in enumerate(lengths):
+        taken: list[tuple[int, int]] = []
+        last = index == len(lengths) - 1
+        while parts and (last or int(np.prod([n for _, n in taken])) < length):
+            taken.append(parts.pop(0))
+        if int(np.prod([n for _, n in taken])) != length:
+            return [LOST] * len(lengths)
+        found.append(tuple(taken))
+    return found
+
+
+def aligned(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The finest pairs of axis runs with equal products that a reshape maps onto each other."""
+    pairs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right, have, want = [], [], 1, 1
+        if i < len(before):
+            left.append(i)
+            have *= before[i]
+            i += 1
+        if j < len(after):
+            right.append(j)
+            want *= after[j]
+            j += 1
+        while have != want:
+            if have < want:
+                left.append(i)
+                have *= before[i]
+                i += 1
+            else:
+                right.append(j)
+                want *= after[j]
+                j += 1
+        pairs.append((left, right))
+    return pairs
