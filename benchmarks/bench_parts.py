@@ -21,10 +21,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from s2d_convert.channels import analyse
+from s2d_convert.effective import Effective
 from s2d_convert.folders import make_plan
-from s2d_convert.graph import graph_from_proto, load_graph, read_model
 from s2d_convert.latency import Meter
-from s2d_convert.plan import Effective
+from s2d_convert.load import graph_from_proto, load_graph, read_model
 from s2d_convert.space import PlanSpace, divide, layout_block
 from s2d_convert.split import split
 from s2d_convert.staged import StagedNet

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from s2d_convert.channels import Channels, analyse
 from s2d_convert.errors import ModelError, S2DError
-from s2d_convert.graph import Graph, Node, load_graph
+from s2d_convert.graph import Graph, Node
 from s2d_convert.latency import Array, Meter
+from s2d_convert.load import load_graph
 from s2d_convert.lower import lower
 from s2d_convert.rules import mix_weights
 from s2d_convert.table import Table

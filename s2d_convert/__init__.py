@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from s2d_convert.channels import Channels, analyse
     from s2d_convert.errors import S2DError
-    from s2d_convert.graph import Graph, load_graph
+    from s2d_convert.graph import Graph
+    from s2d_convert.load import load_graph
     from s2d_convert.options import ConvertOptions
     from s2d_convert.pipeline import Result, convert
     from s2d_convert.plan import Conversion, Plan
@@ -55,7 +56,7 @@ _HOMES = {
     "Weights": "weights",
     "analyse": "channels",
     "convert": "pipeline",
-    "load_graph": "graph",
+    "load_graph": "load",
     "split_graph": "split:split",
     "static_weights": "weights",
 }

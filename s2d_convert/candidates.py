@@ -13,11 +13,12 @@ import numpy as np
 
 from s2d_convert.calibrate import best_policy, confidences, fit_temperature
 from s2d_convert.channels import Channels
+from s2d_convert.effective import Effective
 from s2d_convert.export import Part, build_stages
 from s2d_convert.graph import Graph
 from s2d_convert.images import Images
 from s2d_convert.latency import Array, Timing
-from s2d_convert.plan import Conversion, Effective, Plan
+from s2d_convert.plan import Conversion, Plan
 from s2d_convert.search import Evaluation, reward
 from s2d_convert.split import StageModel
 from s2d_convert.staged import StagedNet

@@ -11,10 +11,10 @@ from s2d_convert.channels import ChannelClass, Channels
 from s2d_convert.errors import ModelError
 from s2d_convert.graph import Graph, Node
 from s2d_convert.lower import lower
-from s2d_convert.plan import candidate_taps
 from s2d_convert.rules import Kind
 from s2d_convert.space import node_macs, total_macs
 from s2d_convert.staged import unsupported_nodes
+from s2d_convert.taps import candidate_taps
 from s2d_convert.walk import FREE
 
 HOLDS_LOGITS = "holds the logits"

@@ -26,13 +26,14 @@ import torch
 from s2d_convert import guard
 from s2d_convert.augment import Level
 from s2d_convert.calibrate import best_policy, confidences, fit_temperature
+from s2d_convert.effective import Effective
 from s2d_convert.errors import ModelError
 from s2d_convert.export import Part, build_stages, stage_logits
 from s2d_convert.finish import Tuned
 from s2d_convert.heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
 from s2d_convert.latency import Array, Meter
 from s2d_convert.options import ConvertOptions
-from s2d_convert.plan import Conversion, Effective, Plan
+from s2d_convert.plan import Conversion, Plan
 from s2d_convert.prepare import Job, Prepared
 from s2d_convert.search import Evaluation, Trial, reward, trial_to_json
 from s2d_convert.space import depth_taps

@@ -16,6 +16,7 @@ from s2d_convert.overhead import dispatch_overhead
 from s2d_convert.plan import Conversion
 from s2d_convert.planned import restricted, trainable_plan
 from s2d_convert.prepare import Job, Prepared, make_meter
+from s2d_convert.reinforce import reinforce
 from s2d_convert.search import (
     Evaluation,
     SearchResult,
@@ -23,7 +24,6 @@ from s2d_convert.search import (
     evaluate_all,
     evaluation_from_json,
     random_search,
-    reinforce,
     trial_to_json,
 )
 from s2d_convert.space import PlanSpace

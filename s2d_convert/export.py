@@ -22,9 +22,10 @@ from s2d_runtime import Manifest, Policy, Stage, dispatcher
 from s2d_convert.calibrate import NEVER
 from s2d_convert.channels import Channels, analyse
 from s2d_convert.errors import OutputError
-from s2d_convert.graph import Graph, load_graph
+from s2d_convert.graph import Graph
 from s2d_convert.images import Images
 from s2d_convert.latency import Array, make_session
+from s2d_convert.load import load_graph
 from s2d_convert.plan import Conversion, Plan, identity_plan
 from s2d_convert.simplify import set_nodes
 from s2d_convert.split import OUTPUT, StageModel, split

@@ -12,6 +12,7 @@ from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.channels import Channels
 from s2d_convert.describe import model_facts
+from s2d_convert.effective import check_conversion
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.export import (
     Part,
@@ -22,10 +23,11 @@ from s2d_convert.export import (
     write_manifest,
     write_stages,
 )
-from s2d_convert.graph import Graph, load_graph
+from s2d_convert.graph import Graph
+from s2d_convert.load import load_graph
 from s2d_convert.options import FLOATS, check_choice
 from s2d_convert.origin import Origin, sha256_of
-from s2d_convert.plan import MAX_STAGES, Conversion, Plan, check_conversion, identity_plan
+from s2d_convert.plan import MAX_STAGES, Conversion, Plan, identity_plan
 from s2d_convert.planned import read_plan
 from s2d_convert.prepare import read_graph
 from s2d_convert.space import PlanSpace, divide, importance, layout_block, mac_shares

@@ -18,10 +18,11 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from s2d_convert.channels import Channels
+from s2d_convert.effective import Effective
 from s2d_convert.graph import Graph
 from s2d_convert.latency import Array, make_session
 from s2d_convert.layers import Exit, channel_means
-from s2d_convert.plan import Effective, identity_plan
+from s2d_convert.plan import identity_plan
 from s2d_convert.staged import StagedNet, feature_source
 from s2d_convert.static import to_logits
 from s2d_convert.weights import Weights

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from s2d_convert.channels import Channels
+from s2d_convert.effective import Effective
 from s2d_convert.graph import Graph, Node
-from s2d_convert.plan import Effective, Plan
+from s2d_convert.plan import Plan
 from s2d_convert.rules import UNDEFINED_AT_ZERO, Array, Kind, move
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from s2d_convert.channels import Channels, Layout
+from s2d_convert.effective import ADDITIVE
 from s2d_convert.graph import Graph, Node
-from s2d_convert.plan import ADDITIVE
 from s2d_convert.rules import UNDEFINED_AT_ZERO, Array, Kind, keeps_zero
 from s2d_convert.walk import FREE
 

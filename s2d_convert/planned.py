@@ -12,9 +12,10 @@ import numpy as np
 
 from s2d_convert.candidates import is_untouched
 from s2d_convert.channels import Channels
+from s2d_convert.effective import check_conversion
 from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph
-from s2d_convert.plan import Conversion, check_conversion
+from s2d_convert.plan import Conversion
 from s2d_convert.space import CASCADE, LINKED, PlanSpace, Shape
 
 # The kinds and the shape that the plans behind each name have; the keys are `options.PLANS`.

@@ -16,10 +16,11 @@ from s2d_convert.candidates import reference_answers
 from s2d_convert.channels import Channels, analyse
 from s2d_convert.data import load_data
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
-from s2d_convert.graph import Graph, load_graph
+from s2d_convert.graph import Graph
 from s2d_convert.hints import Teacher, teacher_in_onnxruntime, teacher_in_torch
 from s2d_convert.images import Dataset, Images
 from s2d_convert.latency import Array, Meter
+from s2d_convert.load import load_graph
 from s2d_convert.madeup import Answers, made_up_data
 from s2d_convert.options import ConvertOptions
 from s2d_convert.policies import check_enough

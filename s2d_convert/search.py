@@ -1,8 +1,7 @@
-"""Searches over a space of plans; they know neither models nor clocks, only ``evaluate(plan)`` and its reward.
+"""What searches over a space of plans share, and the plain ones; they know neither models nor clocks, only ``evaluate(plan)``
+and its reward.
 
-`reinforce` is REINFORCE (Williams, 1992) with an LSTM policy as in S2DNAS (Yuan et al., ECCV 2020), made frugal: it also
-imitates the best plans so far (self-imitation: Oh et al., ICML 2018), because at three seconds per evaluation a hundred
-rewards must do. `random_search` and `evaluate_all` are the baselines. All of them keep one book: a plan is evaluated once.
+`random_search` and `evaluate_all` are the baselines of `reinforce`. All of them keep one book: a plan is evaluated once.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from s2d_convert.policy import Actions, Allowed, LSTMPolicy
+from s2d_convert.policy import Actions
 
 PlanT = TypeVar("PlanT")
 PlanT_co = TypeVar("PlanT_co", covariant=True)
 
 AHEAD = 16  # proposals of random search that are drawn at once
+GIVE_UP = 80  # repeats in a row after which the space is gone through in order
 MAX_ENUMERATED = 5000  # action strings that are looked through, at most, before a space counts as exhausted
 
 
@@ -78,32 +77,6 @@ class SearchResult(Generic[PlanT]):
     method: str
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How `reinforce` learns; the defaults are tuned for 60-150 evaluations of 15-40 decisions.
-
-    `explore` is the chance that a decision is drawn evenly, falling to `explore_end` over the run. `baseline_decay` belongs
-    to the moving averages of reward and spread. The `elites` best plans are imitated with weights
-    ``exp(-rank / elite_scale)``: steep, because a flat elite holds mediocre plans for most of a short run. After
-    `patience` repeats in a row exploration rises; after `give_up` the space is gone through in order.
-    """
-
-    hidden: int = 64
-    batch: int = 4
-    learning_rate: float = 0.01
-    clip: float = 1.0
-    entropy: float = 0.01
-    entropy_decay: float = 0.99
-    explore: float = 0.1
-    explore_end: float = 0.02
-    baseline_decay: float = 0.8
-    elites: int = 8
-    elite_scale: float = 3.0
-    imitation: float = 1.0
-    patience: int = 12
-    give_up: int = 80
-
-
 # May have a method `ahead(plans)`: then it is told which plans come next, so that it can evaluate them side by side.
 Evaluate = Callable[[PlanT], Evaluation]
 OnTrial = Callable[[Trial[PlanT]], None]
@@ -150,41 +123,6 @@ def evaluation_from_json(entry: Mapping[str, Any]) -> Evaluation:
     return Evaluation(entry["accuracy"], entry["latency"], entry["reward"], entry["info"])
 
 
-def reinforce(
-    space: Space[PlanT],
-    evaluate: Evaluate[PlanT],
-    *,
-    evaluations: int,
-    seed: int,
-    settings: Settings | None = None,
-    on_trial: OnTrial[PlanT] | None = None,
-    warm_start: Sequence[Actions] = (),
-    known: Mapping[PlanT, Evaluation] | None = None,
-) -> SearchResult[PlanT]:
-    """The trials of an LSTM policy that learns to propose plans of high reward.
-
-    Ends after `evaluations` distinct plans, or when the space has no other. The `warm_start` sequences are evaluated
-    first (and count); those that stay among the best are imitated. A plan in `known` takes its evaluation from there but
-    counts like any other, so a run that was killed goes through the same trials when it is started again with the
-    same seed and what it knew.
-    """
-    book = _Book(space, evaluate, method="reinforce", evaluations=evaluations, on_trial=on_trial, known=known)
-    learner = _Learner(space, settings or Settings(), seed)
-    first = [_checked(space, actions) for actions in warm_start]
-    book.look_ahead(first)
-    for actions in first:
-        book.visit_if_open(actions)
-    while not book.closed:
-        explore = learner.exploration(book)
-        proposals = learner.propose(explore) if book.stale < learner.settings.give_up else book.unmet()
-        if not proposals:
-            break
-        book.look_ahead(proposals)
-        episodes = [t for t in map(book.visit_if_open, proposals) if t is not None]
-        learner.learn(episodes, book, explore=explore)
-    return book.result()
-
-
 def random_search(
     space: Space[PlanT],
     evaluate: Evaluate[PlanT],
@@ -195,14 +133,14 @@ def random_search(
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
     """The trials of proposals whose every decision is drawn evenly from what is allowed; ends like `reinforce`."""
-    book = _Book(space, evaluate, method="random", evaluations=evaluations, on_trial=on_trial, known=known)
+    book = Book(space, evaluate, method="random", evaluations=evaluations, on_trial=on_trial, known=known)
     rng = np.random.default_rng(seed)
     drawn: list[Actions] = []
     while not book.closed:
-        if not drawn and book.stale < Settings.give_up:  # what is drawn does not hang on what was found
+        if not drawn and book.stale < GIVE_UP:  # what is drawn does not hang on what was found
             drawn = [random_actions(space, rng) for _ in range(AHEAD)]
             book.look_ahead(drawn)
-        proposals = [drawn.pop(0)] if book.stale < Settings.give_up else book.unmet()
+        proposals = [drawn.pop(0)] if book.stale < GIVE_UP else book.unmet()
         if not proposals:
             break
         book.visit_if_open(proposals[0])
@@ -219,8 +157,8 @@ def evaluate_all(
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
     """The trials of the given sequences, in order."""
-    book = _Book(space, evaluate, method=method, evaluations=len(sequences), on_trial=on_trial, known=known)
-    wanted = [_checked(space, actions) for actions in sequences]
+    book = Book(space, evaluate, method=method, evaluations=len(sequences), on_trial=on_trial, known=known)
+    wanted = [checked(space, actions) for actions in sequences]
     book.look_ahead(wanted)
     for actions in wanted:
         book.visit_if_open(actions)
@@ -235,8 +173,8 @@ def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
     return actions
 
 
-def _checked(space: Space[Any], actions: Sequence[int]) -> Actions:
-    """The sequence itself, once every decision of it is allowed."""
+def checked(space: Space[Any], actions: Sequence[int]) -> Actions:
+    """The sequence itself, once every decision of it is allowed. Raises ValueError where one is not."""
     sequence = tuple(int(a) for a in actions)
     if len(sequence) != len(space.sizes):
         raise ValueError(f"sequence {sequence}: got {len(sequence)} decisions; expected {len(space.sizes)}")
@@ -259,7 +197,7 @@ def ranked(results: Sequence[SearchResult[PlanT]]) -> list[Trial[PlanT]]:
     return sorted(first.values(), key=_merit, reverse=True)
 
 
-class _Book(Generic[PlanT]):
+class Book(Generic[PlanT]):
     """What a search has met: trials, distinct plans, and how long nothing was new."""
 
     def __init__(
@@ -341,64 +279,3 @@ def _sequences(space: Space[Any], prefix: Actions) -> Iterator[Actions]:
         return
     for option in np.flatnonzero(space.allowed(prefix)).tolist():
         yield from _sequences(space, (*prefix, option))
-
-
-class _Learner:
-    """The policy, its optimizer and its moving averages."""
-
-    def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
-        self.settings = settings
-        self.policy = LSTMPolicy(space.sizes, hidden=settings.hidden, seed=seed)
-        self.allowed: Allowed = lru_cache(maxsize=2**16)(space.allowed)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.learning_rate)
-        self._entropy = settings.entropy
-        self._mean: float | None = None
-        self._variance: float | None = None
-
-    def exploration(self, book: _Book[Any]) -> float:
-        """The chance that a decision is drawn evenly: falls with the evaluations, rises while nothing is new."""
-        s = self.settings
-        usual = s.explore + (s.explore_end - s.explore) * len(book.distinct) / book.evaluations
-        stuck = max(0, book.stale - s.patience) / max(1, s.give_up - s.patience)
-        return min(1.0, usual + stuck)
-
-    def propose(self, explore: float) -> Sequence[Actions]:
-        """A batch of sequences drawn from the policy."""
-        with torch.no_grad():
-            drawn = self.policy.sample(
-                self.allowed, generator=self._generator, count=self.settings.batch, explore=explore
-            )
-        return drawn.actions
-
-    def learn(self, episodes: Sequence[Trial[Any]], book: _Book[Any], *, explore: float) -> None:
-        """One update: towards the episodes that did better than the moving average, and towards the best plans so far.
-
-        `explore` is the one that the episodes were drawn with: the gradient is that of the mixture, so it stays on policy.
-        """
-        s, count = self.settings, len(episodes)
-        elites = book.elites(s.elites) if s.imitation else []
-        scores = self.policy.log_prob([t.actions for t in [*episodes, *elites]], self.allowed, explore=explore)
-        gain = (self._advantages(episodes) * scores.log_prob[:count]).mean()
-        loss = -gain - self._entropy * scores.entropy[:count].mean()
-        if elites:
-            weights = torch.exp(-torch.arange(len(elites)) / s.elite_scale)
-            loss = loss - s.imitation * (weights / weights.sum() * scores.log_prob[count:]).sum()
-        self._optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip)
-        self._optimizer.step()
-        self._entropy *= s.entropy_decay
-
-    def _advantages(self, episodes: Sequence[Trial[Any]]) -> torch.Tensor:
-        """By how much each reward is above the moving average, in moving standard deviations, cut at 3."""
-        rewards = np.array([t.evaluation.reward for t in episodes])
-        keep = self.settings.baseline_decay
-        self._mean = _moved(self._mean, float(rewards.mean()), keep)
-        self._variance = _moved(self._variance, float(np.square(rewards - self._mean).mean()), keep)
-        scaled = (rewards - self._mean) / (math.sqrt(self._variance) + 1e-8)
-        return torch.as_tensor(np.clip(scaled, -3, 3), dtype=torch.float32)
-
-
-def _moved(average: float | None, value: float, keep: float) -> float:
-    return value if average is None else keep * average + (1 - keep) * value

@@ -19,10 +19,12 @@ from typing import Literal
 import numpy as np
 
 from s2d_convert.channels import ChannelClass, Channels
+from s2d_convert.effective import Effective
 from s2d_convert.graph import Graph
 from s2d_convert.optional import optional_classes
-from s2d_convert.plan import PRUNED, Conversion, Effective, Plan, candidate_taps, identity_plan
+from s2d_convert.plan import PRUNED, Conversion, Plan, identity_plan
 from s2d_convert.rules import PRODUCTS, Array, Kind, macs_of
+from s2d_convert.taps import candidate_taps
 from s2d_convert.walk import FREE
 from s2d_convert.weights import Weights
 

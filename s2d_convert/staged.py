@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from s2d_convert.channels import Channels
+from s2d_convert.effective import Effective
 from s2d_convert.graph import Graph, Node
 from s2d_convert.layers import EPSILON, MOMENTUM, Exit, Head, Mixing, Moments, Norm, as_numpy, channel_means
 from s2d_convert.lower import BUILDERS, lower
-from s2d_convert.plan import Effective, identity_plan
+from s2d_convert.plan import identity_plan
 from s2d_convert.rules import UNDEFINED_AT_ZERO, Kind, channel_axis_of_constant
 from s2d_convert.walk import FREE
 from s2d_convert.weights import Weights, initial_head

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from s2d_convert.augment import Level
+from s2d_convert.effective import Effective
 from s2d_convert.export import Part, build_stages, read_part, write_bytes
 from s2d_convert.finish import Tuned
 from s2d_convert.hints import Hints
 from s2d_convert.options import ConvertOptions
-from s2d_convert.plan import Conversion, Effective, Plan
+from s2d_convert.plan import Conversion, Plan
 from s2d_convert.prepare import Job, Prepared, Reporter
 from s2d_convert.search import random_actions
 from s2d_convert.space import PlanSpace, total_macs

@@ -12,7 +12,7 @@ from text_nets import net
 
 from s2d_convert.errors import ModelError
 from s2d_convert.folders import split_model
-from s2d_convert.graph import load_graph
+from s2d_convert.load import load_graph
 
 WEIGHTS = {"wa": (8, 3, 3, 3), "wl": (4, 8), "bl": (4,)}
 

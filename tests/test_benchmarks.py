@@ -20,8 +20,9 @@ from benchmarks.nets import NETS
 from benchmarks.tables import markdown, plot, rows
 from s2d_convert.channels import analyse
 from s2d_convert.errors import OutputError
-from s2d_convert.graph import Graph, graph_from_proto
+from s2d_convert.graph import Graph
 from s2d_convert.latency import Meter
+from s2d_convert.load import graph_from_proto
 from s2d_convert.origin import sha256_of
 from s2d_convert.space import total_macs
 from s2d_convert.staged import StagedNet

@@ -7,7 +7,7 @@ import pytest
 from text_nets import chain, net, residual
 
 from s2d_convert.channels import Channels, analyse
-from s2d_convert.graph import graph_from_proto
+from s2d_convert.load import graph_from_proto
 from s2d_convert.rules import Kind
 from s2d_convert.walk import FREE
 

@@ -20,7 +20,7 @@ from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
 from s2d_convert import finish
 from s2d_convert.errors import OutputError, PromiseError
-from s2d_convert.graph import load_graph
+from s2d_convert.load import load_graph
 from s2d_convert.pipeline import convert
 
 

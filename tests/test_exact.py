@@ -15,8 +15,8 @@ from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 from s2d_convert.errors import VerifyError
 from s2d_convert.exact import HEADS, Candidate, better
 from s2d_convert.finish import exactness
-from s2d_convert.graph import load_graph
 from s2d_convert.images import Images
+from s2d_convert.load import load_graph
 from s2d_convert.measure import largest_difference
 from s2d_convert.options import ConvertOptions
 from s2d_convert.pipeline import convert

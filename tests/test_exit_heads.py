@@ -13,9 +13,10 @@ from helpers import assert_close, random_images
 from plans import analysed, random_plan, run_chain
 from text_nets import net
 
+from s2d_convert.effective import Effective
 from s2d_convert.heads import Extractor, Features, feature_count, head_cell, head_logits, new_head, train_heads
 from s2d_convert.images import Images
-from s2d_convert.plan import Effective, Plan
+from s2d_convert.plan import Plan
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.space import depth_taps
 from s2d_convert.split import split

@@ -19,11 +19,12 @@ from test_space import by_hand, space_of
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
 from s2d_convert import pipeline
+from s2d_convert.effective import Effective
 from s2d_convert.export import Part, build_stages
 from s2d_convert.finalists import FAVOURITES, KEPT, METHOD, ROUNDS, Finals, favourites, halving, simple_chains
 from s2d_convert.finish import Tuned
 from s2d_convert.pipeline import convert
-from s2d_convert.plan import Conversion, Effective, identity_plan
+from s2d_convert.plan import Conversion, identity_plan
 from s2d_convert.prepare import Job
 from s2d_convert.runfolder import RunFolder
 from s2d_convert.search import Evaluation, Trial, random_actions, trial_to_json

@@ -19,13 +19,14 @@ from text_nets import chain, net, residual
 from s2d_convert.channels import analyse
 from s2d_convert.cli import main
 from s2d_convert.describe import describe
-from s2d_convert.graph import Node, graph_from_proto
+from s2d_convert.graph import Node
 from s2d_convert.inspect_view import LARGEST, NAMED, InspectView
+from s2d_convert.load import graph_from_proto
 from s2d_convert.lower import BUILDERS, Constants, Lowered
 from s2d_convert.lower_base import refusal
-from s2d_convert.plan import candidate_taps
 from s2d_convert.rules import RULES
 from s2d_convert.space import mac_shares
+from s2d_convert.taps import candidate_taps
 
 # Multiply-accumulates of `residual`: the stem, the inner convolution, the one back to the stream, the classifier.
 STEM, INNER, BACK, LINEAR = 4 * 3 * 9 * 64, 6 * 4 * 9 * 64, 4 * 6 * 9 * 64, 3 * 4

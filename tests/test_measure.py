@@ -15,9 +15,9 @@ from s2d_convert.calibrate import NEVER
 from s2d_convert.errors import OutputError, UsageError
 from s2d_convert.export import check_out, stage_logits, whole_folder
 from s2d_convert.folders import open_export, split_model
-from s2d_convert.graph import graph_from_proto
 from s2d_convert.images import Images
 from s2d_convert.latency import Meter, make_session
+from s2d_convert.load import graph_from_proto
 from s2d_convert.measure import bench, measure, path_costs, thresholds_for_exit
 from s2d_convert.plan import Plan
 from s2d_convert.preprocess import make_preprocess

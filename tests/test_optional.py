@@ -11,9 +11,10 @@ from plans import analysed
 from random_graphs import random_graphs
 
 from s2d_convert.channels import Channels
+from s2d_convert.effective import Effective
 from s2d_convert.graph import Graph
 from s2d_convert.optional import optional_classes
-from s2d_convert.plan import PRUNED, Effective, Plan
+from s2d_convert.plan import PRUNED, Plan
 
 
 def one_by_one(graph: Graph, channels: Channels) -> list[bool]:

@@ -11,9 +11,9 @@ from text_nets import chain, residual
 
 from s2d_convert.candidates import Evaluator
 from s2d_convert.channels import analyse
-from s2d_convert.graph import graph_from_proto
 from s2d_convert.images import Images
 from s2d_convert.latency import Timing
+from s2d_convert.load import graph_from_proto
 from s2d_convert.options import ConvertOptions
 from s2d_convert.overhead import dispatch_overhead
 from s2d_convert.prepare import Prepared

@@ -16,7 +16,8 @@ from s2d_runtime import Dispatcher
 from s2d_convert.answers import noise
 from s2d_convert.errors import ModelError
 from s2d_convert.folders import split_model
-from s2d_convert.graph import Graph, graph_from_proto, load_graph
+from s2d_convert.graph import Graph
+from s2d_convert.load import graph_from_proto, load_graph
 from s2d_convert.plan import Plan
 from s2d_convert.split import StageModel, split
 

@@ -13,9 +13,10 @@ from plans import analysed, check_chain_law, possible_taps, run_chain
 
 from s2d_convert.channels import Channels
 from s2d_convert.describe import describe
+from s2d_convert.effective import Effective
 from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph
-from s2d_convert.plan import Effective, Plan
+from s2d_convert.plan import Plan
 from s2d_convert.split import split
 
 # The check of the chain law tells logits from probabilities, but not from their logarithms.

@@ -20,7 +20,7 @@ from tiny import EFFORT, TINY, Listener, ask, make_model, quadrants
 from s2d_convert import measure, options, recalibrate
 from s2d_convert.calibrate import confidences
 from s2d_convert.errors import PromiseError
-from s2d_convert.graph import load_graph
+from s2d_convert.load import load_graph
 from s2d_convert.pipeline import convert
 from s2d_convert.recalibrate import CalibrateOptions, calibrate_folder, read_scores, undo
 from s2d_convert.static import StaticModel

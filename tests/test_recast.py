@@ -29,7 +29,7 @@ from s2d_convert.data import load_all
 from s2d_convert.errors import ModelError
 from s2d_convert.export import read_stages, store_as_float16
 from s2d_convert.folders import depth_plan, split_model
-from s2d_convert.graph import load_graph
+from s2d_convert.load import load_graph
 from s2d_convert.pipeline import convert
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.quantize import answering_nodes, float16_stage, int8_model, int8_stage, set_temperature

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from s2d_convert.policy import Actions, LSTMPolicy
+from s2d_convert.reinforce import Settings, reinforce
 from s2d_convert.search import (
     Evaluation,
     SearchResult,
-    Settings,
     Trial,
     evaluate_all,
     evaluation_from_json,
     random_actions,
     random_search,
-    reinforce,
     reward,
     trial_to_json,
 )

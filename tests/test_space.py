@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from plans import analysed
 from text_nets import chain, residual
 
-from s2d_convert.plan import PRUNED, Plan, check_conversion
+from s2d_convert.effective import check_conversion
+from s2d_convert.plan import PRUNED, Plan
 from s2d_convert.search import random_actions
 from s2d_convert.space import CASCADE, LINKED, PlanSpace, divide, importance, mac_shares, node_macs
 from s2d_convert.split import split

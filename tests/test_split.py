@@ -14,8 +14,9 @@ from text_nets import chain, net, residual
 from s2d_convert.channels import Channels
 from s2d_convert.errors import UsageError
 from s2d_convert.graph import Graph
-from s2d_convert.plan import Plan, candidate_taps, identity_plan
+from s2d_convert.plan import Plan, identity_plan
 from s2d_convert.split import StageModel, split
+from s2d_convert.taps import candidate_taps
 from s2d_convert.weights import Weights, linear_head
 
 # Of the net `chain`: half of the first conv and a quarter of the second in stage 1, the logits (fixed) anywhere.

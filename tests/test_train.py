@@ -14,9 +14,10 @@ from plans import analysed, random_plan
 from tiny import quadrants
 from torch import nn
 
+from s2d_convert.effective import Effective
 from s2d_convert.hints import Hints, Lesson
 from s2d_convert.images import Images
-from s2d_convert.plan import Effective, identity_plan
+from s2d_convert.plan import identity_plan
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.split import split
 from s2d_convert.staged import Masks, StagedNet
