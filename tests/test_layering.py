@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,3 +245,12 @@ def test_a_broken_ladder_is_noticed(package: str, module: str, source: str, expe
 )
 def test_a_sound_module_passes(package: str, module: str, source: str) -> None:
     assert complaints(package, module, source) == []
+
+
+def test_the_map_in_contributing_has_every_module_once() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = text.split("| | modules |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+\*?)`", rows)
+    modules = {module for module in RUNGS["s2d_convert"] if not module.startswith("__")}
+    covered = [m for name in named for m in modules if m == name or (name.endswith("*") and m.startswith(name[:-1]))]
+    assert sorted(covered) == sorted(modules)
