@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare --model M.onnx --data TRAIN --test TEST --out build/compare [--seeds 3]
 
-All methods get the same images, epochs and distillation; plans, ratios and thresholds are chosen on validation images; the
+All methods get the same images, recipe and distillation; plans, ratios and thresholds are chosen on validation images; the
 test images are used once, at the end. The folder then holds results.json, table.md and plot.png. A run that was killed goes on
 when it is started again with the same options. `--build-only` and `--measure-only` part the two halves, so that the
 second can have a quiet machine. docs/benchmarks.md says what is compared and what is fair about it.
@@ -101,9 +101,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--test", type=Path, help="images for the final numbers; without it a held-out part of --data")
     parser.add_argument("--out", type=Path, default=Path("build/compare"), help="folder of the run")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--budgets", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help="that ours is made for")
-    parser.add_argument("--other-budgets", nargs="+", type=float, help="that the others are made for; without it all")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help="of ours and int8-ours")
+    parser.add_argument(
+        "--other-budgets", nargs="+", type=float, help="of the other methods; without it those of --budgets"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds of training and search")
     parser.add_argument("--settings", nargs="+", default=["1x1", "32x2"], help="BATCHxTHREADS; plans are for the first")
     parser.add_argument(
         "--effort", choices=list(EFFORTS), default="standard", help="amounts of work, as of s2d-convert"

@@ -1,4 +1,4 @@
-"""The methods that the stand compares; each makes models for a seed and a budget, all with the same images and epochs.
+"""The methods that the stand compares; each makes models for a seed and a budget, all with the same images and recipe.
 
 Nothing here sees the test images: plans, ratios and thresholds are chosen on the calibration images.
 """

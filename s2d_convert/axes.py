@@ -1,4 +1,4 @@
-"""Which axes of its sources an axis is, after reshapes and transpositions that merge and part axes."""
+"""Follows axes through reshapes that merge and part them: of which axes of the roots each one is made."""
 
 from __future__ import annotations
 

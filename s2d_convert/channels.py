@@ -1,7 +1,7 @@
 """Channel analysis: which channels, all over the graph, must live or die together.
 
-The graph is walked once in topological order, running every operator on channel *identities* instead
-of values:
+Each pass (`walk`) goes over the graph in topological order and runs every operator on channel *identities*
+instead of values:
 
 1. every tensor that is really computed (a *root*) gives each position on its channel axis an *atom*;
 2. an atom has a raw id: new for the outputs of mixing operators, inherited by everything channel-wise;

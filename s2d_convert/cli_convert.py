@@ -39,7 +39,7 @@ from s2d_convert.wording import promise_cost, promise_text
     "--budget",
     default=DEFAULTS["budget"],
     show_default=True,
-    help="Mean latency allowed, as a share of the static model's; not given, --max-drop says what is reached.",
+    help="Mean latency allowed, as a share of the static model's; with --max-drop and no --budget: whatever the promise allows.",
 )
 @PROMISE
 @click.option(
@@ -93,8 +93,8 @@ from s2d_convert.wording import promise_cost, promise_text
     "--mode",
     type=click.Choice(MODES),
     default=DEFAULTS["mode"],
-    help="train: everything is fine-tuned (the default with data). exact: the last stage is the original, only exits are "
-    "trained (the default without data).",
+    help="train: the first stages are trained, whatever the plan (the default with data). exact: the last stage is the "
+    "original; exits on it or a narrow chain before it are trained (the default without data).",
 )
 @WEIGHTS
 @QUANTIZE

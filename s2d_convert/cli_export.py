@@ -61,9 +61,9 @@ Options = Mapping[str, Any]
 @click.option("--data", type=PATH, help="With --quantize: folder of class folders, folder of images, or .npz.")
 @click.option("--out", type=PATH, help="With --quantize: the folder to write.")
 @STATIC
-@click.option("--threads", type=int, help="Threads of onnxruntime. [default: 1]")
-@click.option("--batch", type=int, help="Images per call when latency is measured. [default: 1]")
-@click.option("--provider", help="Execution provider of onnxruntime. [default: CPUExecutionProvider]")
+@click.option("--threads", type=int, help="With --quantize: threads of onnxruntime. [default: 1]")
+@click.option("--batch", type=int, help="With --quantize: images per call when latency is measured. [default: 1]")
+@click.option("--provider", help="With --quantize: execution provider of onnxruntime. [default: CPUExecutionProvider]")
 def export(folder: Path, **options: Any) -> None:
     """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic."""
     asked = [name for name in TARGETS if options[name] is not None]

@@ -60,7 +60,12 @@ MODEL = click.argument("model", type=PATH)
 FOLDER = click.argument("folder", metavar="OUT", type=PATH)
 OUTPUT = click.option("--output", metavar="NAME", help="Which of several outputs holds the logits.")
 SIZE = click.option("--size", type=Size(), help="Height and width, for a model whose input size is dynamic.")
-SEED = click.option("--seed", default=DEFAULTS["seed"], show_default=True, help="Same seed, same machine: same result.")
+SEED = click.option(
+    "--seed",
+    default=DEFAULTS["seed"],
+    show_default=True,
+    help="Of division, plans and training; measured latencies vary.",
+)
 STAGES = click.option("--stages", default=DEFAULTS["stages"], show_default=True, help="Most stages to use, 2 to 4.")
 WEIGHTS = click.option(
     "--weights",
@@ -74,7 +79,7 @@ QUANTIZE = click.option(
     type=click.Choice(ARITHMETIC),
     help="Compute in int8, in int8 but for the last stage, or in float16 (for GPUs).",
 )
-OUT = click.option("--out", type=PATH, help="The folder to write. [default: MODEL without .onnx, plus .s2d]")
+OUT = click.option("--out", type=PATH, help="The folder to write. [default: NAME.s2d here, for a model NAME.onnx]")
 RUNNING = options(
     click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime."),
     click.option(

@@ -7,7 +7,7 @@ Accepted are
 - a folder with `train/` and perhaps `val/` (`valid/`, `validation/`) and `test/`, each one of the two above,
 - an `.npz` with `images` (uint8 NHWC, or float32 exactly as the model takes them) and perhaps `labels`.
 
-Letters as in `images`. Everything wrong with the data is a DataError of one sentence.
+Everything wrong with the data is a DataError of one sentence.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A plan read as the rule that everything else stands on.
+"""What a plan means: in which stage every channel is computed, which can be other than zero, which see the image.
 
 Node n computes unit u in stage ``e(n, u) = max(s(u), d(n))``, and an operator that mixes channels may connect input i to
-output o only where ``e(i) <= e(o)``. What then can be other than zero, and what depends on the image, follows by one walk
-over the graph each.
+output o only where ``e(i) <= e(o)``. All else follows from this rule.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
@@ -113,6 +112,7 @@ class Graph:
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that may be changed."""
     fresh = onnx.ModelProto()
     fresh.CopyFrom(model)
     return fresh
@@ -128,7 +128,7 @@ def _take_pixels(model: onnx.ModelProto, image: str) -> None:
     set_nodes(model.graph, [cast, *model.graph.node])
 
 
-def view(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+def graph_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
     """The Graph of a simplified model, its trailing Softmax set aside."""
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     if model.graph.sparse_initializer:

@@ -109,6 +109,7 @@ def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT)
 
 
 def halves(images: Images, rng: np.random.Generator) -> tuple[Images, Images]:
+    """The images in two halves, every class with its share in both, shuffled."""
     return _divide(images, len(images) // 2, rng)
 
 

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from s2d_convert.answers import ask_file, check_rows, check_same
 from s2d_convert.batch import free_batch, is_plain
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.graph import RESERVED, Graph, copy_of, view
+from s2d_convert.graph import RESERVED, Graph, copy_of, graph_of
 from s2d_convert.sessions import first_line, quiet_session, save
 from s2d_convert.simplify import (
     cleaned,
@@ -125,7 +125,7 @@ def graph_from_proto(
             f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
         )
     types = MappingProxyType(found.types)
-    return replace(view(model, shapes), half=half, folded=folded, types=types, image_type=image_type)
+    return replace(graph_of(model, shapes), half=half, folded=folded, types=types, image_type=image_type)
 
 
 def _image_shape(model: onnx.ModelProto, image: str) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ class Needs:
         self.effective = Effective(graph, channels, plan)
         self._held: dict[str, Array] = {}
 
-    def found(self) -> set[tuple[str, int]]:
+    def pieces(self) -> set[tuple[str, int]]:
         """The (root tensor, stage) pairs that some stage's logits depend on."""
         needed: set[tuple[str, int]] = set()
         for stage, tap in enumerate(self.plan.taps, start=1):

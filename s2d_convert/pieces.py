@@ -1,7 +1,7 @@
 """The pieces that the stages of a split have so far, and channels brought together from them.
 
-The channel order inside a piece is free. Mixing operators absorb any order in their columns, so only joins of
-differently ordered operands and grouped convs ever need a Gather.
+The channel order inside a piece is free. Mixing operators absorb any order in their columns; what cannot (joins of differently
+ordered operands, grouped convs, LRN, opaque nodes) asks for its own, which may cost a Gather.
 """
 
 from __future__ import annotations

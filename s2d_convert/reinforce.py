@@ -1,6 +1,6 @@
 """The search by a policy that learns: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
 
-It is made frugal: it also imitates the best plans so far (self-imitation: Oh et al., ICML 2018), because at three seconds per
+It is made frugal: it also imitates the best plans so far (self-imitation: Oh et al., ICML 2018), because at a second per
 evaluation a hundred rewards must do.
 """
 

@@ -1,5 +1,6 @@
-"""What searches over a space of plans share, and the plain ones; they know neither models nor clocks, only ``evaluate(plan)``
-and its reward.
+"""Searches over a space of plans: what all share, and the two that do not learn (random, a given list).
+
+They know neither models nor clocks, only ``evaluate(plan)`` and its reward.
 
 `random_search` and `evaluate_all` are the baselines of `reinforce`. All of them keep one book: a plan is evaluated once.
 """

@@ -1,7 +1,6 @@
 """Cut a graph into the stages of a plan: Graph + Plan + Weights -> one ONNX model per stage.
 
-A *piece* is the part of a computed tensor that one stage computes: the positions p with e(p) = s. The
-cutting has the steps of `split`:
+The steps (*pieces* are defined in `needs`):
 
 1. backwards over the graph, find the pieces that some stage's logits depend on (`needs`);
 2. forwards, emit every needed piece once, in its stage. Weights lose the rows of other stages and the
@@ -46,7 +45,7 @@ def split(
     Exit heads that `weights` lacks are initialised from the classifier. Raises UsageError when the plan does not fit.
     """
     cutter = _Cutter(graph, channels, plan, weights, first_stage)
-    cutter.emit(cutter.needs.found())
+    cutter.emit(cutter.needs.pieces())
     return cutter.close()
 
 

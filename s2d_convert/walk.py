@@ -28,7 +28,7 @@ class Walk:
         self.anchored: list[Array] = []  # what this walk anchors
         self.free = np.zeros(len(labels), dtype=bool)  # by label, whether an earlier walk did
         self.free[anchored] = True
-        self.raw_count = sum(most_channels(graph, node) for node in graph.nodes)
+        self.raw_count = sum(_most_channels(graph, node) for node in graph.nodes)
         self._next_raw = 0
         self.edges: list[tuple[Array, Array]] = []
         self.roles: dict[str, Role] = {}
@@ -41,7 +41,7 @@ class Walk:
         self.offsets: list[int] = []
         self.atom_raw = np.zeros(0, dtype=np.int64)
 
-    # --- what rules ask ---
+    # --- what rules ask: see `rules_base.Context` ---
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.graph.shapes[name]
@@ -88,7 +88,7 @@ class Walk:
             handler = getattr(self, f"_do_{role.kind.value}")
             handler(node, role)
             # A fixed range of raw ids per node keeps their meaning when a role changes between walks.
-            self._next_raw += most_channels(self.graph, node)
+            self._next_raw += _most_channels(self.graph, node)
 
     def _root(self, name: str, axis: int, raws: Array) -> None:
         rank = len(self.shape(name))
@@ -316,7 +316,7 @@ class Walk:
         return set(range(rank - 1)) if axis is None else {axis}
 
 
-def most_channels(graph: Graph, node: Node) -> int:
+def _most_channels(graph: Graph, node: Node) -> int:
     """How many new raw ids a node can need at most."""
     return max((max(graph.shapes[name], default=1) for name in node.outputs), default=1)
 

@@ -88,9 +88,11 @@ def kinds(found: Rule) -> tuple[str, ...]:
 
 
 def reasons(found: Rule) -> tuple[str, ...]:
-    """Why a rule can answer that a node is opaque, each reason once; OP stands for the operator."""
+    """Why a rule can answer that a node is opaque, each reason once; where several operators share a rule, "the operator"."""
     ops = [op for op, other in RULES.items() if other.role is found.role]
-    said = [_text(call.args[0], ops[0] if len(ops) == 1 else "OP") for call in _calls(found.role, opaque.__name__)]
+    said = [
+        _text(call.args[0], ops[0] if len(ops) == 1 else "the operator") for call in _calls(found.role, opaque.__name__)
+    ]
     return tuple(dict.fromkeys(said))
 
 
