@@ -18,11 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.simplify import (
-    names_read,
-    opset_of,
-    set_nodes,
-)
+from s2d_convert.simplify import names_read, opset_of, set_nodes
 
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")

@@ -10,16 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2d_convert.lower_base import (
-    Constants,
-    Lowered,
-    builder,
-    refusal,
-    required_ints,
-    static,
-    static_axes,
-    static_ints,
-)
+from s2d_convert.lower_base import Constants, Lowered, builder, refusal, required_ints, static, static_axes, static_ints
 
 if TYPE_CHECKING:
     from s2d_convert.graph import Node

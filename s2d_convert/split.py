@@ -21,14 +21,7 @@ from s2d_convert.graph import Graph, Node
 from s2d_convert.needs import Needs
 from s2d_convert.pieces import Pieces
 from s2d_convert.plan import Plan
-from s2d_convert.rules import (
-    PRODUCTS,
-    Array,
-    macs_of,
-    macs_per_weight,
-    slice_constant,
-    transposed_kernel,
-)
+from s2d_convert.rules import PRODUCTS, Array, macs_of, macs_per_weight, slice_constant, transposed_kernel
 from s2d_convert.stagegraph import OUTPUT, StageGraph, StageModel
 from s2d_convert.weights import Weights, initial_head
 

@@ -11,14 +11,7 @@ import numpy as np
 import pytest
 from s2d_runtime import Answer, Dispatcher
 from s2d_runtime.serving.options import OptionError, RayOptions
-from s2d_runtime.serving.ray_stage import (
-    Limits,
-    Rows,
-    StageWorker,
-    deployment_options,
-    limits_for,
-    serve_config,
-)
+from s2d_runtime.serving.ray_stage import Limits, Rows, StageWorker, deployment_options, limits_for, serve_config
 from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, write_export
 
 
