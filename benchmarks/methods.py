@@ -22,6 +22,7 @@ from s2d_convert.explore import search
 from s2d_convert.export import Part, build_stages, read_part, write_bytes
 from s2d_convert.finalists import METHOD
 from s2d_convert.layers import Mixing
+from s2d_convert.load import load_graph
 from s2d_convert.plan import Conversion, identity_plan
 from s2d_convert.recast import Recast, recast
 from s2d_convert.search import random_search
@@ -84,16 +85,23 @@ def by_chance(stand: Stand, seed: int, budget: float) -> Entry:
 
 def pruned(stand: Stand, seed: int, budget: float) -> Entry:
     """Structured pruning by torch-pruning down to the budget, then fine-tuned like a first chain of ours."""
-    ready = stand.ready
-    start = stand.root / "work" / f"pruned-{budget:g}.onnx"
-    graph, ratio, latency = pruning.prune_to(ready.graph, ready.channels, stand.meter, budget=budget, block=ready.block)
-    start.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(start, graph.model.SerializeToString())
+    ready, name = stand.ready, f"pruned-{budget:g}"
+    start = stand.root / "work" / f"{name}.onnx"
+    facts = stand.known("choices", name)
+    if facts is None:  # latencies measured anew might prune otherwise, and a training that was interrupted not fit
+        small, ratio, latency = pruning.prune_to(
+            ready.graph, ready.channels, stand.meter, budget=budget, block=ready.block
+        )
+        start.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(start, small.model.SerializeToString())
+        facts = {"ratio": ratio, "latency": latency}
+        stand.keep("choices", name, facts)
+    graph = load_graph(start, output=ready.graph.output)
     channels = analyse(graph)
     part = Part(graph, channels, identity_plan(graph, channels), static_weights(graph, channels))
     job = stand.job(f"work/pruned-s{seed}-{budget:g}", seed)
     path = stand.file(f"files/pruned-s{seed}-{budget:g}.onnx", train_part(job, part, passes=MOST_PASSES))
-    return Entry("pruned", seed, path, budget, budget, facts={"ratio": ratio, "latency": latency})
+    return Entry("pruned", seed, path, budget, budget, facts=facts)
 
 
 def two_models(stand: Stand, seed: int, budget: float) -> Entry:
@@ -112,8 +120,12 @@ def two_models(stand: Stand, seed: int, budget: float) -> Entry:
 
 
 def small_conversion(stand: Stand, budget: float) -> Conversion:
-    """The widest evenly narrowed network that costs at most SMALL_SHARE of the budget, followed by the untouched model."""
-    ready = stand.ready
+    """The widest evenly narrowed network that costs at most SMALL_SHARE of the budget, followed by the untouched model; once
+    chosen, by measured latencies, it stays."""
+    ready, name = stand.ready, f"small-{budget:g}"
+    known = stand.known("choices", name)
+    if known is not None:
+        return Conversion.from_json(known, ready.channels)
     finer = divide(ready.graph, ready.channels, ready.weights, groups=SMALL_GROUPS, block=max(1, ready.block // 2))
     space = PlanSpace(ready.graph, ready.channels, finer, stages=2, kinds=(CASCADE,))
     found = sorted(
@@ -124,6 +136,7 @@ def small_conversion(stand: Stand, budget: float) -> Conversion:
         (stage,) = build_stages([Part(ready.graph, ready.channels, conversion.chains[0], ready.weights)])
         if stand.meter.measure([stage.model.SerializeToString()]).ratios[0] <= SMALL_SHARE * budget:
             fits = [conversion]
+    stand.keep("choices", name, fits[0].to_json(ready.channels))
     return fits[0]
 
 

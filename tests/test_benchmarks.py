@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from tiny import make_model, quadrants
 
 from benchmarks import compare, pruning
 from benchmarks.measuring import Setting
-from benchmarks.methods import METHODS, forget
+from benchmarks.methods import METHODS, forget, small_conversion
 from benchmarks.nets import NETS
+from benchmarks.stand import Stand
 from benchmarks.tables import markdown, plot, rows
 from s2d_convert.channels import analyse
 from s2d_convert.errors import OutputError
@@ -110,6 +112,22 @@ def test_a_network_that_forgot_is_random_and_seeded() -> None:
     assert torch.equal(first, second)
     assert not torch.allclose(before, first)
     assert torch.isfinite(first).all()
+
+
+def test_a_small_network_that_was_chosen_stays_whatever_is_measured_later() -> None:
+    graph = graph_from_proto(residual())
+    channels = analyse(graph)
+    kept: dict[tuple[str, str], Any] = {}
+    stand = SimpleNamespace(
+        ready=SimpleNamespace(graph=graph, channels=channels, weights=static_weights(graph, channels), block=2),
+        meter=SimpleNamespace(measure=lambda models: SimpleNamespace(ratios=(0.0,))),
+        known=lambda kind, name: kept.get((kind, name)),
+        keep=lambda kind, name, data: kept.update({(kind, name): data}),
+    )
+    widest = small_conversion(cast(Stand, stand), 0.5)
+    stand.meter.measure = lambda models: SimpleNamespace(ratios=(9.0,))
+    assert small_conversion(cast(Stand, stand), 0.5) == widest
+    assert small_conversion(cast(Stand, stand), 0.4) != widest
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
