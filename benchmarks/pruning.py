@@ -203,8 +203,8 @@ def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
 
 def prune_to(
     graph: Graph, channels: Channels, meter: Meter | Table, *, budget: float, block: int
-) -> tuple[Graph, float, float]:
-    """(pruned graph, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or the most
+) -> tuple[onnx.ModelProto, float, float]:
+    """(pruned model, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or the most
     that can be pruned where nothing meets it.
 
     Channels are kept in whole layout blocks, in smaller steps where the budget asks for more. Found by halving, every
@@ -215,9 +215,10 @@ def prune_to(
     if not widths:
         raise ModelError("torch-pruning finds no layer to prune")
 
-    def at(ratio: float, step: int) -> tuple[Graph, float, float]:
+    def at(ratio: float, step: int) -> tuple[onnx.ModelProto, float, float]:
         model = pruned(graph, channels, ratio, round_to=step)
-        return _reloaded(model), ratio, meter.measure([model.SerializeToString()]).ratios[0]
+        _check(model)
+        return model, ratio, meter.measure([model.SerializeToString()]).ratios[0]
 
     for step in [s for s in (block, block // 2, block // 4, 1) if s < min(widths)] or [1]:
         # A layer of which nothing would be left is not pruned at all.
@@ -234,14 +235,12 @@ def prune_to(
     return best
 
 
-def _reloaded(model: onnx.ModelProto) -> Graph:
-    """The model through the loader's own checks."""
+def _check(model: onnx.ModelProto) -> None:
+    """Raise ModelError unless the model passes the loader's own checks."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "pruned.onnx"
         onnx.save(model, str(path))
         try:
-            graph = load_graph(path, output=model.graph.output[0].name)
-            analyse(graph)
+            analyse(load_graph(path, output=model.graph.output[0].name))
         except S2DError as error:
             raise ModelError(f"the pruned model is not valid any more: {error}") from error
-        return graph
