@@ -59,10 +59,11 @@ def free_batch(
             edit.one_row(node)
     edit.drop_expands()
     for value in (*model.graph.input, *model.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if dims:
-            dims[0].Clear()
-            dims[0].dim_param = "N"
+        shape = value.type.tensor_type.shape
+        shape.Clear()
+        shape.dim.add(dim_param="N")
+        for length in edit.shapes[value.name][1:]:
+            shape.dim.add(dim_value=length)
     del model.graph.value_info[:]
     folded = {o: edit.shapes[o][0] / batch for n in model.graph.node for o in n.output if o and edit.is_folded(o)}
     for output in model.graph.output:

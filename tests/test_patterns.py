@@ -91,6 +91,7 @@ def test_the_model_is_valid_and_runs(name: str) -> None:
 def test_identity_law(name: str) -> None:
     model = model_of(name)
     graph, channels, weights = analysed(model)
+    onnx.checker.check_model(graph.model, full_check=True)
     (stage,) = split(graph, channels, Plan((graph.output,), (1,) * channels.units), weights)
     for batch in (1, 3):
         feed = images(model, batch)
