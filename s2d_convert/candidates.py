@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from s2d_convert.export import Part, build_stages
 from s2d_convert.graph import Graph
 from s2d_convert.images import Images
 from s2d_convert.latency import Array, Timing
+from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Plan
 from s2d_convert.search import Evaluation, reward
 from s2d_convert.split import StageModel
@@ -26,6 +27,36 @@ from s2d_convert.train import exit_logits
 from s2d_convert.weights import Weights
 
 MAX_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What conversions are searched for: a mean latency of at most `budget`, and a worst one of at most `max_latency`, both
+    relative to the static model."""
+
+    budget: float
+    max_latency: float = math.inf
+
+    @classmethod
+    def of(cls, options: ConvertOptions) -> Goal:
+        """What the options ask for."""
+        return cls(options.budget, math.inf if options.max_latency is None else options.max_latency)
+
+    def value(self, confidence: Array, correct: Array, cost: Sequence[float]) -> Evaluation:
+        """What stages are worth with the best thresholds: how sure and how right they are [S, B], and what they cost [S]."""
+        policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
+        accuracy, latency, worst = policy.expected_accuracy, policy.expected_latency, float(sum(cost))
+        return Evaluation(
+            accuracy=accuracy,
+            latency=latency,
+            reward=reward(accuracy, latency, self.budget, worst=worst, max_latency=self.max_latency),
+            info={
+                "stage_latency": [round(float(c), 4) for c in cost],
+                "worst_latency": round(worst, 4),
+                "exit_share": [round(float(s), 4) for s in policy.exit_share],
+                "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],
+            },
+        )
 
 
 def is_untouched(graph: Graph, plan: Plan) -> bool:
@@ -90,8 +121,7 @@ class Evaluator:
 
     The latency of every stage is what `meter` says of its ONNX model, plus what the dispatcher adds to the first and to
     each further stage (`overhead_ms`); the accuracy is that of the best thresholds that meet the budget on `images`.
-    `answers` are the labels, or the static model's answers. A plan that costs more than `max_latency` when an image runs
-    through every stage is worth less than any other.
+    `answers` are the labels, or the static model's answers.
     """
 
     def __init__(
@@ -104,48 +134,28 @@ class Evaluator:
         images: Images,
         static_logits: Array,
         answers: Array,
-        budget: float,
-        max_latency: float = math.inf,
+        goal: Goal,
         weights: Weights,
         overhead_ms: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.graph, self.channels, self.net, self.meter, self.budget = graph, channels, net, meter, budget
+        self.graph, self.channels, self.net, self.meter, self.goal = graph, channels, net, meter, goal
         count = min(MAX_IMAGES, len(images))
         self.images = images.take(slice(0, count))
         self.static_logits, self.answers = static_logits[:count], answers[:count]
-        self.weights, self.max_latency, self.overhead_ms = weights, max_latency, overhead_ms
+        self.weights, self.overhead_ms = weights, overhead_ms
         self.logits: Logits = SupernetLogits(graph, channels, net, self.images, self.static_logits)
         self._looks: dict[Conversion, Look] = {}
 
     def at_budget(self, budget: float) -> Evaluator:
         """The same evaluation for another budget; what is known of the candidates is shared."""
         other = copy.copy(self)
-        other.budget = budget
+        other.goal = replace(self.goal, budget=budget)
         return other
 
     def __call__(self, conversion: Conversion) -> Evaluation:
         look = self.look(conversion)
-        cost, correct = look.cost, look.correct
-        policy = best_policy(look.confidence, correct, cost=cost, budget=self.budget)
-        worst = float(sum(cost))
-        return Evaluation(
-            accuracy=policy.expected_accuracy,
-            latency=policy.expected_latency,
-            reward=reward(
-                policy.expected_accuracy,
-                policy.expected_latency,
-                self.budget,
-                worst=worst,
-                max_latency=self.max_latency,
-            ),
-            info={
-                "worst_latency": round(worst, 4),
-                "stage_latency": [round(float(c), 4) for c in cost],
-                "exit_share": [round(float(s), 4) for s in policy.exit_share],
-                "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],
-                "measure_s": round(look.measure_s, 3),
-            },
-        )
+        value = self.goal.value(look.confidence, look.correct, look.cost)
+        return replace(value, info={**value.info, "measure_s": round(look.measure_s, 3)})
 
     def look(self, conversion: Conversion) -> Look:
         """What the candidate costs and answers, found once."""

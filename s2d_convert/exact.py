@@ -25,7 +25,8 @@ import torch
 
 from s2d_convert import guard
 from s2d_convert.augment import Level
-from s2d_convert.calibrate import best_policy, confidences, fit_temperature
+from s2d_convert.calibrate import confidences, fit_temperature
+from s2d_convert.candidates import Goal
 from s2d_convert.effective import Effective
 from s2d_convert.errors import ModelError
 from s2d_convert.export import Part, build_stages, stage_logits
@@ -35,7 +36,7 @@ from s2d_convert.latency import Array, Meter
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Plan
 from s2d_convert.prepare import Job, Prepared
-from s2d_convert.search import Evaluation, Trial, reward, trial_to_json
+from s2d_convert.search import Evaluation, Trial, trial_to_json
 from s2d_convert.space import depth_taps
 from s2d_convert.split import StageModel
 from s2d_convert.staged import StagedNet
@@ -73,20 +74,8 @@ def worth(ready: Prepared, options: ConvertOptions, logits: Array, cost: Sequenc
         rows = guard.sure_rows(ready.calib_logits)
         confidence = guard.above(confidence, guard.floors(confidence, correct))[:, rows]
         correct = correct[:, rows]
-    policy = best_policy(confidence, correct, cost=cost, budget=options.budget)
-    found, latency, worst = policy.expected_accuracy, policy.expected_latency, float(sum(cost))
-    limit = math.inf if options.max_latency is None else options.max_latency
-    return Evaluation(
-        accuracy=found,
-        latency=latency,
-        reward=reward(found, latency, options.budget, worst=worst, max_latency=limit),
-        info={
-            "stage_latency": [round(float(c), 4) for c in cost],
-            "worst_latency": round(worst, 4),
-            "exit_share": [round(float(s), 4) for s in policy.exit_share],
-            "exit_accuracy": exit_accuracy,
-        },
-    )
+    value = Goal.of(options).value(confidence, correct, cost)
+    return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
 
 
 # --- heads ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.bound import confirmed
-from s2d_convert.candidates import Evaluator
+from s2d_convert.candidates import Evaluator, Goal
 from s2d_convert.options import PLANS, ConvertOptions
 from s2d_convert.overhead import dispatch_overhead
 from s2d_convert.plan import Conversion
@@ -144,8 +144,7 @@ def make_evaluator(ready: Prepared, space: PlanSpace, net: StagedNet, options: C
         images=ready.dataset.calib,
         static_logits=ready.calib_logits,
         answers=ready.answers,
-        budget=options.budget,
-        max_latency=math.inf if options.max_latency is None else options.max_latency,
+        goal=Goal.of(options),
         weights=ready.weights,
         # A device's table says nothing about the dispatcher there.
         overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, options),

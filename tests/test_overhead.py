@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from text_nets import chain, residual
 
-from s2d_convert.candidates import Evaluator
+from s2d_convert.candidates import Evaluator, Goal
 from s2d_convert.channels import analyse
 from s2d_convert.images import Images
 from s2d_convert.latency import Timing
@@ -57,7 +57,7 @@ def test_a_candidate_pays_for_the_dispatcher() -> None:
     meter: Any = SimpleNamespace(measure=lambda models: Timing((0.6, 2.0), 2.0, (0.3, 1.0)[: len(models)]))
     evaluate = Evaluator(
         ready.graph, ready.channels, None, meter=meter, images=ready.dataset.calib, static_logits=np.zeros((4, 3)),  # type: ignore[arg-type]
-        answers=np.zeros(4, dtype=np.int64), budget=0.5, weights=ready.weights, overhead_ms=(0.2, 0.1),
+        answers=np.zeros(4, dtype=np.int64), goal=Goal(0.5), weights=ready.weights, overhead_ms=(0.2, 0.1),
     )  # fmt: skip
     conversion = space.decode(space.actions(CASCADE, [0], [0.5]))
     assert evaluate.latency(conversion) == pytest.approx((0.4, 1.05))
