@@ -133,6 +133,9 @@ class _Edit:
         elif target[0] == after[0]:
             target[0] = -1 if -1 not in target else 0
             self.put(node, 1, target)
+            kept = [a for a in node.attribute if a.name != "allowzero"]  # with it 0 would be a length
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
     def expand(self, node: onnx.NodeProto) -> None:
         """Axes that keep their length, the batch among them, are left to broadcasting."""
@@ -144,11 +147,17 @@ class _Edit:
             self.put(node, 1, np.array(kept, dtype=np.int64))
 
     def resize(self, node: onnx.NodeProto) -> None:
-        """Absolute sizes, which name the batch and the channels, become scales."""
-        if self.constant(node, 3) is None:
-            return
+        """Absolute sizes, which name the batch and the channels, become scales; scales of some axes those of all."""
         before, after = self.shapes[node.input[0]], self.shapes[node.output[0]]
-        self.put(node, 2, np.array([_scale(a, b) for a, b in zip(before, after, strict=True)], dtype=np.float32))
+        if self.constant(node, 3) is not None:
+            scales = [_scale(a, b) for a, b in zip(before, after, strict=True)]
+        else:
+            given, axes = self.constant(node, 2), [a.ints for a in node.attribute if a.name == "axes"]
+            if given is None or not axes:
+                return
+            of_axis = dict(zip((axis % len(before) for axis in axes[0]), given.tolist(), strict=True))
+            scales = [of_axis.get(axis, 1.0) for axis in range(len(before))]
+        self.put(node, 2, np.array(scales, dtype=np.float32))
         del node.input[3:]
         for attribute in [a for a in node.attribute if a.name in ("axes", "keep_aspect_ratio_policy")]:
             node.attribute.remove(attribute)
@@ -303,7 +312,7 @@ class _Edit:
             if shape[:1] == (1,):
                 return False
             self.put(node, 1, np.array([1, *shape], dtype=np.int64))
-        elif node.op_type in WITH_AXIS and len(lost) == len(node.input):
+        elif node.op_type in WITH_AXIS and all(name in lost for name in node.input):
             for attribute in node.attribute:
                 if attribute.name == "axis" and attribute.i >= 0:
                     attribute.i += 1

@@ -108,6 +108,13 @@ def _macs_by_class(graph: Graph, channels: Channels) -> list[float]:
     return found
 
 
+def _anchored_macs(graph: Graph, channels: Channels) -> float:
+    """The share of the MACs that make channels of no unit: they are whole in the first stage that needs them."""
+    macs = node_macs(graph)
+    anchored = (n for n in graph.nodes if n.name in macs and (channels.layouts[n.outputs[0]].units == FREE).all())
+    return sum(macs[n.name] for n in anchored) / max(1, sum(macs.values()))
+
+
 def _opaque_by_class(graph: Graph, channels: Channels) -> dict[int, list[Node]]:
     """The opaque nodes by the index of the class that they tie. All channels around such a node are one unit, so it
     belongs to one class, and that class has no other unit; -1 where they are anchored and belong to none."""
@@ -157,16 +164,20 @@ def _opaque(graph: Graph, channels: Channels, classes: Sequence[Mapping[str, Any
     """Every opaque node: why, the class that it ties, and the share of the MACs that is not split because of it.
 
     Nodes that tie the same class share that cost: it is lost until all of them are gone. What holds the logits could not
-    be split anyway, so there it is 0.
+    be split anyway, so there it is 0. Nodes around which everything is anchored belong to no class (None), and share
+    what that costs.
     """
     found = {}
     for index, nodes in _opaque_by_class(graph, channels).items():
-        group = classes[index]
-        cost = 0.0 if group["reason"] == HOLDS_LOGITS else group["macs"]
+        if index < 0:
+            name, cost = None, _anchored_macs(graph, channels)
+        else:
+            name, cost = classes[index]["name"], classes[index]["macs"]
+            cost = 0.0 if classes[index]["reason"] == HOLDS_LOGITS else cost
         for node in nodes:
             reason = channels.roles[node.name].reason
             facts = {"node": node.name, "op": node.op, "reason": reason}
-            found[node.name] = {**facts, "class": group["name"], "macs": cost}
+            found[node.name] = {**facts, "class": name, "macs": cost}
     return [found[n.name] for n in graph.nodes if n.name in found]
 
 

@@ -7,7 +7,7 @@ in `load`, `simplify` and `batch`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from s2d_convert.simplify import names_read, opset_of, set_nodes
 
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+IMAGE_CHANNELS = (1, 3, 4)
 TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
@@ -93,6 +94,11 @@ class Graph:
         return whole
 
     @property
+    def image_axis(self) -> int:
+        """The axis of the image's channels, without the batch: 0, or 2 for channels last."""
+        return channel_axis(self.shapes[self.image])
+
+    @property
     def classes(self) -> int:
         """K, the number of classes."""
         return int(np.prod(self.shapes[self.output]))
@@ -105,6 +111,11 @@ class Graph:
     def computed(self, node: Node) -> tuple[str, ...]:
         """The inputs of `node` that are computed from the image, in order."""
         return tuple(name for name in node.inputs if name in self.shapes)
+
+
+def channel_axis(shape: Sequence[int | None]) -> int:
+    """Which axis of an image [C, H, W] or [H, W, C] has the channels; the last one if only that can have them."""
+    return 2 if shape[2] in IMAGE_CHANNELS and shape[0] not in IMAGE_CHANNELS else 0
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -207,7 +218,8 @@ def _set_tail_aside(
     axis, shape = last.attrs.get("axis", -1), shapes[last.outputs[0]]
     if shape[axis % len(shape)] != np.prod(shape[1:]):
         return None, nodes, output
-    tail = replace(last, attrs=MappingProxyType({"axis": 1}))
+    classes = np.flatnonzero(np.array(shapes[output]) == np.prod(shapes[output][1:]))[-1]
+    tail = replace(last, attrs=MappingProxyType({"axis": int(classes)}))
     kept = [n for n in nodes if n is not last]
     if not behind:
         return tail, kept, last.inputs[0]

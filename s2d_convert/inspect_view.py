@@ -92,7 +92,7 @@ class InspectView:
 
     def _opaque(self, about: Mapping[str, Any]) -> RenderableType | None:
         """Per class that opaque nodes tie: what that costs, and the nodes by operator and reason."""
-        ties: dict[str, list[Mapping[str, Any]]] = {}
+        ties: dict[str | None, list[Mapping[str, Any]]] = {}
         for node in about["opaque"]:
             ties.setdefault(node["class"], []).append(node)
         if not ties:
@@ -101,7 +101,8 @@ class InspectView:
         for nodes in sorted(ties.values(), key=lambda nodes: -nodes[0]["macs"]):
             cost, count = nodes[0]["macs"], len(nodes)
             because = "because of this node" if count == 1 else f"while any of these {count} nodes is there"
-            costs = f"{_percent(cost)} of the MACs: one unit {because}"
+            whole = "whole where it is first needed" if nodes[0]["class"] is None else "one unit"
+            costs = f"{_percent(cost)} of the MACs: {whole} {because}"
             lines += self._packed(costs if cost else f"no cost: {_nodes(count)} around what is whole anyway")
             lines += self._reasons(nodes)
         return _section("opaque nodes: channels mix there, and their class splits by depth only", lines)

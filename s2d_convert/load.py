@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from s2d_convert.answers import ask_file, check_rows, check_same
 from s2d_convert.batch import free_batch, is_plain
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.graph import RESERVED, Graph, copy_of, graph_of
+from s2d_convert.graph import RESERVED, Graph, channel_axis, copy_of, graph_of
 from s2d_convert.sessions import first_line, quiet_session, save
 from s2d_convert.simplify import (
     cleaned,
@@ -194,7 +194,7 @@ def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[st
     known = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
     batch = known[0] or PROBE_BATCH
     dims[0].dim_value = batch
-    spatial = (1, 2) if known[3] in (1, 3, 4) and known[1] not in (1, 3, 4) else (2, 3)
+    spatial = (1, 2) if channel_axis(known[1:]) == 2 else (2, 3)
     _fix_spatial(image, known, spatial, size)
     return image.name, batch, image_type
 

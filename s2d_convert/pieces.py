@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -55,6 +56,7 @@ class Pieces:
         self.needs, self.graph, self.channels, self.first = needs, needs.graph, needs.channels, first_stage
         self.stages = [StageGraph(first_stage + k, self.graph) for k in range(needs.plan.stages)]
         image = self.graph.image
+        self._casts: dict[tuple[str, int], str] = {}
         self._pieces: dict[tuple[str, int], Piece] = {(image, 0): Piece(image, needs.every(image), 0)}
 
     def __contains__(self, key: tuple[str, int]) -> bool:
@@ -74,11 +76,15 @@ class Pieces:
             shape[self.channels.layouts[tensor].axis] = count
         return shape
 
+    def _dtype(self, tensor: str) -> Any:
+        """The numpy type of a tensor; masks and indices are not float32."""
+        return self.graph.types.get(tensor, np.float32)
+
     def _constant(self, builder: StageGraph, tensor: str, positions: Array, values: Array) -> str:
         """A constant feature map of the batch's length: rare, so built from the shape of any input."""
         shape = self.shape(tensor, len(positions))
         axis = self.channels.layouts[tensor].axis
-        pattern = values.astype(np.float32).reshape(
+        pattern = values.astype(self._dtype(tensor)).reshape(
             [1] + [len(positions) if a == axis else 1 for a in range(len(shape))]
         )
         source = next(iter([*builder.links_in, *([builder.image.name] if builder.image is not None else [])]), None)
@@ -125,7 +131,7 @@ class Pieces:
         if padding:
             pads = np.zeros((2, len(self.graph.shapes[tensor]) + 1), dtype=np.int64)
             pads[1, layout.axis + 1] = len(padding)
-            value = layout.fill[padding[0]].reshape(())
+            value = layout.fill[padding[0]].astype(self._dtype(tensor)).reshape(())
             name = builder.op("Pad", [name, pads.reshape(-1), value], tensor, self.shape(tensor, count + len(padding)))
         return name
 
@@ -179,10 +185,29 @@ class Pieces:
         here = builder.number - self.first + 1
         if piece.home == 0:
             return builder.take_image(self.graph)
-        if piece.home != here and piece.name not in builder.links_in:
-            home = self.stages[piece.home - 1]
-            made = home.tensors[piece.name]
-            home.links_out[piece.name] = made
-            link = gs.Variable(piece.name, dtype=made.dtype, shape=list(made.shape))
-            builder.links_in[piece.name] = builder.tensors[piece.name] = link
-        return piece.name
+        if piece.home == here:
+            return piece.name
+        home = self.stages[piece.home - 1]
+        made = home.tensors[piece.name]
+        if made.dtype == np.float32:
+            return self._link(home, builder, piece.name)
+        return self._received(home, builder, piece.name)
+
+    def _received(self, home: StageGraph, builder: StageGraph, name: str) -> str:
+        """A mask or an index of an earlier stage; links are float32, so it is cast on its way, which is exact up to 2^24."""
+        made = home.tensors[name]
+        shape, dtype = made.shape[1:], np.dtype(made.dtype)
+        if (name, home.number) not in self._casts:
+            self._casts[name, home.number] = home.cast(name, name, np.dtype(np.float32), shape)
+        if (name, builder.number) not in self._casts:
+            link = self._link(home, builder, self._casts[name, home.number])
+            self._casts[name, builder.number] = builder.cast(link, name, dtype, shape)
+        return self._casts[name, builder.number]
+
+    def _link(self, home: StageGraph, builder: StageGraph, name: str) -> str:
+        """Make a tensor of an earlier stage an input of this one."""
+        if name not in builder.links_in:
+            made = home.tensors[name]
+            home.links_out[name] = made
+            builder.links_in[name] = builder.tensors[name] = gs.Variable(name, dtype=made.dtype, shape=list(made.shape))
+        return name

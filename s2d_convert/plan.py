@@ -120,7 +120,7 @@ def check_plan(graph: Graph, channels: Channels, plan: Plan) -> None:
         )
     if not 1 <= plan.stages <= MAX_STAGES:
         raise UsageError(f"plan: {plan.stages} stages; 1 to {MAX_STAGES} are allowed")
-    high = max(plan.stages_of_units)
+    high = max(plan.stages_of_units, default=1)
     if high > plan.stages:
         raise UsageError(f"plan: a unit is given to stage {high}, but there are only {plan.stages} taps")
     for index, tap in enumerate(plan.taps):

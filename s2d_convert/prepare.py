@@ -116,7 +116,7 @@ def read_graph(
 def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
     """The preprocessing that the options ask for, in the shape and layout that the model takes."""
     shape = graph.shapes[graph.image]
-    nhwc = shape[2] in (1, 3) and shape[0] not in (1, 3)
+    nhwc = graph.image_axis == 2
     height, width, channels = shape if nhwc else (shape[1], shape[2], shape[0])
     return make_preprocess(
         options.preprocess,

@@ -10,7 +10,7 @@ from s2d_convert.graph import Node
 from s2d_convert.rules_base import RULES, Array, Context, Kind, Role, mapped, opaque, rule
 
 # What these make of zero is not a number, or infinite. Channels that the plan took away stay zero under them.
-UNDEFINED_AT_ZERO = ("Div", "Log", "Pow", "Reciprocal")
+UNDEFINED_AT_ZERO = ("Div", "Log", "Mod", "Pow", "Reciprocal")
 
 # --- one operand ------------------------------------------------------------------------------------
 

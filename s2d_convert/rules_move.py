@@ -170,7 +170,9 @@ def move(node: Node, inputs: list[Array], constants: Mapping[str, Array], *, fil
     if node.op == "Gather":
         return [np.take(data, constants[node.inputs[1]], axis=node.attrs.get("axis", 0))]
     if node.op == "Pad":
-        return [np.pad(data, _pads(node, constants, data.ndim), constant_values=fill)]
+        widths = np.array(_pads(node, constants, data.ndim))
+        kept = tuple(slice(max(0, -low), n - max(0, -high)) for (low, high), n in zip(widths, data.shape, strict=True))
+        return [np.pad(data[kept], np.maximum(widths, 0), constant_values=fill)]
     if node.op == "Tile":
         return [np.tile(data, constants[node.inputs[1]])]
     if node.op in ("DepthToSpace", "SpaceToDepth"):

@@ -125,6 +125,7 @@ class _Cutter:
         made, inputs = self.needs.made(node, stage), self.graph.computed(node)
         if node.op in SUMS and len(inputs) == len(node.inputs):
             inputs = self._summands(node, stage)
+            node = replace(node, inputs=inputs)
         lead = self._lead(node, stage, inputs)
         if len(inputs) == 1 and self._alias(out, stage, lead, made):
             return None
@@ -136,8 +137,7 @@ class _Cutter:
         shape = self.pieces.shape(out, len(order))
         if len(inputs) == 1:  # a copy, so that the piece is this stage's own even where nothing was done to it
             return self.pieces.keep(out, stage, builder.op("Identity", [data], out, shape), order)
-        remaining = replace(node, inputs=inputs) if len(inputs) < len(node.inputs) and node.op in SUMS else node
-        operands = self._operands(remaining, fetched, lead, order)
+        operands = self._operands(node, fetched, lead, order)
         return self.pieces.keep(out, stage, builder.op(node.op, operands, out, shape, attrs=dict(node.attrs)), order)
 
     def _lead(self, node: Node, stage: int, inputs: tuple[str, ...]) -> str:

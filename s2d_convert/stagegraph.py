@@ -112,6 +112,12 @@ class StageGraph:
             return self.tensors[value] if value else gs.Variable.empty()
         return gs.Constant(self.unique(name), np.asarray(value, order="C"))
 
+    def cast(self, source: str, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> str:
+        """Add a Cast to another type."""
+        made = self.op("Cast", [source], name, shape, attrs={"to": onnx.helper.np_dtype_to_tensor_dtype(dtype)})
+        self.tensors[made].dtype = dtype
+        return made
+
     def cut(self, source: str, index: list[int], name: str, shape: Sequence[int], *, axis: int, count: int) -> str:
         """The positions `index` of the `count` along `axis` (without the batch), with the cheapest operator."""
         if index == list(range(count)):
@@ -145,7 +151,7 @@ class StageGraph:
 
         The temperature is an initializer of its own even where it is 1, so that it can be calibrated anew in the file.
         """
-        op, attrs = (tail.op, {"axis": 1}) if tail else ("Identity", {})
+        op, attrs = (tail.op, dict(tail.attrs)) if tail else ("Identity", {})
         self._rename(self.op(op, [logits], OUTPUT, shape, attrs=attrs), OUTPUT)
         classes = int(np.prod(shape))
         flat = logits if len(shape) == 1 else self.op("Flatten", [logits], "exit.flat", [classes], attrs={"axis": 1})

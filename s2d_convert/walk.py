@@ -78,9 +78,8 @@ class Walk:
 
     def run(self) -> None:
         image = self.graph.image
-        shape = self.shape(image)
-        axis = 2 if shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4) else 0
-        self._root(image, axis, np.full(shape[axis], FREE))
+        axis = self.graph.image_axis
+        self._root(image, axis, np.full(self.shape(image)[axis], FREE))
         for node in self.graph.nodes:
             folded = any(name in self.graph.folded for name in (*node.inputs, *node.outputs))
             role = opaque("the batch is folded together with other axes") if folded else role_of(node, self)

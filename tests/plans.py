@@ -57,10 +57,11 @@ def random_plan(graph: Graph, channels: Channels, seed: int, *, prune: bool = Tr
 def run_chain(
     stages: tuple[StageModel, ...], feeds: dict[str, np.ndarray], *, optimise: bool = True
 ) -> list[dict[str, np.ndarray]]:
-    """The outputs of every stage, links handed on by name."""
+    """The outputs of every stage, links handed on by name; all of them float32, as the manifest says."""
     values = dict(feeds)
     answers = []
     for stage in stages:
+        assert {o.type.tensor_type.elem_type for o in stage.model.graph.output} == {onnx.TensorProto.FLOAT}
         wanted = {i.name for i in stage.model.graph.input}
         assert wanted == {*stage.links_in, *([next(iter(feeds))] if stage.image else [])}
         session = open_session(stage.model, optimise=optimise)

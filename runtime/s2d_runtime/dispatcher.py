@@ -1110,11 +1110,12 @@ class _Tally:
 class Monitor:
     """Counts what a dispatcher answers, and warns when it parts from calibration; made by `Dispatcher.monitor`.
 
-    Counted are calls that run with a policy of the manifest. Images are compared in windows. A look at a window makes
-    S + 2 comparisons: Pearson's chi-square test of homogeneity on the share per exit and on every stage's histogram, and
-    the exact conditional (Fisher's) test whether audited images disagree with the last stage more often than at
-    calibration. Look j uses the level false_alarm / (j (j + 1) (S + 2)); these add up to false_alarm over all looks, so
-    that (Bonferroni) is the chance of ever warning while independent images come from where the calibration's came from.
+    Counted are calls that run with a policy of the manifest, chosen by its budget, and without `timings`. Images are
+    compared in windows. A look at a window makes S + 2 comparisons: Pearson's chi-square test of homogeneity on the share
+    per exit and on every stage's histogram, and the exact conditional (Fisher's) test whether audited images disagree
+    with the last stage more often than at calibration. Look j uses the level false_alarm / (j (j + 1) (S + 2)); these
+    add up to false_alarm over all looks, so that (Bonferroni) is the chance of ever warning while independent images come
+    from where the calibration's came from.
     """
 
     def __init__(
@@ -1153,7 +1154,10 @@ class Monitor:
         if counted:
             self._settle()
         if drawn and self._background and self._auditing.acquire(blocking=False):
-            threading.Thread(target=self._audit_alone, name="s2d-audit").start()
+            try:
+                threading.Thread(target=self._audit_alone, name="s2d-audit").start()
+            except RuntimeError:  # no more threads here: the images wait for the next try
+                self._auditing.release()
 
     def _draw(self, policy: Policy, images: Array, answer: Answer) -> None:
         while self._gap <= 0:

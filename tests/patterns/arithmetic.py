@@ -50,6 +50,11 @@ def resize_by_constant_scales(mode: str) -> onnx.ModelProto:
     return around(f'y = Resize<mode="{mode}">(x, , by)', by=[1.0, 1.0, 2.0, 2.0])
 
 
+@pattern()
+def resize_by_scales_of_some_axes() -> onnx.ModelProto:
+    return around('y = Resize<axes=[-2,3], mode="nearest">(x, , scales)', scales=[2.0, 1.5], opset=18)
+
+
 @pattern(each=["1", "N"])
 def resize_to_constant_sizes(batch: str) -> onnx.ModelProto:
     """With the batch that the tracer saw, or with axes (opset 18), which leave it out."""

@@ -28,6 +28,25 @@ def pooled_flatten_by_reshape(shape: str) -> onnx.ModelProto:
     )  # fmt: skip
 
 
+@pattern()
+def reshape_in_which_zero_is_a_length() -> onnx.ModelProto:
+    """allowzero, and the batch of 1 that the tracer saw."""
+    return ending(
+        "g = GlobalAveragePool(z)  f = Reshape<allowzero=1>(g, to)  logits = Gemm<transB=1>(f, wl, bl)",
+        batch="1",
+        to=[1, -1],
+    )
+
+
+@pattern()
+def concat_of_a_vector_with_itself_without_its_batch() -> onnx.ModelProto:
+    return ending(
+        """g = GlobalAveragePool(z)  v = Squeeze(g)  d = Concat<axis=0>(v, v)  u = Unsqueeze(d, front)
+        logits = Gemm<transB=1>(u, wd, bl)""",
+        batch="1", front=[0], wd=(10, 32),
+    )  # fmt: skip
+
+
 @pattern(each=["1", "0", "-1"])
 def shuffle_with_batch(first: str) -> onnx.ModelProto:
     five, four = [int(first), 2, 4, 8, 8], [int(first), 8, 8, 8]

@@ -28,6 +28,19 @@ def one_transpose_of_the_image() -> onnx.ModelProto:
     )
 
 
+@pattern(each=["Softmax", "LogSoftmax"])
+def answer_with_axes_of_length_one(tail: str) -> onnx.ModelProto:
+    """A dense layer at the one place that is left: the classes lie on the last axis."""
+    return net(
+        f"""(float[N,{SIZE},{SIZE},3] image) => (float[N,1,1,{CLASSES}] answer) {{
+            i = {TO_FIRST}(image)  s = Conv<pads=[1,1,1,1]>(i, ws, bs)  x = Relu(s)  e = Conv<pads=[1,1,1,1]>(x, we, be)
+            z = Relu(e)  g = GlobalAveragePool(z)  v = {TO_LAST}(g)  d = MatMul(v, wt)  l = Add(d, bl)
+            answer = {tail}<axis=-1>(l)
+        }}""",
+        CONVS | {"wt": (LAST, CLASSES), "bl": (CLASSES,)},
+    )
+
+
 @pattern()
 def image_reshaped_to_channels_first() -> onnx.ModelProto:
     """A Reshape that stands for a Transpose where one of the axes has length 1, as tf2onnx writes it."""

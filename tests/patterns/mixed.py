@@ -98,6 +98,29 @@ def three_operands(op: str) -> onnx.ModelProto:
 
 
 @pattern()
+def sum_with_a_constant() -> onnx.ModelProto:
+    """Two computed operands and one that every image has."""
+    return around("a = Conv<pads=[1,1,1,1]>(x, wa)  y = Sum(a, x, k)", wa=(8, 8, 3, 3), k=(1, 8, 1, 1))
+
+
+@pattern(each=["one channel", "every channel"])
+def mask_of_an_earlier_map(of: str) -> onnx.ModelProto:
+    """A choice of places that is made once and read twice, before and behind a conv: stages hand it on."""
+    mask = "m = Conv(x, wm)  c = Greater(m, level)" if of == "one channel" else "c = Greater(x, level)"
+    return around(
+        f"""{mask}  a = Conv<pads=[1,1,1,1]>(x, wa)  t = Where(c, a, nil)
+        b = Conv<pads=[1,1,1,1]>(t, wb)  y = Where(c, b, t)""",
+        wm=(1, 8, 1, 1), wa=(8, 8, 3, 3), wb=(8, 8, 3, 3), level=number(0.3), nil=number(0),
+    )  # fmt: skip
+
+
+@pattern(splits=0.4)
+def remainder_of_two_maps() -> onnx.ModelProto:
+    """Nobody knows the remainder of a division by zero, which is what a channel that is not there yet holds."""
+    return around("a = Conv<pads=[1,1,1,1]>(x, wa)  y = Mod<fmod=1>(x, a)", wa=(8, 8, 3, 3))
+
+
+@pattern()
 def maxout() -> onnx.ModelProto:
     """The larger of two halves: LightCNN's max-feature-map."""
     return around("a, b = Split<axis=1>(x, halves)  y = Max(a, b)", made=4, halves=[4, 4])

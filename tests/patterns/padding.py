@@ -77,6 +77,11 @@ def pad_with_a_value_before_a_pool() -> onnx.ModelProto:
 
 
 @pattern()
+def pad_that_crops_channels() -> onnx.ModelProto:
+    return around("y = Pad(x, amounts)", made=7, amounts=[0, 1, 0, 0, 0, -2, 0, 0])
+
+
+@pattern()
 def pad_with_axes() -> onnx.ModelProto:
     return around("y = Pad(x, by, , axes)", opset=18, by=[1, 1, 2, 2], axes=[2, -1])
 

@@ -247,6 +247,8 @@ def test_disagreement_that_grows_is_noticed() -> None:
 def test_images_are_drawn_at_the_asked_rate_each_by_itself() -> None:
     stand_in = StandIn(1000, 1)
     monitor = stand_in.monitor(sample=0.05)
+    monitor._random = np.random.default_rng(7)  # a test that may fail by chance is no test
+    monitor.reset()
     chosen: list[float] = []
     numbers = np.arange(20_000, dtype=np.float32)
     rng = np.random.default_rng(0)
@@ -271,6 +273,25 @@ def test_a_thread_beside_the_requests_audits(tmp_path: Path) -> None:
                 thread.join()
         (report,) = monitor.report()
     assert (report.audited, report.disagreement) == (5, 0.0)
+
+
+def test_where_no_thread_can_be_started_the_call_is_answered_and_a_later_one_audits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    write_export(tmp_path, PAIR, policies=[policy(1.0, [0.5])])
+    with Dispatcher(tmp_path) as run:
+        monitor = run.monitor(sample=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            assert run(images_of([[0.9, 0, 0, 0]])).stage.tolist() == [1]
+        run(images_of([[0.9, 0, 0, 0]]))
+        for thread in [t for t in threading.enumerate() if t.name == "s2d-audit"]:
+            thread.join()
+        (report,) = monitor.report()
+    assert report.audited == 2
 
 
 def test_closing_ends_the_monitor(tmp_path: Path) -> None:
