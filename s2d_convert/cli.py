@@ -64,6 +64,9 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; a conversion goes on with the same command and --resume", EXIT_INTERRUPTED)
+    except OSError as error:
+        place, what = error.filename or "a file", error.strerror or str(error)
+        _fail(f"{place}: {what}; check the place, its permissions and the room there", OutputError.exit_code)
     except MemoryError:
         _fail("not enough memory; use a smaller image (--size) or a machine with more", ModelError.exit_code)
 

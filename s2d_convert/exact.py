@@ -36,7 +36,7 @@ from s2d_convert.latency import Array, Meter
 from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Plan
 from s2d_convert.prepare import Job, Prepared
-from s2d_convert.search import Evaluation, Trial, trial_to_json
+from s2d_convert.search import Evaluation, Trial, evaluation_from_json, trial_to_json
 from s2d_convert.space import depth_taps
 from s2d_convert.split import StageModel
 from s2d_convert.staged import StagedNet
@@ -70,7 +70,7 @@ def worth(ready: Prepared, options: ConvertOptions, logits: Array, cost: Sequenc
     confidence = confidences(logits, [fit_temperature(row, ready.answers) for row in logits])
     correct = logits.argmax(axis=2) == ready.answers
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
-    if ready.dataset.kind == "made-up":
+    if options.exact and ready.dataset.kind == "made-up":  # as the policies of the folder will be chosen
         rows = guard.sure_rows(ready.calib_logits)
         confidence = guard.above(confidence, guard.floors(confidence, correct))[:, rows]
         correct = correct[:, rows]
@@ -171,7 +171,9 @@ class DepthSearch:
 
     def measured(self, taps: Taps) -> Evaluation:
         """What a set of exits is worth, with its latency measured."""
-        return self._worth(taps, _whole(stage_costs(self.meter, build_stages([self.part(taps)]))))
+        cost, seconds = timed_costs(partial(stage_costs, self.meter), build_stages([self.part(taps)]))
+        value = self._worth(taps, _whole(cost))
+        return replace(value, info={**value.info, "measure_s": seconds})
 
     def predicted(self, taps: Taps) -> Evaluation:
         """What it is worth by the latencies of its exits alone."""
@@ -204,22 +206,28 @@ class DepthSearch:
 
     def best(self) -> Taps:
         """The set with the highest reward among the shortlist, if possible one without idle exits: on a busy machine their
-        cost drowns in noise. Every measured set goes to the trace."""
+        cost drowns in noise. Every measured set goes to the trace, and an interrupted run measures none of them again."""
         job, found = self.job, []
-        traced = {(line["method"], line["index"]) for line in job.run.trace()}
         job.run.rewrite_trace()
+        known = {tuple(e["actions"]): evaluation_from_json(e) for e in job.run.trace() if e["method"] == "depth"}
         listed = self.shortlist(max(LEAST_MEASURED, job.options.work.evaluations // 4))
-        for index, taps in enumerate(listed):
-            started = time.perf_counter()
-            value = self.measured(taps)
-            conversion = Conversion((self.part(taps).plan,))
-            trial = Trial(index, "depth", taps, conversion, value, False, time.perf_counter() - started)
-            if ("depth", index) not in traced:
-                job.run.append_trace(trial_to_json(trial, conversion.to_json(self.ready.channels)))
-            job.reporter.progress(index + 1, len(listed), f"sets of exits, reward {value.reward:.4f}", math.nan)
+        for number, taps in enumerate(listed):
+            if taps not in known:
+                known[taps] = self._tried(taps, len(known))
+            value = known[taps]
+            job.reporter.progress(number + 1, len(listed), f"sets of exits, reward {value.reward:.4f}", math.nan)
             idle = min(value.info["exit_share"][:-1]) < LEAST_SHARE
-            found.append((not idle, value.reward, -index, taps))
+            found.append((not idle, value.reward, -number, taps))
         return max(found)[-1]
+
+    def _tried(self, taps: Taps, index: int) -> Evaluation:
+        """A set measured, and written to the trace."""
+        started = time.perf_counter()
+        value = self.measured(taps)
+        conversion = Conversion((self.part(taps).plan,))
+        trial = Trial(index, "depth", taps, conversion, value, False, time.perf_counter() - started)
+        self.job.run.append_trace(trial_to_json(trial, conversion.to_json(self.ready.channels)))
+        return value
 
 
 def _whole(ratios: Sequence[float]) -> tuple[float, ...]:
@@ -229,9 +237,8 @@ def _whole(ratios: Sequence[float]) -> tuple[float, ...]:
     return tuple(ratio / min(1.0, total) for ratio in ratios)
 
 
-def depth_candidate(job: Job, meter: Meter | Table) -> Candidate:
-    """The best chain of exits on the untouched backbone."""
-    heads, logits = trained_heads(job)
+def depth_candidate(job: Job, meter: Meter | Table, heads: Mapping[str, ExitHead], logits: Array) -> Candidate:
+    """The best chain of exits on the untouched backbone, with `trained_heads`."""
     job.reporter.step("search")
     search = DepthSearch(job, heads, logits, meter)
     stored = job.run.read_json(DEPTH)
@@ -250,6 +257,12 @@ def stage_costs(meter: Meter | Table, models: Sequence[StageModel]) -> tuple[flo
     return meter.measure([m.model.SerializeToString() for m in models]).ratios
 
 
+def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[float], float]:
+    """What stages take by `cost`, and the seconds that it took to find out."""
+    started = time.monotonic()
+    return cost(models), round(time.monotonic() - started, 3)
+
+
 def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> Evaluation:
     """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
 
@@ -257,9 +270,8 @@ def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> 
     """
     ready = job.ready
     parts = [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
-    models, started = build_stages(parts), time.monotonic()
-    costs = cost(models)
-    measuring = round(time.monotonic() - started, 3)
+    models = build_stages(parts)
+    costs, measuring = timed_costs(cost, models)
     own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
     logits = np.concatenate([own, *[ready.calib_logits[None]] * (len(models) - len(own))])
     found = worth(ready, job.options, logits, costs)

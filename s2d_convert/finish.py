@@ -37,7 +37,7 @@ from s2d_convert.report import REPORT, write_report
 from s2d_convert.runfolder import TRACE
 from s2d_convert.split import StageModel
 from s2d_convert.staged import Masks, StagedNet
-from s2d_convert.static import StaticModel
+from s2d_convert.static import StaticModel, softmax
 from s2d_convert.table import Table
 from s2d_convert.train import exit_logits
 
@@ -174,7 +174,10 @@ def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
     images = ready.dataset.calib.take(slice(0, min(VERIFY_IMAGES, len(ready.dataset.calib))))
     expected = [*exit_logits(tuned.net, images, tuned.masks)]
     expected += [ready.calib_logits[: len(images)]] * (len(logits) - len(expected))
-    for stage, (got, own) in enumerate(zip(logits[:, : len(images)], expected, strict=True), start=1):
+    pairs = [*zip(logits[:, : len(images)], expected, strict=True)]
+    if ready.graph.output_kind != "logits":  # the files tell logits up to a constant per row only
+        pairs = [(softmax(got), softmax(own)) for got, own in pairs]
+    for stage, (got, own) in enumerate(pairs, start=1):
         error = float(np.abs(got - own).max() / max(1.0, float(np.abs(own).max())))
         if not error <= VERIFY_TOLERANCE:
             raise VerifyError(

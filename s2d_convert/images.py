@@ -5,7 +5,9 @@ Letters: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ Kind = Literal["labelled", "unlabelled", "made-up"]
 DEFAULT_HOLDOUT = 0.1
 MIN_HELD_OUT, MAX_HELD_OUT = 200, 5000
 MIN_IMAGES = 20
+HASHED_ROWS = 500  # at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,19 @@ class Images:
     def is_model_input(self) -> bool:
         """Whether the images came as float32 that the model takes as it is."""
         return not isinstance(self.pixels, ImageFiles) and self.pixels.dtype != np.uint8
+
+    @property
+    def digest(self) -> str:
+        """A hash of the images in their order and of their labels; of files that are decoded lazily, of names and sizes."""
+        found = hashlib.sha256(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
+        for start in range(0, len(self), HASHED_ROWS):
+            rows = slice(start, start + HASHED_ROWS)
+            if isinstance(self.pixels, ImageFiles):
+                files = [self.pixels.files[row] for row in self.rows[rows]]
+                found.update(str([(file, Path(file).stat().st_size) for file in files]).encode())
+            else:
+                found.update(np.ascontiguousarray(self.raw(rows)).data)
+        return found.hexdigest()
 
     def take(self, indices: IntArray | slice) -> Images:
         """The Images at these indices; the pixels are shared, not copied."""
@@ -87,9 +103,9 @@ class Dataset:
         return self.train.kind
 
     @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """The class folders' names by class index, or None."""
-        return self.train.class_names
+    def digest(self) -> str:
+        """A hash of all three splits."""
+        return hashlib.sha256(f"{self.train.digest} {self.calib.digest} {self.test.digest}".encode()).hexdigest()
 
 
 def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:

@@ -142,6 +142,11 @@ class ConvertOptions:
                 "--quantize with --max-drop: the promise would be tested before the stages change; convert first, then "
                 "s2d export OUT --quantize, then s2d calibrate on what that writes"
             )
+        if self.latency is not None and self.quantize is not None:
+            raise UsageError(
+                "--quantize with --latency: the device's table knows float32 stages only; convert first, then "
+                "s2d export OUT --quantize on the device, where its stages are measured"
+            )
         if self.mode is not None:
             check_choice("mode", self.mode, MODES)
 
@@ -169,6 +174,8 @@ class ConvertOptions:
     def fingerprint(self) -> dict[str, Any]:
         """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""
         plain = asdict(self)
+        if self.plan not in PLANS:
+            plain["plan"] = str(Path(self.plan).resolve())
         for name in ("resume", "ray", "device", "max_drop", "confidence", "cheapest"):
             del plain[name]
         return {

@@ -18,7 +18,15 @@ from typing import Any
 from s2d_convert.bound import keeps_bound, possible
 from s2d_convert.candidates import Evaluator
 from s2d_convert.errors import ModelError
-from s2d_convert.exact import Cost, better, cascade_candidate, depth_candidate, stage_costs, trained_worth
+from s2d_convert.exact import (
+    Cost,
+    better,
+    cascade_candidate,
+    depth_candidate,
+    stage_costs,
+    trained_heads,
+    trained_worth,
+)
 from s2d_convert.explore import CHOSEN, choose, make_evaluator, search, written_plan
 from s2d_convert.export import check_out
 from s2d_convert.finalists import METHOD, Finals, favourites, simple_chains
@@ -51,21 +59,30 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     run.refuse_leftover(resume=options.resume)
     ready = prepare(options, reporter)
     written_plan(options, ready)  # what is wrong with it is said before anything is trained
-    digest = sha256_of(options.model)
-    board = None if options.latency is None else sha256_of(options.latency)
-    run.open({**options.fingerprint(), "model_sha256": digest, "board_sha256": board})
+    hashes = contents(options, ready)
+    run.open({**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}})
     job = Job(options, ready, run, reporter)
     if options.exact:
         conversion, tuned = keep_original(job)
     else:
         conversion, tuned = train_everything(job, possible(job, plan_space(ready, options)))
-    provenance = {"model_sha256": digest, "seconds": run.read_json(SECONDS)}
+    provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
     with _timed(run, "finish"):
         result = _finished(job, tuned, conversion, provenance=provenance)
     for text in closing_notes(job, conversion, result):
         reporter.note(text)
     run.remove()
     return result
+
+
+def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
+    """Hashes of what the options name, by option: equal names with something else behind them are another run."""
+    plan = None if options.plan in PLANS else Path(options.plan)
+    files = {"MODEL": options.model, "--latency": options.latency, "--plan": plan, "--data": options.picture}
+    found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
+    if ready.dataset.kind != "made-up":  # those are made of the seed, the model and the picture
+        found["--data"] = ready.dataset.digest
+    return found
 
 
 def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
@@ -87,8 +104,10 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
 
 def train_everything(job: Job, space: PlanSpace) -> tuple[Conversion, Tuned]:
     """The best conversion of the space, fine-tuned: supernet, search, finals, fine-tune."""
+    given = written_plan(job.options, job.ready)
+    own = () if given is None else [tap for tap in given.chains[0].taps if tap != job.ready.graph.output]
     with _timed(job.run, "supernet"):
-        net = train_supernet(job, space)
+        net = train_supernet(job, space, others=own)
     with _timed(job.run, "search"):
         evaluate = make_evaluator(job.ready, space, net, job.options)
         conversion = search(job, space, evaluate)
@@ -142,7 +161,9 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
     ready = job.ready
     meter = make_meter(ready, job.options)
     with _timed(job.run, "heads"):
-        best = depth_candidate(job, meter)
+        heads, logits = trained_heads(job)
+    with _timed(job.run, "search"):
+        best = depth_candidate(job, meter, heads, logits)
     space = possible(job, plan_space(ready, job.options))
     if ready.dataset.kind != "made-up" and CASCADE in space.kinds:
         best = better(best, cascade_candidate(job, meter, *narrow_chain(job, space, meter)))
@@ -153,7 +174,7 @@ def narrow_chain(job: Job, space: PlanSpace, meter: Meter | Table) -> tuple[Conv
     """The simple first chain before the untouched model that finals prefer, then trained for long."""
     ready, run = job.ready, job.run
     job.reporter.step("finals")
-    net = new_net(ready, space)
+    net = new_net(ready, space.taps)
     with _timed(run, "finals"):
         finals = _finals(job, net, simple_chains(space, job.options.budget), partial(stage_costs, meter))
         conversion, value, file = finals.best()

@@ -20,7 +20,7 @@ from s2d_convert.export import read_stages, stage_logits, whole_folder, write_ma
 from s2d_convert.images import Dataset, Images
 from s2d_convert.latency import Array, make_session
 from s2d_convert.measure import Measured, machine, measure, path_costs
-from s2d_convert.policies import Scores, budget_policies, fit_temperatures
+from s2d_convert.policies import Scores, budget_policies, careful_policies, fit_temperatures
 from s2d_convert.prepare import static_logits
 from s2d_convert.quantize import check_runs, float16_stage, int8_stage, set_temperature
 from s2d_convert.split import StageModel
@@ -78,7 +78,8 @@ def recast(
                 shutil.copyfile(folder / name, place / name)
         write_manifest(place, made)
         made |= {"target": "agreement" if dataset.calib.labels is None else "accuracy", "data": dataset.kind}
-        _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores)
+        careful = dataset.kind == "made-up" and manifest.exactness is not None
+        _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores, careful=careful)
         with asked.open(place) as runner:
             measured = measure(runner, static, dataset.test, threads=asked.threads, batch=asked.batch)
         made["measured"] = {**measured.to_json(), "machine": machine(), "latency": "measured"}
@@ -172,13 +173,15 @@ def _calibrate_anew(
     static: StaticModel,
     images: Images,
     scores: Scores,
+    careful: bool,
 ) -> None:
-    """Measure the stages, and choose the policies with what they said on `images`."""
+    """Measure the stages, and choose the policies with what they said on `images`, `careful` ones or others."""
     timed = np.ascontiguousarray(images.batch(np.arange(asked.batch) % len(images)))
     with asked.open(place) as runner:
         cost = path_costs(runner, static, timed).per_stage
     temperatures = [entry["temperature"] for entry in made["stages"]]
-    made |= budget_policies(scores, temperatures, cost=cost, budget=made["default_budget"]).to_json()
+    choose = careful_policies if careful else budget_policies
+    made |= choose(scores, temperatures, cost=cost, budget=made["default_budget"]).to_json()
     for entry, ratio in zip(made["stages"], cost, strict=True):
         entry["latency_ratio"] = round(ratio, 5)
     write_manifest(place, made)

@@ -32,7 +32,7 @@ class RunFolder:
             )
 
     def open(self, fingerprint: dict[str, Any]) -> None:
-        """Make the folder, or take it up again. Raises OutputError when it belongs to a run with other options."""
+        """Make the folder, or take it up again. Raises OutputError when it belongs to a run with other options or files."""
         config = self.path / CONFIG
         if self.path.exists():
             self._check(config, fingerprint)
@@ -55,7 +55,7 @@ class RunFolder:
         if changed:
             raise OutputError(
                 f"{self.path}: the unfinished run had another {', '.join(changed)}; "
-                "resume it with the same options, or remove the folder"
+                "resume it with the same options and files, or remove the folder"
             )
 
     def read_json(self, name: str) -> Any:

@@ -38,9 +38,9 @@ MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make 
 COMPACT = "chain1.onnx"
 
 
-def new_net(ready: Prepared, space: PlanSpace) -> StagedNet:
+def new_net(ready: Prepared, taps: Sequence[str]) -> StagedNet:
     """The staged network with the static model's weights, norms put back, and a head for every tap."""
-    net = StagedNet(ready.graph, ready.channels, ready.weights, taps=space.taps).to(ready.device)
+    net = StagedNet(ready.graph, ready.channels, ready.weights, taps=taps).to(ready.device)
     _prepare_net(net, ready)
     return net
 
@@ -68,17 +68,19 @@ def train_settings(
     )
 
 
-def train_supernet(job: Job, space: PlanSpace) -> StagedNet:
-    """One network whose weights serve every plan of the space: all exits at full width, and a random plan, at every step."""
+def train_supernet(job: Job, space: PlanSpace, *, others: Sequence[str] = ()) -> StagedNet:
+    """One network whose weights serve every plan of the space: all exits at full width, and a random plan, at every step.
+    It has exits at the `others` too, which a written plan may have where no plan of the space has one."""
     ready, options, run = job.ready, job.options, job.run
     job.reporter.step("supernet")
-    net = new_net(ready, space)
+    taps = tuple(dict.fromkeys([*space.taps, *others]))
+    net = new_net(ready, taps)
     done = run.path / "supernet.pt"
     if _load_finished(net, done):
         return net
     work = options.work
     settings = train_settings(ready, options, SUPERNET_RATE, work.supernet_epochs, work.supernet_min_steps)
-    everything = Masks({}, (*space.taps, ready.graph.output), (None,) * (len(space.taps) + 1))
+    everything = Masks({}, (*taps, ready.graph.output), (None,) * (len(taps) + 1))
 
     def choose(step: int, _progress: float) -> Sequence[Masks]:
         plan = random_plan(space, np.random.default_rng([options.seed, 3, step]))

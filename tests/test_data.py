@@ -89,7 +89,7 @@ def test_a_split_keeps_images_and_labels_together(tmp_path: Path) -> None:
             assert label_of[image.tobytes()] == label
             seen.append(image.tobytes())
     assert sorted(seen) == sorted(label_of)
-    assert dataset.class_names == ("cat", "dog")
+    assert dataset.train.class_names == ("cat", "dog")
 
 
 def test_images_without_classes_have_no_labels(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_images_without_classes_have_no_labels(tmp_path: Path) -> None:
     dataset = load(tmp_path)
     assert dataset.kind == "unlabelled"
     assert dataset.train.labels is dataset.calib.labels is dataset.test.labels is None
-    assert dataset.class_names is None
+    assert dataset.train.class_names is None
     assert sizes(dataset) == (12, 6, 6)
 
 
@@ -135,7 +135,7 @@ def test_only_a_test_folder_can_be_evaluated(tmp_path: Path) -> None:
 
 def test_train_may_be_a_class_of_vehicles(tmp_path: Path) -> None:
     path = write_tree(tmp_path, {"ship": 12, "train": 12})
-    assert load(path).class_names == ("ship", "train")
+    assert load(path).train.class_names == ("ship", "train")
 
 
 def test_train_and_val_without_classes(tmp_path: Path) -> None:

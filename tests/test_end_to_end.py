@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from helpers import assert_close, run
 from PIL import Image
 from s2d_runtime import Dispatcher
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+from tiny import Listener, ask, make_model, quadrants, use_tiny_effort, written_plan
 
 from s2d_convert import finish
 from s2d_convert.errors import OutputError, PromiseError
@@ -114,6 +116,26 @@ def test_class_folders_of_pictures_convert(place: Path) -> None:
     assert result.manifest["preprocess"]["size"] == [12, 12]
 
 
+@pytest.mark.parametrize("tail", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("mode", ["train", "exact", "no data"])
+def test_a_model_that_answers_with_probabilities_converts(place: Path, tail: str, mode: str) -> None:
+    model = onnx.load(place / "tiny.onnx")
+    model.graph.node.append(onnx.helper.make_node(tail, ["logits"], ["answer"], axis=-1))
+    model.graph.output[0].name = "answer"
+    onnx.save(model, place / "tiny.onnx")
+    changes: dict[str, dict[str, Any]] = {
+        "train": {"plan": written_plan(place)}, "exact": {"mode": "exact"}, "no data": {"data": None}
+    }  # fmt: skip
+    result = convert(ask(place, **changes[mode]), Listener())
+    assert result.manifest["output"]["kind"] == {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}[tail]
+    images, _ = quadrants(50, 3)
+    with Dispatcher(place / "out") as runner:
+        answer, all_stages = runner(images), runner(images, exits=False)
+    sums = answer.output if tail == "Softmax" else np.exp(answer.output)
+    assert_close(sums.sum(axis=1), np.ones(50))
+    assert_close(all_stages.output, run(place / "tiny.onnx", {"input": images})["answer"])
+
+
 def test_a_budget_out_of_reach_is_flagged(place: Path) -> None:
     result = convert(ask(place, budget=0.001), Listener())
     assert not result.reached
@@ -139,6 +161,17 @@ def test_a_resumed_run_must_ask_for_the_same(place: Path) -> None:
         convert(ask(place), Listener(interrupt_at="supernet"))
     with pytest.raises(OutputError, match="another budget"):
         convert(ask(place, resume=True, budget=0.6), Listener())
+    images, labels = quadrants(410, 1)  # ten more: the splits are drawn anew, and trained images would be tested on
+    np.savez(place / "data.npz", images=images, labels=labels)
+    with pytest.raises(OutputError, match="another content of --data;"):
+        convert(ask(place, resume=True), Listener())
+
+
+def test_a_resumed_run_must_have_the_same_plan_in_its_file(place: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        convert(ask(place, plan=written_plan(place)), Listener(interrupt_at="fine-tune"))
+    with pytest.raises(OutputError, match="another content of --plan;"):
+        convert(ask(place, plan=written_plan(place, 1), resume=True), Listener())
 
 
 def test_kill_leaves_nothing_half_written(place: Path) -> None:
@@ -178,10 +211,10 @@ def test_a_promise_is_tested_on_images_of_its_own_and_a_refusal_loses_no_work(
     with monkeypatch.context() as patch:
         patch.setattr(finish, "promised_policies", refuse)
         with pytest.raises(PromiseError):
-            convert(ask(place, max_drop=0.2), Listener())
+            convert(ask(place, plan="cascade", max_drop=0.2), Listener())
     assert not (place / "out").exists()
     listener = Listener()
-    result = convert(ask(place, max_drop=0.3, cheapest=True, resume=True), listener)
+    result = convert(ask(place, plan="cascade", max_drop=0.3, cheapest=True, resume=True), listener)
     assert "reward" not in " ".join(listener.texts)  # not searched again
     assert result.reached
     assert result.measured.images == 50  # the other half of what is held back

@@ -28,7 +28,7 @@ MAX_NODES = 48  # far fewer as a rule
 few = settings(max_examples=8)
 unsaved = settings(database=None, phases=[Phase.generate])
 # Without the phase that explains: it goes on looking at variations, and `find` would return the last of them.
-shrinking = settings(database=None, max_examples=300, phases=[Phase.generate, Phase.shrink])
+shrinking = settings(database=None, max_examples=5000, phases=[Phase.generate, Phase.shrink])
 
 
 def assert_sound(model: onnx.ModelProto, images_seed: int = 0) -> None:

@@ -15,7 +15,7 @@ from helpers import assert_close
 from PIL import Image
 from s2d_runtime import Dispatcher
 from test_cli import call
-from tiny import EFFORT, TINY, Listener, ask, make_model, quadrants
+from tiny import EFFORT, TINY, Listener, ask, make_model, quadrants, written_plan
 
 from s2d_convert import measure, options, recalibrate
 from s2d_convert.calibrate import confidences
@@ -28,14 +28,14 @@ from s2d_convert.static import StaticModel
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny model, converted once, and images that the conversion did not see."""
+    """A folder with the tiny model, converted once by a written plan, and images that the conversion did not see."""
     place = tmp_path_factory.mktemp("converted")
     make_model(place / "tiny.onnx")
     images, labels = quadrants(700, 1)
     np.savez(place / "data.npz", images=images, labels=labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(options, "EFFORTS", {**options.EFFORTS, TINY: EFFORT})
-        convert(ask(place), Listener())
+        convert(ask(place, plan=written_plan(place)), Listener())
     images, labels = quadrants(900, 11)
     np.savez(place / "fresh.npz", images=images, labels=labels)
     np.savez(place / "unlabelled.npz", images=images)
@@ -63,7 +63,7 @@ def manifest_of(place: Path) -> dict[str, Any]:
 
 
 def again(place: Path, **changes: Any) -> recalibrate.Calibrated:
-    """Calibrate the copy's folder; the tiny last stage is not the static model, so the bounds are wide."""
+    """Calibrate the copy's folder."""
     plain: dict[str, Any] = {"folder": place / "out", "data": place / "fresh.npz", "static": place / "tiny.onnx"}
     return calibrate_folder(CalibrateOptions(**{**plain, **changes}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,12 @@ import torch
 from torch import nn
 
 from s2d_convert import options
+from s2d_convert.channels import analyse
+from s2d_convert.finalists import simple_chains
+from s2d_convert.load import load_graph
 from s2d_convert.options import ConvertOptions, Effort
+from s2d_convert.space import PlanSpace, divide
+from s2d_convert.weights import static_weights
 
 EFFORT = Effort(
     supernet_epochs=0.1,
@@ -90,6 +96,18 @@ def ask(folder: Path, **changes: object) -> ConvertOptions:
     plain = {"model": folder / "tiny.onnx", "out": folder / "out", "data": folder / "data.npz", "budget": 0.7,
              "effort": TINY, "flip": False, "device": "cpu"}  # fmt: skip
     return ConvertOptions(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+def written_plan(folder: Path, number: int = 0) -> str:
+    """The path of a file with a plan for the tiny model in `folder`: a first chain before the untouched model. For tests
+    that must not hang on what a search finds, whose reward is measured."""
+    graph = load_graph(folder / "tiny.onnx")
+    channels = analyse(graph)
+    divisions = divide(graph, channels, static_weights(graph, channels), groups=2, block=4)
+    plans = list(simple_chains(PlanSpace(graph, channels, divisions, stages=2), 1.0))
+    file = folder / "plan.json"
+    file.write_text(json.dumps(plans[number].to_json(channels)), encoding="utf-8")
+    return str(file)
 
 
 class Listener:

@@ -94,14 +94,14 @@ def test_a_trial_passes_a_sound_folder_and_tells_what_is_wrong_with_another(tmp_
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "seconds", "message"),
     [
-        ("kill -6 $$", r"took the process down that tried it \(-6\)"),
-        ("exec sleep 60", "did not answer within 1 seconds"),
+        ("kill -6 $$", 60, r"took the process down that tried it \(-6\)"),
+        ("exec sleep 60", 1, "did not answer within 1 seconds"),
     ],
 )
 def test_a_trial_survives_what_the_folder_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, seconds: float, message: str
 ) -> None:
     write_export(tmp_path, PAIR)
     python = tmp_path / "python"
@@ -109,4 +109,4 @@ def test_a_trial_survives_what_the_folder_does(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(DispatcherError, match=message):
-        trial(tmp_path, seconds=1)
+        trial(tmp_path, seconds=seconds)

@@ -158,7 +158,7 @@ def test_a_body_without_a_length_is_counted(toy: Running) -> None:
 
 def test_a_body_without_an_end_is_answered_and_cut_off(folder: Path) -> None:
     chunk = b"%x\r\n%s\r\n" % (len(BIG), BIG)
-    with running(folder, timeout_s=0.2, **SMALL) as server:
+    with running(folder, timeout_s=1.0, **SMALL) as server:
         assert server.raw(KEEP + 10 * chunk).startswith(b"HTTP/1.1 413")
 
 
@@ -191,7 +191,7 @@ def test_a_connection_serves_one_request_after_the_other(toy: Running) -> None:
     ids=["silent", "head", "body"],
 )
 def test_a_client_that_hangs_is_told_so(folder: Path, data: bytes) -> None:
-    with running(folder, timeout_s=0.2) as server:
+    with running(folder, timeout_s=0.5) as server:
         assert server.raw(data).startswith(b"HTTP/1.1 408")
         assert server.metric("s2d_requests_occupied") == 0
 
@@ -208,7 +208,7 @@ def test_a_client_that_does_not_read_is_cut_off(folder: Path) -> None:
         while True:
             sock.sendall(asked)
 
-    with running(folder, timeout_s=1.0, rows=rows, body_mib=4) as server:
+    with running(folder, timeout_s=3.0, rows=rows, body_mib=4) as server:
         with socket.create_connection(("127.0.0.1", server.port), 60) as sock, pytest.raises(ConnectionError):
             send_and_never_read(sock)
         assert server("GET", "/v2").status == 200
@@ -216,7 +216,7 @@ def test_a_client_that_does_not_read_is_cut_off(folder: Path) -> None:
 
 
 def test_too_many_connections_are_refused(folder: Path) -> None:
-    with running(folder, connections=1, timeout_s=0.2) as server:
+    with running(folder, connections=1, timeout_s=2.0) as server:
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(server.raw, [b"", b""]))
         assert sorted(answer[:12] for answer in answers) == [b"HTTP/1.1 408", b"HTTP/1.1 503"]
@@ -263,7 +263,7 @@ def test_when_all_places_are_taken_it_says_when_to_come_again(folder: Path, bloc
 
 
 def test_a_request_that_takes_too_long_is_told_so_and_keeps_its_place(folder: Path, blocked: type[Blocked]) -> None:
-    with running(folder, kind=blocked, workers=1, queue=1, timeout_s=0.2) as server:
+    with running(folder, kind=blocked, workers=1, queue=1, timeout_s=1.5) as server:
         assert server("POST", INFER, GOOD).status == 504
         assert server("POST", INFER, GOOD).status == 504  # never ran: its place is free again
         assert server.metric("s2d_requests_occupied") == 1
