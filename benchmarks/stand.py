@@ -20,7 +20,7 @@ from s2d_convert.export import build_stages, read_part, write_bytes, write_json
 from s2d_convert.finish import Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import ConvertOptions, Effort
-from s2d_convert.origin import sha256_of
+from s2d_convert.origin import model_sha256
 from s2d_convert.pipeline import plan_space, play_finals
 from s2d_convert.plan import Conversion
 from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
@@ -134,7 +134,7 @@ class Stand:
             job = self.job(name, seed, budget=budget)
             tuned = tuned or finetune(job, self.net(seed), conversion, start=start)
             # With this `s2d evaluate` finds the static model of a folder of the stand as of any other.
-            finish(job, tuned, conversion, provenance={"model_sha256": sha256_of(self.options.model)})
+            finish(job, tuned, conversion, provenance={"model_sha256": model_sha256(self.options.model)})
             job.run.remove()
         return name
 

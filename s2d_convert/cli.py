@@ -63,7 +63,7 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; a conversion goes on with the same command and --resume", EXIT_INTERRUPTED)
+        _fail("interrupted", EXIT_INTERRUPTED)
     except OSError as error:
         place, what = error.filename or "a file", error.strerror or str(error)
         _fail(f"{place}: {what}; check the place, its permissions and the room there", OutputError.exit_code)

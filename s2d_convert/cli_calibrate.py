@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from s2d_convert.cli_options import FOLDER, PATH, PROMISE, RUNNING, SEED, STATIC
+from s2d_convert.cli_options import FOLDER, PATH, PROMISE, RUNNING, SEED, STATIC, named_options, refuse_confidence_alone
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 from s2d_convert.recalibrate import CalibrateOptions, calibrate_folder
 from s2d_convert.recalibrate import undo as undo_calibration
@@ -44,13 +44,18 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
     OUT changes in one step or not at all. Ends with exit code 3 when the budget could not be reached.
     """
     if undo:
-        if data is not None:
-            raise UsageError("--undo: brings back the calibration before and takes no --data; give one of the two")
+        spare = named_options() - {"folder", "undo"}
+        if spare:
+            shown = {"static": "model"}.get(min(spare), min(spare)).replace("_", "-")
+            raise UsageError(
+                f"--{shown}: means nothing beside --undo, which brings back the calibration before; leave it out"
+            )
         undo_calibration(folder)
         click.echo(f"{folder}: as before the last calibration")
         return
     if data is None:
         raise UsageError("--data: give some hundred real images, labelled or not, or --undo")
+    refuse_confidence_alone(options["max_drop"])
     found = calibrate_folder(CalibrateOptions(folder=folder, data=data, **options))
     reporter, console = TerminalReporter(), Console(highlight=False)
     for text in found.warnings:

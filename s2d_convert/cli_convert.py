@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 from rich.console import Console
 
 from s2d_convert.cli_options import (
@@ -25,10 +24,13 @@ from s2d_convert.cli_options import (
     STAGES,
     WEIGHTS,
     default_out,
+    named_options,
+    refuse_confidence_alone,
 )
-from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED
+from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 from s2d_convert.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
 from s2d_convert.pipeline import convert as run_convert
+from s2d_convert.runfolder import RunFolder
 from s2d_convert.terminal import TerminalReporter, measured_table, policy_table
 from s2d_convert.wording import promise_cost, promise_text
 
@@ -107,10 +109,18 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     Ends with exit code 3 when the budget could not be reached or --max-latency not be kept; the best effort is
     exported all the same.
     """
-    given = click.get_current_context().get_parameter_source("budget") is not ParameterSource.DEFAULT
-    cheapest = options["max_drop"] is not None and not given
+    named = named_options()
+    refuse_confidence_alone(options["max_drop"])
+    if "stages" in named and options["plan"] not in PLANS:
+        raise UsageError("--stages: a written plan has stages of its own; leave it out")
+    cheapest = options["max_drop"] is not None and "budget" not in named
     asked = ConvertOptions(model=model, out=out or default_out(model), cheapest=cheapest, **options)
-    result = run_convert(asked, TerminalReporter())
+    try:
+        result = run_convert(asked, TerminalReporter())
+    except KeyboardInterrupt:
+        if RunFolder(asked.out).path.exists():
+            click.echo("what is done so far is kept: the same command with --resume goes on", err=True)
+        raise
     console = Console()
     measured = result.manifest["measured"]
     how = f"latency {measured['latency']} for {measured['machine']}"

@@ -110,6 +110,7 @@ def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(f"{path}: expected an image ({', '.join(sorted(IMAGE_SUFFIXES))}) or an .npy")
     preprocess = recorded_preprocess(runner.manifest)
+    preprocess.check_known(path)
     try:
         return preprocess(read_image(path, preprocess)[None])
     except UNREADABLE as error:

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from s2d_convert.cli_options import DEFAULTS, MODEL, OUT, OUTPUT, SIZE, WEIGHTS, default_out
+from s2d_convert.cli_options import DEFAULTS, MODEL, OUT, OUTPUT, SIZE, WEIGHTS, default_out, named_options
 from s2d_convert.describe import describe
+from s2d_convert.errors import UsageError
 from s2d_convert.folders import split_model
 from s2d_convert.inspect_view import InspectView
 from s2d_convert.prepare import read_graph
@@ -56,6 +57,8 @@ def split(
     size: tuple[int, int] | None,
 ) -> None:
     """Cut MODEL into stages without any training; exit heads start from the classifier."""
+    if "stages" in named_options() and plan not in ("depth", "width"):
+        raise UsageError(f"--stages: --plan {plan} has stages of its own; leave it out")
     target = out or default_out(model)
     manifest = split_model(model, plan=plan, stages=stages, out=target, output=output, size=size, weights=weights)
     for stage in manifest["stages"]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from s2d_convert.errors import UsageError
 from s2d_convert.options import ARITHMETIC, FLOATS, ConvertOptions
 from s2d_convert.preprocess import PRESETS
 
@@ -113,6 +115,18 @@ PROMISE = options(
     ),
 )
 STATIC = click.option("--model", "static", type=PATH, help="The static model. [default: where the conversion found it]")
+
+
+def named_options() -> set[str]:
+    """The parameters of the running command that its command line names."""
+    context = click.get_current_context()
+    return {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+
+
+def refuse_confidence_alone(max_drop: float | None) -> None:
+    """Raise UsageError for --confidence without the promise that it belongs to."""
+    if max_drop is None and "confidence" in named_options():
+        raise UsageError("--confidence: means nothing without --max-drop; give both, or leave it out")
 
 
 def default_out(model: Path) -> Path:

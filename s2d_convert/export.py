@@ -166,9 +166,10 @@ def check_out(out: Path, *, option: str = "--out") -> None:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into; it becomes `out` when the block ends well, and vanishes otherwise."""
-    check_out(out)
+def whole_folder(out: Path, *, option: str = "--out") -> Iterator[Path]:
+    """A folder beside `out`, which `option` names, to write into; it becomes `out` when the block ends well, and vanishes
+    otherwise."""
+    check_out(out, option=option)
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         if not _is_running(left):  # of a run that was killed here
             shutil.rmtree(left, ignore_errors=True)
@@ -180,7 +181,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         partial.rename(out)
     except OSError as error:
         raise OutputError(
-            f"{out}: cannot be written ({error.strerror or error}); make room or choose another --out"
+            f"{out}: cannot be written ({error.strerror or error}); make room or choose another {option}"
         ) from error
     finally:
         if partial is not None:

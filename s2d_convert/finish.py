@@ -33,6 +33,7 @@ from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion
 from s2d_convert.policies import Chosen, Scores, budget_policies, careful_policies, fit_temperatures, promised_policies
 from s2d_convert.prepare import Job, Prepared, promise_images, static_logits, timing_images
+from s2d_convert.preprocess import Preprocess
 from s2d_convert.report import REPORT, write_report
 from s2d_convert.runfolder import TRACE
 from s2d_convert.split import StageModel
@@ -84,7 +85,7 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         manifest |= {
             "target": ready.target,
             "data": ready.dataset.kind,
-            "preprocess": ready.preprocess.to_json(),
+            "preprocess": recorded(ready.preprocess, ready.dataset.train, options).to_json(),
             "provenance": _provenance(ready, options, provenance),
         }
         write_stages(folder, manifest["stages"], models)
@@ -121,6 +122,11 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
     reached = chosen.default.reached or options.cheapest
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(options.out, manifest, measured, reached, within)
+
+
+def recorded(preprocess: Preprocess, images: Images, options: ConvertOptions) -> Preprocess:
+    """What the manifest says of the way from pixels to model input: not known where the images were none and nobody said."""
+    return preprocess if options.says_preprocessing or not images.is_model_input else replace(preprocess, known=False)
 
 
 def stands_for(table: Table | None) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from s2d_convert.export import (
     write_stages,
 )
 from s2d_convert.graph import Graph
+from s2d_convert.latency import check_provider
 from s2d_convert.load import load_graph
 from s2d_convert.options import FLOATS, check_choice
-from s2d_convert.origin import Origin, sha256_of
+from s2d_convert.origin import Origin, model_sha256
 from s2d_convert.plan import MAX_STAGES, Conversion, Plan, identity_plan
 from s2d_convert.planned import read_plan
 from s2d_convert.prepare import read_graph
@@ -58,8 +59,10 @@ def split_model(
     models = build_stages([Part(graph, channels, chain, static) for chain in conversion.chains], weights=weights)
     with whole_folder(out) as folder:
         manifest = draft_manifest(graph, conversion, models, [1.0] * len(models))
-        manifest["provenance"] = {"model": str(model.resolve()), "model_sha256": sha256_of(model), **model_facts(graph, channels),
-                                  "input_size": size, "output_name": output}  # fmt: skip
+        manifest["provenance"] = {
+            "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(graph, channels),
+            "input_size": size, "output_name": output,
+        }  # fmt: skip
         write_stages(folder, manifest["stages"], models)
         write_json(folder / "plan.json", conversion.to_json(channels))
         write_manifest(folder, manifest)
@@ -116,6 +119,7 @@ def open_export(
 
     Raises ModelError when the static model is not where the manifest says, or is another one.
     """
+    check_provider(provider)
     with Dispatcher(folder, threads=threads, providers=[provider]) as runner:
         manifest = runner.manifest
         origin = Origin.of(manifest)

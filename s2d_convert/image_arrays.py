@@ -82,6 +82,8 @@ def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArra
     )
     if not as_pixels and not as_input:
         raise DataError(f"{path}: images are {images.dtype} of shape {images.shape}, expected {allowed}")
+    if as_pixels:
+        preprocess.check_known(path)
     if not len(images):
         raise DataError(f"{path}: holds no images")
     if as_input:

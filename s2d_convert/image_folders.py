@@ -42,6 +42,7 @@ def read_folder(
     path: Path, preprocess: Preprocess, classes: int, *, choose: Choose, progress: Progress | None
 ) -> dict[str, Images]:
     """The chosen splits by role; only "train" where the folder is not divided."""
+    preprocess.check_known(path)
     return _load_folders(_list_folders(path, classes, choose), preprocess, progress)
 
 

@@ -22,6 +22,7 @@ from s2d_runtime import profile
 from s2d_convert.errors import ModelError
 from s2d_convert.export import Part, build_stages, whole_folder, write_json
 from s2d_convert.kernels import work_of
+from s2d_convert.origin import model_sha256
 from s2d_convert.prepare import read_graph
 from s2d_convert.space import PlanSpace, divide
 from s2d_convert.table import LEAST_FILES
@@ -64,7 +65,7 @@ def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
     about = {
         "format": profile.KIT_FORMAT,
         "version": profile.KIT_VERSION,
-        "model": {"name": model.name, "sha256": hashlib.sha256(model.read_bytes()).hexdigest()},
+        "model": {"name": model.name, "sha256": model_sha256(model)},
         "stages": options.stages,
         "seed": options.seed,
         "static": STATIC,

@@ -34,11 +34,16 @@ class Timing:
     ratios: tuple[float, ...]
 
 
-def make_session(model: bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
-    """An onnxruntime session as the dispatcher makes them. Raises UsageError for a provider that is not installed."""
+def check_provider(provider: str) -> None:
+    """Raise UsageError for a provider that onnxruntime does not have here."""
     available = ort.get_available_providers()
     if provider not in available:
         raise UsageError(f"--provider {provider}: onnxruntime here has {', '.join(available)}; choose one of them")
+
+
+def make_session(model: bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
+    """An onnxruntime session as the dispatcher makes them. Raises UsageError for a provider that is not installed."""
+    check_provider(provider)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

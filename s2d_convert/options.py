@@ -142,6 +142,12 @@ class ConvertOptions:
                 "--quantize with --max-drop: the promise would be tested before the stages change; convert first, then "
                 "s2d export OUT --quantize, then s2d calibrate on what that writes"
             )
+        if self.weights != "float32" and self.quantize == "int8":
+            raise UsageError(
+                "--weights float16 with --quantize int8: no stage keeps float weights; leave one of the two out"
+            )
+        if self.ray is not None and self.exact:
+            raise UsageError("--ray: exact mode has no search to spread; leave it out, or give --mode train")
         if self.latency is not None and self.quantize is not None:
             raise UsageError(
                 "--quantize with --latency: the device's table knows float32 stages only; convert first, then "
@@ -165,6 +171,11 @@ class ConvertOptions:
         """The one picture that `data` is, if it is one."""
         is_one = self.data is not None and self.data.suffix.lower() in IMAGE_SUFFIXES and self.data.is_file()
         return self.data if is_one else None
+
+    @property
+    def says_preprocessing(self) -> bool:
+        """Whether anything was said of how pixels become model input."""
+        return (self.preprocess, self.mean, self.std) != (None, None, None)
 
     @property
     def work(self) -> Effort:

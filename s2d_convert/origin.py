@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import onnx
+import onnx.external_data_helper
+from google.protobuf.message import DecodeError
 from s2d_runtime import Manifest
 
 from s2d_convert.errors import DataError, ModelError, OutputError
@@ -57,7 +60,7 @@ class Origin:
         path = asked or Path(self.model or "")
         try:
             there = path.is_file()
-            digest = sha256_of(path) if there else ""
+            digest = model_sha256(path) if there else ""
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{path}: cannot be read ({error}); give the static model with --model MODEL.onnx"
@@ -78,6 +81,20 @@ def sha256_of(path: Path) -> str:
         while part := file.read(HASHED_BYTES):
             digest.update(part)
     return digest.hexdigest()
+
+
+def model_sha256(path: Path) -> str:
+    """The hash of a model: of its file and, where its weights lie in files beside it, of those too. Raises OSError."""
+    own = sha256_of(path)
+    try:
+        model = onnx.load(path, load_external_data=False, format="protobuf")
+    except DecodeError:  # no model at all, which a reader says better
+        return own
+    outside = (i for i in model.graph.initializer if onnx.external_data_helper.uses_external_data(i))
+    files = sorted({onnx.external_data_helper.ExternalDataInfo(i).location for i in outside})
+    if not files:
+        return own
+    return hashlib.sha256(" ".join([own, *(sha256_of(path.parent / file) for file in files)]).encode()).hexdigest()
 
 
 def recorded_preprocess(manifest: Manifest) -> Preprocess:

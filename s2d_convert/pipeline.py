@@ -33,7 +33,7 @@ from s2d_convert.finalists import METHOD, Finals, favourites, simple_chains
 from s2d_convert.finish import Result, Tuned, finish
 from s2d_convert.latency import Meter
 from s2d_convert.options import PLANS, ConvertOptions
-from s2d_convert.origin import sha256_of
+from s2d_convert.origin import model_sha256, sha256_of
 from s2d_convert.plan import Conversion
 from s2d_convert.planned import measuring_seconds, predicted_latency, time_shares
 from s2d_convert.policy import Actions
@@ -78,8 +78,9 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
 def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
     """Hashes of what the options name, by option: equal names with something else behind them are another run."""
     plan = None if options.plan in PLANS else Path(options.plan)
-    files = {"MODEL": options.model, "--latency": options.latency, "--plan": plan, "--data": options.picture}
+    files = {"--latency": options.latency, "--plan": plan, "--data": options.picture}
     found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
+    found["MODEL"] = model_sha256(options.model)
     if ready.dataset.kind != "made-up":  # those are made of the seed, the model and the picture
         found["--data"] = ready.dataset.digest
     return found

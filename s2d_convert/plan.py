@@ -102,7 +102,7 @@ def _read_runs(runs: Any, expected: int, place: str) -> list[int]:
         stages = [stage for stage, count in pairs for _ in range(min(count, expected + 1))]
     except (AttributeError, ValueError) as error:
         raise UsageError(f"{place}: expected run lengths such as '1x8 2x8', got {runs!r}") from error
-    if len(stages) != expected or min(stages) < 0:
+    if len(stages) != expected or not all(0 <= stage <= MAX_STAGES for stage in stages):
         raise UsageError(f"{place}: {runs!r} names {len(stages)} units; the class has {expected}, stages are 0 to S")
     return stages
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from s2d_convert.latency import Array, Meter
 from s2d_convert.load import load_graph
 from s2d_convert.madeup import Answers, made_up_data
 from s2d_convert.options import ConvertOptions
+from s2d_convert.origin import model_sha256
 from s2d_convert.policies import check_enough
 from s2d_convert.preprocess import PRESETS, Preprocess, make_preprocess
 from s2d_convert.runfolder import RunFolder
@@ -157,7 +157,7 @@ def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
     """The table of `--latency`, if any; says for which machine it stands and how well it predicts."""
     if options.latency is None:
         return None
-    digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
+    digest = model_sha256(options.model)
     table = read_table(
         options.latency, model=options.model, model_sha256=digest, threads=options.threads, batch=options.batch
     )
@@ -201,6 +201,8 @@ def read_dataset(
     )
     sizes = f"{len(dataset.train)} to train, {len(dataset.calib)} to calibrate, {len(dataset.test)} to report"
     reporter.note(f"{dataset.kind} images: {sizes}")
+    if dataset.train.is_model_input and options.says_preprocessing:
+        reporter.note("these arrays are taken as they are; the preprocessing is recorded for pictures that come later")
     if dataset.kind == "unlabelled":
         reporter.note("no labels: the target is agreement with the static model")
     if graph.half and options.weights == "float32":

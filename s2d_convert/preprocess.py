@@ -80,7 +80,8 @@ class Preprocess:
 
     `size` is (H, W). `mean` and `std` have one value per channel, in the model's channel order; `order` says
     which order that is (only a 3-channel model can be "BGR"). With `dtype` "uint8" the model takes the pixels
-    themselves, so mean, std and scale must be 0, 1 and 1.
+    themselves, so mean, std and scale must be 0, 1 and 1. Where it is not `known`, nobody has said how: the model was
+    converted with arrays that it takes as they are, and pixels are refused.
     """
 
     mean: tuple[float, ...]
@@ -91,6 +92,7 @@ class Preprocess:
     layout: Layout = "NCHW"
     dtype: InputType = "float32"
     order: Order = "RGB"
+    known: bool = True
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -105,8 +107,9 @@ class Preprocess:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         """The model input for uint8 images [B, H, W, C]: `dtype`, contiguous, [B, C, H, W] or [B, H, W, C].
 
-        Raises DataError when type or shape do not fit.
+        Raises DataError when type or shape do not fit, or when the way is not known.
         """
+        self.check_known("images")
         expected = (*self.size, self.channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
             raise DataError(
@@ -125,6 +128,14 @@ class Preprocess:
         out += offset
         return out
 
+    def check_known(self, place: object) -> None:
+        """Raise DataError unless it is known what becomes of pixels, such as those in `place`."""
+        if not self.known:
+            raise DataError(
+                f"{place}: pixels, but the model was converted with float32 arrays that it takes as they are; give such an "
+                "array (.npy for one image, .npz for many), or convert again and say with --preprocess what pixels become"
+            )
+
     def _fused(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Factor and offset per channel, shaped to broadcast over the layout; computed in double precision."""
         std = np.asarray(self.std, np.float64)
@@ -139,16 +150,17 @@ class Preprocess:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         formula = "none" if self.dtype == "uint8" else "(pixel * scale - mean) / std, pixel in 0..255, per channel"
+        formula = formula if self.known else "not known: arrays were taken as they are"
         return plain | {"formula": formula, "resize": "shorter side to size (bicubic, antialiased), then centre crop"}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Preprocess:
         """The Preprocess that `to_json` wrote; unknown keys are ignored. Raises DataError for anything else."""
         names = [f.name for f in fields(cls)]
-        missing = [name for name in names if name not in plain]
+        missing = [name for name in names if name not in plain and name != "known"]
         if missing:
             raise DataError(f"preprocess: keys {missing} are missing; expected {names}")
-        values: dict[str, Any] = {name: plain[name] for name in names}
+        values: dict[str, Any] = {name: plain[name] for name in names if name in plain}
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
             return cls(**values)
@@ -163,9 +175,10 @@ def _problems(p: Preprocess) -> Sequence[str]:
         ("layout", p.layout, get_args(Layout)),
         ("dtype", p.dtype, get_args(InputType)),
         ("order", p.order, get_args(Order)),
+        ("known", p.known, (True, False)),
     ):
         if value not in allowed:
-            found.append(f"{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
+            found.append(f"{name} {value!r} is unknown; allowed: {', '.join(map(str, allowed))}")
     if not (_are(p.size, 2, whole=True) and min(p.size) >= 1):
         found.append(f"size {p.size!r}; expected two whole numbers (height, width), each at least 1")
     if not (_are((p.channels,), 1, whole=True) and p.channels >= 1):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher, Manifest, leaves
 
-from s2d_convert.errors import ModelError
+from s2d_convert.errors import ModelError, OutputError
 from s2d_convert.export import read_stages, stage_logits, whole_folder, write_manifest, write_stages
 from s2d_convert.images import Dataset, Images
 from s2d_convert.latency import Array, make_session
@@ -59,6 +59,8 @@ def recast(
     """
     with asked.open(folder) as runner:
         manifest = runner.manifest
+    if (own := manifest.provenance.get("arithmetic")) is not None:
+        raise OutputError(f"{folder}: its stages are in {own} already; give the float32 folder that it was made from")
     if any(policy.promise for policy in manifest.policies):
         note("what was promised of the folder does not hold for other arithmetic: the new policies promise nothing")
     before = read_stages(folder, manifest)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2d_convert.augment import Level
+from s2d_convert.errors import DataError
 from s2d_convert.hints import Hints, Lesson
 from s2d_convert.images import Images
 from s2d_convert.latency import Array
@@ -126,6 +127,11 @@ def train(
             loss = loss / len(plans)
             loss.backward()
             total += float(loss.detach())
+        if not math.isfinite(total):
+            raise DataError(
+                f"training: the loss is {total} at step {step + 1} of {settings.steps}; look at the images' range and at "
+                "--preprocess, and whether the model's answers on them are finite"
+            )
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 5.0)
         for optimizer in rates:
             optimizer.step()

@@ -86,7 +86,7 @@ def write_repository(folder: Path, repository: Path, options: TritonOptions) -> 
     options.check()
     with Dispatcher(folder) as runner:
         manifest = runner.manifest
-    with whole_folder(repository) as partial:
+    with whole_folder(repository, option="--triton") as partial:
         front = _new_model(partial, options.name, front_config(manifest, options))
         shutil.copyfile(FRONT_MODEL, front / "model.py")
         shutil.copyfile(dispatcher.__file__, front / "dispatcher.py")
@@ -109,7 +109,7 @@ def write_single_repository(
     options.check()
     with Dispatcher(folder) as runner:
         manifest = runner.manifest
-    with whole_folder(repository) as partial:
+    with whole_folder(repository, option="--triton-single") as partial:
         version = _new_model(partial, options.name, single_config(manifest, options))
         write_single(folder, version / "model.onnx", bake=manifest.default_budget if budget is None else budget)
     return (options.name,)

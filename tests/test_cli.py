@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "text.onnx").write_text("hello")
     (tmp_path / "there").mkdir()
     (tmp_path / "plan.json").write_text("{")
+    huge = {"taps": ["logits"], "units": {"Conv_0": f"{10**30}x4"}}
+    (tmp_path / "huge.json").write_text(json.dumps({"version": 1, "chains": [huge]}))
     (tmp_path / "deep.json").write_text("[" * 100_000)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -123,6 +126,20 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("export there --quantize int8 --data random.npz --out x --batch 0", 2, "--batch 0"),
         ("export there --quantize int8 --data random.npz --out there", 6, "exists already"),
         ("export there --quantize int8 --data random.npz --out x", 6, "manifest.json"),
+        ("convert model.onnx --data random.npz --confidence 0.9", 2, "--confidence: means nothing without --max-drop"),
+        ("convert model.onnx --data random.npz --plan plan.json --stages 3", 2, "--stages: a written plan"),
+        ("convert model.onnx --ray auto", 2, "--ray: exact mode"),
+        ("convert model.onnx --data random.npz --quantize int8 --weights float16", 2, "leave one of the two out"),
+        ("convert model.onnx --data random.npz --quantize int8 --latency b.json", 2, "--quantize with --latency"),
+        ("split model.onnx --plan identity --stages 3", 2, "--stages: --plan identity"),
+        ("split model.onnx --plan huge.json", 2, "stages are 0 to S"),
+        ("calibrate there", 2, "--data"),
+        ("calibrate there --undo --budget 0.5", 2, "--budget: means nothing beside --undo"),
+        ("calibrate there --undo --model model.onnx", 2, "--model: means nothing beside --undo"),
+        ("calibrate there --data random.npz --confidence 0.9", 2, "--confidence: means nothing without --max-drop"),
+        ("calibrate there --data random.npz --provider Nope", 2, "--provider Nope"),
+        ("evaluate there --data random.npz --provider Nope", 2, "--provider Nope"),
+        ("bench there --provider Nope", 2, "--provider Nope"),
         ("nonsense", 2, "nonsense"),
     ],
 )
@@ -137,6 +154,37 @@ def test_bad_input_is_one_sentence(
     assert words in errors[0]
     assert "Traceback" not in err
     assert sorted(p.name for p in place.iterdir()) == before
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _data: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    assert call(capsys, "split", "model.onnx")[0] == 0
+    before = sorted(p.name for p in place.iterdir())
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = call(capsys, "export", "model.s2d", "--single", "one.onnx")
+    assert (code, "No space left on device; check the place" in err) == (6, True)
+    assert sorted(p.name for p in place.iterdir()) == before
+
+
+def test_other_weights_beside_the_same_graph_are_another_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for factor, code in ((1.0, 0), (-1.0, 4)):
+        model = residual()
+        for i in model.graph.initializer:
+            i.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(i) * np.float32(factor), i.name))
+        onnx.save(model, place / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0)
+        if factor == 1.0:
+            graph = (place / "large.onnx").read_bytes()
+            assert call(capsys, "split", "large.onnx")[0] == 0
+        else:
+            assert (place / "large.onnx").read_bytes() == graph
+        found, _, err = call(capsys, "bench", "large.s2d", "--seconds", "0.1")
+        assert found == code, err
+        (place / "large.data").unlink()
 
 
 def test_a_plan_goes_out_and_in_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from helpers import assert_close, run
 from PIL import Image
 from s2d_runtime import Dispatcher
+from test_cli import call
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort, written_plan
 
 from s2d_convert import finish
@@ -114,6 +115,32 @@ def test_class_folders_of_pictures_convert(place: Path) -> None:
         Image.fromarray(picture).save(folder / f"{row}.png")
     result = convert(ask(place, data=place / "pictures", preprocess="signed"), Listener())
     assert result.manifest["preprocess"]["size"] == [12, 12]
+
+
+def test_pixels_are_refused_where_nobody_said_what_becomes_of_them(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = convert(ask(place, plan=written_plan(place)), Listener())
+    assert result.manifest["preprocess"]["known"] is False
+    picture = np.zeros((12, 12, 3), np.uint8)
+    Image.fromarray(picture).save(place / "one.png")
+    np.savez(place / "pixels.npz", images=np.stack([picture] * 30), labels=np.zeros(30, np.int64))
+    out = str(place / "out")
+    for command in (
+        ["run", out, "one.png"],
+        ["evaluate", out, "--data", "pixels.npz"],
+        ["calibrate", out, "--data", "."],
+    ):
+        code, _, err = call(capsys, *command[:-1], str(place / command[-1]))
+        assert (code, "say with --preprocess" in err) == (5, True), err
+    assert call(capsys, "evaluate", out, "--data", str(place / "data.npz"))[0] in (0, 3)
+
+
+def test_preprocessing_that_was_given_is_recorded_for_pictures(place: Path) -> None:
+    listener = Listener()
+    result = convert(ask(place, plan=written_plan(place), preprocess="unit"), listener)
+    assert result.manifest["preprocess"]["known"] is True
+    assert any("recorded for pictures that come later" in text for text in listener.texts)
 
 
 @pytest.mark.parametrize("tail", ["Softmax", "LogSoftmax"])

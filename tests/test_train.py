@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tiny import quadrants
 from torch import nn
 
 from s2d_convert.effective import Effective
+from s2d_convert.errors import DataError
 from s2d_convert.hints import Hints, Lesson
 from s2d_convert.images import Images
 from s2d_convert.plan import identity_plan
@@ -147,6 +149,16 @@ def test_training_lowers_the_loss(labelled: bool) -> None:
     images = images32(256, labelled=labelled)
     train(net, teacher, images, always(masks), settings=settings, seed=0, on_step=lambda p: losses.append(p.loss))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_loss_that_is_no_number_ends_the_training() -> None:
+    net, masks = small_net32()
+
+    def teacher(batch: np.ndarray) -> Lesson:
+        return Lesson(torch.full((len(batch), nets.CLASSES), math.nan))
+
+    with pytest.raises(DataError, match="the loss is nan at step 1 of 4; look at the images' range"):
+        train(net, teacher, images32(64, labelled=False), always(masks), settings=TrainSettings(steps=4), seed=0)
 
 
 @pytest.mark.parametrize("family", nets.FAMILIES)
