@@ -5,7 +5,7 @@
 OUT is a converted folder. `--data` is what it was converted with (ranges, temperatures and thresholds come from it),
 `--test` has images on which nothing was chosen. Latencies are medians over rounds that time every model once, as ratios
 to the static float32 model; the mean of a folder is that of its ways out, weighted with the share of test images that take
-them. Without arguments, as in `make bench`, it measures the folder of `make demo`, if it is there.
+them. Without arguments it measures the folder of `make demo`, if it is there.
 """
 
 from __future__ import annotations

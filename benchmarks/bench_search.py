@@ -9,16 +9,19 @@ nothing but the plans that they ask about. Written: search.json and, on the term
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stand import BenchOptions, Stand
+from benchmarks.stand import BenchOptions, Stand, check_same
+from s2d_convert.errors import S2DError
 from s2d_convert.explore import policy_search
 from s2d_convert.export import write_json
 from s2d_convert.measure import machine
 from s2d_convert.options import EFFORTS
+from s2d_convert.origin import model_sha256
 from s2d_convert.plan import Conversion
 from s2d_convert.search import SearchResult, evaluate_all, random_search
 from s2d_convert.terminal import TerminalReporter
@@ -84,8 +87,9 @@ def main() -> None:
         effort=args.effort,
         stages=args.stages,
     )
+    names = ("data", "effort", "stages")
+    check_same(args.out, {**{name: str(getattr(args, name)) for name in names}, "model": model_sha256(args.model)})
     stand = Stand(args.out, options, TerminalReporter())
-    args.out.mkdir(parents=True, exist_ok=True)
     total = options.work.evaluations
     found = compare(stand, seeds=args.seeds, total=total)
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
@@ -94,4 +98,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except S2DError as error:
+        sys.exit(f"error: {error}")

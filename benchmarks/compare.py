@@ -21,15 +21,16 @@ from typing import Any
 from benchmarks import pruning
 from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
-from benchmarks.stand import BenchOptions, Entry, Stand
+from benchmarks.stand import BenchOptions, Entry, Stand, check_same
 from benchmarks.tables import markdown, plot, rows
 from s2d_convert.data import load_all
-from s2d_convert.errors import OutputError, S2DError
+from s2d_convert.errors import DataError, OutputError, S2DError
 from s2d_convert.finish import versions
 from s2d_convert.images import Images
 from s2d_convert.measure import machine
 from s2d_convert.options import EFFORTS, Effort
-from s2d_convert.origin import sha256_of
+from s2d_convert.origin import model_sha256, sha256_of
+from s2d_convert.prepare import Prepared
 from s2d_convert.terminal import TerminalReporter
 
 OURS = ("ours", "int8-ours")
@@ -100,7 +101,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="images to train and to validate on")
     parser.add_argument("--test", type=Path, help="images for the final numbers; without it a held-out part of --data")
     parser.add_argument("--out", type=Path, default=Path("build/compare"), help="folder of the run")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    about = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help=about)
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help="of ours and int8-ours")
     parser.add_argument(
         "--other-budgets", nargs="+", type=float, help="of the other methods; without it those of --budgets"
@@ -152,35 +154,40 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
     )
 
 
-def check_same(root: Path, args: argparse.Namespace) -> None:
-    """Raise OutputError when the folder belongs to a run whose numbers these would not fit."""
-    kept = ("model", "data", "test", "effort", "stages", "no_flip", "preprocess", "latency", "settings", *AMOUNTS)
-    own = {k: str(getattr(args, k)) for k in kept}
-    if args.latency is not None and args.latency.is_file():
-        own["latency"] = sha256_of(args.latency)  # a device that was profiled anew is another one
-    path = root / "options.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [k for k in kept if before.get(k, "None") != own[k]]
-        if changed:
-            raise OutputError(f"{root}: the run there had another {', '.join(changed)}; choose another --out")
-    root.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+def begun_with(args: argparse.Namespace) -> dict[str, str]:
+    """What must be the same when a run goes on, as text; of files what is in them."""
+    kept = ("data", "test", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
+    own = {name: str(getattr(args, name)) for name in kept}
+    for name, digest in (("model", model_sha256), ("latency", sha256_of)):
+        path = getattr(args, name)
+        own[name] = digest(path) if path is not None and path.is_file() else str(path)
+    return own
+
+
+def test_images(ready: Prepared, test: Path | None) -> Images:
+    """The images for the final numbers: looked at now, used at the end. Raises DataError when they have no labels."""
+    images = ready.dataset.test
+    if test is not None:
+        images = load_all(test, preprocess=ready.preprocess, classes=ready.graph.classes)
+    if images.labels is None:
+        raise DataError(
+            f"{test or 'the held-out images'}: no labels; the stand compares accuracies, give labelled images"
+        )
+    return images
 
 
 def main(argv: list[str]) -> None:
     """Make, measure, write."""
     args = parse(argv)
     started = time.monotonic()
-    check_same(args.out, args)
+    check_same(args.out, begun_with(args))
     stand = Stand(args.out, options_of(args), TerminalReporter())
+    images = None if args.build_only else test_images(stand.ready, args.test)
     entries = compare(stand, args)
-    if args.build_only:
+    if images is None:
         return
-    ready = stand.ready
-    images = ready.dataset.test
-    if args.test is not None:
-        images = load_all(args.test, preprocess=ready.preprocess, classes=ready.graph.classes)
+    if not entries:
+        raise OutputError(f"{args.out}: nothing was made there yet; leave --measure-only out")
     settings = tuple(Setting.parse(s) for s in args.settings)
     results = measure_all(stand, entries, images, settings)
     write_results(stand, results, args, time.monotonic() - started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
     """(the settings, the accuracy on the calibration images) of the best of RECIPES, which is written to `path`."""
     best: tuple[float, bytes, dict[str, Any]] = (-1.0, b"", {})
-    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime warns through the root logger
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, _only_errors():
         source, target = Path(place) / "float.onnx", Path(place) / "int8.onnx"
         model = onnx.ModelProto()
         model.CopyFrom(ready.graph.model)
@@ -72,6 +72,18 @@ def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
                 best = (reached, target.read_bytes(), {k: getattr(v, "name", v) for k, v in recipe.items()})
     path.write_bytes(best[1])
     return best[2], best[0]
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """onnxruntime warns through the root logger."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def validation_accuracy(ready: Prepared, model: bytes) -> float:

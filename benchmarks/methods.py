@@ -28,6 +28,7 @@ from s2d_convert.recast import Recast, recast
 from s2d_convert.search import random_search
 from s2d_convert.space import CASCADE, PlanSpace, divide
 from s2d_convert.staged import StagedNet
+from s2d_convert.static import StaticModel
 from s2d_convert.tune import MOST_PASSES, train_part
 from s2d_convert.weights import static_weights
 
@@ -55,7 +56,8 @@ def static(stand: Stand, _seed: int, _budget: float) -> Entry:
 
 
 def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
-    """The static model with as many more passes over the images as any model of ours gets, by the same recipe."""
+    """The static model with as many more passes over the images as supernet and fine-tuning give any model of ours, by the
+    same recipe."""
     ready, work = stand.ready, stand.options.work
     passes = MOST_PASSES + work.supernet_epochs / max(work.finetune_epochs, 1e-9)
     job = stand.job(f"work/static-tuned-s{seed}", seed)
@@ -128,9 +130,8 @@ def small_conversion(stand: Stand, budget: float) -> Conversion:
         return Conversion.from_json(known, ready.channels)
     finer = divide(ready.graph, ready.channels, ready.weights, groups=SMALL_GROUPS, block=max(1, ready.block // 2))
     space = PlanSpace(ready.graph, ready.channels, finer, stages=2, kinds=(CASCADE,))
-    found = sorted(
-        {space.decode(a) for a in space.uniform()}, key=lambda c: sum(s > 0 for s in c.chains[0].stages_of_units)
-    )
+    every = dict.fromkeys(space.decode(a) for a in space.uniform())
+    found = sorted(every, key=lambda c: sum(s > 0 for s in c.chains[0].stages_of_units))
     fits = found[:1]
     for conversion in found:
         (stage,) = build_stages([Part(ready.graph, ready.channels, conversion.chains[0], ready.weights)])
@@ -175,7 +176,8 @@ def int8_ours(stand: Stand, seed: int, budget: float) -> Entry:
     if not (stand.root / name).exists():
         asked = Recast("int8", stand.options.threads, stand.options.batch)
         source, target = stand.root / plain.path, stand.root / name
-        recast(source, target, asked, dataset=ready.dataset, static=ready.static, note=stand.reporter.note)
+        static = StaticModel(ready.graph, threads=stand.options.threads)  # `ready.static` has as many as training has
+        recast(source, target, asked, dataset=ready.dataset, static=static, note=stand.reporter.note)
     return Entry("int8-ours", seed, name, budget, budget)
 
 

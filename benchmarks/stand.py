@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from s2d_convert.candidates import Evaluator
+from s2d_convert.errors import OutputError
 from s2d_convert.explore import CHOSEN, make_evaluator
 from s2d_convert.export import build_stages, read_part, write_bytes, write_json
 from s2d_convert.finish import Tuned, finish
@@ -71,6 +72,18 @@ class Entry:
         return asdict(self)
 
 
+def check_same(root: Path, own: Mapping[str, str]) -> None:
+    """Keep in the folder what a run was begun with. Raises OutputError when it was begun with something else: numbers would
+    not fit together."""
+    path = root / "options.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    changed = [name for name, value in own.items() if before.get(name, value) != value]
+    if changed:
+        raise OutputError(f"{root}: the run there had another {', '.join(changed)}; choose another --out")
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**before, **own})
+
+
 class Stand:
     """The folder of a run, and what is made once for all methods."""
 
@@ -80,8 +93,10 @@ class Stand:
 
     @cached_property
     def ready(self) -> Prepared:
-        """The model and the images."""
-        return prepare(self.options, self.reporter)
+        """The model and the images. Raises OutputError when the folder was begun with others of the same names."""
+        ready = prepare(self.options, self.reporter)
+        check_same(self.root, {"content of --data": ready.dataset.digest})
+        return ready
 
     @cached_property
     def space(self) -> PlanSpace:

@@ -165,23 +165,6 @@ def best_policy(confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequenc
     return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=thresholds)
 
 
-def policies(
-    confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequence[float], budgets: Iterable[float]
-) -> tuple[Policy, ...]:
-    """The best policy for every budget, in ascending order of budget; a larger budget is never less accurate."""
-    row: list[Policy] = []
-    for budget in sorted(set(budgets)):
-        found = best_policy(confidence, correct, cost=cost, budget=budget)
-        if row and row[-1].reached and _rank(row[-1]) > _rank(found):
-            found = replace(row[-1], budget=budget)  # what met a smaller budget meets this one too
-        row.append(found)
-    return tuple(row)
-
-
-def _rank(policy: Policy) -> tuple[float, float]:
-    return policy.expected_accuracy, -policy.expected_latency
-
-
 def budget_grid(
     confidence: Floats, cost: Sequence[float], *, step: float = 0.05, include: Iterable[float] = ()
 ) -> tuple[float, ...]:

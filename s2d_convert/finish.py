@@ -67,9 +67,15 @@ class Tuned:
     part: Part
 
 
-def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
-    """Calibrate, write, verify and measure; everything that the manifest says is measured from the files themselves."""
+def finish(
+    job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any], out: Path | None = None
+) -> Result:
+    """Calibrate, write, verify and measure; everything that the manifest says is measured from the files themselves.
+
+    `out` is the folder to write, without it the one that the options name.
+    """
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
+    out = out or options.out
     reporter.step("export")
     parts = [tuned.part, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
     logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
@@ -80,7 +86,7 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
     temperatures = fit_temperatures(scores)
     calibrated = [replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts]
     models = build_stages(calibrated, weights=options.weights)
-    with whole_folder(options.out) as folder:
+    with whole_folder(out) as folder:
         manifest = draft_manifest(ready.graph, conversion, models, temperatures)
         manifest |= {
             "target": ready.target,
@@ -121,7 +127,7 @@ def finish(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mappin
         write_report(folder / REPORT, manifest, trace=folder / TRACE, gallery=pictures)
     reached = chosen.default.reached or options.cheapest
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
-    return Result(options.out, manifest, measured, reached, within)
+    return Result(out, manifest, measured, reached, within)
 
 
 def recorded(preprocess: Preprocess, images: Images, options: ConvertOptions) -> Preprocess:

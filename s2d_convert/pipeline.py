@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
         return finish(job, tuned, conversion, provenance=provenance)
     plain = job.run.path / PLAIN
     shutil.rmtree(plain, ignore_errors=True)
-    finish(replace(job, options=replace(options, out=plain)), tuned, conversion, provenance=provenance)
+    finish(job, tuned, conversion, provenance=provenance, out=plain)
     job.reporter.step("quantize")
     static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
     asked = Recast(options.quantize, options.threads, options.batch, options.provider)

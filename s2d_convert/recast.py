@@ -17,12 +17,15 @@ from s2d_runtime import Dispatcher, Manifest, leaves
 
 from s2d_convert.errors import ModelError, OutputError
 from s2d_convert.export import read_stages, stage_logits, whole_folder, write_manifest, write_stages
+from s2d_convert.gallery import gallery
 from s2d_convert.images import Dataset, Images
 from s2d_convert.latency import Array, make_session
 from s2d_convert.measure import Measured, machine, measure, path_costs
 from s2d_convert.policies import Scores, budget_policies, careful_policies, fit_temperatures
 from s2d_convert.prepare import static_logits
 from s2d_convert.quantize import check_runs, float16_stage, int8_stage, set_temperature
+from s2d_convert.report import REPORT, write_report
+from s2d_convert.runfolder import TRACE
 from s2d_convert.split import StageModel
 from s2d_convert.stagegraph import CONFIDENCE
 from s2d_convert.static import StaticModel, slices
@@ -84,8 +87,10 @@ def recast(
         _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores, careful=careful)
         with asked.open(place) as runner:
             measured = measure(runner, static, dataset.test, threads=asked.threads, batch=asked.batch)
+            pictures = gallery(runner, dataset.test)
         made["measured"] = {**measured.to_json(), "machine": machine(), "latency": "measured"}
         write_manifest(place, made)
+        write_report(place / REPORT, made, trace=place / TRACE, gallery=pictures)
     return made, measured
 
 

@@ -21,7 +21,7 @@ from benchmarks.nets import NETS
 from benchmarks.stand import Stand
 from benchmarks.tables import markdown, plot, rows
 from s2d_convert.channels import analyse
-from s2d_convert.errors import OutputError
+from s2d_convert.errors import DataError, OutputError
 from s2d_convert.graph import Graph
 from s2d_convert.latency import Meter
 from s2d_convert.load import graph_from_proto
@@ -176,4 +176,13 @@ def test_a_whole_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capture
     assert table in capsys.readouterr().out
     assert (folder / "plot.png").exists()
     with pytest.raises(OutputError, match="another evaluations"):
-        compare.check_same(folder, compare.parse([*asked, "--evaluations", "9"]))
+        compare.main([*asked, "--evaluations", "9"])
+    with pytest.raises(OutputError, match="nothing was made there yet"):
+        compare.main([*asked, "--out", str(tmp_path / "empty"), "--measure-only"])
+    images, _ = quadrants(40, 5)
+    np.savez(tmp_path / "bare.npz", images=images)
+    with pytest.raises(DataError, match="no labels; the stand compares accuracies"):
+        compare.main([*asked, "--out", str(tmp_path / "empty2"), "--test", str(tmp_path / "bare.npz")])
+    (tmp_path / "tiny.onnx").write_bytes((tmp_path / "tiny.onnx").read_bytes() + b"\x32\x00")
+    with pytest.raises(OutputError, match="another model"):
+        compare.main(asked)

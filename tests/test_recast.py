@@ -220,6 +220,7 @@ def check_whole(folder: Path, kind: str) -> dict[str, Any]:
         assert hashlib.sha256((folder / stage["file"]).read_bytes()).hexdigest() == stage["sha256"]
     assert manifest["provenance"]["arithmetic"] == kind
     assert (folder / "plan.json").exists()
+    assert "<svg" in (folder / "report.html").read_text()
     with Dispatcher(folder) as runner:
         images, labels = quadrants(200, 9)
         answer = runner(images)
@@ -231,6 +232,7 @@ def check_whole(folder: Path, kind: str) -> dict[str, Any]:
 
 def test_converted_to_int8_in_one_go(place: Path) -> None:
     manifest = check_whole(place / "int8", "int8")
+    assert manifest["provenance"]["options"]["out"] == str(place / "int8")
     assert manifest["measured"]["images"] == 100
     assert not (place / "int8.run").exists()
     for stage in manifest["stages"]:
@@ -257,6 +259,8 @@ def test_an_exported_folder_in_another_arithmetic(
     assert [s["macs"] for s in manifest["stages"]] == [stage.macs for stage in old]
     changed = [weights_of(a.model) != weights_of(b.model) for a, b in zip(old, new, strict=True)]
     assert changed == [k != "float32" for k in kinds_of(kind, len(old))]
+    code, _, err = call(capsys, "export", str(out), *arguments[:-1], str(tmp_path / "again"))
+    assert (code, f"its stages are in {kind} already; give the float32 folder" in err) == (6, True)
 
 
 def test_weights_that_are_stored_in_float16_are_no_obstacle(place: Path, tmp_path: Path) -> None:
