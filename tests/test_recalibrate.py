@@ -35,7 +35,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(place / "data.npz", images=images, labels=labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(options, "EFFORTS", {**options.EFFORTS, TINY: EFFORT})
-        convert(ask(place, plan=written_plan(place)), Listener())
+        convert(ask(place, plan=written_plan(place), preprocess="raw"), Listener())
     images, labels = quadrants(900, 11)
     np.savez(place / "fresh.npz", images=images, labels=labels)
     np.savez(place / "unlabelled.npz", images=images)
@@ -263,7 +263,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(place: Path, capsys: pyte
         ("--data fresh.npz --max-drop 1", 2, "--max-drop 1:"),
         ("--data fresh.npz --max-drop nan", 2, "--max-drop nan:"),
         ("--data fresh.npz --max-drop 0.05 --confidence 1", 2, "--confidence 1:"),
-        ("--data fresh.npz --confidence 1", 2, "--confidence 1:"),
+        ("--data fresh.npz --confidence 1", 2, "--confidence: means nothing without --max-drop"),
         ("--data fresh.npz --budget 0", 2, "--budget 0:"),
         ("--data fresh.npz --seed -1", 2, "--seed -1:"),
         ("", 2, "--data"),
