@@ -33,7 +33,22 @@ def _conv(node: Node, constants: Constants) -> Lowered:
             x, low = pad_spatial(x, low, high), (0,) * rank
         return CONV[rank](x, weight, bias, strides, low, dilations, groups)
 
-    return run
+    return _in_float32_if_dilated(node, run)
+
+
+def _in_float32_if_dilated(node: Node, run: Lowered) -> Lowered:
+    """A convolution, without bfloat16 on a CPU where it is dilated: torch 2.13 gives its weights wrong gradients there, or
+    ends in a segmentation fault, at image sizes of 32 and more."""
+    if max(node.attrs.get("dilations", (1,))) == 1:
+        return run
+
+    def precise(*operands: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        if not torch.is_autocast_enabled("cpu"):
+            return run(*operands)
+        with torch.autocast("cpu", enabled=False):
+            return run(*(x if x is None else x.float() for x in operands))
+
+    return precise
 
 
 def _spans(weight: Tensor, dilations: Sequence[int]) -> list[int]:
@@ -71,7 +86,7 @@ def _conv_transpose(node: Node, constants: Constants) -> Lowered:
         # The bias comes last: rows added by output_padding hold it too.
         return y if bias is None else y + bias.view(-1, *(1,) * rank)
 
-    return run
+    return _in_float32_if_dilated(node, run)
 
 
 def _transpose_crops(

@@ -17,8 +17,10 @@ from torch import nn
 
 from s2d_convert.effective import Effective
 from s2d_convert.errors import DataError
+from s2d_convert.graph import Node
 from s2d_convert.hints import Hints, Lesson
 from s2d_convert.images import Images
+from s2d_convert.lower import lower
 from s2d_convert.plan import identity_plan
 from s2d_convert.preprocess import make_preprocess
 from s2d_convert.split import split
@@ -178,6 +180,28 @@ def test_every_family_trains_in_mixed_precision(family: str) -> None:
     found = [p.grad for p in net.parameters() if p.grad is not None]
     assert found
     assert all(g.dtype == torch.float32 and bool(g.isfinite().all()) for g in found)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 12])
+@pytest.mark.parametrize("size", [32, 56])
+def test_a_dilated_convolution_has_the_gradient_of_float32(groups: int, size: int) -> None:
+    torch.manual_seed(0)
+    node = Node("c", "Conv", ("x", "w"), ("y",), {"group": groups, "dilations": (2, 2), "pads": (2, 2, 2, 2)})
+    convolve = lower(node, {})
+    images = torch.randn(8, 12, size, size).to(memory_format=torch.channels_last)
+    kept = torch.randn(12, 12 // groups, 3, 3).to(memory_format=torch.channels_last)
+    found = []
+    for mixed in (False, True):
+        x, weight = images.clone().requires_grad_(), kept.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            y = convolve(torch.relu(x), weight)
+        assert isinstance(y, torch.Tensor)
+        y.float().square().mean().backward()
+        assert x.grad is not None
+        assert weight.grad is not None
+        found.append((x.grad, weight.grad))
+    for plain, got in zip(*found, strict=True):
+        assert float((got - plain).abs().max()) < 0.03 * float(plain.abs().max())
 
 
 def test_mixed_precision_learns_what_float32_learns() -> None:
