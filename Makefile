@@ -34,7 +34,7 @@ $(STAMP): requirements.lock setup.py runtime/setup.py
 demo: setup  ## train a small CNN on real digits, convert it at BUDGET=0.5, measure what came out
 	rm -rf "$(DEMO)"
 	"$(BIN)/python" examples/digits.py --out "$(DEMO)"
-	"$(BIN)/s2d-convert" "$(DEMO)/digits.onnx" --budget $(BUDGET) --data "$(DEMO)/train.npz" --out "$(DEMO)/out" --effort quick --seed 0 --no-flip
+	"$(BIN)/s2d-convert" "$(DEMO)/digits.onnx" --budget $(BUDGET) --data "$(DEMO)/train.npz" --out "$(DEMO)/out" --effort quick --seed 0 --no-flip --preprocess unit
 	"$(BIN)/s2d" evaluate "$(DEMO)/out" --data "$(DEMO)/test.npz"
 
 test: setup  ## the tests that need minutes

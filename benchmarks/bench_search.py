@@ -88,8 +88,10 @@ def main() -> None:
         stages=args.stages,
     )
     names = ("data", "effort", "stages")
-    check_same(args.out, {**{name: str(getattr(args, name)) for name in names}, "model": model_sha256(args.model)})
+    own = {**{name: str(getattr(args, name)) for name in names}, "model": model_sha256(args.model)}
+    check_same(args.out, own, keep=False)
     stand = Stand(args.out, options, TerminalReporter())
+    check_same(args.out, {**own, "content of --data": stand.ready.dataset.digest})
     total = options.work.evaluations
     found = compare(stand, seeds=args.seeds, total=total)
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
@@ -100,5 +102,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except S2DError as error:
+    except (S2DError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -155,7 +155,7 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
 
 
 def begun_with(args: argparse.Namespace) -> dict[str, str]:
-    """What must be the same when a run goes on, as text; of files what is in them."""
+    """What must be the same when a run goes on, as text; of model and board what is in them."""
     kept = ("data", "test", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
     own = {name: str(getattr(args, name)) for name in kept}
     for name, digest in (("model", model_sha256), ("latency", sha256_of)):
@@ -180,9 +180,11 @@ def main(argv: list[str]) -> None:
     """Make, measure, write."""
     args = parse(argv)
     started = time.monotonic()
-    check_same(args.out, begun_with(args))
+    own = begun_with(args)
+    check_same(args.out, own, keep=False)
     stand = Stand(args.out, options_of(args), TerminalReporter())
     images = None if args.build_only else test_images(stand.ready, args.test)
+    check_same(args.out, own if images is None else {**own, "content of --test": images.digest})
     entries = compare(stand, args)
     if images is None:
         return
@@ -196,5 +198,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except S2DError as error:
+    except (S2DError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -72,16 +72,17 @@ class Entry:
         return asdict(self)
 
 
-def check_same(root: Path, own: Mapping[str, str]) -> None:
-    """Keep in the folder what a run was begun with. Raises OutputError when it was begun with something else: numbers would
-    not fit together."""
+def check_same(root: Path, own: Mapping[str, str], *, keep: bool = True) -> None:
+    """Raise OutputError when the run in the folder was begun with something else: numbers would not fit together. With
+    `keep` it is begun with this."""
     path = root / "options.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     changed = [name for name, value in own.items() if before.get(name, value) != value]
     if changed:
         raise OutputError(f"{root}: the run there had another {', '.join(changed)}; choose another --out")
-    root.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**before, **own})
+    if keep:
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**before, **own})
 
 
 class Stand:

@@ -149,15 +149,21 @@ class _Edit:
     def resize(self, node: onnx.NodeProto) -> None:
         """Absolute sizes, which name the batch and the channels, become scales; scales of some axes those of all."""
         before, after = self.shapes[node.input[0]], self.shapes[node.output[0]]
+        rank = len(before)
+        axes = [axis % rank for a in node.attribute if a.name == "axes" for axis in a.ints]
+        roi, given = self.constant(node, 1), self.constant(node, 2)
         if self.constant(node, 3) is not None:
-            scales = [_scale(a, b) for a, b in zip(before, after, strict=True)]
+            scales = np.array([_scale(a, b) for a, b in zip(before, after, strict=True)], dtype=np.float32)
+        elif given is not None and axes:
+            scales = np.ones(rank, dtype=np.float32)
+            scales[axes] = given
         else:
-            given, axes = self.constant(node, 2), [a.ints for a in node.attribute if a.name == "axes"]
-            if given is None or not axes:
-                return
-            of_axis = dict(zip((axis % len(before) for axis in axes[0]), given.tolist(), strict=True))
-            scales = [of_axis.get(axis, 1.0) for axis in range(len(before))]
-        self.put(node, 2, np.array(scales, dtype=np.float32))
+            return
+        if axes and roi is not None and roi.size:  # where each of these axes starts, then where it ends
+            whole = np.repeat([0, 1], rank).astype(roi.dtype)
+            whole[[*axes, *(rank + axis for axis in axes)]] = roi
+            self.put(node, 1, whole)
+        self.put(node, 2, scales)
         del node.input[3:]
         for attribute in [a for a in node.attribute if a.name in ("axes", "keep_aspect_ratio_policy")]:
             node.attribute.remove(attribute)

@@ -3,6 +3,7 @@ below. Here stand the group of commands and the one place where errors become a 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", EXIT_INTERRUPTED)
     except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise  # a fault of ours
         place, what = error.filename or "a file", error.strerror or str(error)
         _fail(f"{place}: {what}; check the place, its permissions and the room there", OutputError.exit_code)
     except MemoryError:

@@ -84,7 +84,7 @@ from s2d_convert.wording import promise_cost, promise_text
 )
 @SEED
 @click.option("--ray", metavar="ADDRESS", help="Spread the search over a Ray cluster: auto, local or HOST:PORT.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options and files.")
 @click.option(
     "--flip/--no-flip",
     default=DEFAULTS["flip"],
@@ -111,10 +111,10 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     """
     named = named_options()
     refuse_confidence_alone(options["max_drop"])
-    if "stages" in named and options["plan"] not in PLANS:
-        raise UsageError("--stages: a written plan has stages of its own; leave it out")
     cheapest = options["max_drop"] is not None and "budget" not in named
     asked = ConvertOptions(model=model, out=out or default_out(model), cheapest=cheapest, **options)
+    if "stages" in named and asked.plan not in PLANS:
+        raise UsageError("--stages: a written plan has stages of its own; leave it out")
     try:
         result = run_convert(asked, TerminalReporter())
     except KeyboardInterrupt:

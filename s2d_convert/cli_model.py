@@ -57,7 +57,7 @@ def split(
     size: tuple[int, int] | None,
 ) -> None:
     """Cut MODEL into stages without any training; exit heads start from the classifier."""
-    if "stages" in named_options() and plan not in ("depth", "width"):
+    if "stages" in named_options() and (plan == "identity" or Path(plan).is_file()):
         raise UsageError(f"--stages: --plan {plan} has stages of its own; leave it out")
     target = out or default_out(model)
     manifest = split_model(model, plan=plan, stages=stages, out=target, output=output, size=size, weights=weights)

@@ -57,7 +57,8 @@ class Images:
             rows = slice(start, start + HASHED_ROWS)
             if isinstance(self.pixels, ImageFiles):
                 files = [self.pixels.files[row] for row in self.rows[rows]]
-                found.update(str([(file, Path(file).stat().st_size) for file in files]).encode())
+                places = [Path(file) for file in files]  # wherever the folder lies, and however it was named
+                found.update(str([(place.parts[-2:], place.stat().st_size) for place in places]).encode())
             else:
                 found.update(np.ascontiguousarray(self.raw(rows)).data)
         return found.hexdigest()

@@ -73,7 +73,7 @@ def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
         "files": files,
         "work": work,
     }
-    with whole_folder(kit) as folder:
+    with whole_folder(kit, option="--kit") as folder:
         for name, stage in zip(files, stages, strict=True):
             _save(folder / name, stage)
         _save(folder / STATIC, weightless(graph.model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,11 +90,20 @@ def model_sha256(path: Path) -> str:
         model = onnx.load(path, load_external_data=False, format="protobuf")
     except DecodeError:  # no model at all, which a reader says better
         return own
-    outside = (i for i in model.graph.initializer if onnx.external_data_helper.uses_external_data(i))
-    files = sorted({onnx.external_data_helper.ExternalDataInfo(i).location for i in outside})
+    outside = (t for t in _tensors(model.graph) if onnx.external_data_helper.uses_external_data(t))
+    files = sorted({onnx.external_data_helper.ExternalDataInfo(tensor).location for tensor in outside})
     if not files:
         return own
     return hashlib.sha256(" ".join([own, *(sha256_of(path.parent / file) for file in files)]).encode()).hexdigest()
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors that a graph holds: initializers, and what its nodes have as attributes, branches included."""
+    yield from graph.initializer
+    for attribute in (a for node in graph.node for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def recorded_preprocess(manifest: Manifest) -> Preprocess:

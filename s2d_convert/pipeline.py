@@ -97,7 +97,10 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     job.reporter.step("quantize")
     static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
     asked = Recast(options.quantize, options.threads, options.batch, options.provider)
-    manifest, measured = recast(plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note)
+    careful = options.exact and ready.dataset.kind == "made-up"
+    manifest, measured = recast(
+        plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note, careful=careful
+    )
     default = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(options.out, manifest, measured, bool(default["reached"]), within)

@@ -53,12 +53,13 @@ class Recast:
 
 
 def recast(
-    folder: Path, out: Path, asked: Recast, *, dataset: Dataset, static: StaticModel, note: Note
+    folder: Path, out: Path, asked: Recast, *, dataset: Dataset, static: StaticModel, note: Note, careful: bool = False
 ) -> tuple[dict[str, Any], Measured]:
     """Write `folder` in another arithmetic to `out`; returns the new manifest, and what it was measured to do.
 
     The ranges of activations come from training images, temperatures and thresholds from those held out for calibration,
-    what was measured from those held back. Raises ModelError for a stage that cannot be converted; nothing is written then.
+    what was measured from those held back; `careful`: thresholds have the floors of `guard`. Raises ModelError for a stage
+    that cannot be converted; nothing is written then.
     """
     with asked.open(folder) as runner:
         manifest = runner.manifest
@@ -83,7 +84,6 @@ def recast(
                 shutil.copyfile(folder / name, place / name)
         write_manifest(place, made)
         made |= {"target": "agreement" if dataset.calib.labels is None else "accuracy", "data": dataset.kind}
-        careful = dataset.kind == "made-up" and manifest.exactness is not None
         _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores, careful=careful)
         with asked.open(place) as runner:
             measured = measure(runner, static, dataset.test, threads=asked.threads, batch=asked.batch)

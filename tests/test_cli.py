@@ -132,6 +132,8 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
         ("convert model.onnx --data random.npz --quantize int8 --weights float16", 2, "leave one of the two out"),
         ("convert model.onnx --data random.npz --quantize int8 --latency b.json", 2, "--quantize with --latency"),
         ("split model.onnx --plan identity --stages 3", 2, "--stages: --plan identity"),
+        ("split model.onnx --plan dept --stages 3", 2, "identity, depth, width"),
+        ("convert model.onnx --data random.npz --plan dept --stages 3", 2, "--plan dept: expected search"),
         ("split model.onnx --plan huge.json", 2, "stages are 0 to S"),
         ("calibrate there", 2, "--data"),
         ("calibrate there --undo --budget 0.5", 2, "--budget: means nothing beside --undo"),
@@ -171,12 +173,23 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     assert sorted(p.name for p in place.iterdir()) == before
 
 
-def test_other_weights_beside_the_same_graph_are_another_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("stored_as", ["initializers", "constants"])
+def test_other_weights_beside_the_same_graph_are_another_model(
+    stored_as: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for factor, code in ((1.0, 0), (-1.0, 4)):
         model = residual()
         for i in model.graph.initializer:
             i.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(i) * np.float32(factor), i.name))
-        onnx.save(model, place / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0)
+        if stored_as == "constants":
+            made = [onnx.helper.make_node("Constant", [], [i.name], value=i) for i in model.graph.initializer]
+            nodes = [*made, *model.graph.node]
+            del model.graph.node[:], model.graph.initializer[:]
+            model.graph.node.extend(nodes)
+        onnx.save(
+            model, place / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0,
+            convert_attribute=True,
+        )  # fmt: skip
         if factor == 1.0:
             graph = (place / "large.onnx").read_bytes()
             assert call(capsys, "split", "large.onnx")[0] == 0

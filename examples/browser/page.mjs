@@ -104,7 +104,10 @@ function start() {
 
 async function main() {
   dispatcher = await Dispatcher.open(query.get("export") ?? "OUT/");
-  if (!dispatcher.manifest.preprocess) throw new Error("manifest.json: no preprocessing; convert with images to have one");
+  const preprocess = dispatcher.manifest.preprocess;
+  if (!preprocess) throw new Error("manifest.json: no preprocessing; convert with images to have one");
+  if (preprocess.known === false)
+    throw new Error("manifest.json: the model was converted with arrays as they are; convert again and say with --preprocess what pixels become");
   start();
   await dispatcher.ready();
   const list = query.get("images");

@@ -55,6 +55,15 @@ def resize_by_scales_of_some_axes() -> onnx.ModelProto:
     return around('y = Resize<axes=[-2,3], mode="nearest">(x, , scales)', scales=[2.0, 1.5], opset=18)
 
 
+@pattern()
+def resize_that_crops_some_axes() -> onnx.ModelProto:
+    crop = 'coordinate_transformation_mode="tf_crop_and_resize"'
+    return around(
+        f'y = Resize<axes=[2,3], mode="linear", {crop}>(x, roi, scales)',
+        roi=[0.1, 0.2, 0.8, 0.9], scales=[2.0, 1.5], opset=18,
+    )  # fmt: skip
+
+
 @pattern(each=["1", "N"])
 def resize_to_constant_sizes(batch: str) -> onnx.ModelProto:
     """With the batch that the tracer saw, or with axes (opset 18), which leave it out."""
