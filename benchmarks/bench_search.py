@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stand import BenchOptions, Stand, check_same
+from benchmarks.stand import BenchOptions, Stand
 from s2d_convert.errors import S2DError
 from s2d_convert.explore import policy_search
 from s2d_convert.export import write_json
@@ -89,9 +89,7 @@ def main() -> None:
     )
     names = ("data", "effort", "stages")
     own = {**{name: str(getattr(args, name)) for name in names}, "model": model_sha256(args.model)}
-    check_same(args.out, own, keep=False)
-    stand = Stand(args.out, options, TerminalReporter())
-    check_same(args.out, {**own, "content of --data": stand.ready.dataset.digest})
+    stand = Stand(args.out, options, TerminalReporter(), own)
     total = options.work.evaluations
     found = compare(stand, seeds=args.seeds, total=total)
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}

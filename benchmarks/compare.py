@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import pruning
 from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
-from benchmarks.stand import BenchOptions, Entry, Stand, check_same
+from benchmarks.stand import BenchOptions, Entry, Stand
 from benchmarks.tables import markdown, plot, rows
 from s2d_convert.data import load_all
 from s2d_convert.errors import DataError, OutputError, S2DError
@@ -30,7 +30,6 @@ from s2d_convert.images import Images
 from s2d_convert.measure import machine
 from s2d_convert.options import EFFORTS, Effort
 from s2d_convert.origin import model_sha256, sha256_of
-from s2d_convert.prepare import Prepared
 from s2d_convert.terminal import TerminalReporter
 
 OURS = ("ours", "int8-ours")
@@ -156,7 +155,7 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
 
 def begun_with(args: argparse.Namespace) -> dict[str, str]:
     """What must be the same when a run goes on, as text; of model and board what is in them."""
-    kept = ("data", "test", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
+    kept = ("data", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
     own = {name: str(getattr(args, name)) for name in kept}
     for name, digest in (("model", model_sha256), ("latency", sha256_of)):
         path = getattr(args, name)
@@ -164,8 +163,10 @@ def begun_with(args: argparse.Namespace) -> dict[str, str]:
     return own
 
 
-def test_images(ready: Prepared, test: Path | None) -> Images:
-    """The images for the final numbers: looked at now, used at the end. Raises DataError when they have no labels."""
+def test_images(stand: Stand, test: Path | None) -> Images:
+    """The images for the final numbers: looked at now, used at the end. Raises DataError when they have no labels, OutputError
+    when the run was begun with others."""
+    ready = stand.ready
     images = ready.dataset.test
     if test is not None:
         images = load_all(test, preprocess=ready.preprocess, classes=ready.graph.classes)
@@ -173,6 +174,7 @@ def test_images(ready: Prepared, test: Path | None) -> Images:
         raise DataError(
             f"{test or 'the held-out images'}: no labels; the stand compares accuracies, give labelled images"
         )
+    stand.begin({"content of --test": images.digest()})
     return images
 
 
@@ -180,11 +182,8 @@ def main(argv: list[str]) -> None:
     """Make, measure, write."""
     args = parse(argv)
     started = time.monotonic()
-    own = begun_with(args)
-    check_same(args.out, own, keep=False)
-    stand = Stand(args.out, options_of(args), TerminalReporter())
-    images = None if args.build_only else test_images(stand.ready, args.test)
-    check_same(args.out, own if images is None else {**own, "content of --test": images.digest})
+    stand = Stand(args.out, options_of(args), TerminalReporter(), begun_with(args))
+    images = None if args.build_only else test_images(stand, args.test)
     entries = compare(stand, args)
     if images is None:
         return

@@ -72,32 +72,40 @@ class Entry:
         return asdict(self)
 
 
-def check_same(root: Path, own: Mapping[str, str], *, keep: bool = True) -> None:
-    """Raise OutputError when the run in the folder was begun with something else: numbers would not fit together. With
-    `keep` it is begun with this."""
-    path = root / "options.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    changed = [name for name, value in own.items() if before.get(name, value) != value]
-    if changed:
-        raise OutputError(f"{root}: the run there had another {', '.join(changed)}; choose another --out")
-    if keep:
-        root.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**before, **own})
-
-
 class Stand:
-    """The folder of a run, and what is made once for all methods."""
+    """The folder of a run, and what is made once for all methods.
 
-    def __init__(self, root: Path, options: BenchOptions, reporter: Reporter) -> None:
-        self.root, self.options, self.reporter = root, options, reporter
+    `asked` is what must be the same when the run goes on, as text. Raises OutputError when the run in the folder was
+    begun with something else: numbers would not fit together.
+    """
+
+    def __init__(self, root: Path, options: BenchOptions, reporter: Reporter, asked: Mapping[str, str]) -> None:
+        self.root, self.options, self.reporter, self._asked = root, options, reporter, asked
+        self._begun_with(asked)
         self._evaluators: dict[int, Evaluator] = {}
 
     @cached_property
     def ready(self) -> Prepared:
         """The model and the images. Raises OutputError when the folder was begun with others of the same names."""
         ready = prepare(self.options, self.reporter)
-        check_same(self.root, {"content of --data": ready.dataset.digest})
+        self.begin({**self._asked, "content of --data": ready.dataset.digest()})
         return ready
+
+    def begin(self, asked: Mapping[str, str]) -> None:
+        """Keep in the folder what the run is begun with, once it is known to be sound. Raises OutputError when it was begun
+        with something else."""
+        before = self._begun_with(asked)
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / "options.json", {**before, **asked})
+
+    def _begun_with(self, asked: Mapping[str, str]) -> dict[str, str]:
+        """What the run was begun with. Raises OutputError where that is something else than this."""
+        path = self.root / "options.json"
+        before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        changed = [name for name, value in asked.items() if before.get(name, value) != value]
+        if changed:
+            raise OutputError(f"{self.root}: the run there had another {', '.join(changed)}; choose another --out")
+        return before
 
     @cached_property
     def space(self) -> PlanSpace:

@@ -133,9 +133,7 @@ class _Edit:
         elif target[0] == after[0]:
             target[0] = -1 if -1 not in target else 0
             self.put(node, 1, target)
-            kept = [a for a in node.attribute if a.name != "allowzero"]  # with it 0 would be a length
-            del node.attribute[:]
-            node.attribute.extend(kept)
+            _drop(node, "allowzero")  # with it 0 would be a length
 
     def expand(self, node: onnx.NodeProto) -> None:
         """Axes that keep their length, the batch among them, are left to broadcasting."""
@@ -165,8 +163,7 @@ class _Edit:
             self.put(node, 1, whole)
         self.put(node, 2, scales)
         del node.input[3:]
-        for attribute in [a for a in node.attribute if a.name in ("axes", "keep_aspect_ratio_policy")]:
-            node.attribute.remove(attribute)
+        _drop(node, "axes", "keep_aspect_ratio_policy")
 
     def concat(self, node: onnx.NodeProto) -> None:
         """A constant of one value before or behind what is computed is padding."""
@@ -332,6 +329,12 @@ class _Edit:
         value = self.constant(node, 1)
         assert value is not None, "an Unsqueeze has axes"
         return value
+
+
+def _drop(node: onnx.NodeProto, *names: str) -> None:
+    """Take these attributes away."""
+    for attribute in [a for a in node.attribute if a.name in names]:
+        node.attribute.remove(attribute)
 
 
 def _scale(before: int, after: int) -> float:

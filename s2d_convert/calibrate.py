@@ -92,6 +92,12 @@ def _slope(margins: NDArray[np.float64], place: float) -> tuple[float, float]:
     return slope, slope + scale**2 * float(spread.mean())
 
 
+def softmax(logits: Floats) -> Floats:
+    """Probabilities [B, K]."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
 def confidences(logits: Floats, temperatures: Sequence[float] | Floats) -> NDArray[np.float32]:
     """Maximum of ``softmax(logits[k] / temperatures[k])``, float32 [S, B]; NaN where a logit is NaN.
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from s2d_convert.cli_options import FOLDER, PATH, PROMISE, RUNNING, SEED, STATIC, named_options, refuse_confidence_alone
+from s2d_convert.cli_options import FOLDER, PATH, PROMISE, RUNNING, SEED, STATIC, refuse_beside, refuse_confidence_alone
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 from s2d_convert.recalibrate import CalibrateOptions, calibrate_folder
 from s2d_convert.recalibrate import undo as undo_calibration
@@ -44,12 +44,7 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
     OUT changes in one step or not at all. Ends with exit code 3 when the budget could not be reached.
     """
     if undo:
-        spare = named_options() - {"folder", "undo"}
-        if spare:
-            shown = {"static": "model"}.get(min(spare), min(spare)).replace("_", "-")
-            raise UsageError(
-                f"--{shown}: means nothing beside --undo, which brings back the calibration before; leave it out"
-            )
+        refuse_beside("--undo, which brings back the calibration before", {"folder", "undo"})
         undo_calibration(folder)
         click.echo(f"{folder}: as before the last calibration")
         return

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from s2d_convert.cli_options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC
+from s2d_convert.cli_options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
 from s2d_convert.data import load_data
 from s2d_convert.errors import UsageError
 from s2d_convert.export import check_out
@@ -68,17 +68,10 @@ def export(folder: Path, **options: Any) -> None:
     """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic."""
     asked = [name for name in TARGETS if options[name] is not None]
     if len(asked) != 1:
-        raise UsageError(f"export: give exactly one of {', '.join(map(_flag, TARGETS))}")
+        raise UsageError(f"export: give exactly one of {', '.join(map(flag, TARGETS))}")
     make, own = TARGETS[asked[0]]
-    spare = {name for name, value in options.items() if value is not None} - {asked[0], *own}
-    if spare:
-        shown = {"static": "model"}.get(min(spare), min(spare))
-        raise UsageError(f"{_flag(shown)}: means nothing beside {_flag(asked[0])}; leave it out")
+    refuse_beside(flag(asked[0]), {"folder", asked[0], *own})
     make(folder, options)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def triton(folder: Path, options: Options) -> None:

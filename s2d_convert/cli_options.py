@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,6 +121,18 @@ def named_options() -> set[str]:
     """The parameters of the running command that its command line names."""
     context = click.get_current_context()
     return {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+
+
+def refuse_beside(what: str, allowed: Set[str]) -> None:
+    """Raise UsageError for an option of the command line that is none of the `allowed` ones beside `what`."""
+    spare = named_options() - allowed
+    if spare:
+        raise UsageError(f"{flag(min(spare))}: means nothing beside {what}; leave it out")
+
+
+def flag(name: str) -> str:
+    """How a parameter is written on the command line."""
+    return "--" + {"static": "model"}.get(name, name).replace("_", "-")
 
 
 def refuse_confidence_alone(max_drop: float | None) -> None:

@@ -33,9 +33,8 @@ from s2d_convert.export import Part, build_stages, stage_logits
 from s2d_convert.finish import Tuned
 from s2d_convert.heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
 from s2d_convert.latency import Array, Meter
-from s2d_convert.options import ConvertOptions
 from s2d_convert.plan import Conversion, Plan
-from s2d_convert.prepare import Job, Prepared
+from s2d_convert.prepare import Job
 from s2d_convert.search import Evaluation, Trial, evaluation_from_json, trial_to_json
 from s2d_convert.space import depth_taps
 from s2d_convert.split import StageModel
@@ -65,16 +64,17 @@ def better(first: Candidate, second: Candidate) -> Candidate:
     return second if second.evaluation.reward > first.evaluation.reward else first
 
 
-def worth(ready: Prepared, options: ConvertOptions, logits: Array, cost: Sequence[float]) -> Evaluation:
+def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
     """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
+    ready = job.ready
     confidence = confidences(logits, [fit_temperature(row, ready.answers) for row in logits])
     correct = logits.argmax(axis=2) == ready.answers
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
-    if options.exact and ready.dataset.kind == "made-up":  # as the policies of the folder will be chosen
+    if job.careful:  # as the policies of the folder will be chosen
         rows = guard.sure_rows(ready.calib_logits)
         confidence = guard.above(confidence, guard.floors(confidence, correct))[:, rows]
         correct = correct[:, rows]
-    value = Goal.of(options).value(confidence, correct, cost)
+    value = Goal.of(job.options).value(confidence, correct, cost)
     return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
 
 
@@ -191,7 +191,7 @@ class DepthSearch:
 
     def _worth(self, taps: Taps, cost: Sequence[float]) -> Evaluation:
         logits = np.concatenate([self.logits[list(taps)], self.ready.calib_logits[None]])
-        return worth(self.ready, self.job.options, logits, cost)
+        return worth(self.job, logits, cost)
 
     def shortlist(self, count: int) -> list[Taps]:
         """The most promising sets by prediction, best first; sets grow exit by exit from the best smaller ones."""
@@ -274,7 +274,7 @@ def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> 
     costs, measuring = timed_costs(cost, models)
     own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
     logits = np.concatenate([own, *[ready.calib_logits[None]] * (len(models) - len(own))])
-    found = worth(ready, job.options, logits, costs)
+    found = worth(job, logits, costs)
     return replace(found, info={**found.info, "measure_s": measuring})
 
 

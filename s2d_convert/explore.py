@@ -33,17 +33,16 @@ from s2d_convert.staged import StagedNet
 CHOSEN = "chosen.json"
 
 
-def search(job: Job, space: PlanSpace, evaluate: Evaluator) -> Conversion:
+def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
     """The conversion with the highest reward; the trace goes to the run folder, one line per candidate.
 
-    `--plan` restricts the space, or names the conversion itself.
+    `--plan` restricts the space; a `given` conversion is what is found.
     """
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     reporter.step("search")
     found = run.read_json("plan.json")
     if found is not None:
         return Conversion.from_json(found, ready.channels)
-    given = written_plan(options, ready)
     if given is not None:
         choose(job, given, evaluate(given))
         return given

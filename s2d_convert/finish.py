@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher
 
+from s2d_convert.calibrate import softmax
 from s2d_convert.candidates import is_untouched
 from s2d_convert.describe import model_facts
 from s2d_convert.elsewhere import measured_elsewhere, predicted_costs
@@ -38,7 +39,7 @@ from s2d_convert.report import REPORT, write_report
 from s2d_convert.runfolder import TRACE
 from s2d_convert.split import StageModel
 from s2d_convert.staged import Masks, StagedNet
-from s2d_convert.static import StaticModel, softmax
+from s2d_convert.static import StaticModel
 from s2d_convert.table import Table
 from s2d_convert.train import exit_logits
 
@@ -163,7 +164,7 @@ def choose_policies(
 ) -> Chosen:
     """The policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even the plan."""
     ready, options = job.ready, job.options
-    if options.exact and ready.dataset.kind == "made-up":
+    if job.careful:
         return careful_policies(scores, temperatures, cost=cost, budget=options.budget)
     if options.bound is None:
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime.dispatcher import Policy
 
-from s2d_convert.calibrate import NEVER
+from s2d_convert.calibrate import NEVER, softmax
 
 AGREEMENT = 0.95
 LEAST_EXITS = 20  # below that many rows an agreement says nothing
@@ -61,6 +61,5 @@ def raised(policy: Policy, lowest: Sequence[float]) -> Policy:
 
 def sure_rows(static_logits: Floats) -> NDArray[np.int64]:
     """The rows on which the static model's largest probability is at least SURE; all rows where these are too few."""
-    shifted = np.exp(static_logits - static_logits.max(axis=1, keepdims=True))
-    sure = np.flatnonzero(1 / shifted.sum(axis=1) >= SURE)
+    sure = np.flatnonzero(softmax(static_logits).max(axis=1) >= SURE)
     return sure if len(sure) >= LEAST_SURE else np.arange(len(static_logits))

@@ -49,7 +49,6 @@ class Images:
         """Whether the images came as float32 that the model takes as it is."""
         return not isinstance(self.pixels, ImageFiles) and self.pixels.dtype != np.uint8
 
-    @property
     def digest(self) -> str:
         """A hash of the images in their order and of their labels; of files that are decoded lazily, of names and sizes."""
         found = hashlib.sha256(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
@@ -103,10 +102,9 @@ class Dataset:
         """Where the images and labels came from; the same for all splits."""
         return self.train.kind
 
-    @property
     def digest(self) -> str:
         """A hash of all three splits."""
-        return hashlib.sha256(f"{self.train.digest} {self.calib.digest} {self.test.digest}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.train.digest()} {self.calib.digest()} {self.test.digest()}".encode()).hexdigest()
 
 
 def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:

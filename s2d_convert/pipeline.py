@@ -58,14 +58,14 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     run = RunFolder(options.out)
     run.refuse_leftover(resume=options.resume)
     ready = prepare(options, reporter)
-    written_plan(options, ready)  # what is wrong with it is said before anything is trained
+    given = written_plan(options, ready)  # what is wrong with it is said before anything is trained
     hashes = contents(options, ready)
     run.open({**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}})
     job = Job(options, ready, run, reporter)
     if options.exact:
         conversion, tuned = keep_original(job)
     else:
-        conversion, tuned = train_everything(job, possible(job, plan_space(ready, options)))
+        conversion, tuned = train_everything(job, possible(job, plan_space(ready, options)), given)
     provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
     with _timed(run, "finish"):
         result = _finished(job, tuned, conversion, provenance=provenance)
@@ -82,7 +82,7 @@ def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
     found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
     found["MODEL"] = model_sha256(options.model)
     if ready.dataset.kind != "made-up":  # those are made of the seed, the model and the picture
-        found["--data"] = ready.dataset.digest
+        found["--data"] = ready.dataset.digest()
     return found
 
 
@@ -97,24 +97,22 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     job.reporter.step("quantize")
     static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
     asked = Recast(options.quantize, options.threads, options.batch, options.provider)
-    careful = options.exact and ready.dataset.kind == "made-up"
     manifest, measured = recast(
-        plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note, careful=careful
+        plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note, careful=job.careful
     )
     default = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(options.out, manifest, measured, bool(default["reached"]), within)
 
 
-def train_everything(job: Job, space: PlanSpace) -> tuple[Conversion, Tuned]:
-    """The best conversion of the space, fine-tuned: supernet, search, finals, fine-tune."""
-    given = written_plan(job.options, job.ready)
+def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
+    """The best conversion of the space, or the `given` one, fine-tuned: supernet, search, finals, fine-tune."""
     own = () if given is None else [tap for tap in given.chains[0].taps if tap != job.ready.graph.output]
     with _timed(job.run, "supernet"):
         net = train_supernet(job, space, others=own)
     with _timed(job.run, "search"):
         evaluate = make_evaluator(job.ready, space, net, job.options)
-        conversion = search(job, space, evaluate)
+        conversion = search(job, space, evaluate, given)
     with _timed(job.run, "finals"):
         conversion, start = play_finals(job, space, net, conversion, evaluate)
     with _timed(job.run, "fine-tune"):

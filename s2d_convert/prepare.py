@@ -97,6 +97,11 @@ class Job:
     run: RunFolder
     reporter: Reporter
 
+    @property
+    def careful(self) -> bool:
+        """Whether thresholds have floors (`guard`): on made-up images, where the last stage stays the original."""
+        return self.options.exact and self.ready.dataset.kind == "made-up"
+
 
 def read_graph(
     model: Path, *, size: tuple[int, int] | None = None, output: str | None = None, strict: bool = True

@@ -64,7 +64,7 @@ class StageGraph:
             self.image = gs.Variable(name, dtype=np.dtype(graph.image_type), shape=["N", *shape])
             self.tensors[name], self._pixels = self.image, name
             if graph.image_type != "float32":
-                self._pixels = self.op("Cast", [name], f"{name}.float32", shape, attrs={"to": onnx.TensorProto.FLOAT})
+                self._pixels = self.cast(name, f"{name}.float32", np.dtype(np.float32), shape)
         return self._pixels
 
     def op(

@@ -18,12 +18,6 @@ def to_logits(output: Array, kind: str) -> Array:
     return np.log(np.maximum(flat, SMALLEST)) if kind == "probabilities" else flat
 
 
-def softmax(logits: Array) -> Array:
-    """Probabilities [B, K]."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
 class StaticModel:
     """The simplified static model in onnxruntime."""
 
