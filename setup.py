@@ -47,8 +47,8 @@ setup(
     extras_require={"bench": BENCH, "demo": DEMO, "dev": DEV, "serve": SERVE},
     entry_points={
         "console_scripts": [
-            "s2d-convert=s2d_convert.entry:convert_main",
-            "s2d=s2d_convert.entry:main",
+            "s2d-convert=s2d_convert.cli.entry:convert_main",
+            "s2d=s2d_convert.cli.entry:main",
         ]
     },
 )

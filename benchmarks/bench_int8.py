@@ -22,15 +22,15 @@ import numpy as np
 import onnx
 from s2d_runtime import Dispatcher
 
-from s2d_convert.data import load_all, load_data
-from s2d_convert.folders import open_export
-from s2d_convert.images import Images
-from s2d_convert.latency import Array, interleave, make_session
-from s2d_convert.measure import thresholds_for_exit
-from s2d_convert.origin import Origin, recorded_preprocess
-from s2d_convert.quantize import int8_model
-from s2d_convert.recast import USED, Recast, recast
-from s2d_convert.static import StaticModel, slices
+from s2d_convert.conversion.requantize import USED, Recast, recast
+from s2d_convert.data.images import Images
+from s2d_convert.data.loading import load_all, load_data
+from s2d_convert.exporting.measure import thresholds_for_exit
+from s2d_convert.exporting.provenance import Origin, recorded_preprocess
+from s2d_convert.exporting.quantize import int8_model
+from s2d_convert.frontend.reference import StaticModel, slices
+from s2d_convert.latency.meter import Array, interleave, make_session
+from s2d_convert.workflows.split_model import open_export
 
 DEMO = Path("build/demo")
 RUN_BATCH = 64

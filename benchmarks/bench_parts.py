@@ -20,15 +20,15 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from s2d_convert.channels import analyse
-from s2d_convert.effective import Effective
-from s2d_convert.folders import make_plan
-from s2d_convert.latency import Meter
-from s2d_convert.load import graph_from_proto, load_graph, read_model
-from s2d_convert.space import PlanSpace, divide, layout_block
-from s2d_convert.split import split
-from s2d_convert.staged import StagedNet
-from s2d_convert.weights import static_weights
+from s2d_convert.channels.analysis import analyse
+from s2d_convert.frontend.load import graph_from_proto, load_graph, read_model
+from s2d_convert.latency.meter import Meter
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.space import PlanSpace, divide, layout_block
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.slicing.split import split
+from s2d_convert.workflows.split_model import make_plan
 
 BUILD = Path("build/bench")
 

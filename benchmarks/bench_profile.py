@@ -21,14 +21,14 @@ import torch
 from s2d_runtime.profile import Settings, machine, measure, profile, write_board
 from torch import nn
 
-from s2d_convert.export import Part, build_stages
-from s2d_convert.kernels import work_of
-from s2d_convert.kit import KitOptions, write_kit
-from s2d_convert.prepare import read_graph
-from s2d_convert.space import PlanSpace, divide, layout_block
-from s2d_convert.table import Table, fit, prediction_error, read_board
-from s2d_convert.tune import random_plan
-from s2d_convert.weights import static_weights
+from s2d_convert.conversion.prepare import read_graph
+from s2d_convert.conversion.training_steps import random_plan
+from s2d_convert.latency.device_table import Table, fit, prediction_error, read_board
+from s2d_convert.latency.kernels import work_of
+from s2d_convert.plans.space import PlanSpace, divide, layout_block
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.workflows.profile_kit import KitOptions, write_kit
 
 BUILD = Path("build/bench/profile")
 TEST_SEED = 20_001

@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s2d_convert.calibrate import confidences, exits
-from s2d_convert.data import load_all
+from s2d_convert.calibration.policies import Scores, fit_temperatures, promised_policies
+from s2d_convert.calibration.risk_control import RiskBound
+from s2d_convert.calibration.thresholds import confidences, exits
+from s2d_convert.data.loading import load_all
 from s2d_convert.errors import DataError, PromiseError
-from s2d_convert.folders import open_export
-from s2d_convert.origin import recorded_preprocess
-from s2d_convert.policies import Scores, fit_temperatures, promised_policies
-from s2d_convert.promise import RiskBound
-from s2d_convert.recalibrate import FIT_SHARE, read_scores
+from s2d_convert.exporting.provenance import recorded_preprocess
+from s2d_convert.workflows.recalibrate import FIT_SHARE, read_scores
+from s2d_convert.workflows.split_model import open_export
 
 SIZES, DROPS = (500, 1000, 2000, 5000), (0.01, 0.02)
 

@@ -23,14 +23,14 @@ from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
 from benchmarks.stand import BenchOptions, Entry, Stand
 from benchmarks.tables import markdown, plot, rows
-from s2d_convert.data import load_all
+from s2d_convert.cli.terminal import TerminalReporter
+from s2d_convert.conversion.finish import versions
+from s2d_convert.conversion.options import EFFORTS, Effort
+from s2d_convert.data.images import Images
+from s2d_convert.data.loading import load_all
 from s2d_convert.errors import DataError, OutputError, S2DError
-from s2d_convert.finish import versions
-from s2d_convert.images import Images
-from s2d_convert.measure import machine
-from s2d_convert.options import EFFORTS, Effort
-from s2d_convert.origin import model_sha256, sha256_of
-from s2d_convert.terminal import TerminalReporter
+from s2d_convert.exporting.measure import machine
+from s2d_convert.exporting.provenance import model_sha256, sha256_of
 
 OURS = ("ours", "int8-ours")
 AMOUNTS = tuple(f.name for f in fields(Effort) if f.name not in ("baselines", "made_up_images"))

@@ -14,10 +14,10 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from s2d_convert.latency import Array, make_session
-from s2d_convert.prepare import Prepared
-from s2d_convert.static import slices, to_logits
-from s2d_convert.weights import classifier_of
+from s2d_convert.conversion.prepare import Prepared
+from s2d_convert.frontend.reference import slices, to_logits
+from s2d_convert.latency.meter import Array, make_session
+from s2d_convert.plans.weights import classifier_of
 
 CALIBRATION_IMAGES, BATCH = 512, 64
 # Without VNNI, products of uint8 and int8 saturate in 16 bits: weights of 7 bits, or both sides uint8, avoid that.

@@ -1,7 +1,8 @@
 """The last step of the stand, and the only one that sees the test images: accuracy and latency of every model.
 
-Latency is always a ratio to the static model, timed in turn with it in one process; see `s2d_convert.measure`. An exported folder
-is timed through the dispatcher, as users run it; a single file as a plain onnxruntime session.
+Latency is always a ratio to the static model, timed in turn with it in one process; see
+`s2d_convert.exporting.measure`. An exported folder is timed through the dispatcher, as users run it; a single file as
+a plain onnxruntime session.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from s2d_runtime import Dispatcher
 
 from benchmarks.methods import is_folder
 from benchmarks.stand import Entry, Stand
-from s2d_convert.images import Images
-from s2d_convert.latency import Array, interleave, make_session
-from s2d_convert.measure import measure
-from s2d_convert.planned import predicted_latency
-from s2d_convert.static import StaticModel, slices, to_logits
+from s2d_convert.data.images import Images
+from s2d_convert.exporting.measure import measure
+from s2d_convert.frontend.reference import StaticModel, slices, to_logits
+from s2d_convert.latency.meter import Array, interleave, make_session
+from s2d_convert.plans.written import predicted_latency
 
 RUN_BATCH = 64
 TIMED_BATCHES = 20

@@ -17,20 +17,20 @@ from torch import nn
 from benchmarks import pruning
 from benchmarks.int8 import quantised
 from benchmarks.stand import Entry, Stand, stage_times
-from s2d_convert.channels import analyse
-from s2d_convert.explore import search
-from s2d_convert.export import Part, build_stages, read_part, write_bytes
-from s2d_convert.finalists import METHOD
-from s2d_convert.layers import Mixing
-from s2d_convert.load import load_graph
-from s2d_convert.plan import Conversion, identity_plan
-from s2d_convert.recast import Recast, recast
-from s2d_convert.search import random_search
-from s2d_convert.space import CASCADE, PlanSpace, divide
-from s2d_convert.staged import StagedNet
-from s2d_convert.static import StaticModel
-from s2d_convert.tune import MOST_PASSES, train_part
-from s2d_convert.weights import static_weights
+from s2d_convert.channels.analysis import analyse
+from s2d_convert.conversion.explore import search
+from s2d_convert.conversion.finals import METHOD
+from s2d_convert.conversion.requantize import Recast, recast
+from s2d_convert.conversion.training_steps import MOST_PASSES, train_part
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.network.layers import Mixing
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.plan import Conversion, identity_plan
+from s2d_convert.plans.space import CASCADE, PlanSpace, divide
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.search.base import random_search
+from s2d_convert.slicing.chain import Part, build_stages, read_part, write_bytes
 
 SMALL_SHARE = 0.5  # of the budget: what the first network of a two-model cascade may cost
 SMALL_GROUPS = 16  # how finely its width is chosen

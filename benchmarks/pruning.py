@@ -17,16 +17,16 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from s2d_convert.channels import Channels, analyse
+from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.channels.rules import mix_weights
 from s2d_convert.errors import ModelError, S2DError
-from s2d_convert.graph import Graph, Node
-from s2d_convert.latency import Array, Meter
-from s2d_convert.load import load_graph
-from s2d_convert.lower import lower
-from s2d_convert.rules import mix_weights
-from s2d_convert.table import Table
-from s2d_convert.walk import FREE
-from s2d_convert.weights import classifier_of
+from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.latency.device_table import Table
+from s2d_convert.latency.meter import Array, Meter
+from s2d_convert.network.converters.lower import lower
+from s2d_convert.plans.weights import classifier_of
 
 try:
     import torch_pruning

@@ -14,22 +14,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from s2d_convert.candidates import Evaluator
+from s2d_convert.conversion.explore import CHOSEN, make_evaluator
+from s2d_convert.conversion.finish import Tuned, finish
+from s2d_convert.conversion.options import ConvertOptions, Effort
+from s2d_convert.conversion.pipeline import plan_space, play_finals
+from s2d_convert.conversion.prepare import Job, Prepared, Reporter, make_meter, prepare
+from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.conversion.training_steps import finetune, train_supernet
 from s2d_convert.errors import OutputError
-from s2d_convert.explore import CHOSEN, make_evaluator
-from s2d_convert.export import build_stages, read_part, write_bytes, write_json
-from s2d_convert.finish import Tuned, finish
-from s2d_convert.latency import Meter
-from s2d_convert.options import ConvertOptions, Effort
-from s2d_convert.origin import model_sha256
-from s2d_convert.pipeline import plan_space, play_finals
-from s2d_convert.plan import Conversion
-from s2d_convert.prepare import Job, Prepared, Reporter, make_meter, prepare
-from s2d_convert.runfolder import RunFolder
-from s2d_convert.space import PlanSpace
-from s2d_convert.staged import StagedNet
-from s2d_convert.table import Table
-from s2d_convert.tune import finetune, train_supernet
+from s2d_convert.exporting.provenance import model_sha256
+from s2d_convert.latency.device_table import Table
+from s2d_convert.latency.meter import Meter
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.space import PlanSpace
+from s2d_convert.search.evaluate import Evaluator
+from s2d_convert.slicing.chain import build_stages, read_part, write_bytes, write_json
 
 
 @dataclass(frozen=True)

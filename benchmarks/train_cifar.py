@@ -26,13 +26,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.nets import NETS
-from s2d_convert.data import load_data
-from s2d_convert.images import Dataset, Images
-from s2d_convert.latency import Array
-from s2d_convert.prepare import torch_device
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.static import slices
-from s2d_convert.train import has_bfloat16, save_state
+from s2d_convert.conversion.prepare import torch_device
+from s2d_convert.data.images import Dataset, Images
+from s2d_convert.data.loading import load_data
+from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.frontend.reference import slices
+from s2d_convert.latency.meter import Array
+from s2d_convert.training.loop import has_bfloat16, save_state
 
 SIZE, CLASSES, EVAL_BATCH = 32, 10, 250
 CHECKPOINT_SECONDS = 60.0

@@ -12,17 +12,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s2d_convert.channels import Channels, analyse
+    from s2d_convert.channels.analysis import Channels, analyse
+    from s2d_convert.cli.terminal import TerminalReporter
+    from s2d_convert.conversion.options import ConvertOptions
+    from s2d_convert.conversion.pipeline import Result, convert
     from s2d_convert.errors import S2DError
-    from s2d_convert.graph import Graph
-    from s2d_convert.load import load_graph
-    from s2d_convert.options import ConvertOptions
-    from s2d_convert.pipeline import Result, convert
-    from s2d_convert.plan import Conversion, Plan
-    from s2d_convert.split import StageModel
-    from s2d_convert.split import split as split_graph
-    from s2d_convert.terminal import TerminalReporter
-    from s2d_convert.weights import Weights, static_weights
+    from s2d_convert.frontend.graph import Graph
+    from s2d_convert.frontend.load import load_graph
+    from s2d_convert.plans.plan import Conversion, Plan
+    from s2d_convert.plans.weights import Weights, static_weights
+    from s2d_convert.slicing.split import StageModel
+    from s2d_convert.slicing.split import split as split_graph
 
 __all__ = [
     "Channels",
@@ -44,21 +44,21 @@ __all__ = [
 
 # Where a name lives; `module:name` where it is called otherwise there (the module `split` already has that name here).
 _HOMES = {
-    "Channels": "channels",
-    "Conversion": "plan",
-    "ConvertOptions": "options",
-    "Graph": "graph",
-    "Plan": "plan",
-    "Result": "pipeline",
+    "Channels": "channels.analysis",
+    "Conversion": "plans.plan",
+    "ConvertOptions": "conversion.options",
+    "Graph": "frontend.graph",
+    "Plan": "plans.plan",
+    "Result": "conversion.pipeline",
     "S2DError": "errors",
-    "StageModel": "split",
-    "TerminalReporter": "terminal",
-    "Weights": "weights",
-    "analyse": "channels",
-    "convert": "pipeline",
-    "load_graph": "load",
-    "split_graph": "split:split",
-    "static_weights": "weights",
+    "StageModel": "slicing.split",
+    "TerminalReporter": "cli.terminal",
+    "Weights": "plans.weights",
+    "analyse": "channels.analysis",
+    "convert": "conversion.pipeline",
+    "load_graph": "frontend.load",
+    "split_graph": "slicing.split:split",
+    "static_weights": "plans.weights",
 }
 
 

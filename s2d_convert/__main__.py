@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from s2d_convert.entry import main
+from s2d_convert.cli.entry import main
 
 if __name__ == "__main__":
     main()

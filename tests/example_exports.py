@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from s2d_runtime import Answer, Dispatcher
 from text_nets import residual
 
-from s2d_convert.folders import split_model
-from s2d_convert.preprocess import Preprocess
+from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.workflows.split_model import split_model
 
 BUDGETS = (0.4, 0.8)  # the first lets most images leave early, the second few
 PREPROCESS = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255, (8, 8), 3)

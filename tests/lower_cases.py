@@ -1,4 +1,4 @@
-"""The table of one-node models: at least one for every operator that `s2d_convert.lower` knows."""
+"""The table of one-node models: at least one for every operator that `s2d_convert.network.converters.lower` knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-node models, and how to compare what onnxruntime and `s2d_convert.lower` make of them."""
+"""One-node models, and how to compare what onnxruntime and `s2d_convert.network.converters.lower` make of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from s2d_convert.graph import Node
-from s2d_convert.lower import lower
+from s2d_convert.frontend.graph import Node
+from s2d_convert.network.converters.lower import lower
 
 Array = NDArray[Any]
 DEFAULT_OPSET = 17

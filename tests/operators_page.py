@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from s2d_convert.lower import BUILDERS
-from s2d_convert.rules import RULES, Kind, Rule, opaque
+from s2d_convert.channels.rules import RULES, Kind, Rule, opaque
+from s2d_convert.network.converters.lower import BUILDERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 MARK = "<!-- What follows is written by `make docs` from the tables in the code. Do not edit it here. -->"

@@ -7,17 +7,17 @@ import onnx
 import torch
 from helpers import assert_close, open_session, random_images, run
 
-from s2d_convert.channels import Channels, analyse
-from s2d_convert.effective import Effective
+from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.rules import Kind
 from s2d_convert.errors import UsageError
-from s2d_convert.graph import Graph
-from s2d_convert.load import graph_from_proto
-from s2d_convert.plan import PRUNED, Plan
-from s2d_convert.rules import Kind
-from s2d_convert.split import StageModel, split
-from s2d_convert.staged import StagedNet
-from s2d_convert.taps import pooled_axis
-from s2d_convert.weights import Weights, static_weights
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.load import graph_from_proto
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.exit_points import pooled_axis
+from s2d_convert.plans.plan import PRUNED, Plan
+from s2d_convert.plans.weights import Weights, static_weights
+from s2d_convert.slicing.split import StageModel, split
 
 
 def analysed(model: onnx.ModelProto) -> tuple[Graph, Channels, Weights]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2d_convert.calibrate import confidences, exits, fit_temperature
-from s2d_convert.promise import RiskBound, Tested, fixed_sequence, path, stage_losses
+from s2d_convert.calibration.risk_control import RiskBound, Tested, fixed_sequence, path, stage_losses
+from s2d_convert.calibration.thresholds import confidences, exits, fit_temperature
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from helpers import assert_close, random_images, run
 from text_nets import net
 
 from s2d_convert.errors import ModelError
-from s2d_convert.folders import split_model
-from s2d_convert.load import load_graph
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.workflows.split_model import split_model
 
 WEIGHTS = {"wa": (8, 3, 3, 3), "wl": (4, 8), "bl": (4,)}
 

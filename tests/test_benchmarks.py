@@ -20,15 +20,15 @@ from benchmarks.methods import METHODS, forget, small_conversion
 from benchmarks.nets import NETS
 from benchmarks.stand import Stand
 from benchmarks.tables import markdown, plot, rows
-from s2d_convert.channels import analyse
+from s2d_convert.channels.analysis import analyse
 from s2d_convert.errors import DataError, OutputError
-from s2d_convert.graph import Graph
-from s2d_convert.latency import Meter
-from s2d_convert.load import graph_from_proto
-from s2d_convert.origin import sha256_of
-from s2d_convert.space import total_macs
-from s2d_convert.staged import StagedNet
-from s2d_convert.weights import static_weights
+from s2d_convert.exporting.provenance import sha256_of
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.load import graph_from_proto
+from s2d_convert.latency.meter import Meter
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.space import total_macs
+from s2d_convert.plans.weights import static_weights
 
 needs_pruning = pytest.mark.skipif(not pruning.AVAILABLE, reason="torch-pruning is not installed")
 

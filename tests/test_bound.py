@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert import bound, cli_convert, pipeline
-from s2d_convert.bound import confirmed, possible
-from s2d_convert.calibrate import ALWAYS, NEVER
-from s2d_convert.cli import main
-from s2d_convert.latency import Timing
-from s2d_convert.measure import worst_case
-from s2d_convert.search import Evaluation, SearchResult, Trial, reward
-from s2d_convert.space import CASCADE, LINKED
+from s2d_convert.calibration.thresholds import ALWAYS, NEVER
+from s2d_convert.cli import convert as cli_convert
+from s2d_convert.cli.main import main
+from s2d_convert.conversion import pipeline
+from s2d_convert.conversion import worst_case as bound
+from s2d_convert.conversion.worst_case import confirmed, possible
+from s2d_convert.exporting.measure import worst_case
+from s2d_convert.latency.meter import Timing
+from s2d_convert.plans.space import CASCADE, LINKED
+from s2d_convert.search.base import Evaluation, SearchResult, Trial, reward
 
 
 @pytest.fixture(scope="module")

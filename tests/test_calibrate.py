@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from s2d_runtime import Policy
 
-from s2d_convert import calibrate
-from s2d_convert.calibrate import (
+from s2d_convert.calibration import thresholds as calibrate
+from s2d_convert.calibration.thresholds import (
     ALWAYS,
     NEVER,
     SLACK,

@@ -6,10 +6,10 @@ import onnx
 import pytest
 from text_nets import chain, net, residual
 
-from s2d_convert.channels import Channels, analyse
-from s2d_convert.load import graph_from_proto
-from s2d_convert.rules import Kind
-from s2d_convert.walk import FREE
+from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.channels.rules import Kind
+from s2d_convert.frontend.load import graph_from_proto
 
 
 def channels_of(model: onnx.ModelProto) -> Channels:

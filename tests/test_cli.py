@@ -16,8 +16,8 @@ from helpers import assert_close
 from s2d_runtime import Dispatcher
 from text_nets import chain, residual
 
-from s2d_convert.cli import main, s2d
-from s2d_convert.cli_convert import convert
+from s2d_convert.cli.convert import convert
+from s2d_convert.cli.main import main, s2d
 
 
 @pytest.fixture

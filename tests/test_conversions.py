@@ -15,8 +15,8 @@ from patterns import PATTERNS
 from s2d_runtime import Dispatcher
 from tiny import Listener, ask, use_tiny_effort
 
-from s2d_convert import prepare
-from s2d_convert.pipeline import convert
+from s2d_convert.conversion import prepare
+from s2d_convert.conversion.pipeline import convert
 
 QUICK = {("mobilenet_v2", "train"), ("convnext", "no data")}  # these in `make test`, all others in `make slow`
 MODES: dict[str, dict[str, Any]] = {

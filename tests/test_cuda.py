@@ -13,13 +13,13 @@ from plans import analysed, random_plan
 from s2d_runtime import Dispatcher
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.effective import Effective
-from s2d_convert.hints import teacher_in_torch
-from s2d_convert.load import load_graph
-from s2d_convert.muon import Muon
-from s2d_convert.pipeline import convert
-from s2d_convert.prepare import torch_device
-from s2d_convert.staged import StagedNet
+from s2d_convert.conversion.pipeline import convert
+from s2d_convert.conversion.prepare import torch_device
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.training.distillation import teacher_in_torch
+from s2d_convert.training.muon import Muon
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 

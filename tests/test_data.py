@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from s2d_convert import image_folders
-from s2d_convert.augment import Level, augment
-from s2d_convert.data import load_all, load_data
-from s2d_convert.decode import ImageFiles
+from s2d_convert.data import folders as image_folders
+from s2d_convert.data.augment import Level, augment
+from s2d_convert.data.decode import ImageFiles
+from s2d_convert.data.images import Dataset, Images, split_images
+from s2d_convert.data.loading import load_all, load_data
+from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import DataError, UsageError
-from s2d_convert.images import Dataset, Images, split_images
-from s2d_convert.preprocess import make_preprocess
 
 RGB = make_preprocess(size=(8, 8), channels=3)
 GRAY = make_preprocess(size=(8, 8), channels=1)

@@ -21,10 +21,10 @@ from s2d_runtime import Dispatcher
 from test_cli import call
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort, written_plan
 
-from s2d_convert import finish
+from s2d_convert.conversion import finish
+from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import OutputError, PromiseError
-from s2d_convert.load import load_graph
-from s2d_convert.pipeline import convert
+from s2d_convert.frontend.load import load_graph
 
 
 @pytest.fixture(scope="session")

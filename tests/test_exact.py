@@ -12,18 +12,18 @@ from helpers import run
 from s2d_runtime import Dispatcher
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
+from s2d_convert.conversion.exact import HEADS, Candidate, better
+from s2d_convert.conversion.finish import exactness
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.pipeline import convert
+from s2d_convert.conversion.prepare import prepare
+from s2d_convert.data.images import Images
+from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import VerifyError
-from s2d_convert.exact import HEADS, Candidate, better
-from s2d_convert.finish import exactness
-from s2d_convert.images import Images
-from s2d_convert.load import load_graph
-from s2d_convert.measure import largest_difference
-from s2d_convert.options import ConvertOptions
-from s2d_convert.pipeline import convert
-from s2d_convert.prepare import prepare
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.search import Evaluation
-from s2d_convert.static import StaticModel
+from s2d_convert.exporting.measure import largest_difference
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.search.base import Evaluation
 
 
 @pytest.fixture(scope="module")

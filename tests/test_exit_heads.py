@@ -13,14 +13,22 @@ from helpers import assert_close, random_images
 from plans import analysed, random_plan, run_chain
 from text_nets import net
 
-from s2d_convert.effective import Effective
-from s2d_convert.heads import Extractor, Features, feature_count, head_cell, head_logits, new_head, train_heads
-from s2d_convert.images import Images
-from s2d_convert.plan import Plan
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.space import depth_taps
-from s2d_convert.split import split
-from s2d_convert.staged import StagedNet
+from s2d_convert.data.images import Images
+from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import Plan
+from s2d_convert.plans.space import depth_taps
+from s2d_convert.slicing.split import split
+from s2d_convert.training.exit_heads import (
+    Extractor,
+    Features,
+    feature_count,
+    head_cell,
+    head_logits,
+    new_head,
+    train_heads,
+)
 
 
 def as_images(pixels: np.ndarray, labels: np.ndarray | None = None) -> Images:

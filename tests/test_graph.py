@@ -11,9 +11,9 @@ from helpers import assert_close, random_images, run
 from onnx import TensorProto, helper
 from text_nets import chain, net, residual
 
-from s2d_convert import sessions
+from s2d_convert.base import sessions
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.load import PROBE_BATCH, graph_from_proto, load_graph
+from s2d_convert.frontend.load import PROBE_BATCH, graph_from_proto, load_graph
 
 
 def test_batchnorm_is_folded_and_shapes_leave_the_batch_out() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2d_convert import guard
-from s2d_convert.calibrate import NEVER, exits, policy_at
+from s2d_convert.calibration import confidence_floor as guard
+from s2d_convert.calibration.thresholds import NEVER, exits, policy_at
 
 
 @given(st.integers(0, 10**6), st.integers(1, 120), st.sampled_from([0.5, 0.9, 0.95, 1.0]))

@@ -14,7 +14,7 @@ from plans import analysed, check_chain_law
 from test_laws import check_depth_law, check_identity_law
 from torch import nn
 
-from s2d_convert.describe import describe
+from s2d_convert.workflows.inspect import describe
 
 every_head = pytest.mark.parametrize("name", HEADS)
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)

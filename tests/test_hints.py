@@ -10,11 +10,11 @@ from helpers import assert_close, random_images, run
 from plans import analysed, random_plan
 from torch import nn
 
-from s2d_convert.effective import Effective
-from s2d_convert.graph import Graph
-from s2d_convert.hints import Hints, teacher_in_onnxruntime, teacher_in_torch
-from s2d_convert.layers import Exit
-from s2d_convert.staged import StagedNet, feature_source
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.network.layers import Exit
+from s2d_convert.network.staged_net import StagedNet, feature_source
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.training.distillation import Hints, teacher_in_onnxruntime, teacher_in_torch
 
 CPU = torch.device("cpu")
 

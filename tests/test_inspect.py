@@ -16,17 +16,17 @@ from onnx import helper
 from rich.console import Console
 from text_nets import chain, net, residual
 
-from s2d_convert.channels import analyse
-from s2d_convert.cli import main
-from s2d_convert.describe import describe
-from s2d_convert.graph import Node
-from s2d_convert.inspect_view import LARGEST, NAMED, InspectView
-from s2d_convert.load import graph_from_proto
-from s2d_convert.lower import BUILDERS, Constants, Lowered
-from s2d_convert.lower_base import refusal
-from s2d_convert.rules import RULES
-from s2d_convert.space import mac_shares
-from s2d_convert.taps import candidate_taps
+from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.rules import RULES
+from s2d_convert.cli.inspect_view import LARGEST, NAMED, InspectView
+from s2d_convert.cli.main import main
+from s2d_convert.frontend.graph import Node
+from s2d_convert.frontend.load import graph_from_proto
+from s2d_convert.network.converters.base import refusal
+from s2d_convert.network.converters.lower import BUILDERS, Constants, Lowered
+from s2d_convert.plans.exit_points import candidate_taps
+from s2d_convert.plans.space import mac_shares
+from s2d_convert.workflows.inspect import describe
 
 # Multiply-accumulates of `residual`: the stem, the inner convolution, the one back to the stream, the classifier.
 STEM, INNER, BACK, LINEAR = 4 * 3 * 9 * 64, 6 * 4 * 9 * 64, 4 * 6 * 9 * 64, 3 * 4

@@ -13,9 +13,9 @@ from plans import analysed
 from s2d_runtime import profile
 from text_nets import net, residual
 
-from s2d_convert.kernels import Work, without_geometry, work_of
-from s2d_convert.kit import PROBE, KitOptions, stage_files, write_kit
-from s2d_convert.space import PlanSpace, divide
+from s2d_convert.latency.kernels import Work, without_geometry, work_of
+from s2d_convert.plans.space import PlanSpace, divide
+from s2d_convert.workflows.profile_kit import PROBE, KitOptions, stage_files, write_kit
 
 CONVS = ("conv", "stem", "depthwise", "grouped", "BatchNormalization")
 

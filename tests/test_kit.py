@@ -16,15 +16,17 @@ from plans import analysed
 from text_nets import residual
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert import cli_profile, kit, prepare
-from s2d_convert.cli import main
+from s2d_convert.cli import profile as cli_profile
+from s2d_convert.cli.main import main
+from s2d_convert.conversion import prepare
+from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.export import Part, build_stages
-from s2d_convert.folders import make_plan
-from s2d_convert.kernels import work_of
-from s2d_convert.kit import KitOptions, weightless, write_kit
-from s2d_convert.pipeline import convert
-from s2d_convert.table import fit, read_board
+from s2d_convert.latency.device_table import fit, read_board
+from s2d_convert.latency.kernels import work_of
+from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.workflows import profile_kit as kit
+from s2d_convert.workflows.profile_kit import KitOptions, weightless, write_kit
+from s2d_convert.workflows.split_model import make_plan
 
 FEW_FILES = 24
 

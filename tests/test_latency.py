@@ -9,9 +9,9 @@ from plans import analysed
 from text_nets import chain
 
 from s2d_convert.errors import UsageError
-from s2d_convert.latency import MIN_ROUNDS, Meter, Timing, interleave, make_session
-from s2d_convert.plan import Plan
-from s2d_convert.split import split
+from s2d_convert.latency.meter import MIN_ROUNDS, Meter, Timing, interleave, make_session
+from s2d_convert.plans.plan import Plan
+from s2d_convert.slicing.split import split
 
 
 def stage_files() -> list[bytes]:

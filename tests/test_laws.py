@@ -14,9 +14,9 @@ from plans import analysed, check_chain_law, possible_taps, run_chain
 from random_graphs import random_graphs
 from text_nets import net
 
-from s2d_convert.describe import describe
-from s2d_convert.plan import Plan
-from s2d_convert.split import split
+from s2d_convert.plans.plan import Plan
+from s2d_convert.slicing.split import split
+from s2d_convert.workflows.inspect import describe
 
 SEEDS = st.integers(0, 2**16)
 

@@ -18,9 +18,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from torch import Tensor
 
 from s2d_convert.errors import ModelError
-from s2d_convert.lower import BUILDERS, Lowered, builder, lower
-from s2d_convert.lower_window import windows
-from s2d_convert.simplify import MIN_OPSET
+from s2d_convert.frontend.normalize import MIN_OPSET
+from s2d_convert.network.converters.lower import BUILDERS, Lowered, builder, lower
+from s2d_convert.network.converters.window import windows
 
 every_case = pytest.mark.parametrize("made", CASES, ids=str)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.data.made_up import crops, less_uneven, made_up_data
+from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import DataError
-from s2d_convert.madeup import crops, less_uneven, made_up_data
-from s2d_convert.options import ConvertOptions
-from s2d_convert.preprocess import make_preprocess
 
 
 def brightness(images: np.ndarray) -> np.ndarray:

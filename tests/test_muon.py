@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s2d_convert.muon import COEFFICIENTS, ITERATIONS, LEAST_SIZE, Muon, orthogonal
+from s2d_convert.training.muon import COEFFICIENTS, ITERATIONS, LEAST_SIZE, Muon, orthogonal
 
 SHAPES = [(16, 27), (64, 576), (64, 16), (10, 10), (1, 9), (9, 1)]
 

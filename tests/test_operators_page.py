@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from operators_page import MARK, PAGE, kinds, page, reasons
 
-from s2d_convert.lower import BUILDERS
-from s2d_convert.rules import RULES
+from s2d_convert.channels.rules import RULES
+from s2d_convert.network.converters.lower import BUILDERS
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from plans import analysed
 from random_graphs import random_graphs
 
-from s2d_convert.channels import Channels
-from s2d_convert.effective import Effective
-from s2d_convert.graph import Graph
-from s2d_convert.optional import optional_classes
-from s2d_convert.plan import PRUNED, Plan
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.liveness import optional_classes
+from s2d_convert.plans.plan import PRUNED, Plan
 
 
 def one_by_one(graph: Graph, channels: Channels) -> list[bool]:

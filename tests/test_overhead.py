@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from text_nets import chain, residual
 
-from s2d_convert.candidates import Evaluator, Goal
-from s2d_convert.channels import analyse
-from s2d_convert.images import Images
-from s2d_convert.latency import Timing
-from s2d_convert.load import graph_from_proto
-from s2d_convert.options import ConvertOptions
-from s2d_convert.overhead import dispatch_overhead
-from s2d_convert.prepare import Prepared
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.space import CASCADE, LINKED, PlanSpace, divide
-from s2d_convert.weights import static_weights
+from s2d_convert.channels.analysis import analyse
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.overhead import dispatch_overhead
+from s2d_convert.conversion.prepare import Prepared
+from s2d_convert.data.images import Images
+from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.frontend.load import graph_from_proto
+from s2d_convert.latency.meter import Timing
+from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, divide
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.search.evaluate import Evaluator, Goal
 
 
 def prepared(model: Any) -> Any:

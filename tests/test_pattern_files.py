@@ -13,13 +13,13 @@ from patterns.base import around, ending, net, norm, number, positive
 from plans import analysed, check_chain_law
 from s2d_runtime import Dispatcher
 
-from s2d_convert.answers import noise
 from s2d_convert.errors import ModelError
-from s2d_convert.folders import split_model
-from s2d_convert.graph import Graph
-from s2d_convert.load import graph_from_proto, load_graph
-from s2d_convert.plan import Plan
-from s2d_convert.split import StageModel, split
+from s2d_convert.frontend.equivalence import noise
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.load import graph_from_proto, load_graph
+from s2d_convert.plans.plan import Plan
+from s2d_convert.slicing.split import StageModel, split
+from s2d_convert.workflows.split_model import split_model
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 SLOW = ("bvlc_alexnet", "densenet121", "inception_v2", "resnet50", "vgg19", "zfnet512")  # more than 5 s each

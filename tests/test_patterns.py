@@ -11,13 +11,13 @@ from helpers import Array, assert_close, open_session, run
 from patterns import PATTERNS
 from plans import analysed, check_chain_law, possible_taps, run_chain
 
-from s2d_convert.channels import Channels
-from s2d_convert.describe import describe
-from s2d_convert.effective import Effective
+from s2d_convert.channels.analysis import Channels
 from s2d_convert.errors import UsageError
-from s2d_convert.graph import Graph
-from s2d_convert.plan import Plan
-from s2d_convert.split import split
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import Plan
+from s2d_convert.slicing.split import split
+from s2d_convert.workflows.inspect import describe
 
 # The check of the chain law tells logits from probabilities, but not from their logarithms.
 CHAINED = [name for name in PATTERNS if "LogSoftmax" not in name]

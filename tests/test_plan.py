@@ -12,14 +12,14 @@ from helpers import random_images
 from plans import analysed
 from text_nets import chain, net, residual
 
-from s2d_convert.effective import NEVER, Effective, check_conversion
+from s2d_convert.channels.rules import keeps_zero
 from s2d_convert.errors import UsageError
-from s2d_convert.graph import Node
-from s2d_convert.plan import Conversion, Plan, identity_plan
-from s2d_convert.rules import keeps_zero
-from s2d_convert.split import split
-from s2d_convert.staged import StagedNet
-from s2d_convert.taps import candidate_taps
+from s2d_convert.frontend.graph import Node
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import NEVER, Effective, check_conversion
+from s2d_convert.plans.exit_points import candidate_taps
+from s2d_convert.plans.plan import Conversion, Plan, identity_plan
+from s2d_convert.slicing.split import split
 
 
 def test_effective_stages_by_hand() -> None:

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from test_space import by_hand
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.channels import Channels, analyse
-from s2d_convert.effective import Effective
+from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.conversion.options import PLANS
+from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import UsageError
-from s2d_convert.graph import Graph
-from s2d_convert.load import load_graph
-from s2d_convert.options import PLANS
-from s2d_convert.pipeline import convert
-from s2d_convert.plan import PRUNED, Conversion, Plan, identity_plan
-from s2d_convert.planned import LIMITS, measuring_seconds, predicted_latency, restricted, time_shares
-from s2d_convert.search import random_actions
-from s2d_convert.taps import candidate_taps
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.exit_points import candidate_taps
+from s2d_convert.plans.plan import PRUNED, Conversion, Plan, identity_plan
+from s2d_convert.plans.written import LIMITS, measuring_seconds, predicted_latency, restricted, time_shares
+from s2d_convert.search.base import random_actions
 
 
 @pytest.fixture(scope="module")

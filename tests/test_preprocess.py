@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from s2d_convert.data.preprocess import PRESETS, UNREADABLE, Preprocess, check_header, make_preprocess, read_image
 from s2d_convert.errors import DataError, UsageError
-from s2d_convert.preprocess import PRESETS, UNREADABLE, Preprocess, check_header, make_preprocess, read_image
 
 
 def some_pixels(count: int, height: int, width: int, channels: int) -> NDArray[np.uint8]:

@@ -10,9 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from populations import draw, population
 
-from s2d_convert.calibrate import ALWAYS, NEVER, confidences, exits
-from s2d_convert.errors import UsageError
-from s2d_convert.promise import (
+from s2d_convert.calibration.risk_control import (
     RiskBound,
     binomial_tail,
     difference_tail,
@@ -22,6 +20,8 @@ from s2d_convert.promise import (
     path,
     upper_share,
 )
+from s2d_convert.calibration.thresholds import ALWAYS, NEVER, confidences, exits
+from s2d_convert.errors import UsageError
 
 
 def sum_of_losses(trials: int, drop: float, differing: float) -> NDArray[np.float64]:

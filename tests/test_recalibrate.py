@@ -17,13 +17,15 @@ from s2d_runtime import Dispatcher
 from test_cli import call
 from tiny import EFFORT, TINY, Listener, ask, make_model, quadrants, written_plan
 
-from s2d_convert import measure, options, recalibrate
-from s2d_convert.calibrate import confidences
+from s2d_convert.calibration.thresholds import confidences
+from s2d_convert.conversion import options
+from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import PromiseError
-from s2d_convert.load import load_graph
-from s2d_convert.pipeline import convert
-from s2d_convert.recalibrate import CalibrateOptions, calibrate_folder, read_scores, undo
-from s2d_convert.static import StaticModel
+from s2d_convert.exporting import measure
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.workflows import recalibrate
+from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder, read_scores, undo
 
 
 @pytest.fixture(scope="module")

@@ -23,18 +23,18 @@ from test_cli import call
 from text_nets import chain, net, residual
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.calibrate import ALWAYS
-from s2d_convert.channels import analyse
-from s2d_convert.data import load_all
+from s2d_convert.calibration.thresholds import ALWAYS
+from s2d_convert.channels.analysis import analyse
+from s2d_convert.conversion.pipeline import convert
+from s2d_convert.conversion.requantize import AT_LEAST, convert_stages, kinds_of, staying_rows
+from s2d_convert.data.loading import load_all
+from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import ModelError
-from s2d_convert.export import read_stages, store_as_float16
-from s2d_convert.folders import depth_plan, split_model
-from s2d_convert.load import load_graph
-from s2d_convert.pipeline import convert
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.quantize import answering_nodes, float16_stage, int8_model, int8_stage, set_temperature
-from s2d_convert.recast import AT_LEAST, convert_stages, kinds_of, staying_rows
-from s2d_convert.split import split
+from s2d_convert.exporting.quantize import answering_nodes, float16_stage, int8_model, int8_stage, set_temperature
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.slicing.chain import read_stages, store_as_float16
+from s2d_convert.slicing.split import split
+from s2d_convert.workflows.split_model import depth_plan, split_model
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -276,7 +276,7 @@ def test_a_stage_that_cannot_be_converted_leaves_nothing(
     def broken(*_: object) -> onnx.ModelProto:
         return onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 13]> g () => (float y) { y = Nonsense() }')
 
-    monkeypatch.setattr("s2d_convert.recast.float16_stage", broken)
+    monkeypatch.setattr("s2d_convert.conversion.requantize.float16_stage", broken)
     arguments = ("--quantize", "fp16", "--data", str(place / "data.npz"), "--out", str(tmp_path / "made"))
     code, _, err = call(capsys, "export", str(place / "out"), *arguments)
     assert code == 4
@@ -298,7 +298,7 @@ def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path, monkeypatc
         shown.append(feeds)
         return model
 
-    monkeypatch.setattr("s2d_convert.recast.int8_stage", remember)
+    monkeypatch.setattr("s2d_convert.conversion.requantize.int8_stage", remember)
     onnx.save(residual(), str(tmp_path / "model.onnx"))
     split_model(tmp_path / "model.onnx", plan="width", stages=3, out=tmp_path / "out")
     np.savez(tmp_path / "data.npz", images=random_images(residual(), 400, 0)["image"])

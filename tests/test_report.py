@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from s2d_convert.charts import Series, bars, plot
-from s2d_convert.gallery import SHOWN, Gallery, Picture, gallery
-from s2d_convert.images import Images
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.report import page
+from s2d_convert.data.images import Images
+from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.exporting.report.charts import Series, bars, plot
+from s2d_convert.exporting.report.gallery import SHOWN, Gallery, Picture, gallery
+from s2d_convert.exporting.report.page import page
 
 EVIL = "<script>alert('x')</script>\"&"
 VOID = {"meta", "img", "br"}

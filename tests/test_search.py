@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from s2d_convert.policy import Actions, LSTMPolicy
-from s2d_convert.reinforce import Settings, reinforce
-from s2d_convert.search import (
+from s2d_convert.search.base import (
     Evaluation,
     SearchResult,
     Trial,
@@ -26,6 +24,8 @@ from s2d_convert.search import (
     reward,
     trial_to_json,
 )
+from s2d_convert.search.controller import Actions, LSTMPolicy
+from s2d_convert.search.reinforce import Settings, reinforce
 
 Search = Callable[..., SearchResult[Actions]]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from example_exports import BUDGETS, make_example
 
-from s2d_convert.cli import main
+from s2d_convert.cli.main import main
 
 server_module = pytest.importorskip("s2d_runtime.serving.http", reason="the extra s2d-runtime[http] is not installed")
 

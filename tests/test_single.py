@@ -22,12 +22,12 @@ from test_dispatcher import assert_same, call_strategy
 from text_nets import net, residual
 from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, stage_text, write_export
 
-from s2d_convert.calibrate import ALWAYS, NEVER
+from s2d_convert.calibration.thresholds import ALWAYS, NEVER
 from s2d_convert.errors import OutputError, VerifyError
-from s2d_convert.export import Part, build_stages, draft_manifest, write_manifest, write_stages
-from s2d_convert.folders import split_model
-from s2d_convert.plan import Conversion, identity_plan
-from s2d_convert.single import ANSWER, POLICIES, THRESHOLDS, write_single
+from s2d_convert.exporting.single import ANSWER, POLICIES, THRESHOLDS, write_single
+from s2d_convert.plans.plan import Conversion, identity_plan
+from s2d_convert.slicing.chain import Part, build_stages, draft_manifest, write_manifest, write_stages
+from s2d_convert.workflows.split_model import split_model
 
 BATCHES = (0, 1, 16)
 
@@ -201,7 +201,7 @@ def test_stages_of_different_operator_sets(tmp_path: Path) -> None:
 
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_export(tmp_path, PAIR)
-    monkeypatch.setattr("s2d_convert.single._Builder._threshold", lambda _self, here, _number: here.constant(
+    monkeypatch.setattr("s2d_convert.exporting.single._Builder._threshold", lambda _self, here, _number: here.constant(
         np.array(-100, np.float32), "all leave"))  # fmt: skip
     refused(tmp_path, VerifyError, "answers otherwise than the stages")
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from plans import analysed
 from text_nets import chain, residual
 
-from s2d_convert.effective import check_conversion
-from s2d_convert.plan import PRUNED, Plan
-from s2d_convert.search import random_actions
-from s2d_convert.space import CASCADE, LINKED, PlanSpace, divide, importance, mac_shares, node_macs
-from s2d_convert.split import split
-from s2d_convert.weights import static_weights
+from s2d_convert.plans.assignment import check_conversion
+from s2d_convert.plans.plan import PRUNED, Plan
+from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, divide, importance, mac_shares, node_macs
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.search.base import random_actions
+from s2d_convert.slicing.split import split
 
 
 def space_of(name: str, stages: int, groups: int = 4) -> PlanSpace:

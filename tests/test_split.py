@@ -11,13 +11,13 @@ from onnx import numpy_helper
 from plans import analysed, run_chain
 from text_nets import chain, net, residual
 
-from s2d_convert.channels import Channels
+from s2d_convert.channels.analysis import Channels
 from s2d_convert.errors import UsageError
-from s2d_convert.graph import Graph
-from s2d_convert.plan import Plan, identity_plan
-from s2d_convert.split import StageModel, split
-from s2d_convert.taps import candidate_taps
-from s2d_convert.weights import Weights, linear_head
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.plans.exit_points import candidate_taps
+from s2d_convert.plans.plan import Plan, identity_plan
+from s2d_convert.plans.weights import Weights, linear_head
+from s2d_convert.slicing.split import StageModel, split
 
 # Of the net `chain`: half of the first conv and a quarter of the second in stage 1, the logits (fixed) anywhere.
 NARROW = (1,) * 4 + (2,) * 4 + (1,) * 4 + (2,) * 12 + (1,) * 5

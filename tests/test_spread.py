@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert import spread
+from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import UsageError
-from s2d_convert.pipeline import convert
-from s2d_convert.reinforce import reinforce
-from s2d_convert.search import Evaluation, SearchResult, evaluate_all, random_search
-from s2d_convert.spread import ClusterLogits, spread_over
+from s2d_convert.search import ray as spread
+from s2d_convert.search.base import Evaluation, SearchResult, evaluate_all, random_search
+from s2d_convert.search.ray import ClusterLogits, spread_over
+from s2d_convert.search.reinforce import reinforce
 
 
 class RayError(Exception):

@@ -16,12 +16,12 @@ from plans import analysed, random_plan, run_chain
 from text_nets import chain, net, residual
 from torch import Tensor
 
-from s2d_convert.effective import Effective
-from s2d_convert.layers import EPSILON, MOMENTUM
-from s2d_convert.plan import Plan, identity_plan
-from s2d_convert.split import split
-from s2d_convert.staged import Masks, StagedNet, unsupported_nodes
-from s2d_convert.weights import static_weights
+from s2d_convert.network.layers import EPSILON, MOMENTUM
+from s2d_convert.network.staged_net import Masks, StagedNet, unsupported_nodes
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import Plan, identity_plan
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.slicing.split import split
 
 NETS: list[Callable[[], onnx.ModelProto]] = [chain, residual]
 

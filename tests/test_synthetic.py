@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from s2d_convert import synthetic
+from s2d_convert.data import synthetic
+from s2d_convert.data.synthetic import made_up
 from s2d_convert.errors import UsageError
-from s2d_convert.synthetic import made_up
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 from text_nets import residual
 
 from s2d_convert.errors import UsageError
-from s2d_convert.kernels import work_of
-from s2d_convert.table import Board, Table, fit, prediction_error, read_board, read_table
+from s2d_convert.latency.device_table import Board, Table, fit, prediction_error, read_board, read_table
+from s2d_convert.latency.kernels import work_of
 
 KEYS = ("Add||calls", "conv|3x3/1x1 8x8|calls", "conv|3x3/1x1 8x8|mmac", "conv|3x3/1x1 4x4|calls",
         "conv|3x3/1x1 4x4|mmac", "session||calls")  # fmt: skip

@@ -15,17 +15,17 @@ from plans import analysed, random_plan
 from tiny import quadrants
 from torch import nn
 
-from s2d_convert.effective import Effective
+from s2d_convert.data.images import Images
+from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import DataError
-from s2d_convert.graph import Node
-from s2d_convert.hints import Hints, Lesson
-from s2d_convert.images import Images
-from s2d_convert.lower import lower
-from s2d_convert.plan import identity_plan
-from s2d_convert.preprocess import make_preprocess
-from s2d_convert.split import split
-from s2d_convert.staged import Masks, StagedNet
-from s2d_convert.train import Choose, Progress, TrainSettings, exit_logits, has_bfloat16, train
+from s2d_convert.frontend.graph import Node
+from s2d_convert.network.converters.lower import lower
+from s2d_convert.network.staged_net import Masks, StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import identity_plan
+from s2d_convert.slicing.split import split
+from s2d_convert.training.distillation import Hints, Lesson
+from s2d_convert.training.loop import Choose, Progress, TrainSettings, exit_logits, has_bfloat16, train
 
 FAMILY = "resnet_preact"  # convs that get a norm back, and BatchNormalizations of its own
 
@@ -227,7 +227,7 @@ def test_mixed_precision_is_for_processors_that_have_it(
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s2d_convert.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("s2d_convert.training.loop.CHECKPOINT_SECONDS", 0.0)
     settings = TrainSettings(steps=8, batch_size=32)
 
     def trained(stop: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> nn.ModuleList:

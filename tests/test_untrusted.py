@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from text_nets import chain, residual
 
-from s2d_convert.cli import main
-from s2d_convert.folders import split_model
-from s2d_convert.origin import sha256_of
-from s2d_convert.preprocess import make_preprocess
+from s2d_convert.cli.main import main
+from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.exporting.provenance import sha256_of
+from s2d_convert.workflows.split_model import split_model
 
 CODES = {0, 4, 5, 6}
 VALUES: tuple[Any, ...] = (

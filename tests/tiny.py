@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from s2d_convert import options
-from s2d_convert.channels import analyse
-from s2d_convert.finalists import simple_chains
-from s2d_convert.load import load_graph
-from s2d_convert.options import ConvertOptions, Effort
-from s2d_convert.space import PlanSpace, divide
-from s2d_convert.weights import static_weights
+from s2d_convert.channels.analysis import analyse
+from s2d_convert.conversion import options
+from s2d_convert.conversion.finals import simple_chains
+from s2d_convert.conversion.options import ConvertOptions, Effort
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.plans.space import PlanSpace, divide
+from s2d_convert.plans.weights import static_weights
 
 EFFORT = Effort(
     supernet_epochs=0.1,

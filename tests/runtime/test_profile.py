@@ -16,7 +16,7 @@ from s2d_runtime import profile
 from s2d_runtime.profile import ProfileError, Settings, fast_calls, main
 from text_nets import chain
 
-from s2d_convert.kit import KitOptions, write_kit
+from s2d_convert.workflows.profile_kit import KitOptions, write_kit
 
 BLOCKED = (
     "torch",

@@ -16,8 +16,8 @@ import numpy as np
 from ray.cluster_utils import Cluster
 from tiny import EFFORT, TINY, Listener, ask, make_model, quadrants
 
-from s2d_convert import options
-from s2d_convert.pipeline import convert
+from s2d_convert.conversion import options
+from s2d_convert.conversion.pipeline import convert
 
 
 def found(place: Path, name: str, address: str | None) -> dict[str, Any]:

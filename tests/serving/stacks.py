@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from s2d_convert.triton import TritonOptions, write_repository, write_single_repository
+from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
 
 HERE = Path(__file__).parent
 ROOT = Path(__file__).parent.parent.parent

@@ -13,7 +13,7 @@ import pytest
 from stacks import ROOT, RUNTIME, environment
 from toy_exports import PAIR, policy, write_export
 
-from s2d_convert.cli import main
+from s2d_convert.cli.main import main
 
 HERE = Path(__file__).parent
 RAY = ("-e", f"{RUNTIME}[ray]")

@@ -17,7 +17,7 @@ from s2d_runtime import Dispatcher
 from stacks import CLIENT, MOST, STACKS, environment, free_ports
 from toy_exports import MIXED, images_of, policy, write_export
 
-from s2d_convert.triton import TritonOptions, write_repository, write_single_repository
+from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -31,10 +31,10 @@ from toy_exports import (
     write_export,
 )
 
-from s2d_convert.cli import main
+from s2d_convert.cli.main import main
 from s2d_convert.errors import OutputError, UsageError
-from s2d_convert.triton import Tensor as ConfigTensor
-from s2d_convert.triton import (
+from s2d_convert.exporting.triton import Tensor as ConfigTensor
+from s2d_convert.exporting.triton import (
     TritonOptions,
     front_config,
     quoted,

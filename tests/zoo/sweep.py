@@ -33,14 +33,14 @@ import torch  # noqa: E402
 from helpers import assert_close, open_session, random_images, run  # noqa: E402
 from plans import check_chain_law, run_chain  # noqa: E402
 
-from s2d_convert.channels import Channels, analyse  # noqa: E402
-from s2d_convert.describe import describe  # noqa: E402
-from s2d_convert.graph import Graph  # noqa: E402
-from s2d_convert.load import graph_from_proto  # noqa: E402
-from s2d_convert.plan import Plan  # noqa: E402
-from s2d_convert.split import split  # noqa: E402
-from s2d_convert.taps import candidate_taps  # noqa: E402
-from s2d_convert.weights import Weights, static_weights  # noqa: E402
+from s2d_convert.channels.analysis import Channels, analyse  # noqa: E402
+from s2d_convert.frontend.graph import Graph  # noqa: E402
+from s2d_convert.frontend.load import graph_from_proto  # noqa: E402
+from s2d_convert.plans.exit_points import candidate_taps  # noqa: E402
+from s2d_convert.plans.plan import Plan  # noqa: E402
+from s2d_convert.plans.weights import Weights, static_weights  # noqa: E402
+from s2d_convert.slicing.split import split  # noqa: E402
+from s2d_convert.workflows.inspect import describe  # noqa: E402
 from zoo.page import page  # noqa: E402
 from zoo.sources import build  # noqa: E402
 from zoo.table import MEMBERS, Member  # noqa: E402

@@ -1,0 +1,1 @@
+"""Foundations that know nothing of models: sessions of onnxruntime, files written whole, numbers in words."""

@@ -1,0 +1,194 @@
+"""From what stages and static model say on images to the policies of a manifest: a row of budgets, with or without a
+promise; numpy only, no files, no clocks.
+
+Letters: S stages, B rows (images), K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from s2d_runtime import Policy, Promise
+
+from s2d_convert.calibration import confidence_floor as guard
+from s2d_convert.calibration import thresholds as calibrate
+from s2d_convert.calibration.risk_control import RiskBound, Tested, fixed_sequence, images_needed, path, stage_losses
+from s2d_convert.errors import DataError, PromiseError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Answers on images. logits: float32 [S, B, K] of every stage; said: int [B], the static model's class; labels: int [B],
+    or None, and then what the static model says counts as right."""
+
+    logits: Array
+    said: Array
+    labels: Array | None
+
+    def __len__(self) -> int:
+        return len(self.said)
+
+    @property
+    def target(self) -> Array:
+        """The class that counts as right, int [B]."""
+        return self.said if self.labels is None else self.labels
+
+    @property
+    def answers(self) -> Array:
+        """The class that every stage says, int [S, B]."""
+        return self.logits.argmax(axis=2)
+
+    @property
+    def losses(self) -> NDArray[np.int8]:
+        """What every stage loses against the static model, int8 [S, B]; see `promise`."""
+        return stage_losses(self.said == self.target, self.answers == self.target)
+
+    def take(self, rows: Array) -> Scores:
+        """The answers on some of the images."""
+        return Scores(self.logits[:, rows], self.said[rows], None if self.labels is None else self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The policies of a manifest, ascending by budget, and the budget that is used unless another is asked for."""
+
+    policies: tuple[Policy, ...]
+    default_budget: float
+
+    @property
+    def default(self) -> Policy:
+        """The policy of `default_budget`."""
+        return next(policy for policy in self.policies if policy.budget == self.default_budget)
+
+    def to_json(self) -> dict[str, Any]:
+        """The two keys of a manifest."""
+        return {"policies": [policy_json(policy) for policy in self.policies], "default_budget": self.default_budget}
+
+
+def fit_temperatures(scores: Scores) -> tuple[float, ...]:
+    """The temperature of every stage."""
+    return tuple(calibrate.fit_temperature(row, scores.target) for row in scores.logits)
+
+
+def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
+    """The best policies for a row of budgets, `budget` among them. cost: of every stage, relative to the static model.
+
+    Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
+    calibrated on; where that cannot be reached, at the budget itself.
+    """
+    confidence, answers = calibrate.confidences(scores.logits, temperatures), scores.answers
+    budgets = calibrate.budget_grid(confidence, cost, include=[budget])
+    found = (safe_policy(confidence, answers == scores.target, cost, budget) for budget in budgets)
+    return Chosen(tuple(calibrate.observed(policy, confidence, answers) for policy in found), budget)
+
+
+def careful_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
+    """Like `budget_policies`, from made-up images and with the floors of `guard`; the last stage is the static model."""
+    confidence, answers = calibrate.confidences(scores.logits, temperatures), scores.answers
+    lowest = guard.floors(confidence, answers == scores.target)
+    rows = guard.sure_rows(scores.logits[-1])
+    sure, said, right = confidence[:, rows], answers[:, rows], (answers == scores.target)[:, rows]
+    kept = guard.above(sure, lowest)
+    budgets = calibrate.budget_grid(kept, cost, include=[budget])
+    found = (guard.raised(safe_policy(kept, right, cost, one), lowest) for one in budgets)
+    return Chosen(tuple(calibrate.observed(policy, sure, said) for policy in found), budget)
+
+
+def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:
+    """The best policy one standard error of the mean cost below the budget, or at the budget where that is out of reach."""
+    best = calibrate.best_policy(confidence, correct, cost=cost, budget=budget)
+    margin = _mean_cost(confidence, best.thresholds, cost)[1]
+    careful = calibrate.best_policy(confidence, correct, cost=cost, budget=budget - margin)
+    chosen = careful if careful.reached else best
+    return calibrate.policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
+
+
+def _mean_cost(confidence: Array, thresholds: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
+    """Mean latency, relative to the static model, and its standard error."""
+    paid = np.cumsum(cost)[calibrate.exits(confidence, thresholds)]
+    return float(paid.mean()), float(paid.std() / math.sqrt(len(paid)))
+
+
+# With a promise
+
+
+def check_enough(images: int, bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
+    """Raise DataError if no result on so many images could keep the promise; `share`: the part of the user's images that
+    they are."""
+    needed = images_needed(bound, paired=labelled)
+    if images < needed:
+        what = "drop of accuracy" if labelled else "disagreement"
+        raise DataError(
+            f"got {images} images to test the promise on; a {what} of at most {_percent(bound.max_drop)} with "
+            f"{_percent(bound.confidence)} confidence takes at least {needed}, even if nothing is lost on them: give at "
+            f"least {math.ceil(needed / share)} images for calibration, or allow more with --max-drop"
+        )
+
+
+def promised_policies(
+    fit: Scores,
+    test: Scores,
+    temperatures: Sequence[float],
+    *,
+    cost: Sequence[float],
+    bound: RiskBound,
+    budget: float | None,
+    share: float = 1.0,
+) -> Chosen:
+    """Policies for a row of budgets, all of which keep the promise together (`promise`).
+
+    Temperatures and the order of the policies come from `fit`, the test and all numbers from `test`, images on which
+    nothing else was chosen. A budget is served by the safest policy one standard error below it. `budget` is the default
+    and in the row, reached or not; None: the cheapest policy is the default. Raises DataError where `test` is too small
+    for any result to do (it is `share` of what the user gave), PromiseError where not even the safest policy passes.
+    """
+    labelled = test.labels is not None
+    check_enough(len(test), bound, labelled=labelled, share=share)
+    walk = path(calibrate.confidences(fit.logits, temperatures), fit.losses, cost=cost)
+    confidence, answers = calibrate.confidences(test.logits, temperatures), test.answers
+    tested = fixed_sequence(walk, confidence, test.losses, bound, paired=labelled)
+    if not tested.kept:
+        raise PromiseError(_refusal(tested, bound, labelled=labelled))
+    kept = [tuple(map(float, row)) for row in walk[: tested.kept]]
+    means = [_mean_cost(confidence, thresholds, cost) for thresholds in kept]
+    budgets = calibrate.budgets_from(means[-1][0], include=[] if budget is None else [budget])
+    promise = Promise(bound.max_drop, bound.confidence, tested.images)
+    row = []
+    for wanted in budgets:
+        careful = [t for t, (mean, error) in zip(kept, means, strict=True) if mean + error <= wanted]
+        found = calibrate.policy_at(
+            confidence, answers == test.target, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0]
+        )
+        row.append(replace(calibrate.observed(found, confidence, answers), promise=promise))
+    return Chosen(tuple(row), budgets[0] if budget is None else budget)
+
+
+def _refusal(tested: Tested, bound: RiskBound, *, labelled: bool) -> str:
+    what = "loses accuracy" if labelled else "disagrees with the static model"
+    likely = "allow more with --max-drop, or convert in a mode that keeps the static model as its last stage"
+    if tested.risk <= bound.max_drop:
+        likely = f"more images may show that it is less; or {likely}"
+    return (
+        f"no policy keeps the promise: the last stage, to which every image goes under the safest one, {what} in "
+        f"{_percent(tested.risk)} of {tested.images} images, and at most {_percent(bound.max_drop)} with "
+        f"{_percent(bound.confidence)} confidence was asked for; {likely}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def policy_json(policy: Policy) -> dict[str, Any]:
+    """A policy as the manifest has it, measured shares rounded to what their number of images bears."""
+    rounded = {name: round(getattr(policy, name), 5) for name in ("expected_latency", "expected_accuracy")}
+    apart = None if policy.disagreement is None else round(policy.disagreement, 5)
+    share = tuple(round(s, 5) for s in policy.exit_share)
+    return asdict(replace(policy, **rounded, disagreement=apart, exit_share=share))

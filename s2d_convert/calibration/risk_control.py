@@ -1,0 +1,232 @@
+"""Thresholds that keep a bound on the risk with a stated confidence; numpy only, no files, no clocks.
+
+The risk of a policy is the mean loss of an image, static against dynamic. With labels the loss is the paired difference
+``(static right) - (dynamic right)``: 1 lost, -1 gained, 0 the same, so that the risk is the drop in accuracy. Without
+labels it is 1 where the two disagree, so that the risk is the share of disagreement.
+
+Learn-then-Test (Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk
+Control", 2021) with fixed-sequence testing: policies stand in an order, each has the null hypothesis "risk above the bound"
+with a valid p-value, and they are tested in that order until the first p-value is above 1 - confidence. The chance that *any*
+of the policies before it breaks the bound is at most 1 - confidence, whatever the data's distribution; no correction for
+their number is due. The order must not depend on the images that are tested on: `path` makes it from others, as in Pareto
+testing (Laufer-Goldshtein et al., "Efficiently Controlling Multiple Risks with Pareto Testing", ICLR 2023).
+
+Letters: S stages, B rows (images), P policies of a path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2d_convert.calibration.thresholds import ALWAYS, NEVER, exits
+from s2d_convert.errors import UsageError
+
+STEPS = 100  # a step of a path lets one part in so many of the images leave earlier
+RISK_FLOOR = 1e-3  # losses expected of a step, at least: what saves without a risk goes first, most saving first
+NUISANCE_SHARE = 0.05  # the part of 1 - confidence that is spent on bounding how often the two models differ
+BISECTIONS = 60
+
+Floats = NDArray[np.floating[Any]]
+Losses = NDArray[np.signedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class RiskBound:
+    """What is asked for: with `confidence` over the draw of the calibration images, the risk is at most `max_drop`."""
+
+    max_drop: float
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_drop < 1:
+            raise UsageError(
+                f"--max-drop {self.max_drop:g}: a share of images above 0 and below 1 is allowed, such as 0.01; "
+                "no sample can show that nothing is ever lost"
+            )
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(
+                f"--confidence {self.confidence:g}: at least 0.5 and below 1 is allowed, such as 0.95; "
+                "no sample makes sure beyond doubt"
+            )
+
+    @property
+    def level(self) -> float:
+        """The largest p-value that counts as shown."""
+        return 1 - self.confidence
+
+
+# P-values
+
+
+def p_value(lost: int, gained: int, images: int, bound: RiskBound, *, paired: bool) -> float:
+    """A valid p-value for "the risk is above `bound.max_drop`", from counts of the losses 1 and -1 among `images`.
+
+    Not paired (nothing can be gained): the exact binomial tail. Paired, the difference D = lost - gained has a nuisance,
+    the share pi of images on which the two models differ. For a given pi the tail is exact; pi is bounded from above with
+    the confidence 1 - beta (Clopper and Pearson, 1934), and beta is added to the largest tail below the bound (Berger and
+    Boos, "P values maximized over a confidence set for the nuisance parameter", JASA 1994). A bound for any loss in an
+    interval (Hoeffding-Bentkus) does not use that most losses are 0, and would need some hundred times the images.
+    """
+    if not paired:
+        return binomial_tail(lost, images, bound.max_drop)
+    beta = NUISANCE_SHARE * bound.level
+    differing = upper_share(lost + gained, images, beta)
+    return min(1.0, beta + difference_tail(lost - gained, images, bound.max_drop, differing))
+
+
+def binomial_tail(count: int, trials: int, chance: float) -> float:
+    """P(X <= count) for X binomial."""
+    if not 0 < chance < 1:
+        return float(count >= (trials if chance >= 1 else 0))
+    return float(_binomial(trials, chance, upto=count).sum()) if count < trials else 1.0
+
+
+@lru_cache(maxsize=4096)
+def upper_share(count: int, trials: int, level: float) -> float:
+    """The share that is exceeded with a chance of at most `level`, after `count` of `trials` (Clopper and Pearson)."""
+    low, high = count / trials, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_tail(count, trials, middle) > level else (low, middle)
+    return high
+
+
+def difference_tail(difference: int, trials: int, drop: float, differing: float) -> float:
+    """The largest P(D <= difference), D the sum of `trials` losses in {-1, 0, 1} whose mean is at least `drop` and of which
+    a share of at most `differing` is not 0; 1 where the argument below does not reach.
+
+    At a given share pi the tail is largest where the mean is `drop`. For pi <= (1 + drop^2) / 2 such a loss has the law of
+    a difference of two independent Bernoulli variables, with chances v = u + drop and u: v (1 - u) - u (1 - v) = drop and
+    v (1 - u) + u (1 - v) = pi give u. So D is a difference of two binomials, and up to a shift a sum of independent
+    Bernoulli variables; its mode is less than 1 away from its mean (Darroch, "On the distribution of the number of
+    successes in independent trials", 1964). With f the probabilities of D for one trial less,
+
+        d/dpi P(D <= d) = trials / 2 * (f(d + 1) - f(d)),
+
+    which is not negative as long as d + 1 lies below the mode. So the tail is largest at pi = `differing`.
+    """
+    if differing < drop:  # no such loss has the mean `drop`
+        return 0.0
+    if differing > 0.5 or difference > (trials - 1) * drop - 2:
+        return 1.0
+    less = (1 - drop - math.sqrt(1 + drop**2 - 2 * differing)) / 2
+    gains = _binomial(trials, less, upto=trials)
+    losses = np.cumsum(_binomial(trials, less + drop, upto=trials))
+    reach = np.arange(trials + 1) + difference  # D <= difference: at most so many losses beside so many gains
+    tail = gains * np.where(reach >= 0, losses[np.clip(reach, 0, trials)], 0.0)
+    return float(min(1.0, tail.sum()))
+
+
+def _binomial(trials: int, chance: float, *, upto: int) -> NDArray[np.float64]:
+    """P(X = 0), ..., P(X = upto) for X binomial."""
+    if chance <= 0:
+        return np.eye(1, upto + 1, dtype=np.float64)[0]
+    counts = np.arange(upto + 1)
+    logs = _log_factorials(trials)
+    log = logs[trials] - logs[counts] - logs[trials - counts]
+    return np.exp(log + counts * math.log(chance) + (trials - counts) * math.log1p(-chance))
+
+
+@lru_cache(maxsize=16)
+def _log_factorials(upto: int) -> NDArray[np.float64]:
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, upto + 1)))])
+
+
+def images_needed(bound: RiskBound, *, paired: bool) -> int:
+    """The least number of images on which a policy that loses (and gains) nothing passes the test."""
+    enough = math.ceil(math.log(bound.level) / math.log1p(-bound.max_drop))
+    if not paired:
+        return enough
+    short = enough - 1
+    while p_value(0, 0, enough, bound, paired=True) > bound.level:
+        short, enough = enough, 2 * enough
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        passes = p_value(0, 0, middle, bound, paired=True) <= bound.level
+        short, enough = (short, middle) if passes else (middle, enough)
+    return enough
+
+
+# The order, and the test
+
+
+def stage_losses(static_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> NDArray[np.int8]:
+    """The loss of every image at every stage, int8 [S, B] in {-1, 0, 1}.
+
+    static_right: bool [B]; right: bool [S, B]. Without labels the static model is right everywhere.
+    """
+    losses: NDArray[np.int8] = np.asarray(static_right, dtype=np.int8) - np.asarray(right, dtype=np.int8)
+    return losses
+
+
+def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: int = STEPS) -> NDArray[np.float64]:
+    """Policies from the safest, at which nobody leaves early, to the cheapest, at which all leave at the first stage: their
+    thresholds, [P, S - 1]; each has one threshold lower than the one before.
+
+    confidence: [S, B]; losses: [S, B] of `stage_losses`; cost: [S], of every stage alone. A greedy walk: every step lowers
+    one threshold so far that one part in `steps` of the images leaves there, of those that went further until now; it is
+    the threshold at which that saves most per loss expected. Expected is the mean of the counted loss and of what the
+    confidences say, which a small sample knows better than its counts.
+    """
+    sure = np.nan_to_num(np.asarray(confidence, dtype=np.float32), nan=0.0)
+    paid, rows = np.cumsum(cost), np.arange(sure.shape[1])
+    expected = (losses - sure) / 2  # a confidence stands for 1 minus the loss
+    portion = max(1, len(rows) // steps)
+    walk = [[NEVER] * (len(sure) - 1)]
+    stage = exits(sure, walk[0])
+    while stage.any():
+        options = []
+        for k in range(stage.max()):
+            lower = [*walk[-1][:k], _lets_go(sure[k, stage > k], portion), *walk[-1][k + 1 :]]
+            moved = exits(sure, lower)
+            saved = float((paid[stage] - paid[moved]).sum())
+            risk = float((expected[moved, rows] - expected[stage, rows]).sum())
+            options.append((saved / max(risk, RISK_FLOOR), -k, lower, moved))
+        *_, lower, stage = max(options, key=lambda option: option[:2])
+        walk.append(lower)
+    return np.array([*walk, [ALWAYS, *walk[-1][1:]]][: None if len(sure) > 1 else 1], dtype=np.float64)
+
+
+def _lets_go(confidence: NDArray[np.float32], count: int) -> float:
+    """The threshold at which `count` rows (more where confidences tie) leave, midway to the next confidence below."""
+    ordered = np.sort(confidence)
+    last = ordered[-min(count, len(ordered))]
+    below = np.append(np.float32(ALWAYS), ordered[ordered < last])[-1]
+    middle = np.float32((float(below) + float(last)) / 2)
+    return float(middle if middle > below else last)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """How far a path keeps the promise: its first `kept` policies do. `risk` and `p` are those of the first one that does
+    not, or of the last one where all do, on the `images` of the test."""
+
+    kept: int
+    images: int
+    risk: float
+    p: float
+
+
+def fixed_sequence(walk: Floats, confidence: Floats, losses: Losses, bound: RiskBound, *, paired: bool) -> Tested:
+    """Test the policies of `walk` in their order until one fails.
+
+    confidence and losses: [S, B], of images on which neither the walk nor the temperatures nor the stages depend.
+    """
+    rows = np.arange(losses.shape[1])
+    kept, risk, p = 0, 0.0, 1.0
+    for thresholds in walk:
+        own = losses[exits(confidence, thresholds.tolist()), rows]
+        lost, gained = int((own > 0).sum()), int((own < 0).sum())
+        risk = (lost - gained) / len(rows)
+        p = p_value(lost, gained, len(rows), bound, paired=paired)
+        if p > bound.level:
+            break
+        kept += 1
+    return Tested(kept, len(rows), risk, p)

@@ -1,0 +1,1 @@
+"""Channel analysis: what every operator does to channels, and which channels are coupled."""

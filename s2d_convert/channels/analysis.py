@@ -1,0 +1,201 @@
+"""Channel analysis: which channels, all over the graph, must live or die together.
+
+Each pass (`walk`) goes over the graph in topological order and runs every operator on channel *identities*
+instead of values:
+
+1. every tensor that is really computed (a *root*) gives each position on its channel axis an *atom*;
+2. an atom has a raw id: new for the outputs of mixing operators, inherited by everything channel-wise;
+3. operators that combine operands tie raw ids (union), opaque ones tie all of theirs;
+4. movement operators (Concat, Slice, Reshape, Transpose...) are run on the atoms themselves, so a
+   channel shuffle or a zero-padded shortcut needs no case of its own. If the result only permutes,
+   selects or pads channels of roots it stays a *view* that costs nothing; else it is a root itself.
+
+Ties found late can turn what looked like a mixture into something simple, so the walk repeats until
+the ties are stable. Until then an operator that looks opaque ties nothing: only when nothing else is left
+to find are its ties drawn, and the walk goes on. Units are then the connected components of the ties, and
+classes the units that are made by the same nodes.
+
+An operand with one channel that is spread over many (a spatial gate, a mean over the channels) is
+*anchored* rather than tied: its unit is FREE, so that it exists in the first stage that needs its node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from s2d_convert.channels.propagation import FREE, Walk
+from s2d_convert.channels.rules import Array, Kind, Role
+from s2d_convert.errors import ModelError
+from s2d_convert.frontend.graph import Graph
+
+MAX_WALKS = 100
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the channels of one tensor lie and where their values come from.
+
+    `axis` counts without the batch. For each of the C positions on it: `units` (FREE for constants and
+    the image), `root` (index into `roots`, -1 for a constant), `position` on the root's channel axis and
+    `fill`, the value of a constant. A computed tensor is its own only root.
+    """
+
+    axis: int
+    units: Array
+    roots: tuple[str, ...]
+    root: Array
+    position: Array
+    fill: Array
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all positions belong to one unit, so that the tensor is never cut by channels."""
+        return bool((self.units == self.units[0]).all())
+
+
+@dataclass(frozen=True)
+class ChannelClass:
+    """Units that are made by the same nodes, e.g. the residual stream of one resolution.
+
+    `units` are unit numbers; `width` is the number of channels at the first producer; a class with one
+    unit, or one that holds logits, is not `splittable`.
+    """
+
+    name: str
+    units: tuple[int, ...]
+    producers: tuple[str, ...]
+    width: int
+    splittable: bool
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The result of the analysis. `layouts` has no entry for tensors that exist only inside a movement
+    (such as the five-dimensional middle of a channel shuffle); `roles` is keyed by node name."""
+
+    layouts: Mapping[str, Layout]
+    roles: Mapping[str, Role]
+    classes: tuple[ChannelClass, ...]
+    units: int
+
+    def is_root(self, name: str) -> bool:
+        """Whether the tensor is computed (and not a view of others, or the inside of a movement)."""
+        layout = self.layouts.get(name)
+        return layout is not None and layout.roots == (name,)
+
+    @cached_property
+    def class_of(self) -> Array:
+        """The class index of every unit, int64 [U]."""
+        table = np.full(self.units, -1)
+        for index, group in enumerate(self.classes):
+            table[list(group.units)] = index
+        return table
+
+
+def analyse(graph: Graph) -> Channels:
+    """The channel units, classes and layouts of a graph. Source of the idea: DepGraph (Fang et al., CVPR 2023),
+    done here on identities rather than per layer type."""
+    labels = np.zeros(0, dtype=np.int64)
+    anchored = np.zeros(0, dtype=np.int64)
+    settled: set[str] = set()
+    for _ in range(MAX_WALKS):
+        walk = Walk(graph, labels, anchored, settled)
+        walk.run()
+        # Ties only ever grow, so the walk must settle.
+        found = _components(walk.raw_count, [*walk.edges, (np.arange(len(labels)), labels)])
+        pending = walk.pending[Kind.TIE] or walk.pending[Kind.OPAQUE]
+        free = np.unique(found[np.concatenate([anchored, *walk.anchored])])
+        if not (np.array_equal(found, labels) and np.array_equal(free, anchored)):
+            labels, anchored = found, free
+        elif pending:
+            settled.update(pending)
+        else:
+            return _result(walk)
+    raise ModelError("channel analysis did not settle; please report this model")
+
+
+def _components(count: int, edges: list[tuple[Array, Array]]) -> Array:
+    """For each of `count` elements the smallest element of its connected component (pointer jumping)."""
+    labels = np.arange(count)
+    if not edges:
+        return labels
+    left = np.concatenate([e[0] for e in edges])
+    right = np.concatenate([e[1] for e in edges])
+    while True:
+        low = np.minimum(labels[left], labels[right])
+        before = labels.copy()
+        np.minimum.at(labels, labels[left], low)
+        np.minimum.at(labels, labels[right], low)
+        np.minimum.at(labels, left, low)
+        np.minimum.at(labels, right, low)
+        labels = labels[labels]
+        if np.array_equal(before, labels):
+            return labels
+
+
+def _result(walk: Walk) -> Channels:
+    """What the last walk, whose ties are settled, has found."""
+    labels = walk.labels
+    used = np.unique(walk.atom_raw[walk.atom_raw != FREE])
+    # Labels are smallest members, so that sorting them is sorting by appearance.
+    order = np.setdiff1d(labels[used], np.flatnonzero(walk.free))
+    number = np.full(walk.raw_count + 1, FREE)
+    number[order] = np.arange(len(order))
+    layouts = {}
+    for name in walk.atoms:
+        axis = walk.axis(name)
+        if axis is not None and name not in walk.inside:
+            layouts[name] = _layout(walk, name, axis, number)
+    classes = _classes(walk, layouts, len(order))
+    return Channels(layouts, dict(walk.roles), classes, len(order))
+
+
+def _layout(walk: Walk, name: str, axis: int, number: Array) -> Layout:
+    count = walk.shape(name)[axis] if walk.shape(name) else 1
+    atoms = walk.atoms[name]
+    if atoms.ndim:
+        line = np.moveaxis(atoms, axis, 0).reshape(atoms.shape[axis], -1)[:, 0]
+        line = np.broadcast_to(line, (count,))
+    else:
+        line = atoms.reshape(1)
+    raw = np.where(line < 0, FREE, walk.atom_raw[np.maximum(line, 0)])
+    units = np.where(raw == FREE, FREE, number[walk.labels[np.maximum(raw, 0)]] if len(walk.labels) else FREE)
+    owner = np.where(line < 0, -1, np.searchsorted(walk.offsets, line, side="right") - 1)
+    owners, first = np.unique(owner[owner >= 0], return_index=True)
+    owners = owners[np.argsort(first)]
+    number_of = np.full(len(walk.offsets) + 1, -1)
+    number_of[owners] = np.arange(len(owners))
+    position = np.where(line < 0, 0, line - np.array(walk.offsets)[np.maximum(owner, 0)])
+    fill = np.zeros(count, dtype=np.float32)
+    fill[line < 0] = np.array(walk.fills, dtype=np.float32)[-1 - line[line < 0]]
+    roots, root = tuple(walk.roots[o] for o in owners.tolist()), number_of[owner]
+    return Layout(axis, units, roots, root, position, fill)
+
+
+def _classes(walk: Walk, layouts: Mapping[str, Layout], units: int) -> tuple[ChannelClass, ...]:
+    makers: list[list[str]] = [[] for _ in range(units)]
+    widths: dict[str, int] = {}
+    for node in walk.graph.nodes:
+        if walk.roles[node.name].kind in (Kind.MIX, Kind.GROUPED, Kind.OPAQUE) and node.outputs[0] in layouts:
+            made = layouts[node.outputs[0]].units
+            widths[node.name] = len(made)
+            for unit in np.unique(made[made != FREE]).tolist():
+                makers[unit].append(node.name)
+    fixed = set(layouts[walk.graph.output].units.tolist())
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for unit, made_by in enumerate(makers):
+        groups.setdefault(tuple(made_by), []).append(unit)
+    return tuple(
+        ChannelClass(
+            name=made_by[0] if made_by else f"unit {members[0]}",
+            units=tuple(members),
+            producers=made_by,
+            width=widths[made_by[0]] if made_by else len(members),
+            splittable=len(members) > 1 and fixed.isdisjoint(members),
+        )
+        for made_by, members in groups.items()
+    )

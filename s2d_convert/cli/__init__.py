@@ -1,0 +1,1 @@
+"""The command line; its modules are the only ones that speak."""

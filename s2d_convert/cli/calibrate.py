@@ -1,0 +1,64 @@
+"""The command `s2d calibrate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from s2d_convert.base.text import promise_cost, promise_text
+from s2d_convert.cli.options import FOLDER, PATH, PROMISE, RUNNING, SEED, STATIC, refuse_beside, refuse_confidence_alone
+from s2d_convert.cli.terminal import TerminalReporter, policy_table
+from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
+from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
+from s2d_convert.workflows.recalibrate import undo as undo_calibration
+
+DEFAULTS = {f.name: f.default for f in fields(CalibrateOptions)}
+
+
+@click.command()
+@FOLDER
+@click.option(
+    "--data",
+    type=PATH,
+    help="Real images, labelled or not, that the conversion has not seen: folder of class folders, folder, or .npz.",
+)
+@click.option(
+    "--budget",
+    type=float,
+    default=DEFAULTS["budget"],
+    help="The new default budget. [default: the one before; with --max-drop the cheapest that keeps the promise]",
+)
+@PROMISE
+@STATIC
+@RUNNING
+@SEED
+@click.option("--undo", is_flag=True, help="Bring back what the last calibration replaced.")
+def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> None:
+    """Set temperatures and thresholds of OUT anew from some hundred real images, without training.
+
+    OUT changes in one step or not at all. Ends with exit code 3 when the budget could not be reached.
+    """
+    if undo:
+        refuse_beside("--undo, which brings back the calibration before", {"folder", "undo"})
+        undo_calibration(folder)
+        click.echo(f"{folder}: as before the last calibration")
+        return
+    if data is None:
+        raise UsageError("--data: give some hundred real images, labelled or not, or --undo")
+    refuse_confidence_alone(options["max_drop"])
+    found = calibrate_folder(CalibrateOptions(folder=folder, data=data, **options))
+    reporter, console = TerminalReporter(), Console(highlight=False)
+    for text in found.warnings:
+        reporter.warn(text)
+    console.print(policy_table(found.manifest, target=found.manifest["target"]))
+    if text := promise_text(found.manifest):
+        console.print(text, soft_wrap=True)
+    if not found.reached:
+        reason = promise_cost(found.manifest) or f"budget {found.manifest['default_budget']:g} was not reached"
+        click.echo(f"{reason}; the folder was calibrated all the same", err=True)
+        sys.exit(EXIT_BUDGET_NOT_REACHED)

@@ -1,0 +1,157 @@
+"""The command `s2d convert`, which is also `s2d-convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from s2d_convert.base.text import promise_cost, promise_text
+from s2d_convert.cli.options import (
+    DEFAULTS,
+    MODEL,
+    OUT,
+    OUTPUT,
+    PATH,
+    PREPROCESSING,
+    PROMISE,
+    QUANTIZE,
+    RUNNING,
+    SEED,
+    SIZE,
+    STAGES,
+    WEIGHTS,
+    default_out,
+    named_options,
+    refuse_confidence_alone,
+)
+from s2d_convert.cli.terminal import TerminalReporter, measured_table, policy_table
+from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
+from s2d_convert.conversion.pipeline import convert as run_convert
+from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
+
+
+@click.command()
+@MODEL
+@click.option(
+    "--budget",
+    default=DEFAULTS["budget"],
+    show_default=True,
+    help="Mean latency allowed, as a share of the static model's; with --max-drop and no --budget: whatever the promise allows.",
+)
+@PROMISE
+@click.option(
+    "--max-latency",
+    type=float,
+    metavar="R",
+    help="Most that an image which runs through every stage may cost, as a multiple of static. [default: any]",
+)
+@click.option(
+    "--latency",
+    type=PATH,
+    metavar="BOARD.json",
+    help="Convert for the device that this file was measured on (s2d profile). [default: this machine, measured]",
+)
+@click.option(
+    "--data",
+    type=PATH,
+    help="Folder of class folders, folder of images, .npz, or one picture. Without it images are made up.",
+)
+@OUT
+@STAGES
+@click.option(
+    "--effort",
+    type=click.Choice(list(EFFORTS)),
+    default=DEFAULTS["effort"],
+    show_default=True,
+    help="How long to train and search.",
+)
+@click.option(
+    "--plan",
+    default=DEFAULTS["plan"],
+    show_default=True,
+    metavar="|".join((*PLANS, "PLAN.json")),
+    help="Which plans the search may choose: any, exits by depth or by width only, cascades into the untouched model, or "
+    "the same share of every class; or a written plan, which is trained as it is.",
+)
+@RUNNING
+@click.option(
+    "--device", type=click.Choice(DEVICES), default=DEFAULTS["device"], show_default=True, help="Where to train."
+)
+@SEED
+@click.option("--ray", metavar="ADDRESS", help="Spread the search over a Ray cluster: auto, local or HOST:PORT.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options and files.")
+@click.option(
+    "--flip/--no-flip",
+    default=DEFAULTS["flip"],
+    show_default=True,
+    help="Mirror training images (not for digits or text).",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default=DEFAULTS["mode"],
+    help="train: the first stages are trained, whatever the plan (the default with data). exact: the last stage is the "
+    "original; exits on it or a narrow chain before it are trained (the default without data).",
+)
+@WEIGHTS
+@QUANTIZE
+@OUTPUT
+@SIZE
+@PREPROCESSING
+def convert(model: Path, out: Path | None, **options: Any) -> None:
+    """Convert MODEL to a folder of stages whose mean latency is at most BUDGET of the static model's.
+
+    Ends with exit code 3 when the budget could not be reached or --max-latency not be kept; the best effort is
+    exported all the same.
+    """
+    named = named_options()
+    refuse_confidence_alone(options["max_drop"])
+    cheapest = options["max_drop"] is not None and "budget" not in named
+    asked = ConvertOptions(model=model, out=out or default_out(model), cheapest=cheapest, **options)
+    if "stages" in named and asked.plan not in PLANS:
+        raise UsageError("--stages: a written plan has stages of its own; leave it out")
+    try:
+        result = run_convert(asked, TerminalReporter())
+    except KeyboardInterrupt:
+        if RunFolder(asked.out).path.exists():
+            click.echo("what is done so far is kept: the same command with --resume goes on", err=True)
+        raise
+    console = Console()
+    measured = result.manifest["measured"]
+    how = f"latency {measured['latency']} for {measured['machine']}"
+    console.print(policy_table(result.manifest, target=result.manifest["target"]))
+    data = result.manifest["data"]
+    console.print(
+        measured_table(measured, title=f"{result.out} on {result.measured.images} unseen images ({data}); {how}")
+    )
+    if data == "made-up":
+        console.print(
+            "All numbers above come from made-up images: expect other shares of exits, agreement and latency on real ones."
+        )
+    if text := promise_text(result.manifest):
+        console.print(text, soft_wrap=True, highlight=False)
+    if not result.reached:
+        click.echo(
+            promise_cost(result.manifest)
+            or f"budget {asked.budget:g} was not reached: expected latency {_expected(result.manifest, asked.budget):.3f}; "
+            "the best effort was exported",
+            err=True,
+        )
+    if not result.within_bound:
+        click.echo(
+            f"--max-latency {asked.max_latency:g} was not kept: an image that needs every stage costs "
+            f"{result.measured.worst_latency:.3f} of static ({measured['latency']} from the exported files); "
+            "the best effort was exported",
+            err=True,
+        )
+    if not (result.reached and result.within_bound):
+        sys.exit(EXIT_BUDGET_NOT_REACHED)
+
+
+def _expected(manifest: Any, budget: float) -> float:
+    return float(next(p["expected_latency"] for p in manifest["policies"] if p["budget"] == budget))

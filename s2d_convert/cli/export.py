@@ -1,0 +1,148 @@
+"""The command `s2d export`: what else can be made of an exported folder. One option chooses what is made, and one function
+below makes it; the options that belong to it stand beside it in TARGETS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import click
+from rich.console import Console
+
+from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
+from s2d_convert.cli.terminal import TerminalReporter, measured_table, policy_table
+from s2d_convert.conversion.options import check_budget, check_running
+from s2d_convert.conversion.requantize import Recast, recast
+from s2d_convert.data.loading import load_data
+from s2d_convert.errors import UsageError
+from s2d_convert.exporting.provenance import Origin, recorded_preprocess
+from s2d_convert.exporting.single import THRESHOLDS, write_single
+from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
+from s2d_convert.slicing.chain import check_out
+from s2d_convert.workflows.split_model import open_export
+
+Options = Mapping[str, Any]
+
+
+@click.command()
+@FOLDER
+@click.option(
+    "--single", type=PATH, metavar="FILE", help="Write one ONNX file with all stages and per-row exits in it."
+)
+@click.option(
+    "--bake", type=float, help="With --single or --triton-single: fix the thresholds of this budget in the file."
+)
+@click.option(
+    "--triton",
+    type=PATH,
+    metavar="REPO",
+    help="Write a Triton repository: a model per stage, and one in front of them.",
+)
+@click.option(
+    "--triton-single",
+    type=PATH,
+    metavar="REPO",
+    help="Write a Triton repository of the single file, with fixed thresholds.",
+)
+@click.option("--name", help="With Triton: the name of the model. [default: the folder's, without .s2d]")
+@click.option(
+    "--max-batch", type=int, help=f"With Triton: most images in a batch. [default: {TritonOptions.max_batch}]"
+)
+@click.option(
+    "--delay-us", type=int, help=f"With Triton: microseconds that a batch waits. [default: {TritonOptions.delay_us}]"
+)
+@click.option(
+    "--queue", type=int, help=f"With Triton: requests that wait; more are refused. [default: {TritonOptions.queue}]"
+)
+@QUANTIZE
+@click.option("--data", type=PATH, help="With --quantize: folder of class folders, folder of images, or .npz.")
+@click.option("--out", type=PATH, help="With --quantize: the folder to write.")
+@STATIC
+@click.option("--threads", type=int, help="With --quantize: threads of onnxruntime. [default: 1]")
+@click.option("--batch", type=int, help="With --quantize: images per call when latency is measured. [default: 1]")
+@click.option("--provider", help="With --quantize: execution provider of onnxruntime. [default: CPUExecutionProvider]")
+def export(folder: Path, **options: Any) -> None:
+    """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic."""
+    asked = [name for name in TARGETS if options[name] is not None]
+    if len(asked) != 1:
+        raise UsageError(f"export: give exactly one of {', '.join(map(flag, TARGETS))}")
+    make, own = TARGETS[asked[0]]
+    refuse_beside(flag(asked[0]), {"folder", asked[0], *own})
+    make(folder, options)
+
+
+def triton(folder: Path, options: Options) -> None:
+    """`--triton REPO`."""
+    names = write_repository(folder, options["triton"], _triton_options(folder, options))
+    click.echo(f"{options['triton']}: models {', '.join(names)}; clients call '{names[0]}'")
+
+
+def triton_single(folder: Path, options: Options) -> None:
+    """`--triton-single REPO`."""
+    if options["bake"] is not None:
+        check_budget("bake", options["bake"])
+    asked = _triton_options(folder, options)
+    (name,) = write_single_repository(folder, options["triton_single"], asked, budget=options["bake"])
+    click.echo(f"{options['triton_single']}: model {name}")
+
+
+def _triton_options(folder: Path, options: Options) -> TritonOptions:
+    """The options of Triton that were given; the others keep their defaults."""
+    given = {f.name: options[f.name] for f in fields(TritonOptions) if options[f.name] is not None}
+    return TritonOptions(**{"name": folder.resolve().name.removesuffix(".s2d"), **given})
+
+
+def single(folder: Path, options: Options) -> None:
+    """`--single FILE`: one ONNX file, and how to ask it."""
+    if options["bake"] is not None:
+        check_budget("bake", options["bake"])
+    made = write_single(folder, options["single"], bake=options["bake"])
+    click.echo(f"{made.path}: {made.stages} stages, {made.file_bytes / 1e6:.1f} MB")
+    limits = ", ".join(f"{t:.6g}" for t in made.policy.thresholds)
+    if made.baked:
+        click.echo(f"the thresholds of budget {made.policy.budget:g} are fixed in it: {limits or 'none'}")
+    elif limits:
+        click.echo(f"feed '{THRESHOLDS}', float32 [{made.stages - 1}]; for budget {made.policy.budget:g}: [{limits}]")
+
+
+def quantize(folder: Path, options: Options) -> None:
+    """`--quantize KIND`: a folder whose stages compute in int8 or float16."""
+    for name in ("data", "out"):
+        if options[name] is None:
+            raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
+    running = {name: options[name] if options[name] is not None else DEFAULTS[name] for name in RUNNING}
+    check_running(threads=running["threads"], batch=running["batch"])
+    check_out(options["out"])
+    reporter = TerminalReporter()
+    with open_export(folder, static=options["static"], threads=running["threads"], provider=running["provider"]) as (
+        runner,
+        reference,
+    ):
+        dataset = load_data(
+            options["data"],
+            preprocess=recorded_preprocess(runner.manifest),
+            classes=reference.graph.classes,
+            seed=Origin.of(runner.manifest).seed,
+        )
+        asked = Recast(options["quantize"], **running)
+        made, _ = recast(folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note)
+    console = Console()
+    console.print(policy_table(made, target=made["target"]))
+    title = f"{options['out']} on {made['measured']['images']} unseen images ({made['data']})"
+    console.print(measured_table(made["measured"], title=title))
+
+
+RUNNING = ("threads", "batch", "provider")
+TRITON = frozenset(field.name for field in fields(TritonOptions))
+# Option -> what makes it, and the further options that it takes.
+TARGETS: Mapping[str, tuple[Callable[[Path, Options], None], frozenset[str]]] = MappingProxyType(
+    {
+        "single": (single, frozenset({"bake"})),
+        "quantize": (quantize, frozenset({"data", "out", "static", *RUNNING})),
+        "triton": (triton, TRITON),
+        "triton_single": (triton_single, TRITON | {"bake"}),
+    }
+)

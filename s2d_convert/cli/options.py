@@ -1,0 +1,146 @@
+"""Options that several commands share, and how their texts become values. Defaults come from `ConvertOptions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from s2d_convert.conversion.options import ARITHMETIC, FLOATS, ConvertOptions
+from s2d_convert.data.preprocess import PRESETS
+from s2d_convert.errors import UsageError
+
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(ConvertOptions)}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """A spatial size, HxW or one number for a square."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if len(parts) not in (1, 2) or not all(p.isascii() and p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
+            self.fail(f"{value!r} is not a size; give HxW such as 224x224, or one number", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers separated by commas, such as 0.485,0.456,0.406", param, ctx)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+PATH = click.Path(path_type=Path)
+MODEL = click.argument("model", type=PATH)
+FOLDER = click.argument("folder", metavar="OUT", type=PATH)
+OUTPUT = click.option("--output", metavar="NAME", help="Which of several outputs holds the logits.")
+SIZE = click.option("--size", type=Size(), help="Height and width, for a model whose input size is dynamic.")
+SEED = click.option(
+    "--seed",
+    default=DEFAULTS["seed"],
+    show_default=True,
+    help="Of division, plans and training; measured latencies vary.",
+)
+STAGES = click.option("--stages", default=DEFAULTS["stages"], show_default=True, help="Most stages to use, 2 to 4.")
+WEIGHTS = click.option(
+    "--weights",
+    type=click.Choice(FLOATS),
+    default=DEFAULTS["weights"],
+    show_default=True,
+    help="How weights are stored in the stage files; float16 takes half the space, and is cast back at load.",
+)
+QUANTIZE = click.option(
+    "--quantize",
+    type=click.Choice(ARITHMETIC),
+    help="Compute in int8, in int8 but for the last stage, or in float16 (for GPUs).",
+)
+OUT = click.option("--out", type=PATH, help="The folder to write. [default: NAME.s2d here, for a model NAME.onnx]")
+RUNNING = options(
+    click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime."),
+    click.option(
+        "--batch", default=DEFAULTS["batch"], show_default=True, help="Images per call when latency is measured."
+    ),
+    click.option(
+        "--provider", default=DEFAULTS["provider"], show_default=True, help="Execution provider of onnxruntime."
+    ),
+)
+PREPROCESSING = options(
+    click.option(
+        "--preprocess", type=click.Choice(list(PRESETS)), help="How pixels become model input. [default: imagenet]"
+    ),
+    click.option("--mean", type=Numbers(), help="Mean per channel, in 0..1 units; overrides the preset's."),
+    click.option(
+        "--std", type=Numbers(), help="Standard deviation per channel, in 0..1 units; overrides the preset's."
+    ),
+)
+PROMISE = options(
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="SHARE",
+        help="Promise: accuracy (without labels: agreement with the static model) drops by at most this share, such as 0.01.",
+    ),
+    click.option(
+        "--confidence",
+        default=DEFAULTS["confidence"],
+        show_default=True,
+        help="How sure the promise of --max-drop is, over the draw of the calibration images.",
+    ),
+)
+STATIC = click.option("--model", "static", type=PATH, help="The static model. [default: where the conversion found it]")
+
+
+def named_options() -> set[str]:
+    """The parameters of the running command that its command line names."""
+    context = click.get_current_context()
+    return {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+
+
+def refuse_beside(what: str, allowed: Set[str]) -> None:
+    """Raise UsageError for an option of the command line that is none of the `allowed` ones beside `what`."""
+    spare = named_options() - allowed
+    if spare:
+        raise UsageError(f"{flag(min(spare))}: means nothing beside {what}; leave it out")
+
+
+def flag(name: str) -> str:
+    """How a parameter is written on the command line."""
+    return "--" + {"static": "model"}.get(name, name).replace("_", "-")
+
+
+def refuse_confidence_alone(max_drop: float | None) -> None:
+    """Raise UsageError for --confidence without the promise that it belongs to."""
+    if max_drop is None and "confidence" in named_options():
+        raise UsageError("--confidence: means nothing without --max-drop; give both, or leave it out")
+
+
+def default_out(model: Path) -> Path:
+    """Where an export goes without --out: beside the working directory's other files, named after the model."""
+    return Path(f"{model.stem}.s2d")

@@ -1,0 +1,1 @@
+"""The steps of a conversion, from options to the exported folder."""

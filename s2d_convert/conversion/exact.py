@@ -1,0 +1,289 @@
+"""Conversions whose last stage is the model as it is (`--mode exact`): a wrong guess costs an exit, never an answer.
+
+Depth exits leave the backbone untouched, and only their heads are trained (`heads`). So the search needs no supernet:
+
+1. compute the features of all candidate taps and the static model's logits, once;
+2. train a head for every tap, and take its logits on the calibration images;
+3. measure every exit alone in onnxruntime; from that, predict what each set of exits costs (a beam search over sets);
+4. measure the best sets themselves, next to the static model; the highest reward wins.
+
+A pruned first chain before the untouched model is the other kind; `pipeline` trains it, `better` compares the two.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s2d_convert.calibration import confidence_floor as guard
+from s2d_convert.calibration.thresholds import confidences, fit_temperature
+from s2d_convert.conversion.finish import Tuned
+from s2d_convert.conversion.prepare import Job
+from s2d_convert.data.augment import Level
+from s2d_convert.errors import ModelError
+from s2d_convert.latency.device_table import Table
+from s2d_convert.latency.meter import Array, Meter
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import Conversion, Plan
+from s2d_convert.plans.space import depth_taps
+from s2d_convert.plans.weights import ExitHead
+from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
+from s2d_convert.search.evaluate import Goal
+from s2d_convert.slicing.chain import Part, build_stages, stage_logits
+from s2d_convert.slicing.split import StageModel
+from s2d_convert.training.exit_heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
+from s2d_convert.training.loop import Progress
+
+HEADS, DEPTH, FEATURES = "heads.npz", "depth.json", "features"
+BEAM = 6
+LEAST_SHARE = 0.01  # an exit that fewer images take only costs
+LEAST_MEASURED = 4  # sets of exits whose latency is measured, at least
+Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A conversion with its trained weights, and what it is worth on the calibration images."""
+
+    conversion: Conversion
+    tuned: Tuned
+    evaluation: Evaluation
+
+
+def better(first: Candidate, second: Candidate) -> Candidate:
+    """The candidate with the higher reward; the first one if they are equal."""
+    return second if second.evaluation.reward > first.evaluation.reward else first
+
+
+def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
+    """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
+    ready = job.ready
+    confidence = confidences(logits, [fit_temperature(row, ready.answers) for row in logits])
+    correct = logits.argmax(axis=2) == ready.answers
+    exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
+    if job.careful:  # as the policies of the folder will be chosen
+        rows = guard.sure_rows(ready.calib_logits)
+        confidence = guard.above(confidence, guard.floors(confidence, correct))[:, rows]
+        correct = correct[:, rows]
+    value = Goal.of(job.options).value(confidence, correct, cost)
+    return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
+
+
+# --- heads ------------------------------------------------------------------------------------------------
+
+
+def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
+    """A trained head for every candidate tap, and their logits [T, B, K] on the calibration images."""
+    ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
+    reporter.step("heads")
+    taps = depth_taps(ready.graph, ready.channels)
+    if not taps:
+        raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
+    extractor = Extractor(ready.graph, ready.channels, taps, threads=torch.get_num_threads(), provider=options.provider)
+    heads = _read_heads(run.path / HEADS, taps)
+    if heads is None:
+        features = _training_features(job, extractor)
+
+        def show(progress: Progress) -> None:
+            reporter.progress(progress.step, progress.steps, f"loss {progress.loss:.3f}", progress.seconds_left)
+
+        heads = train_heads(
+            ready.graph, ready.channels, features,
+            epochs=options.work.head_epochs, seed=options.seed, device=ready.device, on_step=show,
+        )  # fmt: skip
+        _write_heads(run.path / HEADS, heads)
+    logits = head_logits(ready.graph, ready.channels, heads, extractor.features(ready.dataset.calib))
+    agree = (logits.argmax(axis=2) == ready.answers).mean(axis=1)
+    reporter.note("heads: right on held-out images " + ", ".join(f"{100 * a:.0f} %" for a in agree))
+    return heads, logits
+
+
+def _training_features(job: Job, extractor: Extractor) -> Features:
+    """The features of the training images, several times augmented where there are few of them."""
+    ready, options = job.ready, job.options
+    images = ready.dataset.train.take(slice(0, options.work.head_images))
+    made_up = images.kind == "made-up"
+    copies = 1 if made_up else max(1, min(MAX_COPIES, options.work.head_images // len(images)))
+    level: Level = "strong" if made_up else "light"
+
+    def show(done: int, total: int) -> None:
+        job.reporter.progress(done, total, "features computed", math.nan)
+
+    return extractor.features(
+        images, copies=copies, level=level, flip=options.flip, seed=options.seed,
+        store=job.run.path / FEATURES, report=show,
+    )  # fmt: skip
+
+
+def _write_heads(path: Path, heads: Mapping[str, ExitHead]) -> None:
+    arrays: dict[str, Any] = {}
+    for index, head in enumerate(heads.values()):
+        for layer, (weight, bias) in enumerate(head.layers):
+            arrays |= {f"{index}.{layer}.weight": weight, f"{index}.{layer}.bias": bias}
+        arrays[f"{index}.cell"] = np.array(head.cell or (), dtype=np.int64)
+    partial = path.with_name(path.name + ".partial.npz")
+    np.savez(partial, **arrays)
+    partial.replace(path)
+
+
+def _read_heads(path: Path, taps: Sequence[str]) -> dict[str, ExitHead] | None:
+    """What an interrupted run has finished, None if it has not."""
+    if not path.exists():
+        return None
+    heads = {}
+    with np.load(path) as stored:
+        for index, tap in enumerate(taps):
+            count = sum(name.startswith(f"{index}.") and name.endswith(".weight") for name in stored.files)
+            layers = tuple((stored[f"{index}.{k}.weight"], stored[f"{index}.{k}.bias"]) for k in range(count))
+            cell = tuple(stored[f"{index}.cell"].tolist())
+            heads[tap] = ExitHead(layers, (cell[0], cell[1]) if cell else None)
+    return heads
+
+
+# --- search over sets of exits ----------------------------------------------------------------------------
+
+Taps = tuple[int, ...]  # indices of the taps of all exits but the last, ascending
+
+
+class DepthSearch:
+    """The search for the best set of depth exits, from the logits [T, B, K] of all heads and measured latencies."""
+
+    def __init__(self, job: Job, heads: Mapping[str, ExitHead], logits: Array, meter: Meter | Table) -> None:
+        self.job, self.ready, self.logits, self.meter = job, job.ready, logits, meter
+        self.taps = tuple(heads)
+        self.weights = job.ready.weights.with_heads(heads)
+        self._singles: dict[int, tuple[float, ...]] = {}
+
+    def part(self, taps: Taps) -> Part:
+        """The chain with exits at these taps."""
+        graph, channels = self.ready.graph, self.ready.channels
+        plan = Plan((*(self.taps[t] for t in taps), graph.output), (1,) * channels.units)
+        return Part(graph, channels, plan, self.weights)
+
+    def measured(self, taps: Taps) -> Evaluation:
+        """What a set of exits is worth, with its latency measured."""
+        cost, seconds = timed_costs(partial(stage_costs, self.meter), build_stages([self.part(taps)]))
+        value = self._worth(taps, _whole(cost))
+        return replace(value, info={**value.info, "measure_s": seconds})
+
+    def predicted(self, taps: Taps) -> Evaluation:
+        """What it is worth by the latencies of its exits alone."""
+        singles = [self._single(t) for t in taps]
+        # What lies before an exit's head: the next stage goes on from there, and its head was not there.
+        before = (0.0, *(1 - rest for _, rest in singles))
+        cost = [max(1e-4, first - start) for (first, _), start in zip(singles, before, strict=False)]
+        return self._worth(taps, [*cost, singles[-1][1]])
+
+    def _single(self, tap: int) -> tuple[float, ...]:
+        """Latency of the stages before and behind one exit."""
+        if tap not in self._singles:
+            self._singles[tap] = _whole(stage_costs(self.meter, build_stages([self.part((tap,))])))
+        return self._singles[tap]
+
+    def _worth(self, taps: Taps, cost: Sequence[float]) -> Evaluation:
+        logits = np.concatenate([self.logits[list(taps)], self.ready.calib_logits[None]])
+        return worth(self.job, logits, cost)
+
+    def shortlist(self, count: int) -> list[Taps]:
+        """The most promising sets by prediction, best first; sets grow exit by exit from the best smaller ones."""
+        every = range(len(self.taps))
+        scores: dict[Taps, float] = {}
+        level: set[Taps] = {(t,) for t in every}
+        for _ in range(self.job.options.stages - 1):
+            scores |= {taps: self.predicted(taps).reward for taps in sorted(level)}
+            best = sorted(level, key=lambda taps: (-scores[taps], taps))[:BEAM]
+            level = {tuple(sorted({*taps, t})) for taps in best for t in every if t not in taps}
+        return sorted(scores, key=lambda taps: (-scores[taps], taps))[:count]
+
+    def best(self) -> Taps:
+        """The set with the highest reward among the shortlist, if possible one without idle exits: on a busy machine their
+        cost drowns in noise. Every measured set goes to the trace, and an interrupted run measures none of them again."""
+        job, found = self.job, []
+        job.run.rewrite_trace()
+        known = {tuple(e["actions"]): evaluation_from_json(e) for e in job.run.trace() if e["method"] == "depth"}
+        listed = self.shortlist(max(LEAST_MEASURED, job.options.work.evaluations // 4))
+        for number, taps in enumerate(listed):
+            if taps not in known:
+                known[taps] = self._tried(taps, len(known))
+            value = known[taps]
+            job.reporter.progress(number + 1, len(listed), f"sets of exits, reward {value.reward:.4f}", math.nan)
+            idle = min(value.info["exit_share"][:-1]) < LEAST_SHARE
+            found.append((not idle, value.reward, -number, taps))
+        return max(found)[-1]
+
+    def _tried(self, taps: Taps, index: int) -> Evaluation:
+        """A set measured, and written to the trace."""
+        started = time.perf_counter()
+        value = self.measured(taps)
+        conversion = Conversion((self.part(taps).plan,))
+        trial = Trial(index, "depth", taps, conversion, value, False, time.perf_counter() - started)
+        self.job.run.append_trace(trial_to_json(trial, conversion.to_json(self.ready.channels)))
+        return value
+
+
+def _whole(ratios: Sequence[float]) -> tuple[float, ...]:
+    """Latencies of the stages of a depth split, raised to 1 in all where they are less: together the stages do all that
+    the static model does, so they were taken while a busy machine changed its speed."""
+    total = sum(ratios)
+    return tuple(ratio / min(1.0, total) for ratio in ratios)
+
+
+def depth_candidate(job: Job, meter: Meter | Table, heads: Mapping[str, ExitHead], logits: Array) -> Candidate:
+    """The best chain of exits on the untouched backbone, with `trained_heads`."""
+    job.reporter.step("search")
+    search = DepthSearch(job, heads, logits, meter)
+    stored = job.run.read_json(DEPTH)
+    taps: Taps = search.best() if stored is None else tuple(stored)
+    job.run.write_json(DEPTH, list(taps))
+    part, value = search.part(taps), search.measured(taps)
+    job.reporter.note(_sentence("depth exits", value, job.ready.target))
+    ready, chosen = job.ready, part.plan.taps[:-1]
+    net = StagedNet(ready.graph, ready.channels, part.weights, taps=chosen).to(ready.device).eval()
+    masks = net.masks(Effective(ready.graph, ready.channels, part.plan))
+    return Candidate(Conversion((part.plan,)), Tuned(net, masks, part), value)
+
+
+def stage_costs(meter: Meter | Table, models: Sequence[StageModel]) -> tuple[float, ...]:
+    """What the meter says that stages cost, relative to static."""
+    return meter.measure([m.model.SerializeToString() for m in models]).ratios
+
+
+def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[float], float]:
+    """What stages take by `cost`, and the seconds that it took to find out."""
+    started = time.monotonic()
+    return cost(models), round(time.monotonic() - started, 3)
+
+
+def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> Evaluation:
+    """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
+
+    All other chains are the untouched model, whose logits are known.
+    """
+    ready = job.ready
+    parts = [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
+    models = build_stages(parts)
+    costs, measuring = timed_costs(cost, models)
+    own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
+    logits = np.concatenate([own, *[ready.calib_logits[None]] * (len(models) - len(own))])
+    found = worth(job, logits, costs)
+    return replace(found, info={**found.info, "measure_s": measuring})
+
+
+def cascade_candidate(job: Job, meter: Meter | Table, conversion: Conversion, tuned: Tuned) -> Candidate:
+    """A trained first chain before the untouched model."""
+    value = trained_worth(job, conversion, tuned.part, partial(stage_costs, meter))
+    job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))
+    return Candidate(conversion, tuned, value)
+
+
+def _sentence(name: str, value: Evaluation, target: str) -> str:
+    return f"{name}: reward {value.reward:.4f} ({target} {value.accuracy:.4f}, latency {value.latency:.3f})"

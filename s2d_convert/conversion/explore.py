@@ -1,0 +1,162 @@
+"""The search of a conversion: which plans it may choose among, what they are worth, and the trace that it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from s2d_convert.conversion.options import PLANS, ConvertOptions
+from s2d_convert.conversion.overhead import dispatch_overhead
+from s2d_convert.conversion.prepare import Job, Prepared, make_meter
+from s2d_convert.conversion.worst_case import confirmed
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.space import PlanSpace
+from s2d_convert.plans.written import restricted, trainable_plan
+from s2d_convert.search.base import (
+    Evaluation,
+    SearchResult,
+    Trial,
+    evaluate_all,
+    evaluation_from_json,
+    random_search,
+    trial_to_json,
+)
+from s2d_convert.search.evaluate import Evaluator, Goal
+from s2d_convert.search.ray import spread_over
+from s2d_convert.search.reinforce import reinforce
+
+CHOSEN = "chosen.json"
+
+
+def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
+    """The conversion with the highest reward; the trace goes to the run folder, one line per candidate.
+
+    `--plan` restricts the space; a `given` conversion is what is found.
+    """
+    ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
+    reporter.step("search")
+    found = run.read_json("plan.json")
+    if found is not None:
+        return Conversion.from_json(found, ready.channels)
+    if given is not None:
+        choose(job, given, evaluate(given))
+        return given
+    space = restricted(space, options.plan)
+    run.rewrite_trace()
+    trace = list(run.trace())
+    known = {Conversion.from_json(line["plan"], ready.channels): evaluation_from_json(line) for line in trace}
+    traced = {(line["method"], line["index"]) for line in trace}
+    met: Counter[str] = Counter()
+
+    def on_trial(trial: Trial[Conversion]) -> None:
+        known[trial.plan] = trial.evaluation
+        if (trial.method, trial.index) not in traced:
+            run.append_trace(trial_to_json(trial, trial.plan.to_json(ready.channels)))
+        if not trial.repeated:
+            met[trial.method] += 1
+            detail = f"plans of {trial.method}, reward {trial.evaluation.reward:.4f}"
+            reporter.progress(met[trial.method], options.work.evaluations, detail, math.nan)
+
+    with spread_over(options.ray, evaluate, threads=options.threads):
+        results = _explore(space, evaluate, options=options, on_trial=on_trial, known=known)
+    for result in results:
+        value = result.best.evaluation
+        reporter.note(
+            f"{result.method}: reward {value.reward:.4f} ({ready.target} {value.accuracy:.4f}, latency {value.latency:.3f}, "
+            f"worst {value.info['worst_latency']:.3f})"
+        )
+    best = confirmed(job, results)
+    run.write_json("baselines.json", {r.method: _summary(r) for r in results})
+    choose(job, best.plan, best.evaluation)
+    return best.plan
+
+
+def written_plan(options: ConvertOptions, ready: Prepared) -> Conversion | None:
+    """The conversion in the file that `--plan` names; None when it is to be searched for. Raises UsageError."""
+    if options.plan in PLANS:
+        return None
+    return trainable_plan(options.plan, ready.graph, ready.channels, names=PLANS)
+
+
+def choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:
+    """Leave the chosen conversion in the run folder."""
+    job.run.write_json(CHOSEN, {**evaluation.info, "reward": evaluation.reward, "plan": conversion.digest()})
+    job.run.write_json("plan.json", conversion.to_json(job.ready.channels))
+
+
+def _explore(
+    space: PlanSpace,
+    evaluate: Evaluator,
+    *,
+    options: ConvertOptions,
+    on_trial: Any,
+    known: Mapping[Conversion, Evaluation],
+) -> list[SearchResult[Conversion]]:
+    """What each search found: the policy's, and those of the baselines where they are wanted."""
+    total, seed = options.work.evaluations, options.seed
+    if options.plan == "uniform":
+        return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
+    learned = policy_search(space, evaluate, total, seed, on_trial, known)
+    if not options.work.baselines or options.plan != "search":
+        return [learned]
+    return [learned, *baselines(space, evaluate, total, seed, on_trial, known)]
+
+
+def policy_search(
+    space: PlanSpace,
+    evaluate: Any,
+    total: int,
+    seed: int,
+    on_trial: Any = None,
+    known: Mapping[Conversion, Evaluation] | None = None,
+) -> SearchResult[Conversion]:
+    """The search by the policy; a quarter of its evaluations go to simple plans first."""
+    starts = space.starts()
+    some = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
+    warm_start = tuple(starts[i] for i in some)
+    return reinforce(
+        space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known, warm_start=warm_start
+    )
+
+
+def baselines(
+    space: PlanSpace, evaluate: Any, total: int, seed: int, on_trial: Any, known: Mapping[Conversion, Evaluation]
+) -> list[SearchResult[Conversion]]:
+    """Random search with as many evaluations, and uniform plans."""
+    by_chance = random_search(space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known)
+    uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform", on_trial=on_trial, known=known)
+    return [by_chance, uniform]
+
+
+def make_evaluator(ready: Prepared, space: PlanSpace, net: StagedNet, options: ConvertOptions) -> Evaluator:
+    """The evaluation of candidates with latency measured next to the static model."""
+    return Evaluator(
+        ready.graph,
+        ready.channels,
+        net,
+        meter=make_meter(ready, options),
+        images=ready.dataset.calib,
+        static_logits=ready.calib_logits,
+        answers=ready.answers,
+        goal=Goal.of(options),
+        weights=ready.weights,
+        # A device's table says nothing about the dispatcher there.
+        overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, options),
+    )
+
+
+def _summary(result: SearchResult[Conversion]) -> dict[str, Any]:
+    value = result.best.evaluation
+    return {
+        "reward": value.reward,
+        "accuracy": value.accuracy,
+        "latency": value.latency,
+        "worst_latency": value.info["worst_latency"],
+        "plan": result.best.plan.digest(),
+        "evaluations": len({t.plan for t in result.trials}),
+    }

@@ -1,0 +1,195 @@
+"""What a conversion is asked to do: one frozen dataclass from which the command line reads its defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from s2d_convert.calibration.risk_control import RiskBound
+from s2d_convert.data.preprocess import IMAGE_SUFFIXES
+from s2d_convert.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work each part gets. Epochs are passes over the training images; `min_steps` is the least number of
+    steps of the two trainings where the data set is small. `head_*`: training of exit heads in exact mode, `trial_steps`:
+    of the cheapest plans in the finals."""
+
+    supernet_epochs: float
+    supernet_min_steps: int
+    evaluations: int
+    finetune_epochs: float
+    finetune_min_steps: int
+    baselines: bool
+    groups: int
+    made_up_images: int
+    head_images: int
+    head_epochs: float
+    trial_steps: int
+
+
+EFFORTS: Mapping[str, Effort] = MappingProxyType(
+    {
+        "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
+        "standard": Effort(2.0, 300, 80, 7.5, 1000, True, 4, 20000, 30000, 12.0, 300),
+        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 900),
+    }
+)
+DEVICES = ("auto", "cpu", "cuda")
+MODES = ("train", "exact")
+FLOATS = ("float32", "float16")
+ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
+PLANS = ("search", "depth", "width", "cascade", "uniform")
+
+
+def check_running(*, threads: int, batch: int, budget: float | None = None) -> None:
+    """Raise UsageError unless the options that every measuring command has are in their ranges."""
+    if budget is not None:
+        check_budget("budget", budget)
+    _check_range("threads", threads, 1, 256)
+    _check_range("batch", batch, 1, 4096)
+
+
+def check_budget(name: str, budget: float) -> None:
+    """Raise UsageError unless the option is a share of the static latency."""
+    if not (math.isfinite(budget) and 0 < budget <= 1):
+        raise UsageError(f"--{name} {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
+
+
+def risk_bound(max_drop: float | None, confidence: float) -> RiskBound | None:
+    """The bound behind --max-drop and --confidence, None without the former. Raises UsageError."""
+    bound = RiskBound(0.01 if max_drop is None else max_drop, confidence)
+    return None if max_drop is None else bound
+
+
+def check_choice(name: str, text: str, allowed: Sequence[str]) -> None:
+    """Raise UsageError unless the option has one of the allowed values."""
+    if text not in allowed:
+        raise UsageError(f"--{name} {text}: expected one of {', '.join(allowed)}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"--{name} {value}: {low} to {high} is allowed")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's, `max_latency`
+    that of an image that runs through every stage (None: any). `latency` is the board file of the device that the
+    latencies are to stand for (None: this machine, measured).
+
+    `max_drop` with `confidence` is the promise, if one is asked for; `cheapest`: the default policy is then the cheapest
+    one that keeps it, whatever `budget` the search aimed at.
+    """
+
+    model: Path
+    out: Path
+    data: Path | None = None
+    budget: float = 0.5
+    max_latency: float | None = None
+    latency: Path | None = None
+    max_drop: float | None = None
+    confidence: float = 0.95
+    cheapest: bool = False
+    stages: int = 2
+    threads: int = 1
+    batch: int = 1
+    provider: str = "CPUExecutionProvider"
+    device: str = "auto"
+    effort: str = "standard"
+    seed: int = 0
+    mode: str | None = None
+    plan: str = "search"
+    weights: str = "float32"
+    quantize: str | None = None
+    resume: bool = False
+    ray: str | None = None
+    flip: bool = True
+    output: str | None = None
+    size: tuple[int, int] | None = None
+    preprocess: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_running(threads=self.threads, batch=self.batch, budget=self.budget)
+        if self.max_latency is not None and not (math.isfinite(self.max_latency) and self.max_latency > 0):
+            raise UsageError(
+                f"--max-latency {self.max_latency:g}: a multiple of the static latency above 0 is allowed, such as 1.05"
+            )
+        _check_range("stages", self.stages, 2, 4)
+        _check_range("seed", self.seed, 0, 2**31 - 1)
+        for name, allowed in (("effort", tuple(EFFORTS)), ("device", DEVICES), ("weights", FLOATS)):
+            check_choice(name, getattr(self, name), allowed)
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, ARITHMETIC)
+        if self.plan not in PLANS and not Path(self.plan).is_file():
+            raise UsageError(f"--plan {self.plan}: expected {', '.join(PLANS)} or the path of a JSON file")
+        if self.plan != "search" and self.exact:
+            raise UsageError(
+                f"--plan {self.plan}: exact mode has plans of its own; leave --plan out, or give --mode train"
+            )
+        if self.bound is not None and (self.data is None or self.picture is not None):
+            raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")
+        if self.bound is not None and self.quantize is not None:
+            raise UsageError(
+                "--quantize with --max-drop: the promise would be tested before the stages change; convert first, then "
+                "s2d export OUT --quantize, then s2d calibrate on what that writes"
+            )
+        if self.weights != "float32" and self.quantize == "int8":
+            raise UsageError(
+                "--weights float16 with --quantize int8: no stage keeps float weights; leave one of the two out"
+            )
+        if self.ray is not None and self.exact:
+            raise UsageError("--ray: exact mode has no search to spread; leave it out, or give --mode train")
+        if self.latency is not None and self.quantize is not None:
+            raise UsageError(
+                "--quantize with --latency: the device's table knows float32 stages only; convert first, then "
+                "s2d export OUT --quantize on the device, where its stages are measured"
+            )
+        if self.mode is not None:
+            check_choice("mode", self.mode, MODES)
+
+    @property
+    def bound(self) -> RiskBound | None:
+        """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
+        return risk_bound(self.max_drop, self.confidence)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the last stage stays the original: as asked, and by default when there is no data."""
+        return self.mode == "exact" if self.mode is not None else self.data is None or self.picture is not None
+
+    @property
+    def picture(self) -> Path | None:
+        """The one picture that `data` is, if it is one."""
+        is_one = self.data is not None and self.data.suffix.lower() in IMAGE_SUFFIXES and self.data.is_file()
+        return self.data if is_one else None
+
+    @property
+    def says_preprocessing(self) -> bool:
+        """Whether anything was said of how pixels become model input."""
+        return (self.preprocess, self.mean, self.std) != (None, None, None)
+
+    @property
+    def work(self) -> Effort:
+        """The amounts of work behind `effort`."""
+        return EFFORTS[self.effort]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""
+        plain = asdict(self)
+        if self.plan not in PLANS:
+            plain["plan"] = str(Path(self.plan).resolve())
+        for name in ("resume", "ray", "device", "max_drop", "confidence", "cheapest"):
+            del plain[name]
+        return {
+            k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for k, v in plain.items()
+        }

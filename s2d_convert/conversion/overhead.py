@@ -1,0 +1,52 @@
+"""What the dispatcher itself costs beyond its sessions, so that the search times plans as users will run them.
+
+On a thin net some tens of microseconds per stage are a few percent of the static latency. They do not depend on the plan
+as far as one can measure, so they are measured once, on two copies of the smallest stage that the space has: there they
+stand out most.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from s2d_runtime import Dispatcher
+
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.prepare import Prepared, timing_images
+from s2d_convert.exporting.measure import thresholds_for_exit
+from s2d_convert.latency.meter import interleave, make_session
+from s2d_convert.plans.plan import Conversion, Plan
+from s2d_convert.plans.space import CASCADE, PlanSpace
+from s2d_convert.slicing.chain import Part, build_stages, draft_manifest, write_manifest, write_stages
+
+SECONDS, WARM_UP = 0.5, 3
+
+
+def dispatch_overhead(ready: Prepared, space: PlanSpace, options: ConvertOptions) -> tuple[float, float]:
+    """Milliseconds that the dispatcher adds to the first stage of a run, and to each further one; at least 0."""
+    narrow = space.decode(space.actions(CASCADE, [0] * (space.stages - 1), [0.0] * (space.stages - 1))).chains[0]
+    narrow = Plan(narrow.taps[:1], tuple(min(s, 1) for s in narrow.stages_of_units))
+    conversion = Conversion((narrow, narrow))
+    models = build_stages([Part(ready.graph, ready.channels, chain, ready.weights) for chain in conversion.chains])
+    image = timing_images(ready, options.batch)
+    sessions = [
+        make_session(m.model.SerializeToString(), threads=options.threads, provider=options.provider) for m in models
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        manifest = draft_manifest(ready.graph, conversion, models, [1.0, 1.0])
+        write_stages(folder, manifest["stages"], models)
+        write_manifest(folder, manifest)
+        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+            calls = [
+                *(partial(s.run, None, {ready.graph.image: image}) for s in sessions),
+                *(partial(runner, image, thresholds=thresholds_for_exit(2, k)) for k in (1, 2)),
+            ]
+            for call in calls * WARM_UP:
+                call()
+            medians = 1e3 * np.median(interleave(calls, SECONDS), axis=0)
+    beyond = medians[2:] - np.cumsum(medians[:2])
+    return max(0.0, float(beyond[0])), max(0.0, float(beyond[1] - beyond[0]))

@@ -1,0 +1,224 @@
+"""One function per step of a conversion; the only place that wires the modules together.
+
+prepare -> supernet -> search -> finals -> fine-tune -> finish. Every step leaves its result in the run folder, so that a
+run that was interrupted or killed takes up where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from s2d_convert.conversion.exact import (
+    Cost,
+    better,
+    cascade_candidate,
+    depth_candidate,
+    stage_costs,
+    trained_heads,
+    trained_worth,
+)
+from s2d_convert.conversion.explore import CHOSEN, choose, make_evaluator, search, written_plan
+from s2d_convert.conversion.finals import METHOD, Finals, favourites, simple_chains
+from s2d_convert.conversion.finish import Result, Tuned, finish
+from s2d_convert.conversion.options import PLANS, ConvertOptions
+from s2d_convert.conversion.prepare import Job, Prepared, Reporter, make_meter, prepare
+from s2d_convert.conversion.requantize import Recast, recast
+from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.conversion.training_steps import finetune, new_net, train_supernet, tried_out, try_out
+from s2d_convert.conversion.worst_case import keeps_bound, possible
+from s2d_convert.errors import ModelError
+from s2d_convert.exporting.provenance import model_sha256, sha256_of
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.latency.device_table import Table
+from s2d_convert.latency.meter import Meter
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.space import CASCADE, PlanSpace, divide
+from s2d_convert.plans.written import measuring_seconds, predicted_latency, time_shares
+from s2d_convert.search.base import Evaluation
+from s2d_convert.search.controller import Actions
+from s2d_convert.search.evaluate import Evaluator
+from s2d_convert.slicing.chain import check_out
+
+__all__ = ["Reporter", "Result", "convert"]
+
+SECONDS, FINALS, PLAIN = "seconds.json", "finals.json", "float32"
+
+
+def convert(options: ConvertOptions, reporter: Reporter) -> Result:
+    """Convert a model from file to folder. Raises S2DError for everything that is the caller's to mend."""
+    check_out(options.out)
+    run = RunFolder(options.out)
+    run.refuse_leftover(resume=options.resume)
+    ready = prepare(options, reporter)
+    given = written_plan(options, ready)  # what is wrong with it is said before anything is trained
+    hashes = contents(options, ready)
+    run.open({**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}})
+    job = Job(options, ready, run, reporter)
+    if options.exact:
+        conversion, tuned = keep_original(job)
+    else:
+        conversion, tuned = train_everything(job, possible(job, plan_space(ready, options)), given)
+    provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
+    with _timed(run, "finish"):
+        result = _finished(job, tuned, conversion, provenance=provenance)
+    for text in closing_notes(job, conversion, result):
+        reporter.note(text)
+    run.remove()
+    return result
+
+
+def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
+    """Hashes of what the options name, by option: equal names with something else behind them are another run."""
+    plan = None if options.plan in PLANS else Path(options.plan)
+    files = {"--latency": options.latency, "--plan": plan, "--data": options.picture}
+    found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
+    found["MODEL"] = model_sha256(options.model)
+    if ready.dataset.kind != "made-up":  # those are made of the seed, the model and the picture
+        found["--data"] = ready.dataset.digest()
+    return found
+
+
+def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
+    """The exported folder; with --quantize one in float32 is made in the run folder first."""
+    options, ready = job.options, job.ready
+    if options.quantize is None:
+        return finish(job, tuned, conversion, provenance=provenance)
+    plain = job.run.path / PLAIN
+    shutil.rmtree(plain, ignore_errors=True)
+    finish(job, tuned, conversion, provenance=provenance, out=plain)
+    job.reporter.step("quantize")
+    static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
+    asked = Recast(options.quantize, options.threads, options.batch, options.provider)
+    manifest, measured = recast(
+        plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note, careful=job.careful
+    )
+    default = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
+    within = options.max_latency is None or measured.worst_latency <= options.max_latency
+    return Result(options.out, manifest, measured, bool(default["reached"]), within)
+
+
+def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
+    """The best conversion of the space, or the `given` one, fine-tuned: supernet, search, finals, fine-tune."""
+    own = () if given is None else [tap for tap in given.chains[0].taps if tap != job.ready.graph.output]
+    with _timed(job.run, "supernet"):
+        net = train_supernet(job, space, others=own)
+    with _timed(job.run, "search"):
+        evaluate = make_evaluator(job.ready, space, net, job.options)
+        conversion = search(job, space, evaluate, given)
+    with _timed(job.run, "finals"):
+        conversion, start = play_finals(job, space, net, conversion, evaluate)
+    with _timed(job.run, "fine-tune"):
+        return conversion, finetune(job, net, conversion, start=start)
+
+
+def play_finals(
+    job: Job, space: PlanSpace, net: StagedNet, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
+) -> tuple[Conversion, Path | None]:
+    """The plan that short trainings prefer, among the search's choice, its other favourites and, where a search among all
+    cascades was asked for, simple chains; and the file that training goes on from. A written plan has no rivals."""
+    options, run, channels = job.options, job.run, job.ready.channels
+    if options.plan not in PLANS:
+        return first, None
+    job.reporter.step("finals")
+    done = run.read_json(FINALS)
+    if done is None:
+        rivals = favourites((line for line in run.trace() if line["method"] != METHOD), channels)
+        if options.plan in ("search", "cascade") and CASCADE in space.kinds:
+            rivals = {**rivals, **simple_chains(space, options.budget)}
+        contenders = {first: rivals.get(first, ())}
+        contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_bound(job, c)}
+        winner, value, file = _finals(job, net, contenders, evaluate.cost, place).best()
+        done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
+        run.write_json(FINALS, done)
+    conversion = Conversion.from_json(done["plan"], channels)
+    choose(job, conversion, Evaluation(**done["evaluation"]))
+    return conversion, (place or run.path) / done["file"]
+
+
+def _finals(
+    job: Job, net: StagedNet, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None
+) -> Finals:
+    """Finals between these conversions, whose trainings start from the weights of `net`."""
+
+    def worth(conversion: Conversion, file: Path) -> Evaluation:
+        return trained_worth(job, conversion, tried_out(job, net, conversion, file), cost)
+
+    return Finals(job, contenders, train=partial(try_out, job, net), worth=worth, place=place)
+
+
+def keep_original(job: Job) -> tuple[Conversion, Tuned]:
+    """The best conversion whose last stage is the model as it is: exits by depth, or a narrow chain before it.
+
+    A chain that was trained on made-up images alone is much too sure of itself on real ones, so without data there
+    are exits by depth only.
+    """
+    ready = job.ready
+    meter = make_meter(ready, job.options)
+    with _timed(job.run, "heads"):
+        heads, logits = trained_heads(job)
+    with _timed(job.run, "search"):
+        best = depth_candidate(job, meter, heads, logits)
+    space = possible(job, plan_space(ready, job.options))
+    if ready.dataset.kind != "made-up" and CASCADE in space.kinds:
+        best = better(best, cascade_candidate(job, meter, *narrow_chain(job, space, meter)))
+    return best.conversion, best.tuned
+
+
+def narrow_chain(job: Job, space: PlanSpace, meter: Meter | Table) -> tuple[Conversion, Tuned]:
+    """The simple first chain before the untouched model that finals prefer, then trained for long."""
+    ready, run = job.ready, job.run
+    job.reporter.step("finals")
+    net = new_net(ready, space.taps)
+    with _timed(run, "finals"):
+        finals = _finals(job, net, simple_chains(space, job.options.budget), partial(stage_costs, meter))
+        conversion, value, file = finals.best()
+        choose(job, conversion, value)
+    with _timed(run, "fine-tune"):
+        return conversion, finetune(job, net, conversion, start=file)
+
+
+def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
+    """How well the search predicted the latency, and where the time went."""
+    run, chosen = job.run, job.run.read_json(CHOSEN)
+    same = chosen is not None and chosen["plan"] == conversion.digest() and job.options.quantize is None
+    if same and job.ready.table is None:  # a table speaks of another device
+        predicted = predicted_latency(chosen["stage_latency"], result.measured.exit_share)
+        measured = result.measured.mean_latency
+        yield (
+            f"mean latency: {predicted:.3f} by the search's stage times, {measured:.3f} measured from the files "
+            f"({100 * (measured / predicted - 1):+.1f} %)"
+        )
+    timed = {
+        "search": measuring_seconds(line for line in run.trace() if line["method"] != METHOD),
+        "finals": measuring_seconds(line for line in run.trace() if line["method"] == METHOD),
+    }
+    yield time_shares(run.read_json(SECONDS), timed)
+
+
+@contextmanager
+def _timed(run: RunFolder, step: str) -> Iterator[None]:
+    """Adds the seconds that the block takes to those that the run has spent on the step before, also when it is
+    interrupted; of a killed process nobody can tell them."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = run.read_json(SECONDS) or {}
+        run.write_json(SECONDS, {**seconds, step: round(seconds.get(step, 0.0) + time.monotonic() - started, 1)})
+
+
+def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
+    """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
+    divisions = divide(ready.graph, ready.channels, ready.weights, groups=options.work.groups, block=ready.block)
+    space = PlanSpace(ready.graph, ready.channels, divisions, stages=options.stages)
+    if not space.taps:
+        raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
+    return space

@@ -1,0 +1,302 @@
+"""The first step of a conversion: load, analyse, read the data, and check the static model on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from s2d_convert.calibration.policies import check_enough
+from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.data.images import Dataset, Images
+from s2d_convert.data.loading import load_data
+from s2d_convert.data.made_up import Answers, made_up_data
+from s2d_convert.data.preprocess import PRESETS, Preprocess, make_preprocess
+from s2d_convert.errors import ModelError, StaticCheckError, UsageError
+from s2d_convert.exporting.provenance import model_sha256
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.frontend.reference import StaticModel, slices
+from s2d_convert.latency.device_table import Table, read_table
+from s2d_convert.latency.meter import Array, Meter
+from s2d_convert.network.staged_net import unsupported_nodes
+from s2d_convert.plans.space import layout_block
+from s2d_convert.plans.weights import Weights, static_weights
+from s2d_convert.search.evaluate import reference_answers
+from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
+
+
+class Reporter(Protocol):
+    """Where a conversion tells how it is going."""
+
+    def step(self, name: str) -> None:
+        """A new step begins."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should mind."""
+
+    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
+        """The running step has done so much."""
+
+
+TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every later step needs; `table` predicts latencies of another device, where one was asked for."""
+
+    graph: Graph
+    channels: Channels
+    weights: Weights
+    preprocess: Preprocess
+    dataset: Dataset
+    static: StaticModel
+    calib_logits: Array
+    answers: Array
+    device: torch.device
+    provider: str = "CPUExecutionProvider"
+    table: Table | None = None
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The static model as trainings ask it."""
+        if self.device.type != "cpu":
+            return teacher_in_torch(self.graph, self.channels, self.weights, self.device)
+        return teacher_in_onnxruntime(
+            self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider
+        )
+
+    @property
+    def block(self) -> int:
+        """Channels per block of onnxruntime's blocked layout, here or on the device that the table is of."""
+        return layout_block() if self.table is None else self.table.block
+
+    @property
+    def target(self) -> str:
+        """What is judged: right answers, or without labels those that are the static model's."""
+        return "agreement" if self.dataset.calib.labels is None else "accuracy"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion on its way: what was asked, what is ready, where it is kept and where it reports."""
+
+    options: ConvertOptions
+    ready: Prepared
+    run: RunFolder
+    reporter: Reporter
+
+    @property
+    def careful(self) -> bool:
+        """Whether thresholds have floors (`guard`): on made-up images, where the last stage stays the original."""
+        return self.options.exact and self.ready.dataset.kind == "made-up"
+
+
+def read_graph(
+    model: Path, *, size: tuple[int, int] | None = None, output: str | None = None, strict: bool = True
+) -> tuple[Graph, Channels]:
+    """The graph of a model file and its channels. Raises ModelError naming every node that is not supported,
+    unless `strict` is off."""
+    graph = load_graph(model, size=size, output=output)
+    missing = unsupported_nodes(graph) if strict else ()
+    if missing:
+        raise ModelError(
+            f"{model}: {len(missing)} of its operators cannot be trained here: {', '.join(map(str, missing))}; export the "
+            "model with operators that docs/operators.md lists"
+        )
+    return graph, analyse(graph)
+
+
+def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
+    """The preprocessing that the options ask for, in the shape and layout that the model takes."""
+    shape = graph.shapes[graph.image]
+    nhwc = graph.image_axis == 2
+    height, width, channels = shape if nhwc else (shape[1], shape[2], shape[0])
+    return make_preprocess(
+        options.preprocess,
+        size=(height, width),
+        channels=channels,
+        layout="NHWC" if nhwc else "NCHW",
+        dtype="uint8" if graph.image_type == "uint8" else "float32",
+        mean=options.mean,
+        std=options.std,
+    )
+
+
+def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
+    """Load, analyse and check: no training happens before the static model has shown that it works on the data."""
+    reporter.step("load")
+    device = torch_device(options.device)
+    graph, channels = read_graph(options.model, size=options.size, output=options.output)
+    preprocess = preprocess_of(graph, options)
+    table = read_latencies(options, reporter)
+    static = StaticModel(graph, threads=torch.get_num_threads(), provider=options.provider)
+    reporter.step("data")
+    dataset = read_dataset(graph, preprocess, options, reporter, logits=static.logits)
+    if options.bound is not None:
+        images = promise_images(dataset)
+        share = len(images) / sum(map(len, (dataset.train, dataset.calib, dataset.test)))
+        check_enough(len(images), options.bound, labelled=images.labels is not None, share=share)
+    reporter.step("static check")
+    logits = static_logits(static, dataset.calib)
+    static_check(graph, dataset.calib, logits, preprocess, static, reporter)
+    answers = reference_answers(dataset.calib, logits)
+    weights = static_weights(graph, channels)
+    return Prepared(
+        graph, channels, weights, preprocess, dataset, static, logits, answers, device, options.provider, table
+    )
+
+
+def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
+    """The table of `--latency`, if any; says for which machine it stands and how well it predicts."""
+    if options.latency is None:
+        return None
+    digest = model_sha256(options.model)
+    table = read_table(
+        options.latency, model=options.model, model_sha256=digest, threads=options.threads, batch=options.batch
+    )
+    error = table.held_out_error
+    reporter.note(f"latencies stand for {table.board} (predicted; on measured stages that were held out: {error})")
+    if error.p90 > TRUSTED_ERROR:
+        reporter.warn(
+            f"a tenth of the predictions is off by more than {100 * TRUSTED_ERROR:.0f} %: the device was busy while it was "
+            "profiled, or runs this model unevenly; profile it again, idle, with more --passes"
+        )
+    return table
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch device behind --device, set to float32 that is float32. Raises UsageError when cuda is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        # Files are compared with the network that was trained, and TF32's ten bits would part them. Where speed counts,
+        # trainings multiply in bfloat16.
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def read_dataset(
+    graph: Graph, preprocess: Preprocess, options: ConvertOptions, reporter: Reporter, *, logits: Answers
+) -> Dataset:
+    """The user's images, or made-up ones that the static model, `logits`, has labelled."""
+    if options.data is None or options.picture is not None:
+        reporter.warn(_without_data(options))
+        return made_up_data(
+            options.work.made_up_images, preprocess, seed=options.seed, logits=logits, picture=options.picture
+        )
+    dataset = load_data(
+        options.data,
+        preprocess=preprocess,
+        classes=graph.classes,
+        seed=options.seed,
+        progress=lambda done, total: reporter.progress(done, total, "images read", math.nan),
+    )
+    sizes = f"{len(dataset.train)} to train, {len(dataset.calib)} to calibrate, {len(dataset.test)} to report"
+    reporter.note(f"{dataset.kind} images: {sizes}")
+    if dataset.train.is_model_input and options.says_preprocessing:
+        reporter.note("these arrays are taken as they are; the preprocessing is recorded for pictures that come later")
+    if dataset.kind == "unlabelled":
+        reporter.note("no labels: the target is agreement with the static model")
+    if graph.half and options.weights == "float32":
+        reporter.note("the file has float16 weights; the stages get float32 ones (--weights float16 keeps them small)")
+    return dataset
+
+
+def promise_images(dataset: Dataset) -> Images:
+    """The half of the held-back images that a promise is tested on; the other half is reported."""
+    return dataset.test.take(slice(0, len(dataset.test) // 2))
+
+
+def _without_data(options: ConvertOptions) -> str:
+    """What somebody who has no data, or one picture, must know."""
+    source = (
+        "no --data: images are made up"
+        if options.picture is None
+        else f"{options.picture}: its crops, and made-up images"
+    )
+    if options.exact:
+        return (
+            f"{source}, the static model labels them. The last stage stays the original and exits are careful, so that a bad "
+            "guess costs exits and not answers; shares and latency on real images will differ. Some hundred real images, "
+            "labelled or not, make it faster (--data DIR)."
+        )
+    return (
+        f"{source}, the static model labels them. A first stage that is trained on such images (--mode train) is much too sure "
+        "of itself on real ones: expect wrong answers. Leave --mode out, or give --data with real images, labelled or not."
+    )
+
+
+def static_logits(static: StaticModel, images: Images) -> Array:
+    """The static model's logits [B, K] on images without augmentation."""
+    return np.concatenate([static.logits(np.ascontiguousarray(images.batch(p))) for p in slices(len(images), 100)])
+
+
+def timing_images(ready: Prepared, batch: int) -> Array:
+    """The batch of real images that latency is measured on."""
+    calib = ready.dataset.calib
+    return np.ascontiguousarray(calib.batch(np.arange(batch) % len(calib)))
+
+
+def make_meter(ready: Prepared, options: ConvertOptions) -> Meter | Table:
+    """What says how long candidates take relative to the static model: a meter of this machine, or a device's table."""
+    if ready.table is not None:
+        return ready.table
+    image = timing_images(ready, options.batch)
+    model = ready.graph.model.SerializeToString()
+    return Meter(model, image, threads=options.threads, provider=options.provider)
+
+
+def static_check(
+    graph: Graph, images: Images, logits: Array, preprocess: Preprocess, static: StaticModel, reporter: Reporter
+) -> None:
+    """Print the static model's accuracy; raise StaticCheckError when it is near chance or not finite."""
+    said = logits.argmax(axis=1)
+    if not np.isfinite(logits).all():
+        raise StaticCheckError(
+            "the static model answers NaN or infinity on the data; check the images and the preprocessing"
+        )
+    if images.labels is None:
+        if len(np.unique(said)) == 1 and images.kind == "unlabelled":
+            raise StaticCheckError(
+                f"the static model answers class {said[0]} for every image; check --mean, --std, --preprocess and the images"
+            )
+        reporter.note(f"static model: {len(np.unique(said))} of {graph.classes} classes occur among its answers")
+        return
+    accuracy, chance = float((said == images.labels).mean()), 1 / graph.classes
+    reporter.note(f"static model: accuracy {100 * accuracy:.2f} % on {len(images)} held-out images")
+    limit = chance + max(3 * math.sqrt(chance * (1 - chance) / len(images)), 0.5 * chance)
+    if accuracy <= min(limit, 0.9):
+        raise StaticCheckError(
+            f"the static model's accuracy is {100 * accuracy:.1f} %, near chance ({100 * chance:.1f} %): check the "
+            "preprocessing (--preprocess, --mean, --std, --size), the channel order (RGB or BGR) and the order of the "
+            f"class folders{_hint(graph, images, preprocess, static)}"
+        )
+
+
+def _hint(graph: Graph, images: Images, preprocess: Preprocess, static: StaticModel) -> str:
+    """A preset that would do better, if the images are pixels and there is one."""
+    if images.is_model_input or images.labels is None or preprocess.dtype == "uint8":
+        return ""
+    some = np.arange(min(200, len(images)))
+    best, name = 0.0, ""
+    for preset in PRESETS:
+        other = make_preprocess(preset, size=preprocess.size, channels=preprocess.channels, layout=preprocess.layout)
+        accuracy = float((static.logits(other(images.raw(some))).argmax(axis=1) == images.labels[some]).mean())
+        if accuracy > best:
+            best, name = accuracy, preset
+    if best < 2 / graph.classes:
+        return "; no preset of --preprocess does better"
+    return f"; with --preprocess {name} it would be {100 * best:.0f} %"

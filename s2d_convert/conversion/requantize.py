@@ -1,0 +1,194 @@
+"""An exported folder once more, its stages in another arithmetic: convert every stage, calibrate and measure anew.
+
+Letters: B images, S stages; N rows that reach a stage.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from s2d_runtime import Dispatcher, Manifest, leaves
+
+from s2d_convert.calibration.policies import Scores, budget_policies, careful_policies, fit_temperatures
+from s2d_convert.conversion.prepare import static_logits
+from s2d_convert.conversion.run_folder import TRACE
+from s2d_convert.data.images import Dataset, Images
+from s2d_convert.errors import ModelError, OutputError
+from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
+from s2d_convert.exporting.quantize import check_runs, float16_stage, int8_stage, set_temperature
+from s2d_convert.exporting.report.gallery import gallery
+from s2d_convert.exporting.report.page import REPORT, write_report
+from s2d_convert.frontend.reference import StaticModel, slices
+from s2d_convert.latency.meter import Array, make_session
+from s2d_convert.slicing.chain import read_stages, stage_logits, whole_folder, write_manifest, write_stages
+from s2d_convert.slicing.split import StageModel
+from s2d_convert.slicing.stage_graph import CONFIDENCE
+
+DRAWN, USED, AT_LEAST = 2048, 512, 64  # images: drawn, used at a stage, and used even where fewer reach it
+MOST_BYTES = 2**30  # of the images and links that are held at a time
+RUN_BATCH = 64
+KEPT = ("plan.json", "search.jsonl")  # files of the folder that stay as they are
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recast:
+    """How the stages are to compute ('int8', 'int8:early', 'fp16'), and how latency is measured."""
+
+    kind: str
+    threads: int = 1
+    batch: int = 1
+    provider: str = "CPUExecutionProvider"
+
+    def open(self, folder: Path) -> Dispatcher:
+        """The dispatcher of a folder, as it is measured."""
+        return Dispatcher(folder, threads=self.threads, providers=[self.provider])
+
+
+def recast(
+    folder: Path, out: Path, asked: Recast, *, dataset: Dataset, static: StaticModel, note: Note, careful: bool = False
+) -> tuple[dict[str, Any], Measured]:
+    """Write `folder` in another arithmetic to `out`; returns the new manifest, and what it was measured to do.
+
+    The ranges of activations come from training images, temperatures and thresholds from those held out for calibration,
+    what was measured from those held back; `careful`: thresholds have the floors of `guard`. Raises ModelError for a stage
+    that cannot be converted; nothing is written then.
+    """
+    with asked.open(folder) as runner:
+        manifest = runner.manifest
+    if (own := manifest.provenance.get("arithmetic")) is not None:
+        raise OutputError(f"{folder}: its stages are in {own} already; give the float32 folder that it was made from")
+    if any(policy.promise for policy in manifest.policies):
+        note("what was promised of the folder does not hold for other arithmetic: the new policies promise nothing")
+    before = read_stages(folder, manifest)
+    models = convert_stages(manifest, before, dataset.train, kind=asked.kind)
+    logits = stage_logits(static.graph, models, dataset.calib, provider=asked.provider)
+    for number, same in enumerate(_agreement(static, before, dataset.calib, logits), start=1):
+        note(f"stage {number}: answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
+    scores = Scores(logits, static_logits(static, dataset.calib).argmax(axis=1), dataset.calib.labels)
+    temperatures = fit_temperatures(scores)
+    with whole_folder(out) as place:
+        made = _draft(manifest, temperatures, asked.kind)
+        for model, temperature in zip(models, temperatures, strict=True):
+            set_temperature(model.model, temperature)
+        write_stages(place, made["stages"], models)
+        for name in KEPT:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, place / name)
+        write_manifest(place, made)
+        made |= {"target": "agreement" if dataset.calib.labels is None else "accuracy", "data": dataset.kind}
+        _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores, careful=careful)
+        with asked.open(place) as runner:
+            measured = measure(runner, static, dataset.test, threads=asked.threads, batch=asked.batch)
+            pictures = gallery(runner, dataset.test)
+        made["measured"] = {**measured.to_json(), "machine": machine(), "latency": "measured"}
+        write_manifest(place, made)
+        write_report(place / REPORT, made, trace=place / TRACE, gallery=pictures)
+    return made, measured
+
+
+def convert_stages(
+    manifest: Manifest, stages: Sequence[StageModel], images: Images, *, kind: str
+) -> tuple[StageModel, ...]:
+    """The stages in another arithmetic. Each is shown the images that reach it under the default policy, with the links
+    that the converted stages before it make."""
+    thresholds = manifest.policy_for(manifest.default_budget).thresholds
+    values: dict[str, Array] = {manifest.input.name: _drawn(manifest, images)}
+    made: list[StageModel] = []
+    for number, (stage, own) in enumerate(zip(stages, kinds_of(kind, len(stages)), strict=True), start=1):
+        feeds = {i.name: values[i.name] for i in stage.model.graph.input}
+        try:
+            made.append(_converted(stage, {n: v[:USED] for n, v in feeds.items()}, own))
+        except ModelError as error:
+            raise ModelError(f"stage {number}: {error}") from error
+        if number == len(stages):
+            break
+        values |= _outputs(made[-1], feeds)
+        staying = staying_rows(values[CONFIDENCE], thresholds[number - 1])
+        values = {name: rows[staying] for name, rows in values.items()}
+    return tuple(made)
+
+
+def kinds_of(asked: str, stages: int) -> list[str]:
+    """The arithmetic of every stage: int8, fp16 or float32."""
+    kind, _, early = asked.partition(":")
+    return [kind] * (stages - 1) + ["float32" if early else kind]
+
+
+def _converted(stage: StageModel, feeds: Mapping[str, Array], kind: str) -> StageModel:
+    if kind == "float32":
+        return stage
+    model = int8_stage(stage.model, feeds) if kind == "int8" else float16_stage(stage.model)
+    check_runs(model)
+    return replace(stage, model=model)
+
+
+def _drawn(manifest: Manifest, images: Images) -> Array:
+    """Model input [N, ...] that the ranges are found on: as many images as memory allows, at most DRAWN."""
+    links = [link.shape for stage in manifest.stages for link in stage.links_out]
+    elements = sum(math.prod(n or 1 for n in shape) for shape in [manifest.input.shape, *links])
+    count = min(len(images), max(AT_LEAST, min(DRAWN, MOST_BYTES // (4 * elements))))
+    return np.ascontiguousarray(images.batch(np.linspace(0, len(images) - 1, count).astype(np.int64)))
+
+
+def _outputs(stage: StageModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """All outputs of a stage on N rows, by name."""
+    session = make_session(stage.model.SerializeToString())
+    names = [o.name for o in session.get_outputs()]
+    rows = len(next(iter(feeds.values())))
+    parts = [session.run(names, {n: v[part] for n, v in feeds.items()}) for part in slices(rows, RUN_BATCH)]
+    return {name: np.concatenate(found) for name, found in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def staying_rows(confidence: Array, threshold: float) -> Array:
+    """The rows that stay, in order, int [N]; where they are too few to tell a range, the least sure ones besides."""
+    stays = ~leaves(confidence, np.float32(threshold))
+    stays[np.argsort(confidence)[:AT_LEAST]] = True
+    return np.flatnonzero(stays)
+
+
+def _agreement(static: StaticModel, before: Sequence[StageModel], images: Images, logits: Array) -> list[float]:
+    """The share of images on which every stage says what it said before."""
+    said = stage_logits(static.graph, before, images).argmax(axis=2)
+    return list((said == logits.argmax(axis=2)).mean(axis=1))
+
+
+def _draft(manifest: Manifest, temperatures: Sequence[float], kind: str) -> dict[str, Any]:
+    """The manifest before anything is measured. Only a last stage that stays as it is, and takes no links, is still exact."""
+    made = manifest.to_json()
+    for entry, temperature in zip(made["stages"], temperatures, strict=True):
+        entry["temperature"] = temperature
+    if kinds_of(kind, len(temperatures))[-1] != "float32" or manifest.stages[-1].links_in:
+        made["exactness"] = None
+    made["measured"] = {}
+    made["provenance"]["arithmetic"] = kind
+    return made
+
+
+def _calibrate_anew(
+    place: Path,
+    made: dict[str, Any],
+    asked: Recast,
+    *,
+    static: StaticModel,
+    images: Images,
+    scores: Scores,
+    careful: bool,
+) -> None:
+    """Measure the stages, and choose the policies with what they said on `images`, `careful` ones or others."""
+    timed = np.ascontiguousarray(images.batch(np.arange(asked.batch) % len(images)))
+    with asked.open(place) as runner:
+        cost = path_costs(runner, static, timed).per_stage
+    temperatures = [entry["temperature"] for entry in made["stages"]]
+    choose = careful_policies if careful else budget_policies
+    made |= choose(scores, temperatures, cost=cost, budget=made["default_budget"]).to_json()
+    for entry, ratio in zip(made["stages"], cost, strict=True):
+        entry["latency_ratio"] = round(ratio, 5)
+    write_manifest(place, made)

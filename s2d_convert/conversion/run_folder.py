@@ -1,0 +1,93 @@
+"""The run folder of a conversion: what is done already, so that a run killed at any point can go on.
+
+It lies beside the final folder as ``OUT.run``. Every file in it is written whole or not at all, except the trace
+of the search, whose torn last line is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from s2d_convert.errors import OutputError
+from s2d_convert.slicing.chain import write_bytes, write_json
+
+CONFIG, TRACE = "config.json", "search.jsonl"
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out.with_name(out.name + ".run")
+
+    def refuse_leftover(self, *, resume: bool) -> None:
+        """Raise OutputError when an unfinished run lies there and it is not to be resumed."""
+        if self.path.exists() and not resume:
+            raise OutputError(
+                f"{self.path}: an unfinished run lies there; go on with it by --resume, or remove the folder"
+            )
+
+    def open(self, fingerprint: dict[str, Any]) -> None:
+        """Make the folder, or take it up again. Raises OutputError when it belongs to a run with other options or files."""
+        config = self.path / CONFIG
+        if self.path.exists():
+            self._check(config, fingerprint)
+            return
+        try:
+            self.path.mkdir(parents=True)
+            write_json(config, fingerprint)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def _check(self, config: Path, fingerprint: dict[str, Any]) -> None:
+        try:
+            before = json.loads(config.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # killed before anything was done
+            write_json(config, fingerprint)
+            return
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{config}: cannot be read; remove {self.path} and start anew") from error
+        changed = sorted(k for k in {*before, *fingerprint} if before.get(k) != fingerprint.get(k))
+        if changed:
+            raise OutputError(
+                f"{self.path}: the unfinished run had another {', '.join(changed)}; "
+                "resume it with the same options and files, or remove the folder"
+            )
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file, None if it is not there yet."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write a JSON file whole."""
+        write_json(self.path / name, data)
+
+    def trace(self) -> Iterator[dict[str, Any]]:
+        """The lines of the search trace so far; a torn last line is left out."""
+        path = self.path / TRACE
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+    def append_trace(self, entry: dict[str, Any]) -> None:
+        """Add one line to the search trace."""
+        with (self.path / TRACE).open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def rewrite_trace(self) -> None:
+        """Drop a torn last line, so that new lines start clean."""
+        lines = [json.dumps(entry) + "\n" for entry in self.trace()]
+        write_bytes(self.path / TRACE, "".join(lines).encode())
+
+    def remove(self) -> None:
+        """Delete the folder; the run is whole."""
+        shutil.rmtree(self.path, ignore_errors=True)

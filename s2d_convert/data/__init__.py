@@ -1,0 +1,1 @@
+"""Images: from folders and arrays, or made up, to model input."""

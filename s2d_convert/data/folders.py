@@ -1,0 +1,187 @@
+"""Folders of images: what lies in them, and how they are divided.
+
+A folder holds class folders, or images directly, or `train/` and perhaps `val/` and `test/` that are one of these two.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2d_convert.base.text import listed
+from s2d_convert.data.decode import ImageFiles, Progress, check_files, decode
+from s2d_convert.data.images import Images, IntArray, Kind
+from s2d_convert.data.preprocess import IMAGE_SUFFIXES, Preprocess
+from s2d_convert.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_MEMORY_BYTES = 1_000_000_000
+Choose = Callable[[Path, Mapping[str, Path]], Sequence[str]]  # which splits of a folder are loaded, by role
+_ROLES: Mapping[str, str] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The image files of one folder: `labels` int64 [B] and `class_names`, or None where there are no classes."""
+
+    path: Path
+    files: tuple[str, ...]
+    labels: IntArray | None
+    class_names: tuple[str, ...] | None
+
+
+def read_folder(
+    path: Path, preprocess: Preprocess, classes: int, *, choose: Choose, progress: Progress | None
+) -> dict[str, Images]:
+    """The chosen splits by role; only "train" where the folder is not divided."""
+    preprocess.check_known(path)
+    return _load_folders(_list_folders(path, classes, choose), preprocess, progress)
+
+
+def _list_folders(path: Path, classes: int, choose: Choose) -> dict[str, _Folder]:
+    """The image files of every chosen split; all are labelled by the class folders of train, or none is."""
+    splits = _find_splits(path)
+    if not splits:
+        return {"train": _list_folder(path, classes)}
+    reference = _list_folder(splits["train"], classes) if "train" in splits else None
+    names = reference.class_names if reference else None
+    folders = {}
+    for role in choose(path, splits):
+        folder = reference if reference and role == "train" else _list_folder(splits[role], classes, names=names)
+        if reference and (folder.labels is None) != (reference.labels is None):
+            raise DataError(f"{path}: only one of '{splits['train'].name}' and '{splits[role].name}' has class folders")
+        folders[role] = folder
+    return folders
+
+
+def _find_splits(path: Path) -> dict[str, Path]:
+    """The folders train, val and test inside `path` by role; empty when `path` is not divided like that."""
+    entries = _scan(path)
+    roles = {folder: _ROLES.get(folder.name.lower()) for folder in entries.folders}
+    found = {role: folder for folder, role in roles.items() if role}
+    others = [folder.name for folder, role in roles.items() if not role]
+    if not found or entries.images:
+        return {}
+    if others:
+        # "train" may be a class beside "truck": then it holds images, not class folders
+        if "train" in found and _scan(found["train"]).folders:
+            raise DataError(f"{path}: holds {listed(others)} beside 'train'; allowed are train, val and test")
+        return {}
+    if len(found) < len(roles):
+        raise DataError(f"{path}: {listed([folder.name for folder in roles])} mean the same split twice; keep one")
+    return found
+
+
+def _list_folder(path: Path, classes: int, *, names: tuple[str, ...] | None = None) -> _Folder:
+    """The image files of a folder with or without class folders; `names` are the class folders of train."""
+    entries = _scan(path)
+    if entries.strays:
+        raise DataError(
+            f"{path}: {len(entries.strays)} files are no images, the first is '{entries.strays[0].name}'; remove them"
+        )
+    if not entries.folders and not entries.images:
+        raise DataError(f"{path}: is empty; expected class folders or images")
+    if entries.folders and entries.images:
+        raise DataError(
+            f"{path}: mixes {len(entries.images)} images with {len(entries.folders)} folders; expected class "
+            f"folders only, or images only"
+        )
+    if entries.images:
+        return _Folder(path, tuple(map(str, entries.images)), None, None)
+    return _list_classes(path, entries.folders, classes, names)
+
+
+def _list_classes(path: Path, folders: Sequence[Path], classes: int, names: tuple[str, ...] | None) -> _Folder:
+    """The files of all class folders with their labels."""
+    here = tuple(folder.name for folder in folders)
+    names = names or here
+    if len(names) != classes:
+        raise DataError(
+            f"{path}: {len(names)} class folders ({listed(names)}), the model has {classes} classes; expected one "
+            f"folder per class (an empty one for a class without images), or images directly inside if unlabelled"
+        )
+    unknown = sorted(set(here) - set(names))
+    if unknown:
+        raise DataError(f"{path}: class folders {listed(unknown)} are not in train; expected only those of train")
+    if all(name.isdecimal() for name in names) and list(names) != sorted(names, key=int):
+        logger.warning("%s: class folders are numbered in alphabetical order: %s", path, listed(names))
+    files: list[str] = []
+    labels: list[int] = []
+    for folder in folders:
+        images = _scan_class(folder)
+        files += images
+        labels += [names.index(folder.name)] * len(images)
+    if not files:
+        raise DataError(f"{path}: its {len(here)} class folders hold no images")
+    return _Folder(path, tuple(files), np.asarray(labels, np.int64), names)
+
+
+def _scan_class(folder: Path) -> list[str]:
+    """The image files of one class folder."""
+    entries = _scan(folder)
+    if entries.folders or entries.strays:
+        stray = (entries.folders + entries.strays)[0]
+        count = len(entries.folders) + len(entries.strays)
+        raise DataError(
+            f"{folder}: is a class folder but holds {count} other things than images, the first is '{stray.name}'; "
+            f"expected images only"
+        )
+    if not entries.images:
+        logger.warning("%s: the class folder has no images", folder)
+    return [str(image) for image in entries.images]
+
+
+@dataclass(frozen=True)
+class _Entries:
+    folders: tuple[Path, ...]
+    images: tuple[Path, ...]
+    strays: tuple[Path, ...]
+
+
+def _scan(path: Path) -> _Entries:
+    """What lies in a folder, sorted by name; hidden files and file managers' droppings are left out."""
+    folders, images, strays = [], [], []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in _JUNK:
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                    images.append(entry.name)
+                else:
+                    strays.append(entry.name)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
+    return _Entries(*(tuple(path / name for name in sorted(names)) for names in (folders, images, strays)))
+
+
+def _load_folders(
+    folders: Mapping[str, _Folder], preprocess: Preprocess, progress: Progress | None
+) -> dict[str, Images]:
+    """The Images of every folder; all share one pixel store, in memory when it is small enough."""
+    files = [file for folder in folders.values() for file in folder.files]
+    height, width = preprocess.size
+    store: NDArray[np.uint8] | ImageFiles
+    if len(files) * height * width * preprocess.channels <= MAX_IN_MEMORY_BYTES:
+        store = decode(files, preprocess, progress=progress)
+    else:
+        check_files(files, progress=progress)
+        store = ImageFiles(tuple(files), preprocess)
+    loaded: dict[str, Images] = {}
+    start = 0
+    for role, folder in folders.items():
+        rows = np.arange(start, start + len(folder.files), dtype=np.int64)
+        kind: Kind = "unlabelled" if folder.labels is None else "labelled"
+        loaded[role] = Images(store, preprocess, rows, folder.labels, kind, folder.class_names)
+        start += len(folder.files)
+    return loaded

@@ -1,0 +1,145 @@
+"""Images from folders and .npz files, split by seed into train, calib and test.
+
+Accepted are
+
+- a folder of class folders (`DIR/cat/*.jpg`); class index = alphabetical order of the folder names,
+- a folder with images directly inside (no labels),
+- a folder with `train/` and perhaps `val/` (`valid/`, `validation/`) and `test/`, each one of the two above,
+- an `.npz` with `images` (uint8 NHWC, or float32 exactly as the model takes them) and perhaps `labels`.
+
+Everything wrong with the data is a DataError of one sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from s2d_convert.data.arrays import read_npz
+from s2d_convert.data.decode import CHUNK, ImageFiles, Progress
+from s2d_convert.data.folders import Choose, read_folder
+from s2d_convert.data.images import DEFAULT_HOLDOUT, MIN_IMAGES, Dataset, Images, halves, split_images
+from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MIN_VAL = 10  # what is held out of MIN_IMAGES
+
+
+def load_data(
+    path: str | os.PathLike[str],
+    *,
+    preprocess: Preprocess,
+    classes: int,
+    seed: int,
+    holdout: float = DEFAULT_HOLDOUT,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The Dataset at `path`, for a model with `classes` classes.
+
+    A `val/` (or else `test/`) folder becomes calib and test, half and half; when both are there, val is calib
+    and test is test. Without either, see `split_images`. Raises DataError for everything that is wrong.
+    """
+    place = Path(path)
+    parts = _read(place, preprocess, classes, choose=_for_training, progress=progress)
+    _check_usable(place, parts)
+    rng = np.random.default_rng(seed)
+    if len(parts) == 1:
+        return split_images(parts["train"], seed=seed, holdout=holdout)
+    train, *held = (images.take(rng.permutation(len(images))) for images in parts.values())
+    return Dataset(train, *held) if len(held) == 2 else Dataset(train, *halves(held[0], rng))
+
+
+def load_all(
+    path: str | os.PathLike[str], *, preprocess: Preprocess, classes: int, progress: Progress | None = None
+) -> Images:
+    """All images at `path` in the order of their names; of a folder with splits the test, or else the val, part.
+
+    Raises DataError for everything that is wrong with them.
+    """
+    parts = _read(Path(path), preprocess, classes, choose=_for_evaluation, progress=progress)
+    return next(iter(parts.values()))
+
+
+def load_calibration(
+    path: str | os.PathLike[str], *, preprocess: Preprocess, classes: int, progress: Progress | None = None
+) -> Images:
+    """All images at `path`, to set thresholds on; of a folder with splits the val, or else the test, part.
+
+    Raises DataError for everything that is wrong with them, too few, all equal or of one class among it.
+    """
+    place = Path(path)
+    parts = _read(place, preprocess, classes, choose=_for_calibration, progress=progress)
+    (images,) = parts.values()
+    _check_usable(place, {"the data": images})
+    return images
+
+
+def _read(
+    path: Path, preprocess: Preprocess, classes: int, *, choose: Choose, progress: Progress | None
+) -> dict[str, Images]:
+    """The chosen parts by role; only "train" where the data is not divided."""
+    if path.is_dir():
+        return read_folder(path, preprocess, classes, choose=choose, progress=progress)
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; expected a folder of images or an .npz file")
+    if path.suffix.lower() != ".npz":
+        raise DataError(f"{path}: is not data that can be read; expected a folder of images or an .npz file")
+    return {"train": read_npz(path, preprocess, classes)}
+
+
+def _for_training(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
+    """The splits to load, train first."""
+    if "train" not in splits:
+        raise DataError(f"{path}: has '{next(iter(splits))}' but no 'train' folder; expected train/ (and val/) in it")
+    return [role for role in ("train", "val", "test") if role in splits]
+
+
+def _for_evaluation(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
+    """The one split to load: images that a conversion with the same folder has used least."""
+    role = next(role for role in ("test", "val", "train") if role in splits)
+    if role == "train":
+        logger.warning("%s has neither val nor test: evaluating on its training images", path)
+    return [role]
+
+
+def _for_calibration(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
+    """The one split to load: images that were not trained on, and not the last ones that nothing was chosen on."""
+    role = next(role for role in ("val", "test", "train") if role in splits)
+    if role == "train":
+        logger.warning("%s has neither val nor test: calibrating on its training images", path)
+    return [role]
+
+
+def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
+    """Nothing, if a conversion can be run on this data; raises DataError if not."""
+    total = sum(map(len, parts.values()))
+    if total < MIN_IMAGES:
+        raise DataError(f"{path}: got {total} images in all, at least {MIN_IMAGES} are needed")
+    for role, images in parts.items():
+        least = MIN_VAL if role != "train" and len(parts) == 2 else 1
+        if len(images) < least:
+            raise DataError(f"{path}: got {len(images)} images in {role}, at least {least} are needed")
+        if images.labels is not None and (images.labels == images.labels[0]).all():
+            raise DataError(
+                f"{path}: all {len(images)} images in {role} have label {images.labels[0]}; expected several classes"
+            )
+        if _all_equal(images):
+            raise DataError(f"{path}: all {len(images)} images in {role} are the same picture")
+
+
+def _all_equal(images: Images) -> bool:
+    """Whether no image differs from the first; of lazily decoded files only a sample is looked at."""
+    count = len(images)
+    if count == 1:
+        return False
+    if isinstance(images.pixels, ImageFiles):
+        sample = images.raw(np.unique(np.linspace(0, count - 1, 32).astype(np.int64)))
+        return bool((sample == sample[0]).all())
+    first = images.raw(slice(0, 1))
+    return all(bool((images.raw(slice(start, start + CHUNK)) == first).all()) for start in range(0, count, CHUNK))

@@ -1,0 +1,1 @@
+"""What a conversion leaves behind: the exported folder and its other forms."""

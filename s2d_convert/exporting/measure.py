@@ -1,0 +1,225 @@
+"""Measured truth about an exported folder: accuracy, exits and latency, through the dispatcher that users run.
+
+Latency is taken image by image, static and dynamic in turn, so that both see the same machine. The mean is weighted
+with the share of exits on *all* images, so that it does not hang on the few that are timed.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from s2d_runtime import Dispatcher
+
+from s2d_convert.calibration.thresholds import ALWAYS, NEVER
+from s2d_convert.data.images import Images
+from s2d_convert.exporting.provenance import Origin
+from s2d_convert.frontend.equivalence import noise
+from s2d_convert.frontend.reference import StaticModel, slices, to_logits
+from s2d_convert.latency.meter import Array, interleave, time_round
+
+TIMED_PER_EXIT = 60
+REPEATS = 3
+RUN_BATCH = 64
+EXACT_BATCH = 32
+
+
+@dataclass(frozen=True)
+class PathCosts:
+    """Latency of leaving at each exit, through the dispatcher: ratios to static, cumulative [S], and static ms."""
+
+    ratios: tuple[float, ...]
+    static_ms: float
+
+    @property
+    def per_stage(self) -> tuple[float, ...]:
+        """What each stage adds, floored at a tiny positive cost."""
+        return tuple(float(c) for c in np.maximum(np.diff([0.0, *self.ratios]), 1e-4))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of an export on a set of images. Latencies are ratios to the static model, measured in the same run;
+    `correct_*` are shares of right answers (None without labels), `agreement` with the static model."""
+
+    images: int
+    exit_share: tuple[float, ...]
+    correct_static: float | None
+    correct_dynamic: float | None
+    agreement: float
+    static_ms: float
+    mean_latency: float
+    median_latency: float
+    worst_latency: float
+    static_macs: int
+    mean_macs: float
+    static_parameters: int
+    parameters: int
+    threads: int
+    batch: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+
+def thresholds_for_exit(stages: int, exit_stage: int) -> tuple[float, ...]:
+    """Thresholds with which every image leaves at `exit_stage` (1-based)."""
+    return tuple(ALWAYS if k + 1 == exit_stage else NEVER for k in range(stages - 1))
+
+
+def worst_case(stages: Sequence[Mapping[str, Any]], thresholds: Sequence[float]) -> float:
+    """The latency ratio of an image that leaves as late as the thresholds allow; `stages` as in a manifest."""
+    last = next((k for k, t in enumerate(thresholds) if t <= ALWAYS), len(thresholds))
+    return float(sum(stage["latency_ratio"] for stage in stages[: last + 1]))
+
+
+def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds: float = 1.5) -> PathCosts:
+    """The latency of every way out for one batch, interleaved with the static model."""
+    calls = _ways_out(runner, static, image)
+    medians = np.median(interleave(calls, seconds), axis=0)
+    return PathCosts(tuple((np.maximum.accumulate(medians[1:]) / medians[0]).tolist()), float(1e3 * medians[0]))
+
+
+def _ways_out(runner: Dispatcher, static: StaticModel, image: Array) -> list[Callable[[], object]]:
+    """Calls to time, each made once to warm up: the static model, then leaving at every exit in turn."""
+    stages = len(runner.manifest.stages)
+    ways = [thresholds_for_exit(stages, k + 1) for k in range(stages)]
+    calls: list[Callable[[], object]] = [
+        partial(static.outputs, image),
+        *(partial(runner, image, thresholds=way) for way in ways),
+    ]
+    for call in calls:
+        call()
+    return calls
+
+
+def measure(
+    runner: Dispatcher, static: StaticModel, images: Images, *, threads: int, batch: int, budget: float | None = None
+) -> Measured:
+    """All numbers of the export behind `runner` on `images`, at `budget` (None: the default policy)."""
+    reference, logits, stage = [], [], []
+    for part in slices(len(images), RUN_BATCH):
+        data = np.ascontiguousarray(images.batch(part))
+        answer = runner(data, budget=budget)
+        reference.append(static.logits(data).argmax(axis=1))
+        logits.append(to_logits(answer.output, static.graph.output_kind).argmax(axis=1))
+        stage.append(answer.stage)
+    said, dynamic, exits = np.concatenate(reference), np.concatenate(logits), np.concatenate(stage)
+    stages = len(runner.manifest.stages)
+    share = np.bincount(exits, minlength=stages + 1)[1:] / max(1, len(exits))
+    mean, median, worst, static_ms = _latency(runner, static, images, exits, batch=batch, budget=budget)
+    entries = runner.manifest.stages
+    upto = np.cumsum([entry.macs for entry in entries])
+    labels, origin = images.labels, Origin.of(runner.manifest)
+    return Measured(
+        images=len(images),
+        exit_share=tuple(share.tolist()),
+        correct_static=None if labels is None else float((said == labels).mean()),
+        correct_dynamic=None if labels is None else float((dynamic == labels).mean()),
+        agreement=float((said == dynamic).mean()),
+        static_ms=static_ms,
+        mean_latency=mean,
+        median_latency=median,
+        worst_latency=worst,
+        static_macs=origin.macs,
+        mean_macs=float((share * upto).sum()),
+        static_parameters=origin.parameters,
+        parameters=int(sum(entry.parameters for entry in entries)),
+        threads=threads,
+        batch=batch,
+    )
+
+
+def largest_difference(runner: Dispatcher, static: StaticModel, images: Images) -> tuple[float, float]:
+    """How far the dispatcher without exits and the static model are apart in onnxruntime: the largest difference of an
+    output value, and the largest value of the static model. Both see the same batches."""
+    difference = scale = 0.0
+    for part in slices(len(images), EXACT_BATCH):
+        data = np.ascontiguousarray(images.batch(part))
+        own, other = static.outputs(data), runner(data, exits=False).output
+        difference = max(difference, float(np.abs(own - other).max()))
+        scale = max(scale, float(np.abs(own).max()))
+    return difference, scale
+
+
+def bench(runner: Dispatcher, static: StaticModel, *, batch: int, seconds: float, seed: int = 0) -> dict[str, Any]:
+    """Times of the static model and of every way out on one batch of noise, interleaved in one run.
+
+    Milliseconds as quartiles, and the ratios of medians with the quartiles of the per-round ratios.
+    """
+    shape = static.graph.shapes[static.graph.image]
+    image = noise((batch, *shape), static.graph.image_type, seed=seed)
+    calls = _ways_out(runner, static, image)
+    times = 1e3 * interleave(calls, seconds, rounds=10**6)
+    quartiles = np.percentile(times, (25, 50, 75), axis=0).T
+    spread = np.percentile(times / times[:, :1], (25, 75), axis=0).T
+    names = ["static", *(f"exit {k}" for k in range(1, len(calls)))]
+    rows = [
+        {
+            "name": name,
+            "ms": dict(zip(("q1", "median", "q3"), map(float, q), strict=True)),
+            "ratio": float(q[1] / quartiles[0][1]),
+            "ratio_q1": float(s[0]),
+            "ratio_q3": float(s[1]),
+        }
+        for name, q, s in zip(names, quartiles, spread, strict=True)
+    ]
+    return {"batch": batch, "rounds": len(times), "rows": rows}
+
+
+def _latency(
+    runner: Dispatcher, static: StaticModel, images: Images, exits: Array, *, batch: int, budget: float | None
+) -> tuple[float, float, float, float]:
+    """(mean, median, worst) ratio to static and the static milliseconds, for batches of `batch` images.
+
+    Each time is divided by that of the static model beside it, so that a machine that changes its speed does not favour
+    the exit that was timed last.
+    """
+    static_s, by_group = [], []
+    for rows in _timed_batches(exits, batch):
+        ratios = []
+        for row in rows:
+            data = np.ascontiguousarray(images.batch(row))
+            calls: list[Callable[[], object]] = [partial(static.outputs, data), partial(runner, data, budget=budget)]
+            beside, own = np.median([time_round(calls) for _ in range(REPEATS)], axis=0)
+            static_s.append(beside)
+            ratios.append(own / beside)
+        by_group.append(np.array(ratios))
+    base = float(np.median(static_s))
+    if batch == 1:
+        weights = np.array([(exits == e).mean() for e in np.unique(exits)])
+        typical = np.array([np.median(ratios) for ratios in by_group])
+        order = np.argsort(typical)
+        median = float(typical[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())])
+        mean = float((weights * typical).sum())
+    else:
+        median, mean = float(np.median(by_group[0])), float(np.mean(by_group[0]))
+    sample = np.ascontiguousarray(images.batch(np.arange(min(batch, len(images)))))
+    worst = path_costs(runner, static, sample).ratios[-1]
+    return mean, median, worst, 1e3 * base
+
+
+def _timed_batches(exits: Array, batch: int) -> list[list[Array]]:
+    """Row indices to time: up to TIMED_PER_EXIT single images of each exit, or that many batches in order."""
+    if batch == 1:
+        return [[np.array([r]) for r in np.flatnonzero(exits == e)[:TIMED_PER_EXIT]] for e in np.unique(exits)]
+    count = max(1, len(exits) // batch)
+    return [[np.arange(i * batch, min((i + 1) * batch, len(exits))) for i in range(min(count, TIMED_PER_EXIT))]]
+
+
+def machine() -> str:
+    """The processor in words, for tables."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, onnxruntime {ort.__version__}"
+    except OSError:
+        pass
+    return f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}"

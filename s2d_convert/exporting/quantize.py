@@ -1,0 +1,162 @@
+"""The arithmetic of a stage: int8 by onnxruntime's static quantisation, or float16; inputs, outputs and links stay float32.
+
+What was measured (docs/results.md) stands behind INT8: activations uint8 and weights int8 per output channel are the fastest
+pair of onnxruntime's CPU kernels; weights keep to 7 bits, or sums overflow on processors without VNNI. The layer that makes
+the logits, and the confidence behind it, stay in float: that costs no time, and rounding there would move the exits.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from s2d_runtime.dispatcher import ORT_ERRORS
+
+from s2d_convert.base.sessions import first_line
+from s2d_convert.errors import ModelError
+from s2d_convert.frontend.normalize import set_nodes
+from s2d_convert.latency.meter import Array, make_session
+from s2d_convert.slicing.stage_graph import INVERSE_TEMPERATURE, OUTPUT
+
+FEED_ROWS = 32  # images at a time while the ranges of activations are found
+QUANTISER: Mapping[str, Any] = {
+    "quant_format": QuantFormat.QDQ,
+    "activation_type": QuantType.QUInt8,
+    "weight_type": QuantType.QInt8,
+    "per_channel": True,
+    "reduce_range": True,
+}
+# What leads from the layer that makes the logits to the logits.
+AFTER_HEAD = ("Add", "Flatten", "Identity", "Reshape", "Squeeze")
+HEADS = ("Gemm", "MatMul")
+# The tools document no exceptions; these are what their code raises, and what a session does.
+TOOL_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, LookupError, TypeError, AttributeError, AssertionError)
+
+
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no annotations
+    """The inputs of a stage, some rows at a time, as the tool asks for them."""
+
+    def __init__(self, feeds: Mapping[str, Array]) -> None:
+        rows = len(next(iter(feeds.values())))
+        starts = range(0, rows, FEED_ROWS)
+        self._batches: Iterator[dict[str, Array]] = (
+            {name: values[start : start + FEED_ROWS] for name, values in feeds.items()} for start in starts
+        )
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next rows, None after the last."""
+        return next(self._batches, None)
+
+
+def int8_stage(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:
+    """The stage in int8. feeds: image and links, as many rows each, of images that reach this stage; they say how large its
+    activations become. Raises ModelError where onnxruntime's tool cannot do it."""
+    return int8_model(_with_plain_weights(model), feeds, excluded=answering_nodes(model))
+
+
+def int8_model(model: onnx.ModelProto, feeds: Mapping[str, Array], *, excluded: Sequence[str] = ()) -> onnx.ModelProto:
+    """Any float32 model in int8, apart from the nodes `excluded`. Raises ModelError as `int8_stage` does."""
+    with tempfile.TemporaryDirectory() as place:
+        source, ready, made = (str(Path(place) / name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
+        onnx.save(model, source)
+        # Without the optimisation: the stage is simplified already, and it would take apart what keeps links alive.
+        _guarded(lambda: quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True))
+        kept = [*excluded, *_beyond_the_tool(model)]
+        with _without_known_warnings():
+            _guarded(lambda: quantize_static(ready, made, _Feeds(feeds), nodes_to_exclude=kept, **QUANTISER))
+        return onnx.load(made)
+
+
+@contextmanager
+def _without_known_warnings() -> Iterator[None]:
+    """The tool warns of every norm that its scale, a vector, has no second axis, and then does the right thing."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "out-of-range for weight" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
+
+
+def _beyond_the_tool(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that onnxruntime's tool cannot quantise per channel: transposed convolutions in groups, whose
+    weight has fewer columns than there are output channels, and a bias for each of these."""
+    groups = {n.name: next((a.i for a in n.attribute if a.name == "group"), 1) for n in model.graph.node}
+    return [n.name for n in model.graph.node if n.op_type == "ConvTranspose" and groups[n.name] > 1]
+
+
+def float16_stage(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The stage computing in float16. Raises ModelError where the converter cannot do it."""
+    source = _with_plain_weights(model)
+    kept = answering_nodes(model)
+    made = _guarded(lambda: convert_float_to_float16(source, keep_io_types=True, node_block_list=kept))
+    ordered = gs.export_onnx(gs.import_onnx(made).toposort())  # the converter puts its casts at the end
+    ordered.ir_version = model.ir_version
+    return ordered
+
+
+def _guarded(tool: Callable[[], Any]) -> Any:
+    """What a tool of onnxruntime returns. Raises ModelError for whatever it raises."""
+    try:
+        return tool()
+    except TOOL_ERRORS as error:
+        reason = first_line(error) or type(error).__name__
+        raise ModelError(f"onnxruntime cannot change its arithmetic ({reason}); choose another --quantize") from error
+
+
+def check_runs(model: onnx.ModelProto) -> None:
+    """Raise ModelError unless onnxruntime can make a session of a converted stage."""
+    _guarded(lambda: make_session(model.SerializeToString()))
+
+
+def answering_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that stay in float: the linear layer that makes the logits, and everything behind it."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    logits = makers[OUTPUT].input[0]
+    kept, behind = [], {logits}
+    for node in model.graph.node:
+        if behind.intersection(node.input):
+            behind.update(node.output)
+            kept.append(node.name)
+    node = makers.get(logits)
+    while node is not None and node.op_type in AFTER_HEAD:
+        kept.append(node.name)
+        node = makers.get(node.input[0])
+    return [*kept, node.name] if node is not None and node.op_type in HEADS else kept
+
+
+def _with_plain_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which weights that are stored in float16 and cast back are float32 weights."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {i.name: i for i in copy.graph.initializer}
+    casts = [n for n in copy.graph.node if n.op_type == "Cast" and n.input[0] in stored]
+    for cast in casts:
+        weight = stored[cast.input[0]]
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float32), cast.output[0]))
+    gone = {cast.name for cast in casts}
+    set_nodes(copy.graph, [n for n in copy.graph.node if n.name not in gone])
+    return copy
+
+
+def set_temperature(model: onnx.ModelProto, temperature: float) -> None:
+    """Write the temperature of a stage into its file, in place. Raises ModelError for a stage that has none."""
+    for value in model.graph.initializer:
+        if value.name == INVERSE_TEMPERATURE and value.data_type == TensorProto.FLOAT:
+            value.CopyFrom(numpy_helper.from_array(np.array([1 / temperature], np.float32), value.name))
+            return
+    raise ModelError(f"there is no '{INVERSE_TEMPERATURE}' in it; convert again")

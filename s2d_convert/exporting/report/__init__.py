@@ -1,0 +1,1 @@
+"""The report of an exported folder: one HTML page with pictures."""

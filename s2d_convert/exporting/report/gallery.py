@@ -1,0 +1,89 @@
+"""The easiest and the hardest images of an export, as small pictures for its report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from s2d_runtime import Dispatcher
+
+from s2d_convert.data.images import Images
+from s2d_convert.frontend.reference import slices
+
+MOST_IMAGES, SHOWN, SIDE = 1000, 12, 96
+RUN_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG in base64, and what was answered."""
+
+    png: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images that the first stage was most sure of, and images of which even the last stage that answered was least sure."""
+
+    easy: tuple[Picture, ...] = ()
+    hard: tuple[Picture, ...] = ()
+
+
+def gallery(runner: Dispatcher, images: Images) -> Gallery:
+    """The pictures, of the first MOST_IMAGES images under the default policy."""
+    count = min(MOST_IMAGES, len(images))
+    answers = [runner(np.ascontiguousarray(images.batch(part))) for part in slices(count, RUN_BATCH)]
+    stage = np.concatenate([answer.stage for answer in answers])
+    confidence = np.nan_to_num(np.concatenate([answer.confidence for answer in answers]))
+    said = np.concatenate([answer.output.reshape(len(answer.output), -1).argmax(axis=1) for answer in answers])
+    easy = [row for row in np.argsort(-confidence, kind="stable") if stage[row] == 1][:SHOWN]
+    hard = [row for row in np.argsort(confidence, kind="stable") if stage[row] == stage.max() and row not in easy][
+        :SHOWN
+    ]
+
+    def pictures(rows: Sequence[np.intp]) -> tuple[Picture, ...]:
+        captions = [_caption(images, int(row), int(said[row]), float(confidence[row])) for row in rows]
+        pixels = _pixels(images, np.array(rows, dtype=np.int64)) if rows else []
+        return tuple(Picture(_png(p), caption) for p, caption in zip(pixels, captions, strict=True))
+
+    return Gallery(pictures(easy), pictures(hard))
+
+
+def _caption(images: Images, row: int, said: int, confidence: float) -> str:
+    def name(k: int) -> str:
+        return images.class_names[k] if images.class_names else f"class {k}"
+
+    text = f"{name(said)}, {100 * confidence:.1f} %"
+    if images.labels is not None and images.labels[row] != said:
+        text += f" (is {name(int(images.labels[row]))})"
+    return text
+
+
+def _pixels(images: Images, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """uint8 [H, W, C]; of model input each image is stretched to its own range."""
+    raw: NDArray[Any] = images.raw(rows)
+    if not images.is_model_input:
+        return list(raw)
+    if images.preprocess.layout == "NCHW":
+        raw = raw.transpose(0, 2, 3, 1)
+    low, high = raw.min(axis=(1, 2, 3), keepdims=True), raw.max(axis=(1, 2, 3), keepdims=True)
+    return list((255 * (raw - low) / np.maximum(high - low, 1e-12)).astype(np.uint8))
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    """The picture with its longer side at SIDE pixels, small ones enlarged without blur."""
+    flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]
+    picture = Image.fromarray(np.ascontiguousarray(flat))
+    scale = SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    small = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    target = io.BytesIO()
+    small.save(target, format="PNG", optimize=True)
+    return base64.b64encode(target.getvalue()).decode("ascii")

@@ -1,0 +1,106 @@
+"""What a model answers on made-up images: the check that loading changed nothing, and that no image sees another.
+
+Letters: B images of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from s2d_convert.base.sessions import first_line, quiet_options
+from s2d_convert.errors import ModelError
+
+HALF_TOLERANCE = 5e-2  # the file's own arithmetic is in float16
+BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
+ROWS = 3
+IMAGE_TYPES = {
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FileAnswers:
+    """What a file answers: images float32 [B, ...] and answers float32 [B, ...]; `half` if it computes in float16."""
+
+    path: Path
+    images: np.ndarray
+    answers: np.ndarray
+    half: bool
+
+
+def ask_file(path: Path, image: str, shape: tuple[int, ...], output: str) -> FileAnswers | None:
+    """The answers of a file as it is, for images of `shape` (without the batch).
+
+    None where onnxruntime cannot run the file (some float64 operators): it is judged by what is made of it.
+    """
+    try:
+        session = ort.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
+        (value,) = (i for i in session.get_inputs() if i.name == image)
+        kind = np.dtype(IMAGE_TYPES[value.type])
+        count = value.shape[0] if isinstance(value.shape[0], int) else 2
+        images = noise((count, *shape), kind)
+        answers = session.run([output], {image: images})[0].astype(np.float32)
+    except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no public base class
+        return None
+    return FileAnswers(path, images.astype(np.float32), answers, kind == np.float16)
+
+
+def check_same(session: ort.InferenceSession, asked: FileAnswers, *, half: bool) -> None:
+    """Raise ModelError unless a session of the simplified model answers as the file did; `half`: its weights are float16."""
+    found = session.run(None, {session.get_inputs()[0].name: asked.images})[0]
+    rel = HALF_TOLERANCE if half or asked.half else BATCH_TOLERANCE
+    if not same_answers(found.reshape(len(found), -1), asked.answers.reshape(len(asked.answers), -1), rel=rel):
+        raise ModelError(
+            f"{asked.path}: after simplification the model answers otherwise than the file does (arithmetic that needs "
+            "float64, or an operator that draws random numbers?); export the model in float32, for inference"
+        )
+
+
+def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> None:
+    """Raise ModelError unless every row of a batch is answered as it is alone.
+
+    A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
+    """
+    image = session.get_inputs()[0].name
+    images = noise((ROWS, *shape))
+    try:
+        alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(ROWS)])
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run in onnxruntime ({first_line(error)}); check it there first"
+        ) from error
+    try:
+        together = session.run(None, {image: images})[0]
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on other batch lengths ({first_line(error)}); export it with a dynamic batch"
+        ) from error
+    if not same_answers(together, alone):
+        raise ModelError(
+            "the model answers an image differently in a batch and alone: an operator mixes the images of a batch or draws "
+            "random numbers, or a batch of one was baked into it; export the model for inference, with a dynamic batch"
+        )
+
+
+def noise(shape: tuple[int, ...], kind: Any = np.float32, *, seed: int = 0) -> np.ndarray:
+    """Model input without a meaning: pixels drawn evenly for uint8, else normal numbers."""
+    rng = np.random.default_rng(seed)
+    if np.dtype(kind) == np.uint8:
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape, dtype=np.float32).astype(kind)
+
+
+def same_answers(found: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:
+    """Whether answers [B, ...] agree, class by class: one large logit must not hide the others."""
+    if found.shape != expected.shape or not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return False
+    a, b = (np.where(np.isfinite(expected), x, 0).astype(np.float64).reshape(len(x), -1) for x in (found, expected))
+    return bool((np.abs(a - b) <= rel * np.maximum(1.0, np.abs(b).max(axis=0))).all())

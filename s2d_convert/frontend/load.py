@@ -1,0 +1,218 @@
+"""Load an ONNX file as a `Graph` that is simple enough to reason about.
+
+What is read is checked, its one image input gets a concrete shape, the choice of an output is made, and then `simplify` and
+`batch` bring it into the form that `graph` describes. The result answers as the file does.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+
+from s2d_convert.base.sessions import first_line, quiet_session, save
+from s2d_convert.errors import ModelError, UsageError
+from s2d_convert.frontend.dynamic_batch import free_batch, is_plain
+from s2d_convert.frontend.equivalence import ask_file, check_rows, check_same
+from s2d_convert.frontend.graph import RESERVED, Graph, channel_axis, copy_of, graph_of
+from s2d_convert.frontend.normalize import (
+    cleaned,
+    names_read,
+    optimised,
+    refuse_quantised,
+    refuse_training,
+    set_nodes,
+    with_float32,
+    with_plain_operators,
+    with_recent_opset,
+    without_weights,
+)
+
+# A batch length that no model uses for anything else, so that folded shapes show where the batch was.
+PROBE_BATCH = 7
+OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
+KNOWN_DOMAINS = ("ai.onnx", "com.microsoft")
+IMAGE_TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8"}
+
+
+def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output: str | None = None) -> Graph:
+    """The simplified graph of an ONNX file.
+
+    `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs.
+    Raises ModelError when the file is not a static CNN classifier with one image input, UsageError when `size` or `output`
+    does not fit it.
+    """
+    return graph_from_proto(read_model(path), size=size, output=output, file=Path(path))
+
+
+def read_model(path: str | Path) -> onnx.ModelProto:
+    """The checked protobuf of an ONNX file, external data included. Raises ModelError, naming all nodes that are not ONNX's."""
+    path = Path(path)
+    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises for names that are too long
+        raise ModelError(f"{path}: no such file; give the path of an ONNX model")
+    try:
+        model = onnx.load(str(path), format="protobuf")
+        onnx.checker.check_model(without_weights(model))
+    except (DecodeError, onnx.checker.ValidationError, OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{path}: not a valid ONNX model ({first_line(error)}); export it again") from error
+    if not model.graph.node:
+        raise ModelError(f"{path}: not a valid ONNX model (its graph has no nodes); export it again")
+    _refuse_foreign(path, model)
+    return model
+
+
+def _refuse_foreign(path: Path, model: onnx.ModelProto) -> None:
+    """Raise ModelError naming all nodes of other domains than those that come with onnxruntime, which names only one."""
+    own = {(f.domain, f.name) for f in model.functions}
+    foreign = [
+        f"node '{n.name or n.output[0]}' ({n.domain}.{n.op_type})"
+        for n in model.graph.node
+        if not n.domain.startswith(KNOWN_DOMAINS) and n.domain and (n.domain, n.op_type) not in own
+    ]
+    if foreign:
+        raise ModelError(
+            f"{path}: {len(foreign)} nodes are not of ONNX and have no definition in the file: {', '.join(foreign)}; "
+            "export the model with standard operators"
+        )
+
+
+def graph_from_proto(
+    model: onnx.ModelProto,
+    *,
+    size: tuple[int, int] | None = None,
+    output: str | None = None,
+    file: Path | None = None,
+) -> Graph:
+    """The simplified graph of a model in memory; see `load_graph`.
+
+    `file` is where the model was read from: it may be changed then, and must answer as the file does.
+    """
+    in_place = file is not None
+    if model.functions:
+        model, in_place = onnx.inliner.inline_local_functions(model), True
+    refuse_quantised(model)
+    refuse_training(model)
+    half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
+    model = with_plain_operators(with_recent_opset(with_float32(cleaned(model if in_place else copy_of(model)))))
+    _choose_output(model, output)
+    image, batch, image_type = _fix_input(model, size)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.onnx"
+        save(model, source)
+        shape, logits = _image_shape(model, image), model.graph.output[0].name
+        del model  # large models should not lie in memory twice
+        asked = ask_file(file, image, shape, logits) if file else None
+        model, found = optimised(source, batch)
+        other = None
+        if batch == PROBE_BATCH and not is_plain(model, batch, found.shapes):
+            other = optimised(_with_batch(source, image, OTHER_BATCH), OTHER_BATCH)[1].shapes
+        shapes, folded = free_batch(model, batch, found.shapes, other)
+    with quiet_session(model) as session:
+        check_rows(session, shape)
+        if asked is not None:
+            check_same(session, asked, half=half)
+    for value in (image, model.graph.output[0].name):
+        if value in found.types:
+            raise ModelError(f"'{value}' has type {found.types[value]}; float32 is expected: choose another --output")
+    if image in RESERVED:
+        raise ModelError(
+            f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
+        )
+    types = MappingProxyType(found.types)
+    return replace(graph_of(model, shapes), half=half, folded=folded, types=types, image_type=image_type)
+
+
+def _image_shape(model: onnx.ModelProto, image: str) -> tuple[int, ...]:
+    """The shape of the image once it is fixed, without the batch."""
+    (value,) = (i for i in model.graph.input if i.name == image)
+    return tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
+
+
+def _with_batch(path: Path, image: str, batch: int) -> Path:
+    """The same file with another length of the batch."""
+    model = onnx.load(str(path))
+    (value,) = (i for i in model.graph.input if i.name == image)
+    value.type.tensor_type.shape.dim[0].dim_value = batch
+    save(model, path)
+    return path
+
+
+def _choose_output(model: onnx.ModelProto, output: str | None) -> None:
+    names = [o.name for o in model.graph.output]
+    if output is None and len(names) != 1:
+        raise ModelError(
+            f"the model has {len(names)} outputs ({', '.join(names)}); choose the logits with --output NAME"
+        )
+    chosen = output or names[0]
+    if chosen not in names:
+        raise UsageError(f"--output {chosen}: the model has no such output; it has {', '.join(names)}")
+    keep = next(o for o in model.graph.output if o.name == chosen)
+    del model.graph.output[:]
+    model.graph.output.append(keep)
+    needed, nodes = {chosen}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(names_read(node))
+    if len(nodes) < len(model.graph.node):
+        set_nodes(model.graph, reversed(nodes))
+
+
+def _fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, int, str]:
+    """Give the image input a concrete shape and the type float32, in place; returns its name, the batch length used, and
+    the type that it had (float16 and float64 are float32 by now)."""
+    constants = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    read = {name for node in model.graph.node for name in names_read(node)}
+    for unread in [i for i in inputs if i.name not in read]:
+        inputs.remove(unread)
+        model.graph.input.remove(unread)
+    if len(inputs) != 1:
+        names = ", ".join(i.name for i in inputs) or "none"
+        raise ModelError(
+            f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed"
+        )
+    image = inputs[0]
+    kind = image.type.tensor_type
+    if kind.elem_type not in IMAGE_TYPES:
+        known = onnx.TensorProto.DataType.items()
+        got = next((name.lower() for name, number in known if number == kind.elem_type), f"number {kind.elem_type}")
+        raise ModelError(
+            f"input '{image.name}' has type {got}; float32 and uint8 are allowed: export the model in float32"
+        )
+    image_type = IMAGE_TYPES[kind.elem_type]
+    kind.elem_type = onnx.TensorProto.FLOAT
+    dims = kind.shape.dim
+    if len(dims) != 4:
+        raise ModelError(f"input '{image.name}' has {len(dims)} axes; an image batch has 4 (N, C, H, W or N, H, W, C)")
+    known = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
+    batch = known[0] or PROBE_BATCH
+    dims[0].dim_value = batch
+    spatial = (1, 2) if channel_axis(known[1:]) == 2 else (2, 3)
+    _fix_spatial(image, known, spatial, size)
+    return image.name, batch, image_type
+
+
+def _fix_spatial(
+    image: onnx.ValueInfoProto, known: list[int | None], spatial: tuple[int, int], size: tuple[int, int] | None
+) -> None:
+    dims = image.type.tensor_type.shape.dim
+    channel = 3 if spatial == (1, 2) else 1
+    if known[channel] is None:
+        raise ModelError(f"input '{image.name}' has a dynamic number of channels; export it with a fixed one")
+    for position, axis in enumerate(spatial):
+        if size is not None and known[axis] not in (None, size[position]):
+            raise UsageError(
+                f"--size {size[0]}x{size[1]}: input '{image.name}' is fixed to "
+                f"{known[spatial[0]]}x{known[spatial[1]]}; leave --size away or export with a dynamic size"
+            )
+        if known[axis] is None:
+            if size is None:
+                raise ModelError(f"input '{image.name}' has a dynamic height or width; fix it with --size HxW")
+            dims[axis].dim_value = size[position]

@@ -1,0 +1,41 @@
+"""The static model as the reference: its answers in onnxruntime, and the check that it works on the data at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.latency.meter import Array, make_session
+
+SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
+
+
+def to_logits(output: Array, kind: str) -> Array:
+    """Logits [B, K] (up to a constant per row) from a model's output of any kind and any trailing unit axes."""
+    flat = output.reshape(len(output), -1) if len(output) else output.reshape(0, output.size or 1)
+    return np.log(np.maximum(flat, SMALLEST)) if kind == "probabilities" else flat
+
+
+class StaticModel:
+    """The simplified static model in onnxruntime."""
+
+    def __init__(self, graph: Graph, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> None:
+        self.graph = graph
+        self._session = make_session(graph.model.SerializeToString(), threads=threads, provider=provider)
+
+    def outputs(self, images: Array) -> Array:
+        """What the model answers, as it comes."""
+        result: Array = self._session.run(None, {self.graph.image: images})[0]
+        return result
+
+    def logits(self, images: Array) -> Array:
+        """Logits float32 [B, K]."""
+        return to_logits(self.outputs(images), self.graph.output_kind)
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that cover range(count)."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

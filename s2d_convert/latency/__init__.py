@@ -1,0 +1,1 @@
+"""Latency of stages: measured in onnxruntime, or predicted from a device's table."""

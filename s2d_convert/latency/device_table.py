@@ -1,0 +1,271 @@
+"""A table of kernel costs of one device: read from a board file, fitted, and used in place of measuring.
+
+The device measured some hundred stage files of the model (`s2d_runtime.profile`); `kernels.work_of` says how much work of
+every kind is in each. The cost of a stage is taken to be the sum over the kinds of amount times cost, no cost being
+negative, and the costs are those that explain the measurements best, relatively, measurements that fit badly counting less.
+
+Letters: F files, Q kinds of work.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from s2d_runtime.profile import BOARD_FORMAT, BOARD_VERSION, LAYOUTS
+
+from s2d_convert.errors import UsageError
+from s2d_convert.latency.kernels import Work, without_geometry, work_of
+from s2d_convert.latency.meter import Array, Timing
+
+LEAST_FILES = 20
+LEAST_BLOCK = 8  # where there is no blocked layout, vectors still have some length
+FOLDS = 5
+RIDGE = 0.1  # pull to zero, in units of what a kind of work costs in the mean file
+REWEIGHTINGS = 4
+TYPICAL_ERROR = 0.02  # beyond this relative error a measurement counts less
+MOST_STEPS = 3  # per coordinate
+MOST_BYTES = 64 * 2**20
+KEY = re.compile(r"[^|]+\|[^|]*\|(calls|mmac|kin|kout)")
+
+
+@dataclass(frozen=True)
+class Board:
+    """What a device measured. keys: Q kinds of work; amounts: float64 [F, Q]; ratios: float64 [F], relative to the static
+    model, which takes `static_ms` there."""
+
+    model_name: str
+    model_sha256: str
+    machine: str
+    onnxruntime: str
+    provider: str
+    threads: int
+    batch: int
+    clock: str
+    layout_block: int
+    static_ms: float
+    keys: tuple[str, ...]
+    amounts: Array
+    ratios: Array
+
+    def __str__(self) -> str:
+        return f"{self.machine}, onnxruntime {self.onnxruntime}"
+
+
+@dataclass(frozen=True)
+class PredictionError:
+    """How far predictions are from measurements, relatively: the median, the 90th percentile and the most."""
+
+    median: float
+    p90: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"median {100 * self.median:.1f} %, 90th percentile {100 * self.p90:.1f} %, most {100 * self.most:.1f} %"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Costs of a board's kinds of work, relative to the static model: [Q], and the same for kinds whatever the geometry, for
+    work that no measured file had."""
+
+    board: Board
+    costs: Mapping[str, float]
+    coarse: Mapping[str, float]
+
+    @property
+    def block(self) -> int:
+        """The width of groups that suits the device's kernels."""
+        return max(LEAST_BLOCK, self.board.layout_block)
+
+    def predict(self, work: Work) -> float:
+        """The latency of a model with this work, relative to the static model's on the board."""
+        return sum(amount * self.cost(key) for key, amount in work.items())
+
+    def cost(self, key: str) -> float:
+        """What one unit of a kind of work costs; 0 for kinds that no file had in any geometry."""
+        return self.costs[key] if key in self.costs else self.coarse.get(without_geometry(key), 0.0)
+
+    def measure(self, models: Sequence[bytes]) -> Timing:
+        """What `latency.Meter.measure` would say of these stages on the board."""
+        work = [work_of(onnx.load_from_string(m), block=self.board.layout_block) for m in models]
+        ratios = tuple(map(self.predict, work))
+        return Timing(tuple(r * self.board.static_ms for r in ratios), self.board.static_ms, ratios)
+
+    @cached_property
+    def held_out_error(self) -> PredictionError:
+        """The error on files that the costs were not fitted on, each once."""
+        board, found = self.board, np.zeros(len(self.board.ratios))
+        folds = np.random.default_rng(0).permutation(len(found)) % FOLDS
+        for fold in range(FOLDS):
+            mine = folds == fold
+            costs = _fit_costs(board.amounts[~mine], board.ratios[~mine])
+            found[mine] = board.amounts[mine] @ costs
+        return prediction_error(found, board.ratios)
+
+
+def prediction_error(predicted: Array, measured: Array) -> PredictionError:
+    """The relative errors of predictions [F] in three numbers."""
+    wrong = np.abs(predicted / measured - 1)
+    return PredictionError(float(np.median(wrong)), float(np.percentile(wrong, 90)), float(wrong.max()))
+
+
+def fit(board: Board) -> Table:
+    """The table of a board."""
+    costs = dict(zip(board.keys, _fit_costs(board.amounts, board.ratios).tolist(), strict=True))
+    kinds = sorted({without_geometry(key) for key in board.keys})
+    pooled = np.zeros((len(board.ratios), len(kinds)))
+    for place, key in enumerate(board.keys):
+        pooled[:, kinds.index(without_geometry(key))] += board.amounts[:, place]
+    return Table(board, costs, dict(zip(kinds, _fit_costs(pooled, board.ratios).tolist(), strict=True)))
+
+
+def _fit_costs(amounts: Array, ratios: Array) -> Array:
+    """Costs float64 [Q], none negative, with the least weighted squared relative error over the files."""
+    relative = amounts / ratios[:, None]
+    scale = np.maximum(relative.mean(axis=0), 1e-12)
+    scaled = relative / scale
+    weights, costs = np.ones(len(ratios)), np.zeros(amounts.shape[1])
+    for _ in range(REWEIGHTINGS):
+        costs = _nonnegative(scaled * weights[:, None], weights, ridge=RIDGE)
+        wrong = np.abs(scaled @ costs - 1)
+        weights = np.sqrt(TYPICAL_ERROR / np.maximum(wrong, TYPICAL_ERROR))
+    return costs / scale
+
+
+def _nonnegative(matrix: Array, target: Array, *, ridge: float) -> Array:
+    """The x >= 0 that minimises |matrix x - target|^2 + |ridge x|^2.
+
+    The active-set method of Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23: let in the coordinate
+    that helps most, solve for those that are in, and take out those that would turn negative on the way there.
+    """
+    gram = matrix.T @ matrix + ridge**2 * np.eye(matrix.shape[1])
+    pull, x = matrix.T @ target, np.zeros(matrix.shape[1])
+    inside = np.zeros(len(x), dtype=bool)
+    for _ in range(MOST_STEPS * len(x)):
+        slope = np.where(inside, -np.inf, pull - gram @ x)
+        if slope.max() <= 1e-9 * np.abs(pull).max():
+            break
+        inside[int(slope.argmax())] = True
+        x = _settled(gram, pull, x, inside)
+    return x
+
+
+def _settled(gram: Array, pull: Array, x: Array, inside: Array) -> Array:
+    """The minimum over the coordinates `inside`, of which those that it would make negative are taken out, in place."""
+    while True:
+        wanted = np.zeros(len(x))
+        wanted[inside] = np.linalg.solve(gram[np.ix_(inside, inside)], pull[inside])
+        below = inside & (wanted <= 0)
+        if not below.any():
+            return wanted
+        step = float(np.min(x[below] / (x[below] - wanted[below])))
+        x = x + step * (wanted - x)
+        inside &= x > 1e-12
+        x = np.where(inside, x, 0.0)
+
+
+# --- the file ---------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path, *, model: Path, model_sha256: str, threads: int, batch: int) -> Table:
+    """The table in a board file. Raises UsageError when it is none, or stands for another model or another way of running."""
+    board = read_board(path)
+    if board.model_sha256 != model_sha256:
+        raise UsageError(
+            f"--latency {path}: measured for the model {board.model_name}, which is not the file {model}; "
+            "make a kit of this model with s2d profile"
+        )
+    for name, stands_for, asked in (("threads", board.threads, threads), ("batch", board.batch, batch)):
+        if stands_for != asked:
+            raise UsageError(
+                f"--latency {path}: stands for {name} {stands_for}, got --{name} {asked}; "
+                f"give --{name} {stands_for}, or profile the device with --{name} {asked}"
+            )
+    return fit(board)
+
+
+def read_board(path: Path) -> Board:
+    """The content of a board file. Raises UsageError, naming the first thing that is wrong."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UsageError(f"--latency {path}: larger than {MOST_BYTES // 2**20} MiB; not a board file")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"--latency {path}: no such file; make it with s2d profile on the device") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--latency {path}: not readable as JSON; make it with s2d profile on the device") from error
+    try:
+        return _board(data)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UsageError(
+            f"--latency {path}: not a board file ({what}); see docs/profile.md, or profile again"
+        ) from error
+
+
+def _board(data: Any) -> Board:
+    if not isinstance(data, dict) or data.get("format") != BOARD_FORMAT:
+        raise ValueError(f"its format is not '{BOARD_FORMAT}'")
+    if data["version"] != BOARD_VERSION:
+        raise ValueError(f"version {data['version']!r}; {BOARD_VERSION} is known")
+    keys = tuple(data["keys"])
+    if not keys or len(set(keys)) < len(keys) or not all(isinstance(k, str) and KEY.fullmatch(k) for k in keys):
+        raise ValueError("keys: texts kind|geometry|quantity are expected, each once")
+    files = data["files"]
+    if not isinstance(files, list) or len(files) < LEAST_FILES:
+        raise ValueError(f"files: a list of at least {LEAST_FILES} is expected")
+    amounts = np.array([_numbers(f["amounts"], len(keys), f"files[{i}].amounts") for i, f in enumerate(files)])
+    ratios = np.array([_positive(f["ratio"], f"files[{i}].ratio") for i, f in enumerate(files)])
+    layout = data["layout_block"]
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout_block: got {layout!r}; expected one of {LAYOUTS}")
+    return Board(
+        model_name=_text(data["model"]["name"], "model.name"),
+        model_sha256=_text(data["model"]["sha256"], "model.sha256"),
+        machine=_text(data["machine"], "machine"),
+        onnxruntime=_text(data["onnxruntime"], "onnxruntime"),
+        provider=_text(data["provider"], "provider"),
+        threads=_count(data["threads"], "threads"),
+        batch=_count(data["batch"], "batch"),
+        clock=_text(data["clock"], "clock"),
+        layout_block=int(layout),
+        static_ms=_positive(data["static_ms"], "static_ms"),
+        keys=keys,
+        amounts=amounts,
+        ratios=ratios,
+    )
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value or len(value) > 1000:
+        raise ValueError(f"{place}: a text is expected")
+    return value
+
+
+def _positive(value: Any, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise ValueError(f"{place}: got {value!r}; a number above 0 is expected")
+    return float(value)
+
+
+def _count(value: Any, place: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1e6:
+        raise ValueError(f"{place}: got {value!r}; a whole number above 0 is expected")
+    return value
+
+
+def _numbers(value: Any, count: int, place: str) -> list[float]:
+    if not isinstance(value, list) or len(value) != count:
+        raise ValueError(f"{place}: a list of {count} numbers is expected, one per key")
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e15:
+            raise ValueError(f"{place}: got {number!r}; numbers of at least 0 are expected")
+    return [float(n) for n in value]

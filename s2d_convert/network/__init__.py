@@ -1,0 +1,1 @@
+"""The staged network in torch: one masked forward pass gives all exits."""

@@ -1,0 +1,1 @@
+"""One torch function per ONNX operator."""

@@ -1,0 +1,368 @@
+"""A graph as a torch module whose one forward pass gives the logits of all stages.
+
+The effective-stage rule masks the weights of mixing operators, so one dense pass computes what every stage
+of a plan would compute; supernet, search and fine-tuning all use this module with different plans.
+Folded convolutions train badly, so a normalisation layer can be put back behind each of them. It is
+initialised from measured statistics, so that the function does not change, and folded again on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Kind, channel_axis_of_constant
+from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.network.converters.lower import BUILDERS, lower
+from s2d_convert.network.layers import EPSILON, MOMENTUM, Exit, Head, Mixing, Moments, Norm, as_numpy, channel_means
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import identity_plan
+from s2d_convert.plans.weights import Weights, initial_head
+
+# Operators whose constants per channel are trained; those of the others (bounds, exponents) say what the model is.
+LEARNED = ("Add", "Div", "InstanceNormalization", "LayerNormalization", "Mul", "PRelu", "RMSNormalization", "Sub")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one stage computes of a NORM or REDUCE node: the channels it reads, those it makes, and where they lie
+    among those that it reads; int64 vectors."""
+
+    read: Tensor
+    made: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a plan does to a StagedNet: per MIX node the mask [O, I, 1...] and the rows that have any input
+    (None where nothing is masked), per stage the tap and the head's columns, and per NORM or REDUCE node that does
+    not see all channels at once the parts that it is computed in. `live` has, for what is undefined at zero, which
+    channels of each input and of the output the plan keeps."""
+
+    mix: Mapping[str, tuple[Tensor, Tensor] | None]
+    taps: tuple[str, ...]
+    columns: tuple[Tensor | None, ...]
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    live: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def faded(self, alpha: float) -> Masks:
+        """Masks whose forbidden links still have weight `alpha` (1: not masked at all, 0: these masks)."""
+        if alpha <= 0:
+            return self
+        mix = {
+            k: None if v is None else (v[0] + (1 - v[0]) * alpha, v[1] + (1 - v[1]) * alpha)
+            for k, v in self.mix.items()
+        }
+        columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
+        return Masks(mix, self.taps, columns, self.parts, self.live)
+
+
+class StagedNet(nn.Module):
+    """The graph in torch, with an exit head for every tap in `taps`. Parameters start from `weights`."""
+
+    def __init__(self, graph: Graph, channels: Channels, weights: Weights, *, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.graph, self.channels = graph, channels
+        self.mixing = nn.ModuleDict()
+        self.norms = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self._key = {node.name: f"n{i}" for i, node in enumerate(graph.nodes)}
+        self._head_key = {tap: f"t{i}" for i, tap in enumerate(taps)}
+        self._functions: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {}
+        for node in graph.nodes:
+            self._add_node(node, weights)
+        for tap in taps:
+            head = weights.heads.get(tap) or initial_head(graph, channels, tap)
+            self.heads[self._head_key[tap]] = Head(channels.layouts[tap].axis, head)
+        self._source = feature_source(graph, channels)
+        self._last_use = {name: i for i, node in enumerate(graph.nodes) for name in graph.computed(node)}
+
+    def _add_node(self, node: Node, weights: Weights) -> None:
+        key = self._key[node.name]
+        if node.name in weights.mix:
+            self.mixing[key] = Mixing(node, weights.mix[node.name])
+            return
+        if node.op == "BatchNormalization":
+            scale, shift, mean, var = (torch.tensor(weights.operand(self.graph, node, i)) for i in range(1, 5))
+            self.norms[key] = Norm(scale, shift, mean, var, epsilon=float(node.attrs.get("epsilon", EPSILON)))
+            return
+        self._functions[node.name] = lower(node, self.graph.constants)
+        for index, name in enumerate(node.inputs):
+            if name in self.graph.constants:
+                value = torch.tensor(weights.operand(self.graph, node, index))
+                if self._is_learned(node, index):
+                    self.register_parameter(f"{key}_{index}", nn.Parameter(value))
+                else:
+                    self.register_buffer(f"{key}_{index}", value, persistent=False)
+
+    def _is_learned(self, node: Node, index: int) -> bool:
+        """Whether a constant is a scale, shift or slope per channel of what the model computes (not of the image)."""
+        value, source = self.graph.constants[node.inputs[index]], self.graph.computed(node)[0]
+        layout = self.channels.layouts.get(source)
+        if node.op not in LEARNED or value.dtype != np.float32 or layout is None or (layout.units == FREE).all():
+            return False
+        rank = len(self.graph.shapes[source])
+        return channel_axis_of_constant(node, index, value, rank=rank, axis=layout.axis) is not None
+
+    # --- plans --------------------------------------------------------------------------------------
+
+    def masks(self, effective: Effective) -> Masks:
+        """The masks of a plan on this module's device."""
+        device = next(self.parameters()).device
+        mix: dict[str, tuple[Tensor, Tensor] | None] = {}
+        for node in self.graph.nodes:
+            if node.name in effective.depth and self._key[node.name] in self.mixing:
+                mix[node.name] = self._mask(node, effective, device)
+        columns: list[Tensor | None] = []
+        for stage, tap in enumerate(effective.plan.taps, start=1):
+            reached = effective.readable(tap, stage)
+            free = tap == self.graph.output or bool(reached.all())
+            columns.append(None if free else torch.tensor(reached, dtype=torch.float32, device=device))
+        parts = {
+            node.name: found
+            for node in self.graph.nodes
+            if node.name in effective.depth and (found := self._parts(node, effective, device)) is not None
+        }
+        undefined = (n for n in self.graph.nodes if n.op in UNDEFINED_AT_ZERO and n.name in effective.depth)
+        live = {n.name: self._live(n, effective, device) for n in undefined if not effective.live(n.outputs[0]).all()}
+        return Masks(mix, effective.plan.taps, tuple(columns), parts, live)
+
+    def _live(self, node: Node, effective: Effective, device: torch.device) -> dict[str, Tensor]:
+        found = {}
+        for name in (*self.graph.computed(node), node.outputs[0]):
+            shape = [1] * (len(self.graph.shapes[name]) + 1)
+            shape[self.channels.layouts[name].axis + 1] = -1
+            found[name] = torch.tensor(effective.live(name), device=device).view(shape)
+        return found
+
+    def _parts(self, node: Node, effective: Effective, device: torch.device) -> tuple[Part, ...] | None:
+        if self.channels.roles[node.name].kind not in (Kind.NORM, Kind.REDUCE):
+            return None
+        levels = effective.levels(node)
+        if len(levels) == 1 and len(levels[0][0]) == len(self.channels.layouts[node.inputs[0]].units):
+            return None
+        return tuple(
+            Part(*(torch.tensor(v, device=device) for v in (read, made, np.searchsorted(read, made))))
+            for read, made in levels
+        )
+
+    def _mask(self, node: Node, effective: Effective, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        rank = self._mixing(node).weight.ndim
+        if self.channels.roles[node.name].kind is Kind.MIX:
+            mask = effective.mask(node)
+        else:  # GROUPED: whole groups are zero or not
+            mask = effective.live(node.outputs[0])[:, None]
+        if mask.all():
+            return None
+        grid = torch.tensor(mask, dtype=torch.float32, device=device)
+        return grid.view(*grid.shape, *[1] * (rank - 2)), grid.amax(1)
+
+    def _mixing(self, node: Node) -> Mixing:
+        module = self.mixing[self._key[node.name]]
+        assert isinstance(module, Mixing), "mixing holds Mixing modules only"
+        return module
+
+    # --- forward ------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, masks: Masks) -> list[Tensor]:
+        """The logits [B, K] of every stage of the plan behind `masks`."""
+        return [found.logits for found in self.exits(images, masks)]
+
+    def exits(self, images: Tensor, masks: Masks) -> list[Exit]:
+        """What every stage of the plan behind `masks` answers, and from which features."""
+        wanted = set(masks.taps)
+        kept = wanted | {self._source}
+        found: dict[str, Tensor] = {}
+        values = {self.graph.image: images.float()}
+        for index, node in enumerate(self.graph.nodes):
+            outputs = self._run(node, values, masks)
+            values.update(zip(node.outputs, outputs, strict=True))
+            found.update((name, values[name]) for name in node.outputs if name in kept)
+            if wanted <= found.keys():
+                break
+            for name in self.graph.computed(node):
+                if self._last_use[name] == index:
+                    values.pop(name, None)
+        return [self._exit(tap, found, columns) for tap, columns in zip(masks.taps, masks.columns, strict=True)]
+
+    def _exit(self, tap: str, found: Mapping[str, Tensor], columns: Tensor | None) -> Exit:
+        if tap == self.graph.output:
+            return Exit(found[tap].flatten(1), self._features(found))
+        answer: Exit = self._head(tap)(found[tap], columns)
+        return answer
+
+    def _head(self, tap: str) -> Head:
+        head = self.heads[self._head_key[tap]]
+        assert isinstance(head, Head), "heads holds Head modules only"
+        return head
+
+    def _features(self, found: Mapping[str, Tensor]) -> Tensor | None:
+        """The features of the model's own logits."""
+        if self._source is None:
+            return None
+        return channel_means(found[self._source], self.channels.layouts[self._source].axis)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Where it has exits: the taps of its heads, and the output."""
+        return (*self._head_key, self.graph.output)
+
+    def feature_count(self, tap: str) -> int | None:
+        """How many features the exit at this tap, or at the output, has; None: it has none."""
+        if tap != self.graph.output:
+            return self._head(tap).width
+        return None if self._source is None else len(self.channels.layouts[self._source].units)
+
+    def _run(self, node: Node, values: Mapping[str, Tensor], masks: Masks) -> tuple[Tensor, ...]:
+        key = self._key[node.name]
+        if key in self.mixing:
+            mask, alive = masks.mix.get(node.name) or (None, None)
+            return (self.mixing[key](values[node.inputs[0]], mask, alive),)
+        if key in self.norms:
+            return (self.norms[key](values[node.inputs[0]]),)
+        inputs = [
+            values[n] if n in values else getattr(self, f"{key}_{i}") if n else None for i, n in enumerate(node.inputs)
+        ]
+        if node.name in masks.parts:
+            return (self._run_parts(node, inputs, masks.parts[node.name]),)
+        live = masks.live.get(node.name, {})
+        inputs = [
+            x if x is None or n not in live else torch.where(live[n], x, 1.0)
+            for n, x in zip(node.inputs, inputs, strict=True)
+        ]
+        result = self._functions[node.name](*inputs)
+        outputs = result if isinstance(result, tuple) else (result,)
+        return tuple(
+            torch.where(live[n], y, 0.0) if n in live else y for n, y in zip(node.outputs, outputs, strict=False)
+        )
+
+    def _run_parts(self, node: Node, inputs: Sequence[Tensor | None], parts: tuple[Part, ...]) -> Tensor:
+        """A NORM or REDUCE node, stage by stage on the channels that exist by then; the others are zero."""
+        x = inputs[0]
+        assert x is not None, "a norm has an input"
+        source, rank = node.inputs[0], x.ndim - 1
+        axis = self.channels.layouts[source].axis
+        out = x.new_zeros((len(x), *self.graph.shapes[node.outputs[0]]))
+        for part in parts:
+            if not len(part.read):
+                continue
+            cut = [x.index_select(axis + 1, part.read)]
+            for index, value in enumerate(inputs[1:], start=1):
+                constant = self.graph.constants.get(node.inputs[index])
+                own = None if constant is None else channel_axis_of_constant(
+                    node, index, constant, rank=rank, axis=axis)  # fmt: skip
+                cut.append(value if value is None or own is None else value.index_select(own, part.read))  # type: ignore[arg-type]
+            y = self._functions[node.name](*cut)
+            assert isinstance(y, Tensor), "a norm has one output"
+            if self.channels.roles[node.name].kind is Kind.REDUCE:
+                return y
+            out = out.index_copy(axis + 1, part.made, y.index_select(axis + 1, part.place))
+        return out
+
+    # --- normalisation ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def insert_norms(self, batches: Iterable[Tensor]) -> None:
+        """Put a norm behind every conv that makes a feature map, without changing the function.
+
+        The statistics are those of the unmasked network on `batches` of images.
+        """
+        targets = [n for n in self.graph.nodes if self._wants_norm(n)]
+        identity = self.masks(Effective(self.graph, self.channels, identity_plan(self.graph, self.channels)))
+        moments = [Moments(self._mixing(n)) for n in targets]
+        hooks = [m.module.register_forward_hook(m.hook) for m in moments]
+        self.eval()
+        for images in batches:
+            self(images, identity)
+        for hook in hooks:
+            hook.remove()
+        for measured in moments:
+            measured.module.norm = measured.norm()
+            measured.module.bias = None
+        self.eval()  # a fresh module starts in training mode
+
+    def _wants_norm(self, node: Node) -> bool:
+        if node.op != "Conv" or self._key[node.name] not in self.mixing:
+            return False
+        shape = self.graph.shapes[node.outputs[0]]
+        readers = [reader.op for reader, _ in self.graph.consumers[node.outputs[0]]]
+        return int(np.prod(shape[1:])) > 1 and readers != ["BatchNormalization"]
+
+    def hidden_weights(self) -> list[Tensor]:
+        """The weights [O, I, ...] of the layers in which every output reads every input, without the layer of the logits."""
+        return [
+            module.weight
+            for node in self.graph.nodes
+            if self._key[node.name] in self.mixing
+            and (module := self._mixing(node)).groups == 1
+            and (self._source not in node.inputs or self._source is None)
+        ]
+
+    def all_norms(self) -> list[Norm]:
+        """Every norm: those of the model and those that were inserted."""
+        return [m for m in self.modules() if isinstance(m, Norm)]
+
+    def reset_norms(self) -> None:
+        """Put every norm back to evaluation with the usual momentum."""
+        for norm in self.all_norms():
+            norm.eval()
+            norm.momentum = MOMENTUM
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Iterable[Tensor], masks: Masks) -> None:
+        """Set the running statistics of all norms to those of the masked network on `batches`."""
+        norms = self.all_norms()
+        self.train()
+        for count, images in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1.0 / count
+            self(images, masks)
+        self.reset_norms()
+        self.eval()
+
+    # --- out ----------------------------------------------------------------------------------------
+
+    def weights(self) -> Weights:
+        """The parameters as numpy, norms folded, ready for `split`."""
+        mix = {
+            node.name: self._mixing(node).folded() for node in self.graph.nodes if self._key[node.name] in self.mixing
+        }
+        operands = {}
+        for node in self.graph.nodes:
+            key = self._key[node.name]
+            module = self.norms[key] if key in self.norms else None  # noqa: SIM401 - a ModuleDict has no get
+            if isinstance(module, Norm):
+                vectors = (module.scale, module.shift, module.running_mean, module.running_var)
+                operands.update({(node.name, i): as_numpy(v) for i, v in enumerate(vectors, start=1)})
+            for index in range(len(node.inputs)):
+                value = self._parameters.get(f"{key}_{index}")
+                if value is not None:
+                    operands[node.name, index] = as_numpy(value)
+        return Weights(mix, operands, {tap: self._head(tap).numpy() for tap in self._head_key})
+
+
+def feature_source(graph: Graph, channels: Channels) -> str | None:
+    """The tensor that the layer of the logits reads, None where no single layer that mixes channels makes them."""
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    name = graph.output
+    while name in makers:
+        node = makers[name]
+        inputs = graph.computed(node)
+        if len(inputs) != 1:
+            return None
+        name = inputs[0]
+        if channels.roles[node.name].kind is Kind.MIX:
+            return name if name in makers else None
+    return None
+
+
+def unsupported_nodes(graph: Graph) -> tuple[Node, ...]:
+    """The nodes that have no torch builder, all of them at once."""
+    return tuple(n for n in graph.nodes if n.op not in BUILDERS)

@@ -1,0 +1,137 @@
+"""Plans: which channel unit belongs to which stage, and where every stage is tapped.
+
+A `Plan` is one chain; a `Conversion` is one or several chains, run one after the other. Both are plain
+data: canonical, hashable and JSON. What a plan means is in `effective`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.errors import UsageError
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.plans.exit_points import pooled_axis
+
+PRUNED = 0  # the stage of a unit that no stage computes
+MAX_STAGES = 4
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One chain: `taps[k]` is the tensor that stage k + 1 is read at (the last is the model's logits),
+    `stages_of_units[u]` the stage 1..S of unit u, or 0 when it is pruned."""
+
+    taps: tuple[str, ...]
+    stages_of_units: tuple[int, ...]
+
+    @property
+    def stages(self) -> int:
+        """S, the number of stages."""
+        return len(self.taps)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The chains of a conversion, in the order in which they run."""
+
+    chains: tuple[Plan, ...]
+
+    @property
+    def stages(self) -> int:
+        """The number of stages of all chains together."""
+        return sum(chain.stages for chain in self.chains)
+
+    def to_json(self, channels: Channels) -> dict[str, Any]:
+        """A JSON-able dict; units are listed per class as run lengths such as '1x8 2x8'."""
+        return {"version": FORMAT_VERSION, "chains": [_chain_to_json(c, channels) for c in self.chains]}
+
+    @staticmethod
+    def from_json(data: Any, channels: Channels) -> Conversion:
+        """The conversion that `to_json` wrote. Raises UsageError naming what is wrong."""
+        if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
+            raise UsageError(f'plan: expected an object with "version": {FORMAT_VERSION}; see docs/plan.md')
+        chains = data.get("chains")
+        if not isinstance(chains, list) or not chains:
+            raise UsageError('plan: "chains" must be a list with at least one chain; see docs/plan.md')
+        return Conversion(tuple(_chain_from_json(c, i, channels) for i, c in enumerate(chains)))
+
+    def digest(self) -> str:
+        """A short hash; equal conversions of one model have equal digests."""
+        text = json.dumps([[c.taps, c.stages_of_units] for c in self.chains])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _chain_to_json(plan: Plan, channels: Channels) -> dict[str, Any]:
+    units = {}
+    for group in channels.classes:
+        stages = [plan.stages_of_units[u] for u in group.units]
+        starts = [i for i in range(len(stages)) if i == 0 or stages[i] != stages[i - 1]]
+        ends = [*starts[1:], len(stages)]
+        units[group.name] = " ".join(f"{stages[a]}x{b - a}" for a, b in zip(starts, ends, strict=True))
+    return {"taps": list(plan.taps), "units": units}
+
+
+def _chain_from_json(data: Any, index: int, channels: Channels) -> Plan:
+    place = f"plan: chain {index + 1}"
+    if not isinstance(data, dict) or not isinstance(data.get("taps"), list) or not isinstance(data.get("units"), dict):
+        raise UsageError(f'{place}: expected "taps" (a list) and "units" (an object); see docs/plan.md')
+    taps = data["taps"]
+    if not all(isinstance(t, str) for t in taps) or not 1 <= len(taps) <= MAX_STAGES:
+        raise UsageError(f'{place}: "taps" must be 1 to {MAX_STAGES} tensor names, got {taps!r}')
+    known = {group.name: group for group in channels.classes}
+    unknown = [name for name in data["units"] if name not in known]
+    if unknown:
+        raise UsageError(f"{place}: the model has no channel class {unknown[0]!r}; `s2d inspect` lists its classes")
+    stages = np.ones(channels.units, dtype=np.int64)
+    for name, runs in data["units"].items():
+        stages[list(known[name].units)] = _read_runs(runs, len(known[name].units), f"{place}: class {name!r}")
+    return Plan(tuple(taps), tuple(stages.tolist()))
+
+
+def _read_runs(runs: Any, expected: int, place: str) -> list[int]:
+    try:
+        pairs = [tuple(int(n) for n in run.split("x")) for run in runs.split()]
+        stages = [stage for stage, count in pairs for _ in range(min(count, expected + 1))]
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"{place}: expected run lengths such as '1x8 2x8', got {runs!r}") from error
+    if len(stages) != expected or not all(0 <= stage <= MAX_STAGES for stage in stages):
+        raise UsageError(f"{place}: {runs!r} names {len(stages)} units; the class has {expected}, stages are 0 to S")
+    return stages
+
+
+def identity_plan(graph: Graph, channels: Channels) -> Plan:
+    """One stage that holds everything: the static model."""
+    return Plan((graph.output,), (1,) * channels.units)
+
+
+def check_plan(graph: Graph, channels: Channels, plan: Plan) -> None:
+    """Raise UsageError unless a chain names units, stages and taps of this graph."""
+    if len(plan.stages_of_units) != channels.units:
+        raise UsageError(
+            f"plan: {len(plan.stages_of_units)} units, but the model has {channels.units}; it is another model's plan"
+        )
+    if not 1 <= plan.stages <= MAX_STAGES:
+        raise UsageError(f"plan: {plan.stages} stages; 1 to {MAX_STAGES} are allowed")
+    high = max(plan.stages_of_units, default=1)
+    if high > plan.stages:
+        raise UsageError(f"plan: a unit is given to stage {high}, but there are only {plan.stages} taps")
+    for index, tap in enumerate(plan.taps):
+        if tap == graph.output and index == plan.stages - 1:
+            continue
+        if tap not in channels.layouts or tap in (graph.output, graph.image):
+            raise UsageError(f"plan: '{tap}' cannot be a tap; `s2d inspect` lists the candidates")
+        if pooled_axis(graph, channels, tap) is None:
+            raise UsageError(
+                f"plan: tap '{tap}' of shape {graph.shapes[tap]} is neither a feature map nor a feature vector"
+            )
+    for unit in channels.layouts[graph.output].units:
+        if unit != FREE and plan.stages_of_units[unit] == PRUNED:
+            raise UsageError("plan: a unit of the logits is pruned; only inner units can be")

@@ -1,0 +1,307 @@
+"""The plans that the search chooses among, as a sequence of small decisions.
+
+Decision 0 picks the kind: a *linked* chain, or a *cascade* (a pruned first chain, then the untouched
+static model). Then, for every stage but the last: its tap, and for every channel class how many of its groups the
+stage has by then. Groups follow the layout block of onnxruntime's kernels; inside a class, the units
+that matter most come first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from s2d_convert.channels.analysis import ChannelClass, Channels
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.channels.rules import PRODUCTS, Array, Kind, macs_of
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.exit_points import candidate_taps
+from s2d_convert.plans.liveness import optional_classes
+from s2d_convert.plans.plan import PRUNED, Conversion, Plan, identity_plan
+from s2d_convert.plans.weights import Weights
+
+LINKED, CASCADE = 0, 1
+KINDS = ("linked", "cascade")
+Shape = Literal["any", "depth", "width"]
+MAX_TAPS = 16
+BLOCKS = (1 / 3, 1 / 2)  # shares of the blocks that simple conversions keep
+MAX_TAP_SHARE = 0.97  # an exit on the untouched model behind this share of the MACs saves nothing
+MIN_TAP_SHARE = 0.03  # a tap before this share of the MACs has seen too little to be worth an exit
+
+
+def importance(graph: Graph, channels: Channels, weights: Weights) -> Array:
+    """A score per unit, float64 [U]: squared norms of the rows that make it and the columns that read it, each
+    relative to its layer's mean, so that wide layers do not outvote narrow ones."""
+    score = np.zeros(channels.units)
+    for node in graph.nodes:
+        if node.name not in weights.mix:
+            continue
+        weight = weights.mix[node.name][0]
+        weight = weight.reshape(*weight.shape[:2], -1)
+        # einsum adds up in float64 without a float64 copy of the weight, which a large Linear would feel
+        _add(score, channels.layouts[node.outputs[0]].units, np.einsum("oik,oik->o", weight, weight, dtype=np.float64))
+        source = channels.layouts.get(node.inputs[0])
+        if channels.roles[node.name].kind is Kind.MIX and source is not None and len(source.units) == weight.shape[1]:
+            _add(score, source.units, np.einsum("oik,oik->i", weight, weight, dtype=np.float64))
+    return score
+
+
+def _add(score: Array, units: Array, energy: Array) -> None:
+    known = units != FREE
+    np.add.at(score, units[known], energy[known] / max(float(energy.mean()), 1e-12))
+
+
+@dataclass(frozen=True)
+class Division:
+    """One class in the search: the units in order of importance, cut into groups; `optional` if a stage can do
+    without the class."""
+
+    group: ChannelClass
+    chunks: tuple[tuple[int, ...], ...]
+    optional: bool
+
+    @property
+    def levels(self) -> int:
+        """How many groups there are."""
+        return len(self.chunks)
+
+
+def divide(graph: Graph, channels: Channels, weights: Weights, *, groups: int, block: int) -> tuple[Division, ...]:
+    """Every splittable class, cut into at most `groups` groups of whole layout blocks where it is wide enough."""
+    score = importance(graph, channels, weights)
+    divisions = []
+    optional = optional_classes(graph, channels)
+    for index, group in enumerate(channels.classes):
+        if group.splittable:
+            order = sorted(group.units, key=lambda u: (-score[u], u))
+            chunks = _chunks(order, group.width, groups, block)
+            divisions.append(Division(group, chunks, bool(optional[index])))
+    return tuple(divisions)
+
+
+def _chunks(order: list[int], width: int, groups: int, block: int) -> tuple[tuple[int, ...], ...]:
+    per_unit = max(1, width // len(order))
+    step = max(1, block // per_unit) if width >= 2 * block else 1
+    count = min(groups, max(1, len(order) // step)) if len(order) >= 2 else 1
+    cuts = [round(len(order) * i / count / step) * step for i in range(count)] + [len(order)]
+    return tuple(tuple(order[a:b]) for a, b in pairwise(cuts) if b > a)
+
+
+class PlanSpace:
+    """The search space of a model; satisfies `search.Space` for conversions.
+
+    `sizes[i]` is the number of options of decision i; `allowed` and `decode` take the options chosen so far. With the
+    shape "depth" every stage has whole classes, with "width" all taps are at the end.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        channels: Channels,
+        divisions: tuple[Division, ...],
+        *,
+        stages: int,
+        kinds: Sequence[int] = (LINKED, CASCADE),
+        shape: Shape = "any",
+    ) -> None:
+        self.graph, self.channels, self.divisions, self.stages = graph, channels, divisions, stages
+        self.kinds, self.shape = tuple(kinds), shape
+        self.taps = _thinned(graph, channels, candidate_taps(graph, channels))
+        per_stage = [len(self.taps), *(d.levels + 1 for d in divisions)]
+        self.sizes: tuple[int, ...] = (len(KINDS), *(per_stage * (stages - 1)))
+        self._per_stage = len(per_stage)
+
+    def restricted(self, kinds: Sequence[int], shape: Shape) -> PlanSpace:
+        """The part of this space that has these kinds and this shape."""
+        return PlanSpace(
+            self.graph, self.channels, self.divisions, stages=self.stages,
+            kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape,
+        )  # fmt: skip
+
+    @cached_property
+    def _reach(self) -> tuple[frozenset[str], ...]:
+        """Per tap the nodes that it depends on."""
+        ones = (1,) * self.channels.units
+        return tuple(frozenset(Effective(self.graph, self.channels, Plan((tap,), ones)).depth) for tap in self.taps)
+
+    def allowed(self, prefix: tuple[int, ...]) -> Array:
+        """Which options decision `len(prefix)` has, bool [sizes[len(prefix)]]; never none."""
+        step = len(prefix)
+        mask = np.zeros(self.sizes[step], dtype=bool)
+        if step == 0:
+            mask[list(self.kinds)] = True
+            return mask
+        stage, place = divmod(step - 1, self._per_stage)
+        before = prefix[1 + (stage - 1) * self._per_stage : 1 + stage * self._per_stage] if stage else None
+        if place == 0:
+            first = len(self.taps) - 1 if self.shape == "width" else 0
+            mask[(before[0] if before else first) :] = True
+            return mask
+        division = self.divisions[place - 1]
+        tap = prefix[step - place]
+        if self.shape == "depth" or self._reach[tap].isdisjoint(division.group.producers):
+            mask[division.levels] = True  # all of it; if the stage never computes this class, one spelling only
+            return mask
+        low = before[place] if before else 0
+        if before and self._reach[before[0]].isdisjoint(division.group.producers):
+            low = 0
+        mask[max(low, 0 if division.optional else 1) :] = True
+        return mask
+
+    def decode(self, actions: tuple[int, ...]) -> Conversion:
+        """The conversion that a full sequence of options stands for; stages that add nothing are dropped."""
+        rows = [actions[1 + s * self._per_stage : 1 + (s + 1) * self._per_stage] for s in range(self.stages - 1)]
+        cascade = actions[0] == CASCADE
+        return self._conversion(tuple(dict.fromkeys(tuple(r) for r in rows)), cascade)
+
+    def _conversion(self, rows: tuple[tuple[int, ...], ...], cascade: bool) -> Conversion:
+        final = PRUNED if cascade else len(rows) + 1
+        stages = np.ones(self.channels.units, dtype=np.int64)
+        for place, division in enumerate(self.divisions, start=1):
+            for level, chunk in enumerate(division.chunks):
+                takers = (
+                    s for s, row in enumerate(rows, start=1)
+                    if level < row[place] and not self._reach[row[0]].isdisjoint(division.group.producers)
+                )  # fmt: skip
+                stages[list(chunk)] = next(takers, final)
+        taps = tuple(self.taps[row[0]] for row in rows)
+        units = tuple(stages.tolist())
+        if not cascade:
+            return Conversion((self._alive(Plan((*taps, self.graph.output), units)),))
+        return Conversion((self._alive(Plan(taps, units)), identity_plan(self.graph, self.channels)))
+
+    def _alive(self, plan: Plan) -> Plan:
+        """The plan itself, or with every first group in stage 1 where a tap would show nothing of the image."""
+        effective = Effective(self.graph, self.channels, plan, check_taps=False)
+        if all(effective.sees(tap, s).any() for s, tap in enumerate(plan.taps, start=1)):
+            return plan
+        stages = list(plan.stages_of_units)
+        for division in self.divisions:
+            for unit in division.chunks[0]:
+                stages[unit] = 1
+        return Plan(plan.taps, tuple(stages))
+
+    def actions(self, kind: int, taps: Sequence[int], fractions: Sequence[float]) -> tuple[int, ...]:
+        """The decisions for taps (indices) and one fraction of every class per stage, made valid step by step."""
+        chosen: list[int] = [kind]
+        for tap, fraction in zip(taps, fractions, strict=True):
+            wanted = [tap, *(max(1, round(fraction * d.levels)) for d in self.divisions)]
+            for option in wanted:
+                allowed = np.flatnonzero(self.allowed(tuple(chosen)))
+                chosen.append(int(allowed[np.abs(allowed - option).argmin()]))
+        return tuple(chosen)
+
+    def narrowest(self, kind: int) -> tuple[int, ...]:
+        """The decisions for the least first stage of a kind: the earliest tap, and of every class as little as allowed."""
+        chosen: tuple[int, ...] = (kind,)
+        while len(chosen) < len(self.sizes):
+            chosen = (*chosen, int(np.flatnonzero(self.allowed(chosen))[0]))
+        return chosen
+
+    def thinned(self, kind: int, keep: float, fraction: float) -> tuple[int, ...]:
+        """The decisions for a first stage to the very end that has only the share `keep`, evenly spread, of the classes that
+        it can do without (the insides of residual blocks, mostly), and this fraction of all others."""
+        last = [len(self.taps) - 1] * (self.stages - 1)
+        actions = list(self.actions(kind, last, self._fractions(fraction)))
+        places = [place for place, division in enumerate(self.divisions, start=1) if division.optional]
+        for number, place in enumerate(places):
+            if (
+                math.floor((number + 1) * keep) == math.floor(number * keep)
+                and self.allowed(tuple(actions[: 1 + place]))[0]
+            ):
+                actions[1 + place] = 0
+        return tuple(actions)
+
+    def starts(self) -> tuple[tuple[int, ...], ...]:
+        """Simple conversions to start from and to compare with: depth splits, uniform widths, fewer blocks."""
+        last = len(self.taps) - 1
+        options = [(kind, tap, f) for kind in self.kinds for tap in range(len(self.taps)) for f in (1.0, 0.5)]
+        options += [(kind, last, f) for kind in self.kinds for f in (0.25, 0.75)]
+        found = [self.actions(k, self._spread(tap), self._fractions(f)) for k, tap, f in options]
+        found += [
+            self.thinned(kind, keep, f) for kind in self.kinds for keep in BLOCKS for f in (1.0, 0.5)
+            if kind == CASCADE or f < 1  # a linked stage 2 could add nothing to channels that stage 1 has whole
+        ]  # fmt: skip
+        return tuple(dict.fromkeys(found))
+
+    def uniform(self) -> tuple[tuple[int, ...], ...]:
+        """Uniform plans only: every class divided at one fraction, all taps at the end (the baseline)."""
+        levels = max((d.levels for d in self.divisions), default=1)
+        last = [len(self.taps) - 1] * (self.stages - 1)
+        grid = [(k, i / (2 * levels)) for k in self.kinds for i in range(1, 2 * levels)]
+        return tuple(dict.fromkeys(self.actions(k, last, self._fractions(f)) for k, f in grid))
+
+    def _spread(self, tap: int) -> list[int]:
+        """Taps of all stages but the last when the first is at `tap`."""
+        return [round(tap + (len(self.taps) - 1 - tap) * s / max(1, self.stages - 1)) for s in range(self.stages - 1)]
+
+    def _fractions(self, first: float) -> list[float]:
+        return [first + (1 - first) * s / max(1, self.stages - 1) for s in range(self.stages - 1)]
+
+
+def depth_taps(graph: Graph, channels: Channels) -> tuple[str, ...]:
+    """Where an exit on the untouched model can save something: candidate taps, evenly spread, without the very last."""
+    taps = candidate_taps(graph, channels)
+    share = mac_shares(graph, channels, taps)
+    return _thinned(graph, channels, tuple(t for t in taps if share[t] <= MAX_TAP_SHARE) or taps)
+
+
+def _thinned(graph: Graph, channels: Channels, taps: tuple[str, ...]) -> tuple[str, ...]:
+    """At most MAX_TAPS taps, evenly spread over the multiply-accumulates, without those that come too early."""
+    share = mac_shares(graph, channels, taps)
+    late = [t for t in taps if share[t] >= MIN_TAP_SHARE] or list(taps[-1:])
+    if len(late) <= MAX_TAPS:
+        return tuple(late)
+    marks = np.linspace(share[late[0]], share[late[-1]], MAX_TAPS)
+    values = np.array([share[t] for t in late])
+    return tuple(late[i] for i in sorted({int(np.abs(values - m).argmin()) for m in marks}))
+
+
+def mac_shares(graph: Graph, channels: Channels, taps: Sequence[str]) -> dict[str, float]:
+    """For each tap the share of the static multiply-accumulates that lie before it."""
+    counts = node_macs(graph)
+    total = max(1, sum(counts.values()))
+    ones = (1,) * channels.units
+    plans = (Effective(graph, channels, Plan((t,), ones), check_taps=False) for t in taps)
+    return {t: sum(counts.get(n, 0) for n in plan.depth) / total for t, plan in zip(taps, plans, strict=True)}
+
+
+def node_macs(graph: Graph) -> dict[str, int]:
+    """Multiply-accumulates per image of every convolution and matrix product, by node name."""
+    return {n.name: macs_of(n, graph) for n in graph.nodes if n.op in PRODUCTS}
+
+
+def chain_macs(graph: Graph, channels: Channels, plan: Plan) -> int:
+    """Multiply-accumulates per image of all stages of a chain, counted without building them: exit heads are left out, and
+    what linked stages compute but nobody reads counts too."""
+    effective = Effective(graph, channels, plan)
+    total = 0.0
+    for node in graph.nodes:
+        if node.op in PRODUCTS and node.name in effective.depth:
+            role, out = channels.roles[node.name], node.outputs[0]
+            made = effective.readable(out, plan.stages) if out in channels.layouts else np.ones(1, dtype=bool)
+            share = (effective.mask(node) & made[:, None]).mean() if role.kind is Kind.MIX else made.mean()
+            total += float(share) * macs_of(node, graph)
+    return round(total)
+
+
+def total_macs(graph: Graph) -> int:
+    """Multiply-accumulates per image of the whole graph."""
+    return sum(node_macs(graph).values())
+
+
+@lru_cache
+def layout_block() -> int:
+    """Channels per block of onnxruntime's blocked layout on this processor: 16 with AVX-512, else 8."""
+    try:
+        return 16 if " avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else 8
+    except OSError:
+        return 8

@@ -1,0 +1,108 @@
+"""The numbers of a staged network, apart from its graph: what training changes and export writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.channels.rules import Array, Kind, mix_weights
+from s2d_convert.frontend.graph import Graph, Node
+
+Affine = tuple[Array, Array | None]
+
+
+@dataclass(frozen=True, eq=False)
+class ExitHead:
+    """What makes logits of a tap: means over cells of `cell` (height, width) positions, over the whole map where it is
+    None, then linear `layers` (weight [O, I], bias [O]) with a ReLU between two of them.
+
+    The first weight is [*, C * cells]; the cells of one channel lie side by side, row by row.
+    """
+
+    layers: tuple[tuple[Array, Array], ...]
+    cell: tuple[int, int] | None = None
+
+    def first_weight(self, channels: int) -> Array:
+        """The first layer's weight by channel, [O, C, cells]."""
+        weight = self.layers[0][0]
+        return weight.reshape(len(weight), channels, -1)
+
+
+def linear_head(weight: Array, bias: Array) -> ExitHead:
+    """The plain exit head: one linear layer on the mean of every channel."""
+    return ExitHead(((weight, bias),))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights by node and by tap.
+
+    `mix`: node name -> (weight [O, I, *kernel], bias [O] or None) of every MIX and GROUPED node;
+    `operands`: (node name, input index) -> array that replaces a constant input of another node;
+    `heads`: tap -> its exit head;
+    `temperatures`: per stage of the conversion, by which logits are divided before the softmax.
+    """
+
+    mix: Mapping[str, Affine]
+    operands: Mapping[tuple[str, int], Array] = field(default_factory=dict)
+    heads: Mapping[str, ExitHead] = field(default_factory=dict)
+    temperatures: tuple[float, ...] = ()
+
+    def operand(self, graph: Graph, node: Node, index: int) -> Array:
+        """Constant input `index` of a node."""
+        found = self.operands.get((node.name, index))
+        return graph.constants[node.inputs[index]] if found is None else found
+
+    def temperature(self, stage: int) -> float:
+        """The temperature of stage `stage` (1-based); 1 where none was calibrated."""
+        return self.temperatures[stage - 1] if self.temperatures else 1.0
+
+    def with_heads(self, heads: Mapping[str, ExitHead]) -> Weights:
+        """The same weights with other exit heads."""
+        return replace(self, heads={**self.heads, **heads})
+
+
+def static_weights(graph: Graph, channels: Channels) -> Weights:
+    """The weights of the static model, without exit heads."""
+    mixing = (Kind.MIX, Kind.GROUPED)
+    return Weights(
+        {n.name: mix_weights(n, graph.constants) for n in graph.nodes if channels.roles[n.name].kind in mixing}
+    )
+
+
+def classifier_of(graph: Graph, channels: Channels) -> Node | None:
+    """The mixing node that makes the logits (through operators that only map or move), None if there is none."""
+    node = graph.producer.get(graph.output)
+    while node is not None and channels.roles[node.name].kind in (Kind.MAP, Kind.MOVE):
+        node = graph.producer.get(graph.computed(node)[0])
+    return node if node is not None and channels.roles[node.name].kind is Kind.MIX else None
+
+
+def initial_head(graph: Graph, channels: Channels, tap: str, *, seed: int = 0) -> ExitHead:
+    """A linear exit head for a tap, without data.
+
+    Channels that the classifier reads too take its columns; the others are drawn at random, small.
+    """
+    layout = channels.layouts[tap]
+    rng = np.random.default_rng([seed, len(tap), *tap.encode()])
+    weight = rng.normal(0.0, 0.1 / np.sqrt(len(layout.units)), (graph.classes, len(layout.units))).astype(np.float32)
+    bias = np.zeros(graph.classes, dtype=np.float32)
+    node = classifier_of(graph, channels)
+    if node is None or node.inputs[0] not in channels.layouts:
+        return linear_head(weight, bias)
+    columns, own_bias = mix_weights(node, graph.constants)
+    columns = columns.reshape(*columns.shape[:2], -1).sum(axis=2)
+    source = channels.layouts[node.inputs[0]].units
+    if len(source) != columns.shape[1] or len(columns) != graph.classes:
+        return linear_head(weight, bias)
+    if own_bias is not None:
+        bias = own_bias.astype(np.float32)
+    for position, unit in enumerate(layout.units.tolist()):
+        match = np.flatnonzero(source == unit)
+        if unit != FREE and len(match):
+            weight[:, position] = columns[:, match].sum(axis=1) / max(1, int((layout.units == unit).sum()))
+    return linear_head(weight, bias)

@@ -1,0 +1,82 @@
+"""What `--plan` asks for: a search among all plans or plans of one sort, or a written plan that is trained as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.errors import UsageError
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.plans.assignment import check_conversion
+from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, Shape
+from s2d_convert.search.evaluate import is_untouched
+
+# The kinds and the shape that the plans behind each name have; the keys are `options.PLANS`.
+LIMITS: Mapping[str, tuple[tuple[int, ...], Shape]] = MappingProxyType(
+    {
+        "search": ((LINKED, CASCADE), "any"),
+        "depth": ((LINKED,), "depth"),
+        "width": ((LINKED,), "width"),
+        "cascade": ((CASCADE,), "any"),
+        "uniform": ((LINKED, CASCADE), "any"),
+    }
+)
+
+
+def restricted(space: PlanSpace, plan: str) -> PlanSpace:
+    """The part of the space that `--plan` leaves to the search."""
+    return space.restricted(*LIMITS[plan])
+
+
+def read_plan(text: str, channels: Channels, *, names: Sequence[str]) -> Conversion:
+    """The conversion in the JSON file that `--plan` names; `names` are what else it could have been. Raises UsageError."""
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(f"--plan {text}: expected {', '.join(names)} or the path of a JSON file; see docs/plan.md")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--plan {text}: not readable as JSON ({error}); see docs/plan.md") from error
+    return Conversion.from_json(data, channels)
+
+
+def trainable_plan(text: str, graph: Graph, channels: Channels, *, names: Sequence[str]) -> Conversion:
+    """The same, for a plan that is to be trained. Raises UsageError when it does not fit, or asks for what is not trained."""
+    conversion = read_plan(text, channels, names=names)
+    check_conversion(graph, channels, conversion)
+    for number, chain in enumerate(conversion.chains[1:], start=2):
+        if not is_untouched(graph, chain):
+            raise UsageError(
+                f"--plan {text}: chain {number} is not the untouched model; only the first chain of a plan is trained"
+            )
+    return conversion
+
+
+def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float]) -> float:
+    """The mean latency that the stage times of the search give with these shares of exits, relative to static."""
+    return float(np.dot(np.cumsum(stage_latency), exit_share))
+
+
+def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
+    """How the time of a conversion was spent, in words; `measuring` says how much of a step went into timing models."""
+    rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
+    parts = {
+        "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
+        "search": rest.get("search", 0.0),
+        "measuring": sum(measuring.values()) + seconds.get("finish", 0.0),
+    }
+    total = max(sum(parts.values()), 1e-9)
+    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
+    return f"time: {total:.0f} s ({shares})"
+
+
+def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
+    """The seconds that went into timing the candidates of a trace; lines that only repeat one cost nothing."""
+    return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

@@ -1,0 +1,1 @@
+"""Searches over a space of plans; they know neither models nor clocks."""

@@ -1,0 +1,282 @@
+"""Searches over a space of plans: what all share, and the two that do not learn (random, a given list).
+
+They know neither models nor clocks, only ``evaluate(plan)`` and its reward.
+
+`random_search` and `evaluate_all` are the baselines of `reinforce`. All of them keep one book: a plan is evaluated once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2d_convert.search.controller import Actions
+
+PlanT = TypeVar("PlanT")
+PlanT_co = TypeVar("PlanT_co", covariant=True)
+
+AHEAD = 16  # proposals of random search that are drawn at once
+GIVE_UP = 80  # repeats in a row after which the space is gone through in order
+MAX_ENUMERATED = 5000  # action strings that are looked through, at most, before a space counts as exhausted
+
+
+class Space(Protocol[PlanT_co]):
+    """Plans as sequences of decisions; different sequences may stand for equal plans. Plans are hashable."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of options of every decision."""
+
+    def allowed(self, prefix: Actions, /) -> NDArray[np.bool_]:
+        """Options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
+
+    def decode(self, actions: Actions, /) -> PlanT_co:
+        """The plan that a full sequence stands for."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a plan is worth; latency is relative to the static model, `info` is anything JSON can hold."""
+
+    accuracy: float
+    latency: float
+    reward: float
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"evaluation: got the reward {self.reward} ({self}); expected a finite number")
+
+
+@dataclass(frozen=True)
+class Trial(Generic[PlanT]):
+    """One proposal of a search; `repeated` if its plan had been met before, `seconds` is what evaluating took."""
+
+    index: int
+    method: str
+    actions: Actions
+    plan: PlanT
+    evaluation: Evaluation
+    repeated: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SearchResult(Generic[PlanT]):
+    """All trials in order, and the best: highest reward, then lowest latency, then first met."""
+
+    best: Trial[PlanT]
+    trials: tuple[Trial[PlanT], ...]
+    method: str
+
+
+# May have a method `ahead(plans)`: then it is told which plans come next, so that it can evaluate them side by side.
+Evaluate = Callable[[PlanT], Evaluation]
+OnTrial = Callable[[Trial[PlanT]], None]
+
+
+def reward(
+    accuracy: float,
+    latency: float,
+    budget: float,
+    *,
+    worst: float = 0.0,
+    max_latency: float = math.inf,
+    exponent: float = 2.0,
+) -> float:
+    """The accuracy, times ``(budget / latency) ** exponent`` where the latency misses the budget.
+
+    A plan whose `worst` latency is over `max_latency` gets less than any plan within it: from just below 0 down to -1, the
+    less the further over, so that a search that knows no plan within the bound is led towards it.
+    """
+    if worst > max_latency:
+        return max_latency / worst - 1
+    return accuracy if latency <= budget else accuracy * (budget / latency) ** exponent
+
+
+def trial_to_json(trial: Trial[Any], plan_json: Any) -> dict[str, Any]:
+    """One line of the search trace; floats in full, so that `evaluation_from_json` gives the same evaluation back."""
+    value = trial.evaluation
+    return {
+        "method": trial.method,
+        "index": trial.index,
+        "actions": list(trial.actions),
+        "plan": plan_json,
+        "accuracy": value.accuracy,
+        "latency": value.latency,
+        "reward": value.reward,
+        "info": dict(value.info),
+        "repeated": trial.repeated,
+        "seconds": trial.seconds,
+    }
+
+
+def evaluation_from_json(entry: Mapping[str, Any]) -> Evaluation:
+    """The evaluation in a line of the trace, for `known`."""
+    return Evaluation(entry["accuracy"], entry["latency"], entry["reward"], entry["info"])
+
+
+def random_search(
+    space: Space[PlanT],
+    evaluate: Evaluate[PlanT],
+    *,
+    evaluations: int,
+    seed: int,
+    on_trial: OnTrial[PlanT] | None = None,
+    known: Mapping[PlanT, Evaluation] | None = None,
+) -> SearchResult[PlanT]:
+    """The trials of proposals whose every decision is drawn evenly from what is allowed; ends like `reinforce`."""
+    book = Book(space, evaluate, method="random", evaluations=evaluations, on_trial=on_trial, known=known)
+    rng = np.random.default_rng(seed)
+    drawn: list[Actions] = []
+    while not book.closed:
+        if not drawn and book.stale < GIVE_UP:  # what is drawn does not hang on what was found
+            drawn = [random_actions(space, rng) for _ in range(AHEAD)]
+            book.look_ahead(drawn)
+        proposals = [drawn.pop(0)] if book.stale < GIVE_UP else book.unmet()
+        if not proposals:
+            break
+        book.visit_if_open(proposals[0])
+    return book.result()
+
+
+def evaluate_all(
+    space: Space[PlanT],
+    evaluate: Evaluate[PlanT],
+    sequences: Sequence[Actions],
+    *,
+    method: str,
+    on_trial: OnTrial[PlanT] | None = None,
+    known: Mapping[PlanT, Evaluation] | None = None,
+) -> SearchResult[PlanT]:
+    """The trials of the given sequences, in order."""
+    book = Book(space, evaluate, method=method, evaluations=len(sequences), on_trial=on_trial, known=known)
+    wanted = [checked(space, actions) for actions in sequences]
+    book.look_ahead(wanted)
+    for actions in wanted:
+        book.visit_if_open(actions)
+    return book.result()
+
+
+def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
+    """A sequence whose every decision is drawn evenly from what is allowed."""
+    actions: Actions = ()
+    for _ in space.sizes:
+        actions = (*actions, int(rng.choice(np.flatnonzero(space.allowed(actions)))))
+    return actions
+
+
+def checked(space: Space[Any], actions: Sequence[int]) -> Actions:
+    """The sequence itself, once every decision of it is allowed. Raises ValueError where one is not."""
+    sequence = tuple(int(a) for a in actions)
+    if len(sequence) != len(space.sizes):
+        raise ValueError(f"sequence {sequence}: got {len(sequence)} decisions; expected {len(space.sizes)}")
+    for step, option in enumerate(sequence):
+        choices = np.flatnonzero(space.allowed(sequence[:step])).tolist()
+        if option not in choices:
+            raise ValueError(f"sequence {sequence}: got option {option} at decision {step}; allowed are {choices}")
+    return sequence
+
+
+def _merit(trial: Trial[Any]) -> tuple[float, float]:
+    return trial.evaluation.reward, -trial.evaluation.latency
+
+
+def ranked(results: Sequence[SearchResult[PlanT]]) -> list[Trial[PlanT]]:
+    """The first trial of every distinct plan of several searches, best first."""
+    first: dict[PlanT, Trial[PlanT]] = {}
+    for trial in (t for result in results for t in result.trials):
+        first.setdefault(trial.plan, trial)
+    return sorted(first.values(), key=_merit, reverse=True)
+
+
+class Book(Generic[PlanT]):
+    """What a search has met: trials, distinct plans, and how long nothing was new."""
+
+    def __init__(
+        self,
+        space: Space[PlanT],
+        evaluate: Evaluate[PlanT],
+        *,
+        method: str,
+        evaluations: int,
+        on_trial: OnTrial[PlanT] | None,
+        known: Mapping[PlanT, Evaluation] | None,
+    ) -> None:
+        if evaluations < 1:
+            raise ValueError(f"search: got evaluations={evaluations}; expected at least 1")
+        self.evaluations, self.method = evaluations, method
+        self.trials: list[Trial[PlanT]] = []
+        self.distinct: dict[PlanT, Trial[PlanT]] = {}
+        self.stale = 0
+        self._ahead = getattr(evaluate, "ahead", None)
+        self._evaluate, self._on_trial, self._known = evaluate, on_trial, known if known is not None else {}
+        self._decode = lru_cache(maxsize=None)(space.decode)
+        self._rest = islice(_sequences(space, ()), MAX_ENUMERATED)
+
+    @property
+    def closed(self) -> bool:
+        """Whether all evaluations are spent."""
+        return len(self.distinct) >= self.evaluations
+
+    def visit_if_open(self, actions: Actions) -> Trial[PlanT] | None:
+        """The next trial, with this sequence; None when all evaluations are spent."""
+        if self.closed:
+            return None
+        plan = self._decode(actions)
+        repeated = plan in self.distinct
+        value, seconds = self._value(plan)
+        trial = Trial(len(self.trials), self.method, actions, plan, value, repeated, seconds)
+        self.stale = self.stale + 1 if repeated else 0
+        self.distinct.setdefault(plan, trial)
+        self.trials.append(trial)
+        if self._on_trial is not None:
+            self._on_trial(trial)
+        return trial
+
+    def look_ahead(self, proposals: Sequence[Actions]) -> None:
+        """Tell `evaluate`, if it asks for that, which plans it will be asked for next."""
+        if self._ahead is not None:
+            plans = dict.fromkeys(map(self._decode, proposals))
+            new = [plan for plan in plans if plan not in self.distinct and plan not in self._known]
+            self._ahead(new[: self.evaluations - len(self.distinct)])
+
+    def _value(self, plan: PlanT) -> tuple[Evaluation, float]:
+        """The plan's evaluation, and the seconds that it took now."""
+        if plan in self.distinct:
+            return self.distinct[plan].evaluation, 0.0
+        if plan in self._known:
+            return self._known[plan], 0.0
+        started = time.perf_counter()
+        return self._evaluate(plan), time.perf_counter() - started
+
+    def unmet(self) -> list[Actions]:
+        """A sequence whose plan was not met yet, found by going through the space in order; empty if there is none."""
+        return list(islice((s for s in self._rest if self._decode(s) not in self.distinct), 1))
+
+    def elites(self, count: int) -> list[Trial[PlanT]]:
+        """The best distinct plans, best first."""
+        return sorted(self.distinct.values(), key=_merit, reverse=True)[:count]
+
+    def result(self) -> SearchResult[PlanT]:
+        """The finished book."""
+        if not self.trials:
+            raise ValueError(f"search '{self.method}': got nothing to evaluate; expected at least one sequence")
+        return SearchResult(max(self.trials, key=_merit), tuple(self.trials), self.method)
+
+
+def _sequences(space: Space[Any], prefix: Actions) -> Iterator[Actions]:
+    """All sequences that begin with `prefix`, in order."""
+    if len(prefix) == len(space.sizes):
+        yield prefix
+        return
+    for option in np.flatnonzero(space.allowed(prefix)).tolist():
+        yield from _sequences(space, (*prefix, option))

@@ -1,0 +1,191 @@
+"""What a candidate conversion is worth: accuracy from the supernet, latency from onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from s2d_convert.calibration.thresholds import best_policy, confidences, fit_temperature
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.data.images import Images
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.latency.meter import Array, Timing
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import Conversion, Plan
+from s2d_convert.plans.weights import Weights
+from s2d_convert.search.base import Evaluation, reward
+from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.split import StageModel
+from s2d_convert.training.loop import exit_logits
+
+MAX_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What conversions are searched for: a mean latency of at most `budget`, and a worst one of at most `max_latency`, both
+    relative to the static model."""
+
+    budget: float
+    max_latency: float = math.inf
+
+    @classmethod
+    def of(cls, options: ConvertOptions) -> Goal:
+        """What the options ask for."""
+        return cls(options.budget, math.inf if options.max_latency is None else options.max_latency)
+
+    def value(self, confidence: Array, correct: Array, cost: Sequence[float]) -> Evaluation:
+        """What stages are worth with the best thresholds: how sure and how right they are [S, B], and what they cost [S]."""
+        policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
+        accuracy, latency, worst = policy.expected_accuracy, policy.expected_latency, float(sum(cost))
+        return Evaluation(
+            accuracy=accuracy,
+            latency=latency,
+            reward=reward(accuracy, latency, self.budget, worst=worst, max_latency=self.max_latency),
+            info={
+                "stage_latency": [round(float(c), 4) for c in cost],
+                "worst_latency": round(worst, 4),
+                "exit_share": [round(float(s), 4) for s in policy.exit_share],
+                "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],
+            },
+        )
+
+
+def is_untouched(graph: Graph, plan: Plan) -> bool:
+    """Whether a chain is the static model as it is."""
+    return plan == Plan((graph.output,), (1,) * len(plan.stages_of_units))
+
+
+class Latencies(Protocol):
+    """Says how long stages take: measures them, or knows."""
+
+    def measure(self, models: Sequence[bytes], /) -> Timing:
+        """The latency of stages that hand links on in this order."""
+
+
+class Logits(Protocol):
+    """The logits [S, B, K] of all stages of a conversion on the held-out images."""
+
+    def __call__(self, conversion: Conversion, /) -> Array:
+        """They."""
+
+    def ahead(self, conversions: Sequence[Conversion], /) -> None:
+        """Told which conversions will be asked for next."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupernetLogits:
+    """Logits by the weights of a trained supernet; all that this needs can be sent to another machine."""
+
+    graph: Graph
+    channels: Channels
+    net: StagedNet
+    images: Images
+    static_logits: Array
+
+    def __call__(self, conversion: Conversion) -> Array:
+        rows = []
+        for chain in conversion.chains:
+            if is_untouched(self.graph, chain):
+                rows.append(self.static_logits[None])
+            else:
+                masks = self.net.masks(Effective(self.graph, self.channels, chain))
+                rows.append(exit_logits(self.net, self.images, masks, batch_statistics=True))
+        return np.concatenate(rows)
+
+    def ahead(self, conversions: Sequence[Conversion]) -> None:
+        """Nothing: here they are computed one by one."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a candidate without a budget: `cost` per stage relative to static, `confidence` and `correct`
+    of every stage on the held-out images [S, B], and the seconds that timing it took."""
+
+    cost: tuple[float, ...]
+    confidence: Array
+    correct: Array
+    measure_s: float
+
+
+class Evaluator:
+    """Callable that evaluates conversions with the weights of a trained supernet.
+
+    The latency of every stage is what `meter` says of its ONNX model, plus what the dispatcher adds to the first and to
+    each further stage (`overhead_ms`); the accuracy is that of the best thresholds that meet the budget on `images`.
+    `answers` are the labels, or the static model's answers.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        channels: Channels,
+        net: StagedNet,
+        *,
+        meter: Latencies,
+        images: Images,
+        static_logits: Array,
+        answers: Array,
+        goal: Goal,
+        weights: Weights,
+        overhead_ms: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.graph, self.channels, self.net, self.meter, self.goal = graph, channels, net, meter, goal
+        count = min(MAX_IMAGES, len(images))
+        self.images = images.take(slice(0, count))
+        self.static_logits, self.answers = static_logits[:count], answers[:count]
+        self.weights, self.overhead_ms = weights, overhead_ms
+        self.logits: Logits = SupernetLogits(graph, channels, net, self.images, self.static_logits)
+        self._looks: dict[Conversion, Look] = {}
+
+    def at_budget(self, budget: float) -> Evaluator:
+        """The same evaluation for another budget; what is known of the candidates is shared."""
+        other = copy.copy(self)
+        other.goal = replace(self.goal, budget=budget)
+        return other
+
+    def __call__(self, conversion: Conversion) -> Evaluation:
+        look = self.look(conversion)
+        value = self.goal.value(look.confidence, look.correct, look.cost)
+        return replace(value, info={**value.info, "measure_s": round(look.measure_s, 3)})
+
+    def look(self, conversion: Conversion) -> Look:
+        """What the candidate costs and answers, found once."""
+        if conversion not in self._looks:
+            started = time.monotonic()
+            cost = self.latency(conversion)
+            seconds = time.monotonic() - started
+            logits = self.logits(conversion)
+            temperatures = [fit_temperature(row, self.answers) for row in logits]
+            correct = logits.argmax(axis=2) == self.answers
+            self._looks[conversion] = Look(cost, confidences(logits, temperatures), correct, seconds)
+        return self._looks[conversion]
+
+    def latency(self, conversion: Conversion) -> tuple[float, ...]:
+        """Latency of each stage as a ratio to static, the dispatcher's own time included."""
+        return self.cost(
+            build_stages([Part(self.graph, self.channels, chain, self.weights) for chain in conversion.chains])
+        )
+
+    def cost(self, models: Sequence[StageModel]) -> tuple[float, ...]:
+        """The same for stages that are built already."""
+        timing = self.meter.measure([m.model.SerializeToString() for m in models])
+        first, further = (ms / timing.reference_ms for ms in self.overhead_ms)
+        return tuple(ratio + (further if k else first) for k, ratio in enumerate(timing.ratios))
+
+    def ahead(self, conversions: Sequence[Conversion]) -> None:
+        """Told which conversions come next: their logits may be computed side by side."""
+        self.logits.ahead(conversions)
+
+
+def reference_answers(images: Images, static_logits: Array) -> Array:
+    """What counts as right: the labels, or without labels the static model's answers, int64 [B]."""
+    return static_logits.argmax(axis=1) if images.labels is None else images.labels

@@ -1,0 +1,152 @@
+"""The search by a policy that learns: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
+
+It is made frugal: it also imitates the best plans so far (self-imitation: Oh et al., ICML 2018), because at a second per
+evaluation a hundred rewards must do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from s2d_convert.search.base import (
+    GIVE_UP,
+    Book,
+    Evaluate,
+    Evaluation,
+    OnTrial,
+    PlanT,
+    SearchResult,
+    Space,
+    Trial,
+    checked,
+)
+from s2d_convert.search.controller import Actions, Allowed, LSTMPolicy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How `reinforce` learns; the defaults are tuned for 60-150 evaluations of 15-40 decisions.
+
+    `explore` is the chance that a decision is drawn evenly, falling to `explore_end` over the run. `baseline_decay` belongs
+    to the moving averages of reward and spread. The `elites` best plans are imitated with weights
+    ``exp(-rank / elite_scale)``: steep, because a flat elite holds mediocre plans for most of a short run. After
+    `patience` repeats in a row exploration rises; after `give_up` the space is gone through in order.
+    """
+
+    hidden: int = 64
+    batch: int = 4
+    learning_rate: float = 0.01
+    clip: float = 1.0
+    entropy: float = 0.01
+    entropy_decay: float = 0.99
+    explore: float = 0.1
+    explore_end: float = 0.02
+    baseline_decay: float = 0.8
+    elites: int = 8
+    elite_scale: float = 3.0
+    imitation: float = 1.0
+    patience: int = 12
+    give_up: int = GIVE_UP
+
+
+def reinforce(
+    space: Space[PlanT],
+    evaluate: Evaluate[PlanT],
+    *,
+    evaluations: int,
+    seed: int,
+    settings: Settings | None = None,
+    on_trial: OnTrial[PlanT] | None = None,
+    warm_start: Sequence[Actions] = (),
+    known: Mapping[PlanT, Evaluation] | None = None,
+) -> SearchResult[PlanT]:
+    """The trials of an LSTM policy that learns to propose plans of high reward.
+
+    Ends after `evaluations` distinct plans, or when the space has no other. The `warm_start` sequences are evaluated
+    first (and count); those that stay among the best are imitated. A plan in `known` takes its evaluation from there but
+    counts like any other, so a run that was killed goes through the same trials when it is started again with the
+    same seed and what it knew.
+    """
+    book = Book(space, evaluate, method="reinforce", evaluations=evaluations, on_trial=on_trial, known=known)
+    learner = _Learner(space, settings or Settings(), seed)
+    first = [checked(space, actions) for actions in warm_start]
+    book.look_ahead(first)
+    for actions in first:
+        book.visit_if_open(actions)
+    while not book.closed:
+        explore = learner.exploration(book)
+        proposals = learner.propose(explore) if book.stale < learner.settings.give_up else book.unmet()
+        if not proposals:
+            break
+        book.look_ahead(proposals)
+        episodes = [t for t in map(book.visit_if_open, proposals) if t is not None]
+        learner.learn(episodes, book, explore=explore)
+    return book.result()
+
+
+class _Learner:
+    """The policy, its optimizer and its moving averages."""
+
+    def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
+        self.settings = settings
+        self.policy = LSTMPolicy(space.sizes, hidden=settings.hidden, seed=seed)
+        self.allowed: Allowed = lru_cache(maxsize=2**16)(space.allowed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.learning_rate)
+        self._entropy = settings.entropy
+        self._mean: float | None = None
+        self._variance: float | None = None
+
+    def exploration(self, book: Book[Any]) -> float:
+        """The chance that a decision is drawn evenly: falls with the evaluations, rises while nothing is new."""
+        s = self.settings
+        usual = s.explore + (s.explore_end - s.explore) * len(book.distinct) / book.evaluations
+        stuck = max(0, book.stale - s.patience) / max(1, s.give_up - s.patience)
+        return min(1.0, usual + stuck)
+
+    def propose(self, explore: float) -> Sequence[Actions]:
+        """A batch of sequences drawn from the policy."""
+        with torch.no_grad():
+            drawn = self.policy.sample(
+                self.allowed, generator=self._generator, count=self.settings.batch, explore=explore
+            )
+        return drawn.actions
+
+    def learn(self, episodes: Sequence[Trial[Any]], book: Book[Any], *, explore: float) -> None:
+        """One update: towards the episodes that did better than the moving average, and towards the best plans so far.
+
+        `explore` is the one that the episodes were drawn with: the gradient is that of the mixture, so it stays on policy.
+        """
+        s, count = self.settings, len(episodes)
+        elites = book.elites(s.elites) if s.imitation else []
+        scores = self.policy.log_prob([t.actions for t in [*episodes, *elites]], self.allowed, explore=explore)
+        gain = (self._advantages(episodes) * scores.log_prob[:count]).mean()
+        loss = -gain - self._entropy * scores.entropy[:count].mean()
+        if elites:
+            weights = torch.exp(-torch.arange(len(elites)) / s.elite_scale)
+            loss = loss - s.imitation * (weights / weights.sum() * scores.log_prob[count:]).sum()
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip)
+        self._optimizer.step()
+        self._entropy *= s.entropy_decay
+
+    def _advantages(self, episodes: Sequence[Trial[Any]]) -> torch.Tensor:
+        """By how much each reward is above the moving average, in moving standard deviations, cut at 3."""
+        rewards = np.array([t.evaluation.reward for t in episodes])
+        keep = self.settings.baseline_decay
+        self._mean = _moved(self._mean, float(rewards.mean()), keep)
+        self._variance = _moved(self._variance, float(np.square(rewards - self._mean).mean()), keep)
+        scaled = (rewards - self._mean) / (math.sqrt(self._variance) + 1e-8)
+        return torch.as_tensor(np.clip(scaled, -3, 3), dtype=torch.float32)
+
+
+def _moved(average: float | None, value: float, keep: float) -> float:
+    return value if average is None else keep * average + (1 - keep) * value

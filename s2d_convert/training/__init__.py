@@ -1,0 +1,1 @@
+"""Trainings of a staged network: the loop, distillation, exit heads."""

@@ -1,0 +1,240 @@
+"""Exit heads on a backbone that stays as it is: features are computed once, then small heads are trained on them.
+
+onnxruntime runs the static model over the images a single time and gives, beside the logits, the means over a grid of
+cells of every candidate tap. A head is one hidden layer on that grid: on the means of whole maps a linear layer finds
+little in the early layers of a thin network, where things lie tells much more (docs/experiments.md).
+
+Letters: B rows, F features of a tap, K classes, T taps.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.data.augment import Level
+from s2d_convert.data.images import Images
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.normalize import set_nodes
+from s2d_convert.frontend.reference import slices, to_logits
+from s2d_convert.latency.meter import Array, make_session
+from s2d_convert.network.layers import Head
+from s2d_convert.plans.weights import ExitHead
+from s2d_convert.training.loop import Progress, TrainSettings, exit_loss, schedule
+
+MAX_FEATURES = 2048  # of one tap: bounds the head's work and the space on disk (8 KB a row)
+MAX_SIDE = 8  # cells along one axis
+MIN_HIDDEN, MAX_HIDDEN = 128, 512
+FEATURE_BATCH = 100
+MAX_COPIES = 10
+HEAD_BATCH, HEAD_RATE, MIN_STEPS = 256, 3e-3, 400
+TEMPERATURE = 2.0
+
+Report = Callable[[int, int], None]  # rows done, rows in all
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the heads learn from: per tap float32 [B, F], the static model's logits [B, K], and labels int64 [B] if any."""
+
+    taps: Mapping[str, Array]
+    logits: Array
+    labels: Array | None
+
+
+def head_cell(graph: Graph, channels: Channels, tap: str) -> tuple[int, int] | None:
+    """Height and width of the cells that a head averages a tap over; None for a feature vector."""
+    shape, axis = list(graph.shapes[tap]), channels.layouts[tap].axis
+    if len(shape) == 1:
+        return None
+    width = shape.pop(axis)
+    side = min(MAX_SIDE, max(1, math.isqrt(MAX_FEATURES // width))) if width <= MAX_FEATURES else 1
+    return math.ceil(shape[0] / side), math.ceil(shape[1] / side)
+
+
+def feature_count(graph: Graph, channels: Channels, tap: str) -> int:
+    """The number of features of a tap."""
+    shape, axis = list(graph.shapes[tap]), channels.layouts[tap].axis
+    cell = head_cell(graph, channels, tap)
+    if cell is None:
+        return shape[0]
+    width = shape.pop(axis)
+    return width * (shape[0] // cell[0]) * (shape[1] // cell[1])
+
+
+# --- features ---------------------------------------------------------------------------------------------
+
+
+def feature_model(graph: Graph, channels: Channels, taps: Sequence[str]) -> onnx.ModelProto:
+    """The static model with the features of every tap as further outputs, in the order of `taps`."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes = list(model.graph.node)
+    for index, tap in enumerate(taps):
+        source, cell = tap, head_cell(graph, channels, tap)
+        steps: list[tuple[str, dict[str, Any]]] = []
+        if cell is not None and channels.layouts[tap].axis == 2:
+            steps.append(("Transpose", {"perm": [0, 3, 1, 2]}))
+        if cell is not None:
+            steps.append(("AveragePool", {"kernel_shape": list(cell), "strides": list(cell)}))
+        for number, (op, attributes) in enumerate([*steps, ("Flatten", {"axis": 1})]):
+            made = f"s2d.features{index}.{number}"
+            nodes.append(helper.make_node(op, [source], [made], name=made, **attributes))
+            source = made
+        shape: list[str | int | None] = ["N", feature_count(graph, channels, tap)]
+        model.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
+    set_nodes(model.graph, nodes)
+    return model
+
+
+class Extractor:
+    """Runs the static model over images and keeps what heads need; one session for all splits."""
+
+    def __init__(self, graph: Graph, channels: Channels, taps: Sequence[str], *, threads: int, provider: str) -> None:
+        self.graph, self.taps = graph, tuple(taps)
+        self._widths = [feature_count(graph, channels, tap) for tap in taps]
+        model = feature_model(graph, channels, taps).SerializeToString()
+        self._session = make_session(model, threads=threads, provider=provider)
+
+    def features(
+        self, images: Images, *, copies: int = 1, level: Level = "light", flip: bool = True, seed: int = 0,
+        store: Path | None = None, report: Report | None = None,
+    ) -> Features:  # fmt: skip
+        """The features of all images, `copies` times: first as they are, then augmented anew each time.
+
+        With `store` they lie in that folder and not in memory; it appears when it is whole, and is read if it is there.
+        """
+        rows = copies * len(images)
+        partial = None if store is None else store.with_name(store.name + ".partial")
+        if store is not None and store.exists():
+            return self._read(store, images, copies)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        shapes = [(rows, self.graph.classes), *((rows, width) for width in self._widths)]
+        arrays = [_new_array(partial, index, shape) for index, shape in enumerate(shapes)]
+        done = 0
+        for copy in range(copies):
+            rng = np.random.default_rng([seed, 4, copy])
+            for part in slices(len(images), FEATURE_BATCH):
+                batch = images.batch(part) if copy == 0 else images.augmented(part, rng, level=level, flip=flip)
+                found = self._session.run(None, {self.graph.image: np.ascontiguousarray(batch)})
+                found[0] = to_logits(found[0], self.graph.output_kind)
+                for array, value in zip(arrays, found, strict=True):
+                    array[done : done + len(value)] = value
+                done += len(batch)
+                if report is not None:
+                    report(done, rows)
+        if store is None or partial is None:
+            return self._gathered(arrays, images, copies)
+        for array in arrays:
+            array.flush()  # type: ignore[attr-defined]
+        partial.rename(store)
+        return self._read(store, images, copies)
+
+    def _read(self, store: Path, images: Images, copies: int) -> Features:
+        arrays = [np.load(store / f"{index}.npy", mmap_mode="r") for index in range(1 + len(self.taps))]
+        return self._gathered(arrays, images, copies)
+
+    def _gathered(self, arrays: Sequence[Array], images: Images, copies: int) -> Features:
+        labels = None if images.labels is None else np.tile(images.labels, copies)
+        return Features(dict(zip(self.taps, arrays[1:], strict=True)), arrays[0], labels)
+
+
+def _new_array(folder: Path | None, index: int, shape: tuple[int, int]) -> Array:
+    if folder is None:
+        return np.empty(shape, np.float32)
+    return np.lib.format.open_memmap(folder / f"{index}.npy", mode="w+", dtype=np.float32, shape=shape)
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+def new_head(graph: Graph, channels: Channels, tap: str, *, seed: int) -> ExitHead:
+    """An untrained head for features of deviation 1; the same for equal seeds."""
+    rng = np.random.default_rng([seed, 5, *tap.encode()])
+    width, hidden = feature_count(graph, channels, tap), min(MAX_HIDDEN, max(MIN_HIDDEN, graph.classes // 2))
+    first = rng.normal(0, math.sqrt(2 / width), (hidden, width)).astype(np.float32)
+    last = rng.normal(0, math.sqrt(1 / hidden), (graph.classes, hidden)).astype(np.float32)
+    layers = ((first, np.zeros(hidden, np.float32)), (last, np.zeros(graph.classes, np.float32)))
+    return ExitHead(layers, head_cell(graph, channels, tap))
+
+
+def train_heads(
+    graph: Graph,
+    channels: Channels,
+    features: Features,
+    *,
+    epochs: float,
+    seed: int,
+    device: torch.device,
+    on_step: Callable[[Progress], None] | None = None,
+) -> dict[str, ExitHead]:
+    """A trained head for every tap; all of them in one loop over the same batches."""
+    taps = list(features.taps)
+    scales = [_scale(features.taps[tap]) for tap in taps]
+    heads = [_module(graph, channels, t, new_head(graph, channels, t, seed=seed)).to(device) for t in taps]
+    rows = len(features.logits)
+    size = min(HEAD_BATCH, rows)
+    settings = TrainSettings(
+        steps=max(MIN_STEPS, round(epochs * rows / size)),
+        batch_size=size,
+        learning_rate=HEAD_RATE,
+        temperature=TEMPERATURE,
+    )
+    parameters = [p for head in heads for p in head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+    started = time.monotonic()
+    for step in range(settings.steps):
+        epoch, place = divmod(step, rows // size)
+        picked = np.sort(np.random.default_rng([seed, 6, epoch]).permutation(rows)[place * size : (place + 1) * size])
+        inputs = [torch.from_numpy(features.taps[t][picked] / s).to(device) for t, s in zip(taps, scales, strict=True)]
+        soft = torch.from_numpy(features.logits[picked]).to(device)
+        labels = None if features.labels is None else torch.from_numpy(features.labels[picked]).to(device)
+        logits = [head.logits(x) for head, x in zip(heads, inputs, strict=True)]
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step / settings.steps, settings.warmup)
+        loss = exit_loss(logits, soft, labels, settings)
+        optimizer.zero_grad(set_to_none=True)
+        (loss * len(taps)).backward()
+        optimizer.step()
+        if on_step is not None:
+            left = (time.monotonic() - started) / (step + 1) * (settings.steps - step - 1)
+            on_step(Progress(step + 1, settings.steps, float(loss.detach()), left))
+    return {t: _rescaled(head.numpy(), scale) for t, head, scale in zip(taps, heads, scales, strict=True)}
+
+
+def head_logits(graph: Graph, channels: Channels, heads: Mapping[str, ExitHead], features: Features) -> Array:
+    """Logits [T, B, K] of all heads, in their order, on features."""
+    rows = []
+    for tap, head in heads.items():
+        module = _module(graph, channels, tap, head)
+        with torch.no_grad():
+            rows.append(module.logits(torch.from_numpy(np.ascontiguousarray(features.taps[tap]))).numpy())
+    return np.stack(rows)
+
+
+def _module(graph: Graph, channels: Channels, tap: str, head: ExitHead) -> Head:
+    return Head(channels.layouts[tap].axis, head)
+
+
+def _scale(values: Array) -> Array:
+    """The deviation of each feature, at least a hundredth of the mean one, so that a dead feature stays harmless."""
+    deviation = values.std(axis=0)
+    return np.maximum(deviation, max(1e-2 * float(deviation.mean()), 1e-6)).astype(np.float32)
+
+
+def _rescaled(head: ExitHead, scale: Array) -> ExitHead:
+    """The head for features that are not divided by `scale`."""
+    (weight, bias), *rest = head.layers
+    return ExitHead(((weight / scale, bias), *rest), head.cell)

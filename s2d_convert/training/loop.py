@@ -1,0 +1,255 @@
+"""Joint training of all exits of a staged network.
+
+Targets are the labels, where there are any, and the static model's logits (knowledge distillation, Hinton et al., 2015,
+arXiv 1503.02531); with hints, the features behind these logits too. Hidden weights move by Muon, all others by SGD. The
+same loop trains the supernet (new random plans at every step, the full network always among
+them: the sandwich rule of Yu & Huang, ICCV 2019) and fine-tunes the chosen plan, whose forbidden links fade out over
+the first part.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2d_convert.data.augment import Level
+from s2d_convert.data.images import Images
+from s2d_convert.errors import DataError
+from s2d_convert.frontend.reference import slices
+from s2d_convert.latency.meter import Array
+from s2d_convert.network.staged_net import Masks, StagedNet
+from s2d_convert.training.distillation import Hints, Lesson
+from s2d_convert.training.muon import Muon
+
+logger = logging.getLogger(__name__)
+
+EVAL_BATCH = 250
+CHECKPOINT_SECONDS = 30.0
+MOMENTUM = 0.9
+Say = Callable[[Array], Lesson]
+Choose = Callable[[int, float], Sequence[Masks]]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how to train.
+
+    `muon_rate` is the learning rate of what Muon trains; `distill` is the weight of the static model's logits (1 without
+    labels), `hint` that of its features; `mixed`: products are computed in bfloat16, weights, norms' statistics and losses
+    kept in float32.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 0.03
+    muon_rate: float = 0.005
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    distill: float = 0.7
+    temperature: float = 3.0
+    hint: float = 5.0
+    level: Level = "light"
+    flip: bool = True
+    mixed: bool = False
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 itself; elsewhere mixed precision is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: steps done and in all, the smoothed loss, and the seconds left."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+
+
+def train(
+    net: StagedNet,
+    teacher: Say,
+    images: Images,
+    choose: Choose,
+    *,
+    settings: TrainSettings,
+    seed: int,
+    hints: Hints | None = None,
+    checkpoint: Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> None:
+    """Train `net` in place; `choose(step, progress)` gives the plans (as masks) of a step, progress in 0..1.
+
+    With `hints` the exits learn features too, and `hints` is trained beside them.
+
+    With `checkpoint` the state is saved there now and then, and training goes on from it if it exists: the same
+    seed then gives the same batches as an uninterrupted run.
+    """
+    device = next(net.parameters()).device
+    trained = nn.ModuleDict({"net": net} if hints is None else {"net": net, "hints": hints})
+    rates = _optimizers(trained, net.hidden_weights(), settings)
+    first = _restore(trained, rates, checkpoint)
+    loss_average, started, saved = math.nan, time.monotonic(), time.monotonic()
+    for step, (batch, lesson, labels) in _batches(images, teacher, settings, seed, first):
+        for optimizer, rate in rates.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * schedule(step / settings.steps, settings.warmup)
+        net.train()
+        plans = choose(step, step / settings.steps)
+        data = torch.from_numpy(batch).to(device)
+        truth = None if labels is None else torch.from_numpy(labels).to(device)
+        soft = lesson.logits.to(device)
+        features = None if lesson.features is None else lesson.features.to(device)
+        trained.zero_grad(set_to_none=True)
+        total = 0.0
+        for masks in plans:
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed):
+                exits = net.exits(data, masks)
+            loss = exit_loss([found.logits.float() for found in exits], soft, truth, settings)
+            if hints is not None and features is not None:
+                loss = loss + settings.hint * hints.loss(masks.taps, exits, features)
+            loss = loss / len(plans)
+            loss.backward()
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise DataError(
+                f"training: the loss is {total} at step {step + 1} of {settings.steps}; look at the images' range and at "
+                "--preprocess, and whether the model's answers on them are finite"
+            )
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 5.0)
+        for optimizer in rates:
+            optimizer.step()
+        loss_average = total if math.isnan(loss_average) else 0.95 * loss_average + 0.05 * total
+        if on_step is not None:
+            elapsed = time.monotonic() - started
+            left = elapsed / (step + 1 - first) * (settings.steps - step - 1)
+            on_step(Progress(step + 1, settings.steps, loss_average, left))
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            states = [optimizer.state_dict() for optimizer in rates]
+            save_state(checkpoint, {"step": step + 1, "net": trained.state_dict(), "optimizers": states})
+            saved = time.monotonic()
+    net.eval()
+
+
+def _optimizers(
+    trained: nn.Module, hidden: Sequence[Tensor], settings: TrainSettings
+) -> dict[torch.optim.Optimizer, float]:
+    """Muon for the hidden layers and SGD for everything else, with their rates.
+
+    Weight decay on weights only; norms and biases go without, and what Muon trains, whose steps do not shrink with the gradient.
+    """
+    own = {id(weight) for weight in hidden}
+    others = [p for p in trained.parameters() if id(p) not in own]
+    matrices = [p for p in others if sum(n > 1 for n in p.shape) > 1]
+    vectors = [p for p in others if sum(n > 1 for n in p.shape) <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    sgd = torch.optim.SGD(groups, lr=1.0, momentum=MOMENTUM, nesterov=True)
+    rates: dict[torch.optim.Optimizer, float] = {sgd: settings.learning_rate}
+    if hidden:
+        rates[Muon(hidden, momentum=MOMENTUM)] = settings.muon_rate
+    return rates
+
+
+def schedule(progress: float, warmup: float) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if progress < warmup:
+        return (progress + 1e-3) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings) -> Tensor:
+    """Mean over exits of cross entropy with the labels and divergence from the static model's softened answer."""
+    t = settings.temperature
+    target = F.log_softmax(soft / t, dim=1)
+    distill = 1.0 if labels is None else settings.distill
+    total = soft.new_zeros(())
+    for logits in exits:
+        divergence = F.kl_div(F.log_softmax(logits / t, dim=1), target, log_target=True, reduction="batchmean") * t * t
+        total = total + distill * divergence
+        if labels is not None:
+            total = total + (1 - distill) * F.cross_entropy(logits, labels)
+    return total / len(exits)
+
+
+def _batches(
+    images: Images, teacher: Say, settings: TrainSettings, seed: int, first: int
+) -> Iterator[tuple[int, tuple[Array, Lesson, Array | None]]]:
+    """(step, (model input, what the teacher says, labels)) from step `first` on, made one step ahead in a thread."""
+    size = min(settings.batch_size, len(images))
+    per_epoch = max(1, len(images) // size)
+
+    def make(step: int) -> tuple[Array, Lesson, Array | None]:
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([seed, 1, epoch]).permutation(len(images))
+        indices = order[place * size : (place + 1) * size]
+        rng = np.random.default_rng([seed, 2, step])
+        batch = np.ascontiguousarray(images.augmented(indices, rng, level=settings.level, flip=settings.flip))
+        return batch, teacher(batch), None if images.labels is None else images.labels[indices]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, first) if first < settings.steps else None
+        for step in range(first, settings.steps):
+            assert ahead is not None, "a batch was asked for one step ahead"
+            ready = ahead.result()
+            ahead = pool.submit(make, step + 1) if step + 1 < settings.steps else None
+            yield step, ready
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a torch state whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _restore(net: nn.Module, optimizers: Iterable[torch.optim.Optimizer], checkpoint: Path | None) -> int:
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    net.load_state_dict(state["net"])
+    for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(own)
+    return int(state["step"])
+
+
+@torch.no_grad()
+def exit_logits(net: StagedNet, images: Images, masks: Masks, *, batch_statistics: bool = False) -> Array:
+    """Logits float32 [S, B, K] of all exits on images without augmentation.
+
+    With `batch_statistics` the norms use each batch's own statistics: a fair look at a plan that was not trained
+    on its own, without recalibrating it.
+    """
+    device = next(net.parameters()).device
+    net.eval()
+    norms = net.all_norms()
+    for norm in norms:
+        norm.training = batch_statistics
+        norm.momentum = 0.0 if batch_statistics else norm.momentum
+    rows = []
+    for part in slices(len(images), EVAL_BATCH):
+        data = torch.from_numpy(np.ascontiguousarray(images.batch(part))).to(device)
+        rows.append(np.stack([logits.float().cpu().numpy() for logits in net(data, masks)]))
+    net.reset_norms()
+    return np.concatenate(rows, axis=1)
+
+
+def input_batches(images: Images, device: torch.device, *, count: int, size: int = EVAL_BATCH) -> Iterator[Tensor]:
+    """The first `count` images as model input on `device`, in batches, for measuring statistics."""
+    for part in slices(min(count, len(images)), size):
+        yield torch.from_numpy(np.ascontiguousarray(images.batch(part))).to(device)

@@ -1,0 +1,1 @@
+"""What else is done with models and exported folders: inspect, split, calibrate, profile."""

@@ -1,0 +1,227 @@
+"""What a model offers to a conversion: channel classes, opaque nodes, places for exits. Plain data, no printing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from s2d_convert.channels.analysis import ChannelClass, Channels
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.channels.rules import Kind
+from s2d_convert.errors import ModelError
+from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.network.converters.lower import lower
+from s2d_convert.network.staged_net import unsupported_nodes
+from s2d_convert.plans.exit_points import candidate_taps
+from s2d_convert.plans.space import node_macs, total_macs
+
+HOLDS_LOGITS = "holds the logits"
+ONE_CHANNEL = "one channel"
+TIED_BY = "one unit, tied by "
+CHEAP = (Kind.MAP, Kind.MOVE)  # told last
+
+
+def describe(graph: Graph, channels: Channels) -> dict[str, Any]:
+    """A JSON-able description of a model: input, output, classes of channels, opaque nodes and candidate taps.
+
+    Every share of multiply-accumulates ("macs", "macs_before", "splittable_macs") is one of the whole model's, 0 to 1.
+    """
+    facts, classes = model_facts(graph, channels), _classes(graph, channels)
+    taps, last = _stretches(graph, channels)
+    return {
+        "input": {"name": graph.image, "shape": ["N", *graph.shapes[graph.image]]},
+        "output": {"name": graph.output, "shape": ["N", *graph.shapes[graph.output]], "kind": graph.output_kind},
+        "opset": graph.opset,
+        "nodes": len(graph.nodes),
+        "macs": facts["static_macs"],
+        "parameters": facts["static_parameters"],
+        "splittable_macs": sum((c["macs"] for c in classes if c["splittable"]), 0.0),
+        "classes": classes,
+        "opaque": _opaque(graph, channels, classes),
+        "unsupported": unsupported(graph),
+        "taps": taps,
+        "last_stretch": last,
+    }
+
+
+def model_facts(graph: Graph, channels: Channels) -> dict[str, int]:
+    """The static model's multiply-accumulates per image and its number of parameters."""
+    parameters = sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim)
+    return {"static_macs": total_macs(graph), "static_parameters": parameters}
+
+
+def unsupported(graph: Graph) -> list[dict[str, str]]:
+    """Every node that keeps the model from being converted, with the reason: no torch builder, or one that refuses."""
+    without = {n.name for n in unsupported_nodes(graph)}
+    found = []
+    for node in graph.nodes:
+        reason = "the operator has no torch counterpart" if node.name in without else _refusal(graph, node)
+        if reason:
+            found.append({"node": node.name, "op": node.op, "reason": reason})
+    return found
+
+
+def _refusal(graph: Graph, node: Node) -> str:
+    try:
+        lower(node, graph.constants)
+    except ModelError as error:
+        return str(error).removeprefix(f"{node}: ")
+    return ""
+
+
+# --- channel classes --------------------------------------------------------------------------------
+
+
+def _classes(graph: Graph, channels: Channels) -> list[dict[str, Any]]:
+    macs, makers = _macs_by_class(graph, channels), _opaque_by_class(graph, channels)
+    found = []
+    for index, group in enumerate(channels.classes):
+        reason, tied_by = _why_whole(graph, channels, group, makers.get(index, []))
+        found.append(
+            {
+                "name": group.name,
+                "units": len(group.units),
+                "channels": group.width,
+                "producers": list(group.producers),
+                "macs": macs[index],
+                "splittable": group.splittable,
+                "reason": reason,
+                "tied_by": tied_by,
+            }
+        )
+    return found
+
+
+def _macs_by_class(graph: Graph, channels: Channels) -> list[float]:
+    """The share of each class in the MACs: those of the nodes that make it, divided by their channels."""
+    macs = node_macs(graph)
+    total = max(1, sum(macs.values()))
+    found = [0.0] * len(channels.classes)
+    for node in graph.nodes:
+        if node.name in macs:
+            units = channels.layouts[node.outputs[0]].units
+            known = units[units != FREE]
+            for index, count in zip(*np.unique(channels.class_of[known], return_counts=True), strict=True):
+                found[index] += macs[node.name] * count / len(units) / total
+    return found
+
+
+def _anchored_macs(graph: Graph, channels: Channels) -> float:
+    """The share of the MACs that make channels of no unit: they are whole in the first stage that needs them."""
+    macs = node_macs(graph)
+    anchored = (n for n in graph.nodes if n.name in macs and (channels.layouts[n.outputs[0]].units == FREE).all())
+    return sum(macs[n.name] for n in anchored) / max(1, sum(macs.values()))
+
+
+def _opaque_by_class(graph: Graph, channels: Channels) -> dict[int, list[Node]]:
+    """The opaque nodes by the index of the class that they tie. All channels around such a node are one unit, so it
+    belongs to one class, and that class has no other unit; -1 where they are anchored and belong to none."""
+    found: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if channels.roles[node.name].kind is Kind.OPAQUE:
+            unit = int(channels.layouts[node.outputs[0]].units[0])
+            found.setdefault(-1 if unit == FREE else int(channels.class_of[unit]), []).append(node)
+    return found
+
+
+def _why_whole(
+    graph: Graph, channels: Channels, group: ChannelClass, opaque: Sequence[Node]
+) -> tuple[str | None, list[str]]:
+    """Why a class cannot be split (None if it can), and the names of the nodes that tie its channels."""
+    names = [n.name for n in opaque]
+    if group.splittable:
+        return None, names
+    if not set(channels.layouts[graph.output].units.tolist()).isdisjoint(group.units):
+        return HOLDS_LOGITS, names
+    if opaque:
+        return TIED_BY + "opaque nodes", names
+    if group.width == 1:
+        return ONE_CHANNEL, []
+    around = [n for n in graph.nodes if _touches(channels, n, group)]
+    grouped = [n for n in around if _keeps_groups(graph, channels, n)]
+    if grouped:
+        return f"{TIED_BY}{grouped[0].op} on groups of channels", [n.name for n in grouped]
+    joins = [n.name for n in around if channels.roles[n.name].kind is Kind.JOIN]
+    return TIED_BY + "operands with their channels in other orders", joins
+
+
+def _touches(channels: Channels, node: Node, group: ChannelClass) -> bool:
+    layout = channels.layouts.get(node.outputs[0])
+    return layout is not None and bool(np.isin(layout.units, group.units).any())
+
+
+def _keeps_groups(graph: Graph, channels: Channels, node: Node) -> bool:
+    """Whether a node ties channels beside one another; a depthwise convolution, with one channel per group, does not."""
+    role = channels.roles[node.name]
+    if role.kind is Kind.GROUPED:
+        return max(graph.shapes[node.inputs[0]][0], graph.shapes[node.outputs[0]][0]) > int(node.attrs["group"])
+    return role.kind is Kind.TIE
+
+
+def _opaque(graph: Graph, channels: Channels, classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every opaque node: why, the class that it ties, and the share of the MACs that is not split because of it.
+
+    Nodes that tie the same class share that cost: it is lost until all of them are gone. What holds the logits could not
+    be split anyway, so there it is 0. Nodes around which everything is anchored belong to no class (None), and share
+    what that costs.
+    """
+    found = {}
+    for index, nodes in _opaque_by_class(graph, channels).items():
+        if index < 0:
+            name, cost = None, _anchored_macs(graph, channels)
+        else:
+            name, cost = classes[index]["name"], classes[index]["macs"]
+            cost = 0.0 if classes[index]["reason"] == HOLDS_LOGITS else cost
+        for node in nodes:
+            reason = channels.roles[node.name].reason
+            facts = {"node": node.name, "op": node.op, "reason": reason}
+            found[node.name] = {**facts, "class": name, "macs": cost}
+    return [found[n.name] for n in graph.nodes if n.name in found]
+
+
+# --- taps -------------------------------------------------------------------------------------------
+
+
+def _stretches(graph: Graph, channels: Channels) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The candidate taps with what lies before them, and what lies between the last one and the logits."""
+    macs = node_macs(graph)
+    total = max(1, sum(macs.values()))
+    seen: set[str] = set()
+    rows = []
+    for tensor in (*candidate_taps(graph, channels), graph.output):
+        nodes = _new_ancestors(graph, tensor, seen)
+        rows.append(
+            {
+                "tensor": tensor,
+                "shape": list(graph.shapes[tensor]),
+                "macs_before": sum(macs.get(name, 0) for name in seen) / total,
+                "operators": _operators(nodes, channels),
+            }
+        )
+    return rows[:-1], {"operators": rows[-1]["operators"]}
+
+
+def _new_ancestors(graph: Graph, tensor: str, seen: set[str]) -> list[Node]:
+    """The nodes that a tensor depends on and that are not in `seen` yet, in order; they are added to it."""
+    pending, found = [tensor], set()
+    while pending:
+        node = graph.producer.get(pending.pop())
+        if node is not None and node.name not in seen:
+            seen.add(node.name)
+            found.add(node.name)
+            pending.extend(graph.computed(node))
+    return [n for n in graph.nodes if n.name in found]
+
+
+def _operators(nodes: Sequence[Node], channels: Channels) -> dict[str, int]:
+    """How often each operator occurs, the most telling ones first."""
+    counts: dict[str, int] = {}
+    for node in sorted(nodes, key=lambda n: _rank(channels.roles[n.name].kind)):
+        counts[node.op] = counts.get(node.op, 0) + 1
+    return counts
+
+
+def _rank(kind: Kind) -> tuple[bool, int]:
+    return kind in CHEAP, list(Kind).index(kind)

@@ -1,0 +1,147 @@
+"""Work on exported folders: cut a model without training, and open an export next to its static model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from s2d_runtime import Dispatcher, Manifest
+
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.conversion.options import FLOATS, check_choice
+from s2d_convert.conversion.prepare import read_graph
+from s2d_convert.errors import ModelError, UsageError
+from s2d_convert.exporting.provenance import Origin, model_sha256
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.latency.meter import check_provider
+from s2d_convert.plans.assignment import check_conversion
+from s2d_convert.plans.plan import MAX_STAGES, Conversion, Plan, identity_plan
+from s2d_convert.plans.space import PlanSpace, divide, importance, layout_block, mac_shares
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.plans.written import read_plan
+from s2d_convert.slicing.chain import (
+    Part,
+    build_stages,
+    draft_manifest,
+    whole_folder,
+    write_json,
+    write_manifest,
+    write_stages,
+)
+from s2d_convert.workflows.inspect import model_facts
+
+PLAN_NAMES = ("identity", "depth", "width")
+
+
+def split_model(
+    model: Path,
+    *,
+    plan: str,
+    stages: int,
+    out: Path,
+    output: str | None = None,
+    size: tuple[int, int] | None = None,
+    weights: str = "float32",
+) -> dict[str, Any]:
+    """Cut a model by a named or written plan into the folder `out`, without training; returns the manifest."""
+    check_choice("weights", weights, FLOATS)
+    if not 1 <= stages <= MAX_STAGES:
+        raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
+    graph, channels = read_graph(model, size=size, output=output)
+    conversion = make_plan(graph, channels, plan, stages)
+    check_conversion(graph, channels, conversion)
+    static = static_weights(graph, channels)
+    models = build_stages([Part(graph, channels, chain, static) for chain in conversion.chains], weights=weights)
+    with whole_folder(out) as folder:
+        manifest = draft_manifest(graph, conversion, models, [1.0] * len(models))
+        manifest["provenance"] = {
+            "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(graph, channels),
+            "input_size": size, "output_name": output,
+        }  # fmt: skip
+        write_stages(folder, manifest["stages"], models)
+        write_json(folder / "plan.json", conversion.to_json(channels))
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conversion:
+    """The plan behind a name, or in a JSON file. Raises UsageError."""
+    if plan == "identity":
+        return Conversion((identity_plan(graph, channels),))
+    if plan in ("depth", "width"):
+        return depth_plan(graph, channels, stages) if plan == "depth" else width_plan(graph, channels, stages)
+    return read_plan(plan, channels, names=PLAN_NAMES)
+
+
+def depth_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
+    """Exits at the taps nearest to equal shares of the multiply-accumulates; everything belongs to stage 1."""
+    taps = _space(graph, channels).taps
+    if len(taps) < stages - 1:
+        raise UsageError(f"--stages {stages}: the model has {len(taps)} candidate taps; fewer stages are possible")
+    share = mac_shares(graph, channels, taps)
+    chosen: list[str] = []
+    for k in range(1, stages):
+        first = taps.index(chosen[-1]) + 1 if chosen else 0
+        free = taps[first : len(taps) - (stages - 1 - k)]  # leave one for every stage still to come
+        chosen.append(min(free, key=lambda t: abs(share[t] - k / stages)))
+    return Conversion((Plan((*chosen, graph.output), (1,) * channels.units),))
+
+
+def width_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
+    """Every class divided evenly, the most important units first; all taps at the end."""
+    taps = _space(graph, channels).taps
+    if not taps:
+        raise UsageError("--plan width: the model has no tensor at which an exit could be put; `s2d inspect` shows why")
+    score = importance(graph, channels, static_weights(graph, channels))
+    owner = np.ones(channels.units, dtype=np.int64)
+    for group in channels.classes:
+        if group.splittable:
+            order = np.array(sorted(group.units, key=lambda u: (-score[u], u)))
+            owner[order] = 1 + np.arange(len(order)) * stages // len(order)
+    return Conversion((Plan((*[taps[-1]] * (stages - 1), graph.output), tuple(owner.tolist())),))
+
+
+def _space(graph: Graph, channels: Channels) -> PlanSpace:
+    divisions = divide(graph, channels, static_weights(graph, channels), groups=4, block=layout_block())
+    return PlanSpace(graph, channels, divisions, stages=2)
+
+
+@contextmanager
+def open_export(
+    folder: Path, *, static: Path | None = None, threads: int = 1, provider: str = "CPUExecutionProvider"
+) -> Iterator[tuple[Dispatcher, StaticModel]]:
+    """The dispatcher of a folder and the static model that it was made from, ready to be timed.
+
+    Raises ModelError when the static model is not where the manifest says, or is another one.
+    """
+    check_provider(provider)
+    with Dispatcher(folder, threads=threads, providers=[provider]) as runner:
+        manifest = runner.manifest
+        origin = Origin.of(manifest)
+        try:
+            graph = load_graph(origin.find(static, folder), size=origin.size, output=origin.output)
+        except UsageError as error:  # the record asked, not the user
+            raise ModelError(f"{folder}: what it records does not fit its static model ({error})") from error
+        found = [(None, *graph.shapes[name]) for name in (graph.image, graph.output)]
+        for shape, wanted in zip(found, (manifest.input.shape, manifest.output.shape), strict=True):
+            if shape != wanted:
+                raise ModelError(
+                    f"{folder}: made for {list(wanted)}, but the static model has {list(shape)} there; convert again"
+                )
+        yield runner, StaticModel(graph, threads=threads, provider=provider)
+
+
+def static_of(
+    path: Path, *, size: tuple[int, int] | None, output: str | None
+) -> tuple[Path, tuple[int, int] | None, str | None]:
+    """The static model that `path` is, or that the export in the folder `path` was made from, with the size and output
+    that were asked for. Raises ModelError when it is not where the manifest says, or is another one."""
+    if not path.is_dir():
+        return path, size, output
+    origin = Origin.of(Manifest.load(path))
+    return origin.find(None, path), size or origin.size, output or origin.output
