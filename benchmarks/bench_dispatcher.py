@@ -24,7 +24,7 @@ import onnx
 from s2d_runtime import Dispatcher
 
 from benchmarks.bench_parts import BUILD, resnet20
-from s2d_convert.latency.meter import make_session
+from s2d_convert.base.sessions import make_session
 from s2d_convert.workflows.split_model import split_model
 
 BLOCKS = 10  # the spread is that of so many parts of a run

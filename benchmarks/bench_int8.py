@@ -22,14 +22,16 @@ import numpy as np
 import onnx
 from s2d_runtime import Dispatcher
 
+from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.sessions import make_session
 from s2d_convert.conversion.requantize import USED, Recast, recast
 from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_all, load_data
 from s2d_convert.exporting.measure import thresholds_for_exit
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.quantize import int8_model
-from s2d_convert.frontend.reference import StaticModel, slices
-from s2d_convert.latency.meter import Array, interleave, make_session
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.latency.meter import interleave
 from s2d_convert.workflows.split_model import open_export
 
 DEMO = Path("build/demo")

@@ -22,10 +22,11 @@ from s2d_runtime.profile import Settings, machine, measure, profile, write_board
 from torch import nn
 
 from s2d_convert.conversion.prepare import read_graph
-from s2d_convert.conversion.training_steps import random_plan
 from s2d_convert.latency.device_table import Table, fit, prediction_error, read_board
 from s2d_convert.latency.kernels import work_of
-from s2d_convert.plans.space import PlanSpace, divide, layout_block
+from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.heuristics import random_plan
+from s2d_convert.plans.space import PlanSpace, layout_block
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.chain import Part, build_stages
 from s2d_convert.workflows.profile_kit import KitOptions, write_kit

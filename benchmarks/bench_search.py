@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.stand import BenchOptions, Stand
+from s2d_convert.base.files import write_json
 from s2d_convert.cli.terminal import TerminalReporter
 from s2d_convert.conversion.explore import policy_search
 from s2d_convert.conversion.options import EFFORTS
@@ -24,7 +25,6 @@ from s2d_convert.exporting.measure import machine
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.search.base import SearchResult, evaluate_all, random_search
-from s2d_convert.slicing.chain import write_json
 
 MARKS = (0.25, 0.5, 1.0)  # shares of the evaluations at which the best reward so far is told
 

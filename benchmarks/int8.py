@@ -14,9 +14,10 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from s2d_convert.conversion.prepare import Prepared
-from s2d_convert.frontend.reference import slices, to_logits
-from s2d_convert.latency.meter import Array, make_session
+from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.sessions import make_session
+from s2d_convert.conversion.context import Prepared
+from s2d_convert.frontend.reference import to_logits
 from s2d_convert.plans.weights import classifier_of
 
 CALIBRATION_IMAGES, BATCH = 512, 64

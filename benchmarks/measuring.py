@@ -16,11 +16,13 @@ from s2d_runtime import Dispatcher
 
 from benchmarks.methods import is_folder
 from benchmarks.stand import Entry, Stand
+from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.sessions import make_session
+from s2d_convert.conversion.pipeline import predicted_latency
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.measure import measure
-from s2d_convert.frontend.reference import StaticModel, slices, to_logits
-from s2d_convert.latency.meter import Array, interleave, make_session
-from s2d_convert.plans.written import predicted_latency
+from s2d_convert.frontend.reference import StaticModel, to_logits
+from s2d_convert.latency.meter import interleave
 
 RUN_BATCH = 64
 TIMED_BATCHES = 20

@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks import pruning
 from benchmarks.int8 import quantised
 from benchmarks.stand import Entry, Stand, stage_times
+from s2d_convert.base.files import write_bytes
 from s2d_convert.channels.analysis import analyse
 from s2d_convert.conversion.explore import search
 from s2d_convert.conversion.finals import METHOD
@@ -26,11 +27,12 @@ from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.network.layers import Mixing
 from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.plan import Conversion, identity_plan
-from s2d_convert.plans.space import CASCADE, PlanSpace, divide
+from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.search.base import random_search
-from s2d_convert.slicing.chain import Part, build_stages, read_part, write_bytes
+from s2d_convert.slicing.chain import Part, build_stages, read_part
 
 SMALL_SHARE = 0.5  # of the budget: what the first network of a two-model cascade may cost
 SMALL_GROUPS = 16  # how finely its width is chosen

@@ -17,6 +17,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import Channels, analyse
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import mix_weights
@@ -24,7 +25,7 @@ from s2d_convert.errors import ModelError, S2DError
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.meter import Array, Meter
+from s2d_convert.latency.meter import Meter
 from s2d_convert.network.converters.lower import lower
 from s2d_convert.plans.weights import classifier_of
 

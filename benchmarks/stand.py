@@ -14,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from s2d_convert.base.files import write_bytes, write_json
+from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
 from s2d_convert.conversion.explore import CHOSEN, make_evaluator
-from s2d_convert.conversion.finish import Tuned, finish
+from s2d_convert.conversion.finish import finish
 from s2d_convert.conversion.options import ConvertOptions, Effort
 from s2d_convert.conversion.pipeline import plan_space, play_finals
-from s2d_convert.conversion.prepare import Job, Prepared, Reporter, make_meter, prepare
+from s2d_convert.conversion.prepare import make_meter, prepare
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.training_steps import finetune, train_supernet
 from s2d_convert.errors import OutputError
@@ -29,7 +31,7 @@ from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.evaluate import Evaluator
-from s2d_convert.slicing.chain import build_stages, read_part, write_bytes, write_json
+from s2d_convert.slicing.chain import build_stages, read_part
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.nets import NETS
+from s2d_convert.base.arrays import Array, slices
 from s2d_convert.conversion.prepare import torch_device
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.preprocess import make_preprocess
-from s2d_convert.frontend.reference import slices
-from s2d_convert.latency.meter import Array
 from s2d_convert.training.loop import has_bfloat16, save_state
 
 SIZE, CLASSES, EVAL_BATCH = 32, 10, 250

@@ -21,13 +21,13 @@ from benchmarks.nets import NETS
 from benchmarks.stand import Stand
 from benchmarks.tables import markdown, plot, rows
 from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.errors import DataError, OutputError
 from s2d_convert.exporting.provenance import sha256_of
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import graph_from_proto
 from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import StagedNet
-from s2d_convert.plans.space import total_macs
 from s2d_convert.plans.weights import static_weights
 
 needs_pruning = pytest.mark.skipif(not pruning.AVAILABLE, reason="torch-pruning is not installed")

@@ -18,18 +18,21 @@ from plans import analysed
 from test_space import by_hand, space_of
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion import pipeline
-from s2d_convert.conversion.finals import FAVOURITES, KEPT, METHOD, ROUNDS, Finals, favourites, halving, simple_chains
-from s2d_convert.conversion.finish import Tuned
+from s2d_convert.conversion.context import Job, Tuned
+from s2d_convert.conversion.finals import FAVOURITES, KEPT, METHOD, ROUNDS, Finals, favourites, halving
 from s2d_convert.conversion.pipeline import convert
-from s2d_convert.conversion.prepare import Job
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.training_steps import finetune
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.decisions import random_actions
+from s2d_convert.plans.heuristics import simple_chains
+from s2d_convert.plans.macs import chain_macs
 from s2d_convert.plans.plan import Conversion, identity_plan
-from s2d_convert.plans.space import CASCADE, LINKED, chain_macs, total_macs
-from s2d_convert.search.base import Evaluation, Trial, random_actions, trial_to_json
+from s2d_convert.plans.space import CASCADE, LINKED
+from s2d_convert.search.base import Evaluation, Trial, trial_to_json
 from s2d_convert.slicing.chain import Part, build_stages
 
 

@@ -25,7 +25,7 @@ from s2d_convert.frontend.load import graph_from_proto
 from s2d_convert.network.converters.base import refusal
 from s2d_convert.network.converters.lower import BUILDERS, Constants, Lowered
 from s2d_convert.plans.exit_points import candidate_taps
-from s2d_convert.plans.space import mac_shares
+from s2d_convert.plans.macs import mac_shares
 from s2d_convert.workflows.inspect import describe
 
 # Multiply-accumulates of `residual`: the stem, the inner convolution, the one back to the stream, the classifier.

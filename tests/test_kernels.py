@@ -14,7 +14,8 @@ from s2d_runtime import profile
 from text_nets import net, residual
 
 from s2d_convert.latency.kernels import Work, without_geometry, work_of
-from s2d_convert.plans.space import PlanSpace, divide
+from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.space import PlanSpace
 from s2d_convert.workflows.profile_kit import PROBE, KitOptions, stage_files, write_kit
 
 CONVS = ("conv", "stem", "depthwise", "grouped", "BatchNormalization")

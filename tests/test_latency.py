@@ -8,8 +8,9 @@ from helpers import random_images
 from plans import analysed
 from text_nets import chain
 
+from s2d_convert.base.sessions import make_session
 from s2d_convert.errors import UsageError
-from s2d_convert.latency.meter import MIN_ROUNDS, Meter, Timing, interleave, make_session
+from s2d_convert.latency.meter import MIN_ROUNDS, Meter, Timing, interleave
 from s2d_convert.plans.plan import Plan
 from s2d_convert.slicing.split import split
 

@@ -12,15 +12,17 @@ from s2d_runtime import Dispatcher
 from text_nets import residual
 
 import s2d_convert.exporting.measure as measure_module
+from s2d_convert.base.files import check_out, whole_folder
+from s2d_convert.base.sessions import make_session
 from s2d_convert.calibration.thresholds import NEVER
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import OutputError, UsageError
 from s2d_convert.exporting.measure import bench, measure, path_costs, thresholds_for_exit
 from s2d_convert.frontend.load import graph_from_proto
-from s2d_convert.latency.meter import Meter, make_session
+from s2d_convert.latency.meter import Meter
 from s2d_convert.plans.plan import Plan
-from s2d_convert.slicing.chain import check_out, stage_logits, whole_folder
+from s2d_convert.slicing.chain import stage_logits
 from s2d_convert.slicing.split import split
 from s2d_convert.workflows.split_model import open_export, split_model
 

@@ -10,14 +10,15 @@ import pytest
 from text_nets import chain, residual
 
 from s2d_convert.channels.analysis import analyse
+from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
-from s2d_convert.conversion.prepare import Prepared
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.frontend.load import graph_from_proto
 from s2d_convert.latency.meter import Timing
-from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, divide
+from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.search.evaluate import Evaluator, Goal
 

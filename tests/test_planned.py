@@ -14,15 +14,15 @@ from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
 from s2d_convert.channels.analysis import Channels, analyse
 from s2d_convert.conversion.options import PLANS
-from s2d_convert.conversion.pipeline import convert
+from s2d_convert.conversion.pipeline import convert, measuring_seconds, predicted_latency, time_shares
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.decisions import random_actions
 from s2d_convert.plans.exit_points import candidate_taps
 from s2d_convert.plans.plan import PRUNED, Conversion, Plan, identity_plan
-from s2d_convert.plans.written import LIMITS, measuring_seconds, predicted_latency, restricted, time_shares
-from s2d_convert.search.base import random_actions
+from s2d_convert.plans.written import LIMITS, restricted
 
 
 @pytest.fixture(scope="module")

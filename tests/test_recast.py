@@ -30,11 +30,13 @@ from s2d_convert.conversion.requantize import AT_LEAST, convert_stages, kinds_of
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import ModelError
+from s2d_convert.exporting.folder import read_stages
 from s2d_convert.exporting.quantize import answering_nodes, float16_stage, int8_model, int8_stage, set_temperature
 from s2d_convert.frontend.load import load_graph
-from s2d_convert.slicing.chain import read_stages, store_as_float16
+from s2d_convert.plans.heuristics import depth_plan
+from s2d_convert.slicing.chain import store_as_float16
 from s2d_convert.slicing.split import split
-from s2d_convert.workflows.split_model import depth_plan, split_model
+from s2d_convert.workflows.split_model import split_model
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 

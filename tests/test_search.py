@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from s2d_convert.plans.decisions import Actions, random_actions
 from s2d_convert.search.base import (
     Evaluation,
     SearchResult,
     Trial,
     evaluate_all,
     evaluation_from_json,
-    random_actions,
     random_search,
     reward,
     trial_to_json,
 )
-from s2d_convert.search.controller import Actions, LSTMPolicy
+from s2d_convert.search.controller import LSTMPolicy
 from s2d_convert.search.reinforce import Settings, reinforce
 
 Search = Callable[..., SearchResult[Actions]]

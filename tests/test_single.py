@@ -24,9 +24,10 @@ from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, st
 
 from s2d_convert.calibration.thresholds import ALWAYS, NEVER
 from s2d_convert.errors import OutputError, VerifyError
+from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
 from s2d_convert.exporting.single import ANSWER, POLICIES, THRESHOLDS, write_single
 from s2d_convert.plans.plan import Conversion, identity_plan
-from s2d_convert.slicing.chain import Part, build_stages, draft_manifest, write_manifest, write_stages
+from s2d_convert.slicing.chain import Part, build_stages
 from s2d_convert.workflows.split_model import split_model
 
 BATCHES = (0, 1, 16)

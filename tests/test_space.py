@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from plans import analysed
 from text_nets import chain, residual
 
+from s2d_convert.channels.macs import node_macs
 from s2d_convert.plans.assignment import check_conversion
+from s2d_convert.plans.decisions import random_actions
+from s2d_convert.plans.divisions import divide, importance
+from s2d_convert.plans.macs import mac_shares
 from s2d_convert.plans.plan import PRUNED, Plan
-from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, divide, importance, mac_shares, node_macs
+from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.search.base import random_actions
 from s2d_convert.slicing.split import split
 
 

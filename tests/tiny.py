@@ -12,10 +12,11 @@ from torch import nn
 
 from s2d_convert.channels.analysis import analyse
 from s2d_convert.conversion import options
-from s2d_convert.conversion.finals import simple_chains
 from s2d_convert.conversion.options import ConvertOptions, Effort
 from s2d_convert.frontend.load import load_graph
-from s2d_convert.plans.space import PlanSpace, divide
+from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.heuristics import simple_chains
+from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
 
 EFFORT = Effort(

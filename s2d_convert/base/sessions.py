@@ -11,6 +11,8 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
+from s2d_convert.errors import UsageError
+
 ORT_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:\s*")
 IN_MEMORY = 2**24  # bytes of a model that a session is made of without writing a file
 ONE_FILE = 2**31 - 2**24  # bytes; protobuf ends at 2 GiB
@@ -52,3 +54,22 @@ def quiet_session(model: onnx.ModelProto) -> Iterator[ort.InferenceSession]:
         else:
             source = model.SerializeToString()
         yield ort.InferenceSession(source, quiet_options(), providers=["CPUExecutionProvider"])
+
+
+def check_provider(provider: str) -> None:
+    """Raise UsageError for a provider that onnxruntime does not have here."""
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise UsageError(f"--provider {provider}: onnxruntime here has {', '.join(available)}; choose one of them")
+
+
+def make_session(model: bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
+    """An onnxruntime session as the dispatcher makes them. Raises UsageError for a provider that is not installed."""
+    check_provider(provider)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if threads > 1:  # two spinning pools would disturb each other
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(model, options, providers=[provider])

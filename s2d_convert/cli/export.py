@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from s2d_convert.base.files import check_out
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
 from s2d_convert.cli.terminal import TerminalReporter, measured_table, policy_table
 from s2d_convert.conversion.options import check_budget, check_running
@@ -21,7 +22,6 @@ from s2d_convert.errors import UsageError
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.single import THRESHOLDS, write_single
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
-from s2d_convert.slicing.chain import check_out
 from s2d_convert.workflows.split_model import open_export
 
 Options = Mapping[str, Any]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,23 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2d_convert.calibration import confidence_floor as guard
-from s2d_convert.calibration.thresholds import confidences, fit_temperature
-from s2d_convert.conversion.finish import Tuned
-from s2d_convert.conversion.prepare import Job
+from s2d_convert.base.arrays import Array
+from s2d_convert.conversion.context import Job, Tuned
+from s2d_convert.conversion.worth import stage_costs, timed_costs, trained_worth, worth
 from s2d_convert.data.augment import Level
 from s2d_convert.errors import ModelError
 from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.meter import Array, Meter
+from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Conversion, Plan
 from s2d_convert.plans.space import depth_taps
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
-from s2d_convert.search.evaluate import Goal
-from s2d_convert.slicing.chain import Part, build_stages, stage_logits
-from s2d_convert.slicing.split import StageModel
+from s2d_convert.slicing.chain import Part, build_stages
 from s2d_convert.training.exit_heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
 from s2d_convert.training.loop import Progress
 
@@ -47,7 +44,6 @@ HEADS, DEPTH, FEATURES = "heads.npz", "depth.json", "features"
 BEAM = 6
 LEAST_SHARE = 0.01  # an exit that fewer images take only costs
 LEAST_MEASURED = 4  # sets of exits whose latency is measured, at least
-Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
 
 
 @dataclass(frozen=True)
@@ -62,20 +58,6 @@ class Candidate:
 def better(first: Candidate, second: Candidate) -> Candidate:
     """The candidate with the higher reward; the first one if they are equal."""
     return second if second.evaluation.reward > first.evaluation.reward else first
-
-
-def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
-    """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
-    ready = job.ready
-    confidence = confidences(logits, [fit_temperature(row, ready.answers) for row in logits])
-    correct = logits.argmax(axis=2) == ready.answers
-    exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
-    if job.careful:  # as the policies of the folder will be chosen
-        rows = guard.sure_rows(ready.calib_logits)
-        confidence = guard.above(confidence, guard.floors(confidence, correct))[:, rows]
-        correct = correct[:, rows]
-    value = Goal.of(job.options).value(confidence, correct, cost)
-    return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
 
 
 # --- heads ------------------------------------------------------------------------------------------------
@@ -250,32 +232,6 @@ def depth_candidate(job: Job, meter: Meter | Table, heads: Mapping[str, ExitHead
     net = StagedNet(ready.graph, ready.channels, part.weights, taps=chosen).to(ready.device).eval()
     masks = net.masks(Effective(ready.graph, ready.channels, part.plan))
     return Candidate(Conversion((part.plan,)), Tuned(net, masks, part), value)
-
-
-def stage_costs(meter: Meter | Table, models: Sequence[StageModel]) -> tuple[float, ...]:
-    """What the meter says that stages cost, relative to static."""
-    return meter.measure([m.model.SerializeToString() for m in models]).ratios
-
-
-def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[float], float]:
-    """What stages take by `cost`, and the seconds that it took to find out."""
-    started = time.monotonic()
-    return cost(models), round(time.monotonic() - started, 3)
-
-
-def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> Evaluation:
-    """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
-
-    All other chains are the untouched model, whose logits are known.
-    """
-    ready = job.ready
-    parts = [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
-    models = build_stages(parts)
-    costs, measuring = timed_costs(cost, models)
-    own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
-    logits = np.concatenate([own, *[ready.calib_logits[None]] * (len(models) - len(own))])
-    found = worth(job, logits, costs)
-    return replace(found, info={**found.info, "measure_s": measuring})
 
 
 def cascade_candidate(job: Job, meter: Meter | Table, conversion: Conversion, tuned: Tuned) -> Candidate:

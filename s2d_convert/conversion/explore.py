@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
-from s2d_convert.conversion.prepare import Job, Prepared, make_meter
+from s2d_convert.conversion.prepare import make_meter
 from s2d_convert.conversion.worst_case import confirmed
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
@@ -26,7 +27,7 @@ from s2d_convert.search.base import (
     random_search,
     trial_to_json,
 )
-from s2d_convert.search.evaluate import Evaluator, Goal
+from s2d_convert.search.evaluate import Evaluator
 from s2d_convert.search.ray import spread_over
 from s2d_convert.search.reinforce import reinforce
 
@@ -143,7 +144,7 @@ def make_evaluator(ready: Prepared, space: PlanSpace, net: StagedNet, options: C
         images=ready.dataset.calib,
         static_logits=ready.calib_logits,
         answers=ready.answers,
-        goal=Goal.of(options),
+        goal=goal_of(options),
         weights=ready.weights,
         # A device's table says nothing about the dispatcher there.
         overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, options),

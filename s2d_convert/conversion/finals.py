@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s2d_convert.channels.analysis import Channels
-from s2d_convert.conversion.prepare import Job
+from s2d_convert.conversion.context import Job
+from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.plan import Conversion
-from s2d_convert.plans.space import BLOCKS, CASCADE, KINDS, PlanSpace, chain_macs, total_macs
+from s2d_convert.plans.space import KINDS
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
-from s2d_convert.search.controller import Actions
 
 METHOD = "finals"
-FRACTIONS = (0.25, 0.5, 0.75)  # of every class
-DEPTHS = (1.0, 0.75)  # of the candidate taps
 ROUNDS = (0.25, 1.0)  # shares of the steps that a short training has
 KEPT = 3  # one of so many goes on to the next round
 FAVOURITES = 2  # plans of every kind that the search sends
@@ -42,22 +40,6 @@ def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[f
         order = sorted(range(len(left)), key=scores.__getitem__, reverse=True)
         left = [left[i] for i in order[: math.ceil(len(left) / KEPT)]]
     return left[0]
-
-
-def simple_chains(space: PlanSpace, budget: float) -> dict[Conversion, Actions]:
-    """Simple first chains before the untouched model, with their decisions: uniform ones of several widths and depths, and
-    such with fewer blocks.
-
-    Those with more of the multiply-accumulates than the budget are left out; where all have, the least one stays.
-    """
-    pairs = PlanSpace(space.graph, space.channels, space.divisions, stages=2, kinds=(CASCADE,))
-    last = len(pairs.taps) - 1
-    every = [pairs.actions(CASCADE, [round(depth * last)], [fraction]) for depth in DEPTHS for fraction in FRACTIONS]
-    every += [pairs.thinned(CASCADE, keep, fraction) for keep in BLOCKS for fraction in (1.0, 0.5)]
-    found = {pairs.decode(actions): actions for actions in reversed(every)}
-    cost = {c: chain_macs(space.graph, space.channels, c.chains[0]) for c in reversed(found)}
-    limit = max(budget * total_macs(space.graph), min(cost.values()) + 1)
-    return {c: found[c] for c in cost if cost[c] < limit}
 
 
 def favourites(trace: Iterable[Mapping[str, Any]], channels: Channels) -> dict[Conversion, Actions]:

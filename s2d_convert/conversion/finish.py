@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher
 
+from s2d_convert.base.arrays import Array
+from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.calibration.policies import (
     Chosen,
     Scores,
@@ -20,35 +22,32 @@ from s2d_convert.calibration.policies import (
     promised_policies,
 )
 from s2d_convert.calibration.thresholds import softmax
+from s2d_convert.conversion.context import Job, Prepared, Tuned
 from s2d_convert.conversion.options import ConvertOptions
-from s2d_convert.conversion.prepare import Job, Prepared, promise_images, static_logits, timing_images
+from s2d_convert.conversion.prepare import promise_images, static_logits, timing_images
 from s2d_convert.conversion.run_folder import TRACE
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import VerifyError
-from s2d_convert.exporting.measure import Measured, largest_difference, machine, measure, path_costs
+from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
+from s2d_convert.exporting.measure import (
+    Measured,
+    largest_difference,
+    machine,
+    measure,
+    measured_elsewhere,
+    path_costs,
+    predicted_costs,
+)
+from s2d_convert.exporting.provenance import model_facts
 from s2d_convert.exporting.report.gallery import gallery
 from s2d_convert.exporting.report.page import REPORT, write_report
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.elsewhere import measured_elsewhere, predicted_costs
-from s2d_convert.latency.meter import Array
-from s2d_convert.network.staged_net import Masks, StagedNet
-from s2d_convert.plans.plan import Conversion
-from s2d_convert.search.evaluate import is_untouched
-from s2d_convert.slicing.chain import (
-    Part,
-    build_stages,
-    draft_manifest,
-    stage_logits,
-    whole_folder,
-    write_json,
-    write_manifest,
-    write_stages,
-)
+from s2d_convert.plans.plan import Conversion, is_untouched
+from s2d_convert.slicing.chain import Part, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.loop import exit_logits
-from s2d_convert.workflows.inspect import model_facts
 
 VERIFY_IMAGES, EXACT_IMAGES = 64, 256
 VERIFY_TOLERANCE = 2e-3
@@ -64,15 +63,6 @@ class Result:
     measured: Measured
     reached: bool
     within_bound: bool
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The first chain after training: the module, its masks, and the chain with its trained weights."""
-
-    net: StagedNet
-    masks: Masks
-    part: Part
 
 
 def finish(

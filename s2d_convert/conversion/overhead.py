@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 from s2d_runtime import Dispatcher
 
+from s2d_convert.base.sessions import make_session
+from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
-from s2d_convert.conversion.prepare import Prepared, timing_images
+from s2d_convert.conversion.prepare import timing_images
+from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
 from s2d_convert.exporting.measure import thresholds_for_exit
-from s2d_convert.latency.meter import interleave, make_session
+from s2d_convert.latency.meter import interleave
 from s2d_convert.plans.plan import Conversion, Plan
 from s2d_convert.plans.space import CASCADE, PlanSpace
-from s2d_convert.slicing.chain import Part, build_stages, draft_manifest, write_manifest, write_stages
+from s2d_convert.slicing.chain import Part, build_stages
 
 SECONDS, WARM_UP = 0.5, 3
 

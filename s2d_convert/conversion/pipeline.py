@@ -8,44 +8,41 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from s2d_convert.conversion.exact import (
-    Cost,
-    better,
-    cascade_candidate,
-    depth_candidate,
-    stage_costs,
-    trained_heads,
-    trained_worth,
-)
+import numpy as np
+
+from s2d_convert.base.files import check_out
+from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
+from s2d_convert.conversion.exact import better, cascade_candidate, depth_candidate, trained_heads
 from s2d_convert.conversion.explore import CHOSEN, choose, make_evaluator, search, written_plan
-from s2d_convert.conversion.finals import METHOD, Finals, favourites, simple_chains
-from s2d_convert.conversion.finish import Result, Tuned, finish
+from s2d_convert.conversion.finals import METHOD, Finals, favourites
+from s2d_convert.conversion.finish import Result, finish
 from s2d_convert.conversion.options import PLANS, ConvertOptions
-from s2d_convert.conversion.prepare import Job, Prepared, Reporter, make_meter, prepare
+from s2d_convert.conversion.prepare import make_meter, prepare
 from s2d_convert.conversion.requantize import Recast, recast
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.training_steps import finetune, new_net, train_supernet, tried_out, try_out
 from s2d_convert.conversion.worst_case import keeps_bound, possible
+from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
 from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.decisions import Actions
+from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
-from s2d_convert.plans.space import CASCADE, PlanSpace, divide
-from s2d_convert.plans.written import measuring_seconds, predicted_latency, time_shares
+from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import Evaluation
-from s2d_convert.search.controller import Actions
 from s2d_convert.search.evaluate import Evaluator
-from s2d_convert.slicing.chain import check_out
 
 __all__ = ["Reporter", "Result", "convert"]
 
@@ -222,3 +219,26 @@ def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     if not space.taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
     return space
+
+
+def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float]) -> float:
+    """The mean latency that the stage times of the search give with these shares of exits, relative to static."""
+    return float(np.dot(np.cumsum(stage_latency), exit_share))
+
+
+def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
+    """How the time of a conversion was spent, in words; `measuring` says how much of a step went into timing models."""
+    rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
+    parts = {
+        "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
+        "search": rest.get("search", 0.0),
+        "measuring": sum(measuring.values()) + seconds.get("finish", 0.0),
+    }
+    total = max(sum(parts.values()), 1e-9)
+    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
+    return f"time: {total:.0f} s ({shares})"
+
+
+def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
+    """The seconds that went into timing the candidates of a trace; lines that only repeat one cost nothing."""
+    return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

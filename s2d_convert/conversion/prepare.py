@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from s2d_convert.base.arrays import Array, slices
 from s2d_convert.calibration.policies import check_enough
 from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.conversion.context import Prepared, Reporter
 from s2d_convert.conversion.options import ConvertOptions
-from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.made_up import Answers, made_up_data
@@ -23,84 +21,14 @@ from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
-from s2d_convert.frontend.reference import StaticModel, slices
+from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table, read_table
-from s2d_convert.latency.meter import Array, Meter
+from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import unsupported_nodes
-from s2d_convert.plans.space import layout_block
-from s2d_convert.plans.weights import Weights, static_weights
+from s2d_convert.plans.weights import static_weights
 from s2d_convert.search.evaluate import reference_answers
-from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
-
-
-class Reporter(Protocol):
-    """Where a conversion tells how it is going."""
-
-    def step(self, name: str) -> None:
-        """A new step begins."""
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-
-    def warn(self, text: str) -> None:
-        """Something the user should mind."""
-
-    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
-        """The running step has done so much."""
-
 
 TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What every later step needs; `table` predicts latencies of another device, where one was asked for."""
-
-    graph: Graph
-    channels: Channels
-    weights: Weights
-    preprocess: Preprocess
-    dataset: Dataset
-    static: StaticModel
-    calib_logits: Array
-    answers: Array
-    device: torch.device
-    provider: str = "CPUExecutionProvider"
-    table: Table | None = None
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        """The static model as trainings ask it."""
-        if self.device.type != "cpu":
-            return teacher_in_torch(self.graph, self.channels, self.weights, self.device)
-        return teacher_in_onnxruntime(
-            self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider
-        )
-
-    @property
-    def block(self) -> int:
-        """Channels per block of onnxruntime's blocked layout, here or on the device that the table is of."""
-        return layout_block() if self.table is None else self.table.block
-
-    @property
-    def target(self) -> str:
-        """What is judged: right answers, or without labels those that are the static model's."""
-        return "agreement" if self.dataset.calib.labels is None else "accuracy"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One conversion on its way: what was asked, what is ready, where it is kept and where it reports."""
-
-    options: ConvertOptions
-    ready: Prepared
-    run: RunFolder
-    reporter: Reporter
-
-    @property
-    def careful(self) -> bool:
-        """Whether thresholds have floors (`guard`): on made-up images, where the last stage stays the original."""
-        return self.options.exact and self.ready.dataset.kind == "made-up"
 
 
 def read_graph(

@@ -15,18 +15,21 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher, Manifest, leaves
 
+from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.files import whole_folder
+from s2d_convert.base.sessions import make_session
 from s2d_convert.calibration.policies import Scores, budget_policies, careful_policies, fit_temperatures
 from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.conversion.run_folder import TRACE
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.errors import ModelError, OutputError
+from s2d_convert.exporting.folder import read_stages, write_manifest, write_stages
 from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
 from s2d_convert.exporting.quantize import check_runs, float16_stage, int8_stage, set_temperature
 from s2d_convert.exporting.report.gallery import gallery
 from s2d_convert.exporting.report.page import REPORT, write_report
-from s2d_convert.frontend.reference import StaticModel, slices
-from s2d_convert.latency.meter import Array, make_session
-from s2d_convert.slicing.chain import read_stages, stage_logits, whole_folder, write_manifest, write_stages
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.slicing.chain import stage_logits
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.slicing.stage_graph import CONFIDENCE
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.errors import OutputError
-from s2d_convert.slicing.chain import write_bytes, write_json
 
 CONFIG, TRACE = "config.json", "search.jsonl"
 

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2d_convert.conversion.finish import Tuned
+from s2d_convert.base.files import write_bytes
+from s2d_convert.channels.macs import total_macs
+from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
 from s2d_convert.conversion.options import ConvertOptions
-from s2d_convert.conversion.prepare import Job, Prepared, Reporter
 from s2d_convert.data.augment import Level
 from s2d_convert.network.staged_net import Masks, StagedNet
 from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.plan import Conversion, Plan
-from s2d_convert.plans.space import PlanSpace, total_macs
-from s2d_convert.search.base import random_actions
-from s2d_convert.slicing.chain import Part, build_stages, read_part, write_bytes
+from s2d_convert.plans.space import PlanSpace
+from s2d_convert.slicing.chain import Part, build_stages, read_part
 from s2d_convert.training.distillation import Hints
 from s2d_convert.training.loop import Choose, Progress, TrainSettings, has_bfloat16, input_batches, save_state, train
 
@@ -122,18 +123,6 @@ def _train(
         checkpoint=None if name is None else job.run.path / f"{name}.part.pt",
         on_step=_training_progress(job.reporter),
     )
-
-
-def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
-    """A conversion drawn from the space; a quarter have the same share of all classes, and a quarter have fewer blocks."""
-    shape, kind = rng.random(), int(rng.choice(space.kinds))
-    if shape < 0.25:
-        return space.decode(space.thinned(kind, rng.uniform(0.25, 0.75), rng.uniform(0.25, 1.0)))
-    if shape < 0.5:
-        taps = np.sort(rng.integers(0, len(space.taps), space.stages - 1))
-        shares = np.sort(rng.random(space.stages - 1))
-        return space.decode(space.actions(kind, taps.tolist(), shares.tolist()))
-    return space.decode(random_actions(space, rng))
 
 
 def _training_progress(reporter: Reporter) -> Any:

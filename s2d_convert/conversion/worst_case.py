@@ -12,13 +12,15 @@ from typing import Any
 
 from s2d_runtime import Dispatcher
 
-from s2d_convert.conversion.prepare import Job, make_meter, timing_images
+from s2d_convert.conversion.context import Job
+from s2d_convert.conversion.prepare import make_meter, timing_images
+from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
 from s2d_convert.exporting.measure import path_costs
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import SearchResult, Trial, ranked
-from s2d_convert.slicing.chain import Part, build_stages, draft_manifest, write_manifest, write_stages
+from s2d_convert.slicing.chain import Part, build_stages
 from s2d_convert.slicing.split import StageModel
 
 KINDS_FILE = "kinds.json"

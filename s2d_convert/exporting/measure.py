@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import numpy as np
 import onnxruntime as ort
 from s2d_runtime import Dispatcher
 
+from s2d_convert.base.arrays import Array, slices
 from s2d_convert.calibration.thresholds import ALWAYS, NEVER
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.provenance import Origin
 from s2d_convert.frontend.equivalence import noise
-from s2d_convert.frontend.reference import StaticModel, slices, to_logits
-from s2d_convert.latency.meter import Array, interleave, time_round
+from s2d_convert.frontend.reference import StaticModel, to_logits
+from s2d_convert.latency.device_table import Table
+from s2d_convert.latency.meter import interleave, time_round
+from s2d_convert.slicing.split import StageModel
 
 TIMED_PER_EXIT = 60
 REPEATS = 3
@@ -223,3 +226,22 @@ def machine() -> str:
     except OSError:
         pass
     return f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}"
+
+
+def predicted_costs(table: Table, models: Sequence[StageModel]) -> PathCosts:
+    """What the table says of every way out."""
+    timing = table.measure([m.model.SerializeToString() for m in models])
+    return PathCosts(tuple(np.cumsum(timing.ratios).tolist()), timing.reference_ms)
+
+
+def measured_elsewhere(measured: Measured, costs: PathCosts) -> Measured:
+    """The same answers and exits, with latencies as a device with these costs has them."""
+    share, upto = np.array(measured.exit_share), np.array(costs.ratios)
+    median = float(upto[np.searchsorted(np.cumsum(share), 0.5 - 1e-9)])
+    return replace(
+        measured,
+        static_ms=costs.static_ms,
+        mean_latency=float(share @ upto),
+        median_latency=median,
+        worst_latency=float(upto[-1]),
+    )

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import onnx
 import onnx.external_data_helper
 from google.protobuf.message import DecodeError
 from s2d_runtime import Manifest
 
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError, ModelError, OutputError
+from s2d_convert.frontend.graph import Graph
 
 HASHED_BYTES = 2**20  # at once
 LARGEST = 2**63  # of a number in a manifest
@@ -146,3 +150,9 @@ def _count(record: Mapping[str, Any], name: str) -> int:
 
 def _refuse(name: str, found: object, expected: str) -> NoReturn:
     raise OutputError(f"manifest.json: provenance, {name}: got {reprlib.repr(found)}; expected {expected}")
+
+
+def model_facts(graph: Graph, channels: Channels) -> dict[str, int]:
+    """The static model's multiply-accumulates per image and its number of parameters."""
+    parameters = sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim)
+    return {"static_macs": total_macs(graph), "static_parameters": parameters}

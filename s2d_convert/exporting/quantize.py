@@ -22,10 +22,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from s2d_runtime.dispatcher import ORT_ERRORS
 
-from s2d_convert.base.sessions import first_line
+from s2d_convert.base.arrays import Array
+from s2d_convert.base.sessions import first_line, make_session
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.normalize import set_nodes
-from s2d_convert.latency.meter import Array, make_session
 from s2d_convert.slicing.stage_graph import INVERSE_TEMPERATURE, OUTPUT
 
 FEED_ROWS = 32  # images at a time while the ranges of activations are found

@@ -26,12 +26,13 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 from s2d_runtime import Dispatcher, Manifest, Policy
 
-from s2d_convert.base.sessions import ONE_FILE
+from s2d_convert.base.arrays import Array
+from s2d_convert.base.files import check_out, write_bytes
+from s2d_convert.base.sessions import ONE_FILE, make_session
 from s2d_convert.errors import OutputError, VerifyError
+from s2d_convert.exporting.folder import read_stages
 from s2d_convert.exporting.measure import thresholds_for_exit
 from s2d_convert.frontend.equivalence import noise
-from s2d_convert.latency.meter import Array, make_session
-from s2d_convert.slicing.chain import check_out, read_stages, write_bytes
 from s2d_convert.slicing.stage_graph import CONFIDENCE, OUTPUT
 
 THRESHOLDS, STAGE = "thresholds", "stage"

@@ -23,9 +23,10 @@ from google.protobuf import text_encoding
 from s2d_runtime import Dispatcher, Manifest, dispatcher
 from s2d_runtime.serving import __file__ as serving_package
 
+from s2d_convert.base.files import whole_folder
 from s2d_convert.errors import UsageError
+from s2d_convert.exporting.folder import MANIFEST
 from s2d_convert.exporting.single import write_single
-from s2d_convert.slicing.chain import MANIFEST, whole_folder
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 FRONT_MODEL = Path(serving_package).parent / "triton_model.py"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
+from s2d_convert.base.arrays import Array
+from s2d_convert.base.sessions import make_session
 from s2d_convert.frontend.graph import Graph
-from s2d_convert.latency.meter import Array, make_session
 
 SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
 
@@ -33,9 +32,3 @@ class StaticModel:
     def logits(self, images: Array) -> Array:
         """Logits float32 [B, K]."""
         return to_logits(self.outputs(images), self.graph.output_kind)
-
-
-def slices(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` that cover range(count)."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

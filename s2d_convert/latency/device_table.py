@@ -21,9 +21,10 @@ import numpy as np
 import onnx
 from s2d_runtime.profile import BOARD_FORMAT, BOARD_VERSION, LAYOUTS
 
+from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
 from s2d_convert.latency.kernels import Work, without_geometry, work_of
-from s2d_convert.latency.meter import Array, Timing
+from s2d_convert.latency.meter import Timing
 
 LEAST_FILES = 20
 LEAST_BLOCK = 8  # where there is no blocked layout, vectors still have some length

@@ -11,17 +11,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from s2d_convert.errors import UsageError
+from s2d_convert.base.arrays import Array
+from s2d_convert.base.sessions import make_session
 
 MIN_ROUNDS, MAX_ROUNDS = 30, 400
 MAX_TRIES, UNSTEADY = 4, 0.04
 QUICK = 10.0  # percentile that stands in for the median on a machine that is never steady
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,6 @@ class Timing:
     median_ms: tuple[float, ...]
     reference_ms: float
     ratios: tuple[float, ...]
-
-
-def check_provider(provider: str) -> None:
-    """Raise UsageError for a provider that onnxruntime does not have here."""
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise UsageError(f"--provider {provider}: onnxruntime here has {', '.join(available)}; choose one of them")
-
-
-def make_session(model: bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
-    """An onnxruntime session as the dispatcher makes them. Raises UsageError for a provider that is not installed."""
-    check_provider(provider)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if threads > 1:  # two spinning pools would disturb each other
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(model, options, providers=[provider])
 
 
 class Meter:

@@ -135,3 +135,8 @@ def check_plan(graph: Graph, channels: Channels, plan: Plan) -> None:
     for unit in channels.layouts[graph.output].units:
         if unit != FREE and plan.stages_of_units[unit] == PRUNED:
             raise UsageError("plan: a unit of the logits is pruned; only inner units can be")
+
+
+def is_untouched(graph: Graph, plan: Plan) -> bool:
+    """Whether a chain is the static model as it is."""
+    return plan == Plan((graph.output,), (1,) * len(plan.stages_of_units))

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from s2d_convert.channels.analysis import ChannelClass, Channels
-from s2d_convert.channels.propagation import FREE
-from s2d_convert.channels.rules import PRODUCTS, Array, Kind, macs_of
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.rules import Array
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.divisions import Division
 from s2d_convert.plans.exit_points import candidate_taps
-from s2d_convert.plans.liveness import optional_classes
+from s2d_convert.plans.macs import mac_shares
 from s2d_convert.plans.plan import PRUNED, Conversion, Plan, identity_plan
-from s2d_convert.plans.weights import Weights
 
 LINKED, CASCADE = 0, 1
 KINDS = ("linked", "cascade")
@@ -35,64 +32,6 @@ MAX_TAPS = 16
 BLOCKS = (1 / 3, 1 / 2)  # shares of the blocks that simple conversions keep
 MAX_TAP_SHARE = 0.97  # an exit on the untouched model behind this share of the MACs saves nothing
 MIN_TAP_SHARE = 0.03  # a tap before this share of the MACs has seen too little to be worth an exit
-
-
-def importance(graph: Graph, channels: Channels, weights: Weights) -> Array:
-    """A score per unit, float64 [U]: squared norms of the rows that make it and the columns that read it, each
-    relative to its layer's mean, so that wide layers do not outvote narrow ones."""
-    score = np.zeros(channels.units)
-    for node in graph.nodes:
-        if node.name not in weights.mix:
-            continue
-        weight = weights.mix[node.name][0]
-        weight = weight.reshape(*weight.shape[:2], -1)
-        # einsum adds up in float64 without a float64 copy of the weight, which a large Linear would feel
-        _add(score, channels.layouts[node.outputs[0]].units, np.einsum("oik,oik->o", weight, weight, dtype=np.float64))
-        source = channels.layouts.get(node.inputs[0])
-        if channels.roles[node.name].kind is Kind.MIX and source is not None and len(source.units) == weight.shape[1]:
-            _add(score, source.units, np.einsum("oik,oik->i", weight, weight, dtype=np.float64))
-    return score
-
-
-def _add(score: Array, units: Array, energy: Array) -> None:
-    known = units != FREE
-    np.add.at(score, units[known], energy[known] / max(float(energy.mean()), 1e-12))
-
-
-@dataclass(frozen=True)
-class Division:
-    """One class in the search: the units in order of importance, cut into groups; `optional` if a stage can do
-    without the class."""
-
-    group: ChannelClass
-    chunks: tuple[tuple[int, ...], ...]
-    optional: bool
-
-    @property
-    def levels(self) -> int:
-        """How many groups there are."""
-        return len(self.chunks)
-
-
-def divide(graph: Graph, channels: Channels, weights: Weights, *, groups: int, block: int) -> tuple[Division, ...]:
-    """Every splittable class, cut into at most `groups` groups of whole layout blocks where it is wide enough."""
-    score = importance(graph, channels, weights)
-    divisions = []
-    optional = optional_classes(graph, channels)
-    for index, group in enumerate(channels.classes):
-        if group.splittable:
-            order = sorted(group.units, key=lambda u: (-score[u], u))
-            chunks = _chunks(order, group.width, groups, block)
-            divisions.append(Division(group, chunks, bool(optional[index])))
-    return tuple(divisions)
-
-
-def _chunks(order: list[int], width: int, groups: int, block: int) -> tuple[tuple[int, ...], ...]:
-    per_unit = max(1, width // len(order))
-    step = max(1, block // per_unit) if width >= 2 * block else 1
-    count = min(groups, max(1, len(order) // step)) if len(order) >= 2 else 1
-    cuts = [round(len(order) * i / count / step) * step for i in range(count)] + [len(order)]
-    return tuple(tuple(order[a:b]) for a, b in pairwise(cuts) if b > a)
 
 
 class PlanSpace:
@@ -263,39 +202,6 @@ def _thinned(graph: Graph, channels: Channels, taps: tuple[str, ...]) -> tuple[s
     marks = np.linspace(share[late[0]], share[late[-1]], MAX_TAPS)
     values = np.array([share[t] for t in late])
     return tuple(late[i] for i in sorted({int(np.abs(values - m).argmin()) for m in marks}))
-
-
-def mac_shares(graph: Graph, channels: Channels, taps: Sequence[str]) -> dict[str, float]:
-    """For each tap the share of the static multiply-accumulates that lie before it."""
-    counts = node_macs(graph)
-    total = max(1, sum(counts.values()))
-    ones = (1,) * channels.units
-    plans = (Effective(graph, channels, Plan((t,), ones), check_taps=False) for t in taps)
-    return {t: sum(counts.get(n, 0) for n in plan.depth) / total for t, plan in zip(taps, plans, strict=True)}
-
-
-def node_macs(graph: Graph) -> dict[str, int]:
-    """Multiply-accumulates per image of every convolution and matrix product, by node name."""
-    return {n.name: macs_of(n, graph) for n in graph.nodes if n.op in PRODUCTS}
-
-
-def chain_macs(graph: Graph, channels: Channels, plan: Plan) -> int:
-    """Multiply-accumulates per image of all stages of a chain, counted without building them: exit heads are left out, and
-    what linked stages compute but nobody reads counts too."""
-    effective = Effective(graph, channels, plan)
-    total = 0.0
-    for node in graph.nodes:
-        if node.op in PRODUCTS and node.name in effective.depth:
-            role, out = channels.roles[node.name], node.outputs[0]
-            made = effective.readable(out, plan.stages) if out in channels.layouts else np.ones(1, dtype=bool)
-            share = (effective.mask(node) & made[:, None]).mean() if role.kind is Kind.MIX else made.mean()
-            total += float(share) * macs_of(node, graph)
-    return round(total)
-
-
-def total_macs(graph: Graph) -> int:
-    """Multiply-accumulates per image of the whole graph."""
-    return sum(node_macs(graph).values())
 
 
 @lru_cache

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-import numpy as np
 
 from s2d_convert.channels.analysis import Channels
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import check_conversion
-from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, Shape
-from s2d_convert.search.evaluate import is_untouched
 
 # The kinds and the shape that the plans behind each name have; the keys are `options.PLANS`.
 LIMITS: Mapping[str, tuple[tuple[int, ...], Shape]] = MappingProxyType(
@@ -57,26 +53,3 @@ def trainable_plan(text: str, graph: Graph, channels: Channels, *, names: Sequen
                 f"--plan {text}: chain {number} is not the untouched model; only the first chain of a plan is trained"
             )
     return conversion
-
-
-def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float]) -> float:
-    """The mean latency that the stage times of the search give with these shares of exits, relative to static."""
-    return float(np.dot(np.cumsum(stage_latency), exit_share))
-
-
-def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
-    """How the time of a conversion was spent, in words; `measuring` says how much of a step went into timing models."""
-    rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
-    parts = {
-        "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
-        "search": rest.get("search", 0.0),
-        "measuring": sum(measuring.values()) + seconds.get("finish", 0.0),
-    }
-    total = max(sum(parts.values()), 1e-9)
-    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
-    return f"time: {total:.0f} s ({shares})"
-
-
-def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
-    """The seconds that went into timing the candidates of a trace; lines that only repeat one cost nothing."""
-    return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

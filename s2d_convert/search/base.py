@@ -13,33 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import numpy as np
-from numpy.typing import NDArray
 
-from s2d_convert.search.controller import Actions
-
-PlanT = TypeVar("PlanT")
-PlanT_co = TypeVar("PlanT_co", covariant=True)
+from s2d_convert.plans.decisions import Actions, PlanT, Space, checked, random_actions
 
 AHEAD = 16  # proposals of random search that are drawn at once
 GIVE_UP = 80  # repeats in a row after which the space is gone through in order
 MAX_ENUMERATED = 5000  # action strings that are looked through, at most, before a space counts as exhausted
-
-
-class Space(Protocol[PlanT_co]):
-    """Plans as sequences of decisions; different sequences may stand for equal plans. Plans are hashable."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of options of every decision."""
-
-    def allowed(self, prefix: Actions, /) -> NDArray[np.bool_]:
-        """Options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
-
-    def decode(self, actions: Actions, /) -> PlanT_co:
-        """The plan that a full sequence stands for."""
 
 
 @dataclass(frozen=True)
@@ -164,26 +146,6 @@ def evaluate_all(
     for actions in wanted:
         book.visit_if_open(actions)
     return book.result()
-
-
-def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
-    """A sequence whose every decision is drawn evenly from what is allowed."""
-    actions: Actions = ()
-    for _ in space.sizes:
-        actions = (*actions, int(rng.choice(np.flatnonzero(space.allowed(actions)))))
-    return actions
-
-
-def checked(space: Space[Any], actions: Sequence[int]) -> Actions:
-    """The sequence itself, once every decision of it is allowed. Raises ValueError where one is not."""
-    sequence = tuple(int(a) for a in actions)
-    if len(sequence) != len(space.sizes):
-        raise ValueError(f"sequence {sequence}: got {len(sequence)} decisions; expected {len(space.sizes)}")
-    for step, option in enumerate(sequence):
-        choices = np.flatnonzero(space.allowed(sequence[:step])).tolist()
-        if option not in choices:
-            raise ValueError(f"sequence {sequence}: got option {option} at decision {step}; allowed are {choices}")
-    return sequence
 
 
 def _merit(trial: Trial[Any]) -> tuple[float, float]:

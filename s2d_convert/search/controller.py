@@ -9,16 +9,14 @@ options, of which only the allowed ones can be drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Actions = tuple[int, ...]
-Allowed = Callable[[Actions], NDArray[np.bool_]]
+from s2d_convert.plans.decisions import Actions, Allowed
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from typing import Protocol
 
 import numpy as np
 
+from s2d_convert.base.arrays import Array
 from s2d_convert.calibration.thresholds import best_policy, confidences, fit_temperature
 from s2d_convert.channels.analysis import Channels
-from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
-from s2d_convert.latency.meter import Array, Timing
+from s2d_convert.latency.meter import Timing
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
-from s2d_convert.plans.plan import Conversion, Plan
+from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.base import Evaluation, reward
 from s2d_convert.slicing.chain import Part, build_stages
@@ -37,11 +37,6 @@ class Goal:
     budget: float
     max_latency: float = math.inf
 
-    @classmethod
-    def of(cls, options: ConvertOptions) -> Goal:
-        """What the options ask for."""
-        return cls(options.budget, math.inf if options.max_latency is None else options.max_latency)
-
     def value(self, confidence: Array, correct: Array, cost: Sequence[float]) -> Evaluation:
         """What stages are worth with the best thresholds: how sure and how right they are [S, B], and what they cost [S]."""
         policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
@@ -57,11 +52,6 @@ class Goal:
                 "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],
             },
         )
-
-
-def is_untouched(graph: Graph, plan: Plan) -> bool:
-    """Whether a chain is the static model as it is."""
-    return plan == Plan((graph.output,), (1,) * len(plan.stages_of_units))
 
 
 class Latencies(Protocol):

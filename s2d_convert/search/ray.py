@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
-from s2d_convert.latency.meter import Array
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.search.evaluate import Evaluator, SupernetLogits
 

@@ -15,19 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2d_convert.search.base import (
-    GIVE_UP,
-    Book,
-    Evaluate,
-    Evaluation,
-    OnTrial,
-    PlanT,
-    SearchResult,
-    Space,
-    Trial,
-    checked,
-)
-from s2d_convert.search.controller import Actions, Allowed, LSTMPolicy
+from s2d_convert.plans.decisions import Actions, Allowed, PlanT, Space, checked
+from s2d_convert.search.base import GIVE_UP, Book, Evaluate, Evaluation, OnTrial, SearchResult, Trial
+from s2d_convert.search.controller import LSTMPolicy
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from s2d_convert.base.arrays import Array
+from s2d_convert.base.sessions import make_session
 from s2d_convert.channels.analysis import Channels
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.reference import to_logits
-from s2d_convert.latency.meter import Array, make_session
 from s2d_convert.network.layers import Exit, channel_means
 from s2d_convert.network.staged_net import StagedNet, feature_source
 from s2d_convert.plans.assignment import Effective

@@ -22,13 +22,14 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.sessions import make_session
 from s2d_convert.channels.analysis import Channels
 from s2d_convert.data.augment import Level
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.normalize import set_nodes
-from s2d_convert.frontend.reference import slices, to_logits
-from s2d_convert.latency.meter import Array, make_session
+from s2d_convert.frontend.reference import to_logits
 from s2d_convert.network.layers import Head
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.training.loop import Progress, TrainSettings, exit_loss, schedule

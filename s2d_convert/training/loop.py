@@ -23,11 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2d_convert.base.arrays import Array, slices
 from s2d_convert.data.augment import Level
 from s2d_convert.data.images import Images
 from s2d_convert.errors import DataError
-from s2d_convert.frontend.reference import slices
-from s2d_convert.latency.meter import Array
 from s2d_convert.network.staged_net import Masks, StagedNet
 from s2d_convert.training.distillation import Hints, Lesson
 from s2d_convert.training.muon import Muon

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.channels.analysis import ChannelClass, Channels
+from s2d_convert.channels.macs import node_macs
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import Kind
 from s2d_convert.errors import ModelError
+from s2d_convert.exporting.provenance import model_facts
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.network.converters.lower import lower
 from s2d_convert.network.staged_net import unsupported_nodes
 from s2d_convert.plans.exit_points import candidate_taps
-from s2d_convert.plans.space import node_macs, total_macs
 
 HOLDS_LOGITS = "holds the logits"
 ONE_CHANNEL = "one channel"
@@ -44,12 +45,6 @@ def describe(graph: Graph, channels: Channels) -> dict[str, Any]:
         "taps": taps,
         "last_stretch": last,
     }
-
-
-def model_facts(graph: Graph, channels: Channels) -> dict[str, int]:
-    """The static model's multiply-accumulates per image and its number of parameters."""
-    parameters = sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim)
-    return {"static_macs": total_macs(graph), "static_parameters": parameters}
 
 
 def unsupported(graph: Graph) -> list[dict[str, str]]:

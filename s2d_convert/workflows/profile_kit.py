@@ -19,15 +19,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from s2d_runtime import profile
 
+from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.conversion.prepare import read_graph
-from s2d_convert.conversion.training_steps import random_plan
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.latency.device_table import LEAST_FILES
 from s2d_convert.latency.kernels import work_of
-from s2d_convert.plans.space import PlanSpace, divide
+from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.heuristics import random_plan
+from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.slicing.chain import Part, build_stages, whole_folder, write_json
+from s2d_convert.slicing.chain import Part, build_stages
 
 FILES = 120
 MOST_PLANS = 400  # where a space has hardly any distinct stages

@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from s2d_runtime import Dispatcher, DispatcherError, Manifest
 
+from s2d_convert.base.arrays import slices
+from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.conversion.options import check_running, risk_bound
@@ -27,13 +29,13 @@ from s2d_convert.conversion.run_folder import TRACE
 from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_calibration
 from s2d_convert.errors import ModelError, OutputError, UsageError
+from s2d_convert.exporting.folder import MANIFEST
 from s2d_convert.exporting.measure import machine, measure, path_costs
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.quantize import set_temperature
 from s2d_convert.exporting.report.gallery import gallery
 from s2d_convert.exporting.report.page import REPORT, write_report
-from s2d_convert.frontend.reference import StaticModel, slices, to_logits
-from s2d_convert.slicing.chain import MANIFEST, write_bytes, write_json
+from s2d_convert.frontend.reference import StaticModel, to_logits
 from s2d_convert.slicing.split import OUTPUT
 from s2d_convert.workflows.split_model import open_export
 

@@ -7,33 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from s2d_runtime import Dispatcher, Manifest
 
+from s2d_convert.base.files import whole_folder, write_json
+from s2d_convert.base.sessions import check_provider
 from s2d_convert.channels.analysis import Channels
 from s2d_convert.conversion.options import FLOATS, check_choice
 from s2d_convert.conversion.prepare import read_graph
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.exporting.provenance import Origin, model_sha256
+from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
+from s2d_convert.exporting.provenance import Origin, model_facts, model_sha256
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
-from s2d_convert.latency.meter import check_provider
 from s2d_convert.plans.assignment import check_conversion
-from s2d_convert.plans.plan import MAX_STAGES, Conversion, Plan, identity_plan
-from s2d_convert.plans.space import PlanSpace, divide, importance, layout_block, mac_shares
+from s2d_convert.plans.heuristics import depth_plan, width_plan
+from s2d_convert.plans.plan import MAX_STAGES, Conversion, identity_plan
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.plans.written import read_plan
-from s2d_convert.slicing.chain import (
-    Part,
-    build_stages,
-    draft_manifest,
-    whole_folder,
-    write_json,
-    write_manifest,
-    write_stages,
-)
-from s2d_convert.workflows.inspect import model_facts
+from s2d_convert.slicing.chain import Part, build_stages
 
 PLAN_NAMES = ("identity", "depth", "width")
 
@@ -76,39 +68,6 @@ def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conve
     if plan in ("depth", "width"):
         return depth_plan(graph, channels, stages) if plan == "depth" else width_plan(graph, channels, stages)
     return read_plan(plan, channels, names=PLAN_NAMES)
-
-
-def depth_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
-    """Exits at the taps nearest to equal shares of the multiply-accumulates; everything belongs to stage 1."""
-    taps = _space(graph, channels).taps
-    if len(taps) < stages - 1:
-        raise UsageError(f"--stages {stages}: the model has {len(taps)} candidate taps; fewer stages are possible")
-    share = mac_shares(graph, channels, taps)
-    chosen: list[str] = []
-    for k in range(1, stages):
-        first = taps.index(chosen[-1]) + 1 if chosen else 0
-        free = taps[first : len(taps) - (stages - 1 - k)]  # leave one for every stage still to come
-        chosen.append(min(free, key=lambda t: abs(share[t] - k / stages)))
-    return Conversion((Plan((*chosen, graph.output), (1,) * channels.units),))
-
-
-def width_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
-    """Every class divided evenly, the most important units first; all taps at the end."""
-    taps = _space(graph, channels).taps
-    if not taps:
-        raise UsageError("--plan width: the model has no tensor at which an exit could be put; `s2d inspect` shows why")
-    score = importance(graph, channels, static_weights(graph, channels))
-    owner = np.ones(channels.units, dtype=np.int64)
-    for group in channels.classes:
-        if group.splittable:
-            order = np.array(sorted(group.units, key=lambda u: (-score[u], u)))
-            owner[order] = 1 + np.arange(len(order)) * stages // len(order)
-    return Conversion((Plan((*[taps[-1]] * (stages - 1), graph.output), tuple(owner.tolist())),))
-
-
-def _space(graph: Graph, channels: Channels) -> PlanSpace:
-    divisions = divide(graph, channels, static_weights(graph, channels), groups=4, block=layout_block())
-    return PlanSpace(graph, channels, divisions, stages=2)
 
 
 @contextmanager

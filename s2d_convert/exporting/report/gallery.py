@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from s2d_runtime import Dispatcher
 
+from s2d_convert.base.arrays import slices
 from s2d_convert.data.images import Images
-from s2d_convert.frontend.reference import slices
 
 MOST_IMAGES, SHOWN, SIDE = 1000, 12, 96
 RUN_BATCH = 64

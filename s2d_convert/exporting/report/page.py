@@ -13,10 +13,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from s2d_convert.base.files import write_bytes
 from s2d_convert.base.text import promise_text, quantity
 from s2d_convert.exporting.report.charts import Series, bars, plot
 from s2d_convert.exporting.report.gallery import Gallery, Picture
-from s2d_convert.slicing.chain import write_bytes
 
 REPORT = "report.html"
 METHODS = "reinforce random uniform"  # in this order, others behind

@@ -1,0 +1,107 @@
+"""What a conversion carries from step to step: what was asked, what is ready, where it is kept and where it reports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from s2d_convert.base.arrays import Array
+from s2d_convert.channels.analysis import Channels
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.data.images import Dataset
+from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.latency.device_table import Table
+from s2d_convert.network.staged_net import Masks, StagedNet
+from s2d_convert.plans.space import layout_block
+from s2d_convert.plans.weights import Weights
+from s2d_convert.search.evaluate import Goal
+from s2d_convert.slicing.chain import Part
+from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
+
+
+class Reporter(Protocol):
+    """Where a conversion tells how it is going."""
+
+    def step(self, name: str) -> None:
+        """A new step begins."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should mind."""
+
+    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
+        """The running step has done so much."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every later step needs; `table` predicts latencies of another device, where one was asked for."""
+
+    graph: Graph
+    channels: Channels
+    weights: Weights
+    preprocess: Preprocess
+    dataset: Dataset
+    static: StaticModel
+    calib_logits: Array
+    answers: Array
+    device: torch.device
+    provider: str = "CPUExecutionProvider"
+    table: Table | None = None
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The static model as trainings ask it."""
+        if self.device.type != "cpu":
+            return teacher_in_torch(self.graph, self.channels, self.weights, self.device)
+        return teacher_in_onnxruntime(
+            self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider
+        )
+
+    @property
+    def block(self) -> int:
+        """Channels per block of onnxruntime's blocked layout, here or on the device that the table is of."""
+        return layout_block() if self.table is None else self.table.block
+
+    @property
+    def target(self) -> str:
+        """What is judged: right answers, or without labels those that are the static model's."""
+        return "agreement" if self.dataset.calib.labels is None else "accuracy"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion on its way: what was asked, what is ready, where it is kept and where it reports."""
+
+    options: ConvertOptions
+    ready: Prepared
+    run: RunFolder
+    reporter: Reporter
+
+    @property
+    def careful(self) -> bool:
+        """Whether thresholds have floors (`guard`): on made-up images, where the last stage stays the original."""
+        return self.options.exact and self.ready.dataset.kind == "made-up"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The first chain after training: the module, its masks, and the chain with its trained weights."""
+
+    net: StagedNet
+    masks: Masks
+    part: Part
+
+
+def goal_of(options: ConvertOptions) -> Goal:
+    """What a search is to aim at."""
+    return Goal(options.budget, math.inf if options.max_latency is None else options.max_latency)

@@ -1,0 +1,62 @@
+"""What a conversion is worth on the held-out images: the reward of its best thresholds at its measured costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from s2d_convert.base.arrays import Array
+from s2d_convert.calibration import confidence_floor as guard
+from s2d_convert.calibration.thresholds import confidences, fit_temperature
+from s2d_convert.conversion.context import Job, goal_of
+from s2d_convert.latency.device_table import Table
+from s2d_convert.latency.meter import Meter
+from s2d_convert.plans.plan import Conversion
+from s2d_convert.search.base import Evaluation
+from s2d_convert.slicing.chain import Part, build_stages, stage_logits
+from s2d_convert.slicing.split import StageModel
+
+Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
+
+
+def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
+    """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
+    ready = job.ready
+    confidence = confidences(logits, [fit_temperature(row, ready.answers) for row in logits])
+    correct = logits.argmax(axis=2) == ready.answers
+    exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
+    if job.careful:  # as the policies of the folder will be chosen
+        rows = guard.sure_rows(ready.calib_logits)
+        confidence = guard.above(confidence, guard.floors(confidence, correct))[:, rows]
+        correct = correct[:, rows]
+    value = goal_of(job.options).value(confidence, correct, cost)
+    return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
+
+
+def stage_costs(meter: Meter | Table, models: Sequence[StageModel]) -> tuple[float, ...]:
+    """What the meter says that stages cost, relative to static."""
+    return meter.measure([m.model.SerializeToString() for m in models]).ratios
+
+
+def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[float], float]:
+    """What stages take by `cost`, and the seconds that it took to find out."""
+    started = time.monotonic()
+    return cost(models), round(time.monotonic() - started, 3)
+
+
+def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> Evaluation:
+    """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
+
+    All other chains are the untouched model, whose logits are known.
+    """
+    ready = job.ready
+    parts = [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
+    models = build_stages(parts)
+    costs, measuring = timed_costs(cost, models)
+    own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
+    logits = np.concatenate([own, *[ready.calib_logits[None]] * (len(models) - len(own))])
+    found = worth(job, logits, costs)
+    return replace(found, info={**found.info, "measure_s": measuring})

@@ -1,0 +1,49 @@
+"""Plans as sequences of decisions, which is how searches see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Actions = tuple[int, ...]
+Allowed = Callable[[Actions], NDArray[np.bool_]]
+
+PlanT = TypeVar("PlanT")
+PlanT_co = TypeVar("PlanT_co", covariant=True)
+
+
+class Space(Protocol[PlanT_co]):
+    """Plans as sequences of decisions; different sequences may stand for equal plans. Plans are hashable."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of options of every decision."""
+
+    def allowed(self, prefix: Actions, /) -> NDArray[np.bool_]:
+        """Options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
+
+    def decode(self, actions: Actions, /) -> PlanT_co:
+        """The plan that a full sequence stands for."""
+
+
+def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
+    """A sequence whose every decision is drawn evenly from what is allowed."""
+    actions: Actions = ()
+    for _ in space.sizes:
+        actions = (*actions, int(rng.choice(np.flatnonzero(space.allowed(actions)))))
+    return actions
+
+
+def checked(space: Space[Any], actions: Sequence[int]) -> Actions:
+    """The sequence itself, once every decision of it is allowed. Raises ValueError where one is not."""
+    sequence = tuple(int(a) for a in actions)
+    if len(sequence) != len(space.sizes):
+        raise ValueError(f"sequence {sequence}: got {len(sequence)} decisions; expected {len(space.sizes)}")
+    for step, option in enumerate(sequence):
+        choices = np.flatnonzero(space.allowed(sequence[:step])).tolist()
+        if option not in choices:
+            raise ValueError(f"sequence {sequence}: got option {option} at decision {step}; allowed are {choices}")
+    return sequence
