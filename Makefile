@@ -48,8 +48,8 @@ zoo: setup  ## full-size architectures for the sweep, in build/zoo (without torc
 	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target build/zoo $(ZOO)
 
 coverage: zoo  ## sweep over them and write docs/coverage.md (takes an hour or two)
-	OMP_NUM_THREADS=1 "$(BIN)/python" tests/zoo/sweep.py
-	"$(BIN)/python" tests/zoo/sweep.py --page
+	OMP_NUM_THREADS=1 "$(BIN)/python" tests/support/zoo/sweep.py
+	"$(BIN)/python" tests/support/zoo/sweep.py --page
 
 check: setup  ## ruff (rules and layout) and mypy --strict
 	"$(BIN)/ruff" check .
@@ -61,7 +61,7 @@ format: setup  ## let ruff lay out the code and mend what it can
 	"$(BIN)/ruff" format .
 
 docs: setup  ## write the tables of docs/operators.md anew, from the tables in the code
-	"$(BIN)/python" tests/operators_page.py --write
+	"$(BIN)/python" tests/support/operators_page.py --write
 
 # The package wants a torch, and nothing else, which is here already.
 bench: setup  ## every method beside every other: MODEL=, DATA=, TEST=, BENCH="options"; handwritten digits without

@@ -1,0 +1,86 @@
+"""Measuring: what is run, how often, and what is remembered. No test says how long anything takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from chain_law import analysed
+from helpers import random_images
+from text_nets import chain
+
+from s2d_convert.base.sessions import make_session
+from s2d_convert.errors import UsageError
+from s2d_convert.latency.meter import MIN_ROUNDS, Meter, Timing, interleave
+from s2d_convert.plans.plan import Plan
+from s2d_convert.slicing.split import split
+
+
+def stage_files() -> list[bytes]:
+    """The two linked stages of a small net."""
+    graph, channels, weights = analysed(chain())
+    stages = (1,) * 4 + (2,) * 4 + (1,) * 4 + (2,) * 12 + (1,) * 5
+    return [s.model.SerializeToString() for s in split(graph, channels, Plan(("y", "logits"), stages), weights)]
+
+
+@pytest.fixture(scope="module")
+def meter() -> Meter:
+    model = chain()
+    return Meter(model.SerializeToString(), random_images(model, 1, 0)["image"], seconds=0.0)
+
+
+def test_every_stage_of_a_chain_gets_a_time_and_a_ratio(meter: Meter) -> None:
+    timing = meter.measure(stage_files())
+    assert len(timing.median_ms) == len(timing.ratios) == 2
+    assert timing.reference_ms > 0
+    assert all(value > 0 for value in (*timing.median_ms, *timing.ratios))
+    assert timing.ratios == pytest.approx([ms / timing.reference_ms for ms in timing.median_ms])
+
+
+def test_equal_models_are_measured_once(meter: Meter) -> None:
+    before = meter.measure(stage_files())
+    assert meter.measure(tuple(stage_files())) is before
+    assert meter.measure(stage_files()[:1]) is not before
+
+
+def test_another_meter_measures_anew(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[bytes]] = []
+
+    def fake(self: Meter, models: list[bytes]) -> Timing:
+        asked.append(models)
+        return Timing((1.0,), 2.0, (0.5,))
+
+    monkeypatch.setattr(Meter, "_measure", fake)
+    model = chain()
+    fresh = Meter(model.SerializeToString(), random_images(model, 1, 0)["image"])
+    for files in ([b"one"], [b"two"], [b"one"], [b"one", b"two"]):
+        fresh.measure(files)
+    assert asked == [[b"one"], [b"two"], [b"one", b"two"]]
+
+
+def test_an_unknown_provider_is_a_usage_error_that_lists_what_there_is() -> None:
+    model = chain()
+    with pytest.raises(UsageError, match=r"--provider NoSuchProvider: .*CPUExecutionProvider"):
+        make_session(model.SerializeToString(), provider="NoSuchProvider")
+    with pytest.raises(UsageError, match="NoSuchProvider"):
+        Meter(model.SerializeToString(), random_images(model, 1, 0)["image"], provider="NoSuchProvider")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_session_has_the_threads_that_were_asked_for(threads: int) -> None:
+    model = chain()
+    session = make_session(model.SerializeToString(), threads=threads)
+    assert session.get_session_options().intra_op_num_threads == threads
+    assert session.run(None, random_images(model, 2, 0))[0].shape == (2, 5)
+
+
+def test_calls_take_turns_for_the_least_number_of_rounds() -> None:
+    made: list[str] = []
+    times = interleave([lambda: made.append("a"), lambda: made.append("b")], seconds=0.0)
+    assert made == ["a", "b"] * MIN_ROUNDS
+    assert times.shape == (MIN_ROUNDS, 2)
+    assert times.dtype == np.float64
+    assert (times >= 0).all()
+
+
+def test_rounds_bound_a_measurement_however_long_it_may_take() -> None:
+    assert interleave([lambda: None], seconds=3600.0, rounds=MIN_ROUNDS + 5).shape == (MIN_ROUNDS + 5, 1)
