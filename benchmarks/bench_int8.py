@@ -24,7 +24,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import make_session
-from s2d_convert.conversion.requantize import USED, Recast, recast
+from s2d_convert.conversion.requantize import USED, Requantization, requantize
 from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_all, load_data
 from s2d_convert.exporting.measure import thresholds_for_exit
@@ -146,7 +146,9 @@ def main() -> None:
         folders = {"stages float32": asked.out}
         for kind in ("int8", "int8:early"):
             folders[f"stages {kind}"] = Path(place) / kind.replace(":", "-")
-            recast(asked.out, folders[f"stages {kind}"], Recast(kind), dataset=dataset, static=static, note=print)
+            requantize(
+                asked.out, folders[f"stages {kind}"], Requantization(kind), dataset=dataset, static=static, note=print
+            )
         models = {"static float32": static.graph.model, "static int8": static_int8(static, dataset.train)}
         sizes = {name: folder_bytes(folder) for name, folder in folders.items()}
         sizes |= {name: model.ByteSize() for name, model in models.items()}

@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from s2d_runtime import Dispatcher
 
 from benchmarks.methods import is_folder
 from benchmarks.stand import Entry, Stand
 from s2d_convert.base.arrays import Array, slices
-from s2d_convert.base.sessions import make_session
+from s2d_convert.base.sessions import Running, make_session
 from s2d_convert.conversion.pipeline import predicted_latency
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.measure import measure
@@ -66,9 +65,10 @@ def measured(stand: Stand, entry: Entry, images: Images, settings: tuple[Setting
 
 
 def _measured_folder(stand: Stand, entry: Entry, images: Images, setting: Setting) -> dict[str, Any]:
-    static = StaticModel(stand.ready.graph, threads=setting.threads)
-    with Dispatcher(stand.root / entry.path, threads=setting.threads) as runner:
-        got = measure(runner, static, images, threads=setting.threads, batch=setting.batch, budget=entry.budget)
+    running = Running(setting.threads, setting.batch)
+    static = StaticModel(stand.ready.graph, running)
+    with running.dispatcher(stand.root / entry.path) as runner:
+        got = measure(runner, static, images, running=running, budget=entry.budget)
     timing = {"mean": got.mean_latency, "worst": got.worst_latency, "static_ms": got.static_ms}
     return {
         "accuracy": got.correct_dynamic,
@@ -83,7 +83,7 @@ def _measured_folder(stand: Stand, entry: Entry, images: Images, setting: Settin
 
 def _measured_file(stand: Stand, entry: Entry, images: Images, setting: Setting) -> dict[str, Any]:
     graph = stand.ready.graph
-    static = StaticModel(graph, threads=setting.threads)
+    static = StaticModel(graph, Running(setting.threads))
     session = make_session((stand.root / entry.path).read_bytes(), threads=setting.threads)
     name = session.get_inputs()[0].name
 

@@ -21,7 +21,7 @@ from s2d_convert.base.files import write_bytes
 from s2d_convert.channels.analysis import analyse
 from s2d_convert.conversion.explore import search
 from s2d_convert.conversion.finals import METHOD
-from s2d_convert.conversion.requantize import Recast, recast
+from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.conversion.training_steps import MOST_PASSES, train_part
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
@@ -176,10 +176,10 @@ def int8_ours(stand: Stand, seed: int, budget: float) -> Entry:
     assert plain is not None, "entries are made unless only known ones are asked for"
     name = f"{plain.path}-int8"
     if not (stand.root / name).exists():
-        asked = Recast("int8", stand.options.threads, stand.options.batch)
+        asked = Requantization("int8", stand.options.running)
         source, target = stand.root / plain.path, stand.root / name
-        static = StaticModel(ready.graph, threads=stand.options.threads)  # `ready.static` has as many as training has
-        recast(source, target, asked, dataset=ready.dataset, static=static, note=stand.reporter.note)
+        static = StaticModel(ready.graph, stand.options.running)  # `ready.static` has as many as training has
+        requantize(source, target, asked, dataset=ready.dataset, static=static, note=stand.reporter.note)
     return Entry("int8-ours", seed, name, budget, budget)
 
 

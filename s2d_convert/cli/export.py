@@ -13,10 +13,12 @@ import click
 from rich.console import Console
 
 from s2d_convert.base.files import check_out
+from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
 from s2d_convert.cli.terminal import TerminalReporter, measured_table, policy_table
-from s2d_convert.conversion.options import check_budget, check_running
-from s2d_convert.conversion.requantize import Recast, recast
+from s2d_convert.conversion.options import check_budget
+from s2d_convert.conversion.requantize import Requantization
+from s2d_convert.conversion.requantize import requantize as requantize_folder
 from s2d_convert.data.loading import load_data
 from s2d_convert.errors import UsageError
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
@@ -113,11 +115,10 @@ def quantize(folder: Path, options: Options) -> None:
     for name in ("data", "out"):
         if options[name] is None:
             raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
-    running = {name: options[name] if options[name] is not None else DEFAULTS[name] for name in RUNNING}
-    check_running(threads=running["threads"], batch=running["batch"])
+    running = Running(**{name: options[name] if options[name] is not None else DEFAULTS[name] for name in RUNNING})
     check_out(options["out"])
     reporter = TerminalReporter()
-    with open_export(folder, static=options["static"], threads=running["threads"], provider=running["provider"]) as (
+    with open_export(folder, static=options["static"], running=running) as (
         runner,
         reference,
     ):
@@ -127,8 +128,10 @@ def quantize(folder: Path, options: Options) -> None:
             classes=reference.graph.classes,
             seed=Origin.of(runner.manifest).seed,
         )
-        asked = Recast(options["quantize"], **running)
-        made, _ = recast(folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note)
+        asked = Requantization(options["quantize"], running)
+        made, _ = requantize_folder(
+            folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note
+        )
     console = Console()
     console.print(policy_table(made, target=made["target"]))
     title = f"{options['out']} on {made['measured']['images']} unseen images ({made['data']})"

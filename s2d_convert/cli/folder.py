@@ -11,9 +11,10 @@ import numpy as np
 from rich.console import Console
 from s2d_runtime import Dispatcher
 
+from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC
 from s2d_convert.cli.terminal import bench_table, measured_table
-from s2d_convert.conversion.options import check_running
+from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.arrays import UNREADABLE_ARRAY
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import IMAGE_SUFFIXES, UNREADABLE, read_image
@@ -41,13 +42,15 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure OUT on images: accuracy, exits and latency, beside the static model in the same run."""
-    check_running(threads=threads, batch=batch, budget=budget)
-    with open_export(folder, static=static, threads=threads, provider=provider) as (runner, reference):
+    if budget is not None:
+        check_budget("budget", budget)
+    running = Running(threads, batch, provider)
+    with open_export(folder, static=static, running=running) as (runner, reference):
         preprocess = recorded_preprocess(runner.manifest)
         images = load_all(data, preprocess=preprocess, classes=reference.graph.classes)
         if not len(images):
             raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
-        measured = measure(runner, reference, images, threads=threads, batch=batch, budget=budget)
+        measured = measure(runner, reference, images, running=running, budget=budget)
     if as_json:
         click.echo(json.dumps(measured.to_json(), indent=1))
     else:
@@ -64,10 +67,10 @@ def bench_command(
     folder: Path, static: Path | None, threads: int, batch: int, provider: str, seconds: float, as_json: bool
 ) -> None:
     """Time every way out of OUT and the static model, interleaved in one run: medians, ratios and spread."""
-    check_running(threads=threads, batch=batch)
+    running = Running(threads, batch, provider)
     if not 0 < seconds <= 3600:
         raise UsageError(f"--seconds {seconds:g}: above 0 and at most 3600 is allowed")
-    with open_export(folder, static=static, threads=threads, provider=provider) as (runner, reference):
+    with open_export(folder, static=static, running=running) as (runner, reference):
         found = bench(runner, reference, batch=batch, seconds=seconds)
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -82,8 +85,9 @@ def bench_command(
 @click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime.")
 def run(folder: Path, image: Path, budget: float | None, threads: int) -> None:
     """Answer for one image file, or for an .npy of model input: class, confidence and the stage that answered."""
-    check_running(threads=threads, batch=1, budget=budget)
-    with Dispatcher(folder, threads=threads) as runner:
+    if budget is not None:
+        check_budget("budget", budget)
+    with Running(threads).dispatcher(folder) as runner:
         answer = runner(read_input(image, runner), budget=budget)
     flat = answer.output.reshape(len(answer.output), -1)
     for row, (scores, stage, confidence) in enumerate(zip(flat, answer.stage, answer.confidence, strict=True)):

@@ -10,9 +10,9 @@ from typing import Any
 import click
 from s2d_runtime.profile import CLOCKS, ProfileError, Settings, profile, summary, write_board
 
+from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import OUTPUT, PATH, RUNNING, SEED, SIZE, STAGES
 from s2d_convert.cli.terminal import TerminalReporter
-from s2d_convert.conversion.options import check_running
 from s2d_convert.errors import OutputError, UsageError
 from s2d_convert.workflows.profile_kit import KitOptions, write_kit
 from s2d_convert.workflows.split_model import static_of
@@ -50,7 +50,7 @@ def profile_command(model: Path, save: Path | None, kit: Path | None, name: str 
         )
     if kit is not None and os.path.lexists(kit):
         raise OutputError(f"--kit {kit}: exists already; remove it or choose another folder")
-    check_running(threads=options["threads"], batch=options["batch"])
+    Running(options["threads"], options["batch"], options["provider"])
     if save is not None and not save.absolute().parent.is_dir():
         raise UsageError(f"--save {save}: its folder does not exist; make it first")
     path, size, output = static_of(model, size=options["size"], output=options["output"])

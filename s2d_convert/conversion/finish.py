@@ -94,8 +94,8 @@ def finish(
         }
         write_stages(folder, manifest["stages"], models)
         write_manifest(folder, manifest)
-        timing_static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
-        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+        timing_static = StaticModel(ready.graph, options.running)
+        with options.running.dispatcher(folder) as runner:
             costs = path_costs(runner, timing_static, timing_images(ready, options.batch))
         if ready.table is not None:
             costs = predicted_costs(ready.table, models)
@@ -105,8 +105,8 @@ def finish(
             entry["latency_ratio"] = round(cost, 5)
         write_manifest(folder, manifest)
         reporter.step("measure")
-        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
-            measured = measure(runner, timing_static, reported(job), threads=options.threads, batch=options.batch)
+        with options.running.dispatcher(folder) as runner:
+            measured = measure(runner, timing_static, reported(job), running=options.running)
             if options.exact or keeps_the_original(ready, conversion):
                 manifest["exactness"] = exactness(
                     runner, timing_static, ready.dataset.calib.take(slice(0, EXACT_IMAGES))
@@ -120,7 +120,7 @@ def finish(
         if (run.path / TRACE).exists():
             run.rewrite_trace()  # a torn last line stays behind
             (folder / TRACE).write_bytes((run.path / TRACE).read_bytes())
-        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+        with options.running.dispatcher(folder) as runner:
             pictures = gallery(runner, reported(job))
         write_report(folder / REPORT, manifest, trace=folder / TRACE, gallery=pictures)
     reached = chosen.default.reached or options.cheapest

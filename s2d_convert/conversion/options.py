@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.data.preprocess import IMAGE_SUFFIXES
 from s2d_convert.errors import UsageError
@@ -45,14 +46,6 @@ MODES = ("train", "exact")
 FLOATS = ("float32", "float16")
 ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
 PLANS = ("search", "depth", "width", "cascade", "uniform")
-
-
-def check_running(*, threads: int, batch: int, budget: float | None = None) -> None:
-    """Raise UsageError unless the options that every measuring command has are in their ranges."""
-    if budget is not None:
-        check_budget("budget", budget)
-    _check_range("threads", threads, 1, 256)
-    _check_range("batch", batch, 1, 4096)
 
 
 def check_budget(name: str, budget: float) -> None:
@@ -118,7 +111,8 @@ class ConvertOptions:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_running(threads=self.threads, batch=self.batch, budget=self.budget)
+        check_budget("budget", self.budget)
+        _ = self.running
         if self.max_latency is not None and not (math.isfinite(self.max_latency) and self.max_latency > 0):
             raise UsageError(
                 f"--max-latency {self.max_latency:g}: a multiple of the static latency above 0 is allowed, such as 1.05"
@@ -155,6 +149,11 @@ class ConvertOptions:
             )
         if self.mode is not None:
             check_choice("mode", self.mode, MODES)
+
+    @property
+    def running(self) -> Running:
+        """How the stages are run when their latency is measured. Raises UsageError."""
+        return Running(self.threads, self.batch, self.provider)
 
     @property
     def bound(self) -> RiskBound | None:

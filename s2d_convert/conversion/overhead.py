@@ -12,9 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from s2d_runtime import Dispatcher
 
-from s2d_convert.base.sessions import make_session
 from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import timing_images
@@ -35,15 +33,13 @@ def dispatch_overhead(ready: Prepared, space: PlanSpace, options: ConvertOptions
     conversion = Conversion((narrow, narrow))
     models = build_stages([Part(ready.graph, ready.channels, chain, ready.weights) for chain in conversion.chains])
     image = timing_images(ready, options.batch)
-    sessions = [
-        make_session(m.model.SerializeToString(), threads=options.threads, provider=options.provider) for m in models
-    ]
+    sessions = [options.running.session(m.model.SerializeToString()) for m in models]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         manifest = draft_manifest(ready.graph, conversion, models, [1.0, 1.0])
         write_stages(folder, manifest["stages"], models)
         write_manifest(folder, manifest)
-        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+        with options.running.dispatcher(folder) as runner:
             calls = [
                 *(partial(s.run, None, {ready.graph.image: image}) for s in sessions),
                 *(partial(runner, image, thresholds=thresholds_for_exit(2, k)) for k in (1, 2)),

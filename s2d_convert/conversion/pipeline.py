@@ -25,7 +25,7 @@ from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.prepare import make_meter, prepare
-from s2d_convert.conversion.requantize import Recast, recast
+from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.training_steps import finetune, new_net, train_supernet, tried_out, try_out
 from s2d_convert.conversion.worst_case import keeps_bound, possible
@@ -92,9 +92,9 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     shutil.rmtree(plain, ignore_errors=True)
     finish(job, tuned, conversion, provenance=provenance, out=plain)
     job.reporter.step("quantize")
-    static = StaticModel(ready.graph, threads=options.threads, provider=options.provider)
-    asked = Recast(options.quantize, options.threads, options.batch, options.provider)
-    manifest, measured = recast(
+    static = StaticModel(ready.graph, options.running)
+    asked = Requantization(options.quantize, options.running)
+    manifest, measured = requantize(
         plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note, careful=job.careful
     )
     default = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.sessions import MOST_THREADS, Running
 from s2d_convert.calibration.policies import check_enough
 from s2d_convert.channels.analysis import Channels, analyse
 from s2d_convert.conversion.context import Prepared, Reporter
@@ -69,7 +70,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     graph, channels = read_graph(options.model, size=options.size, output=options.output)
     preprocess = preprocess_of(graph, options)
     table = read_latencies(options, reporter)
-    static = StaticModel(graph, threads=torch.get_num_threads(), provider=options.provider)
+    static = StaticModel(graph, Running(threads=min(torch.get_num_threads(), MOST_THREADS), provider=options.provider))
     reporter.step("data")
     dataset = read_dataset(graph, preprocess, options, reporter, logits=static.logits)
     if options.bound is not None:
@@ -184,7 +185,7 @@ def make_meter(ready: Prepared, options: ConvertOptions) -> Meter | Table:
         return ready.table
     image = timing_images(ready, options.batch)
     model = ready.graph.model.SerializeToString()
-    return Meter(model, image, threads=options.threads, provider=options.provider)
+    return Meter(model, image, running=options.running)
 
 
 def static_check(

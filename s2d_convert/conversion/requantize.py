@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from s2d_runtime import Dispatcher, Manifest, leaves
+from s2d_runtime import Manifest, leaves
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.files import whole_folder
-from s2d_convert.base.sessions import make_session
+from s2d_convert.base.sessions import ONE_THREAD, Running, make_session, run_stages
 from s2d_convert.calibration.policies import Scores, budget_policies, careful_policies, fit_temperatures
 from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.conversion.run_folder import TRACE
@@ -42,21 +42,22 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Recast:
-    """How the stages are to compute ('int8', 'int8:early', 'fp16'), and how latency is measured."""
+class Requantization:
+    """How the stages are to compute ('int8', 'int8:early', 'fp16'), and how they are run when latency is measured."""
 
     kind: str
-    threads: int = 1
-    batch: int = 1
-    provider: str = "CPUExecutionProvider"
-
-    def open(self, folder: Path) -> Dispatcher:
-        """The dispatcher of a folder, as it is measured."""
-        return Dispatcher(folder, threads=self.threads, providers=[self.provider])
+    running: Running = ONE_THREAD
 
 
-def recast(
-    folder: Path, out: Path, asked: Recast, *, dataset: Dataset, static: StaticModel, note: Note, careful: bool = False
+def requantize(
+    folder: Path,
+    out: Path,
+    asked: Requantization,
+    *,
+    dataset: Dataset,
+    static: StaticModel,
+    note: Note,
+    careful: bool = False,
 ) -> tuple[dict[str, Any], Measured]:
     """Write `folder` in another arithmetic to `out`; returns the new manifest, and what it was measured to do.
 
@@ -64,7 +65,7 @@ def recast(
     what was measured from those held back; `careful`: thresholds have the floors of `guard`. Raises ModelError for a stage
     that cannot be converted; nothing is written then.
     """
-    with asked.open(folder) as runner:
+    with asked.running.dispatcher(folder) as runner:
         manifest = runner.manifest
     if (own := manifest.provenance.get("arithmetic")) is not None:
         raise OutputError(f"{folder}: its stages are in {own} already; give the float32 folder that it was made from")
@@ -72,7 +73,7 @@ def recast(
         note("what was promised of the folder does not hold for other arithmetic: the new policies promise nothing")
     before = read_stages(folder, manifest)
     models = convert_stages(manifest, before, dataset.train, kind=asked.kind)
-    logits = stage_logits(static.graph, models, dataset.calib, provider=asked.provider)
+    logits = stage_logits(static.graph, models, dataset.calib, provider=asked.running.provider)
     for number, same in enumerate(_agreement(static, before, dataset.calib, logits), start=1):
         note(f"stage {number}: answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
     scores = Scores(logits, static_logits(static, dataset.calib).argmax(axis=1), dataset.calib.labels)
@@ -88,8 +89,8 @@ def recast(
         write_manifest(place, made)
         made |= {"target": "agreement" if dataset.calib.labels is None else "accuracy", "data": dataset.kind}
         _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores, careful=careful)
-        with asked.open(place) as runner:
-            measured = measure(runner, static, dataset.test, threads=asked.threads, batch=asked.batch)
+        with asked.running.dispatcher(place) as runner:
+            measured = measure(runner, static, dataset.test, running=asked.running)
             pictures = gallery(runner, dataset.test)
         made["measured"] = {**measured.to_json(), "machine": machine(), "latency": "measured"}
         write_manifest(place, made)
@@ -144,10 +145,10 @@ def _drawn(manifest: Manifest, images: Images) -> Array:
 def _outputs(stage: StageModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """All outputs of a stage on N rows, by name."""
     session = make_session(stage.model.SerializeToString())
-    names = [o.name for o in session.get_outputs()]
-    rows = len(next(iter(feeds.values())))
-    parts = [session.run(names, {n: v[part] for n, v in feeds.items()}) for part in slices(rows, RUN_BATCH)]
-    return {name: np.concatenate(found) for name, found in zip(names, zip(*parts, strict=True), strict=True)}
+    batches = []
+    for rows in slices(len(next(iter(feeds.values()))), RUN_BATCH):
+        batches += [made for _, made in run_stages([session], {name: values[rows] for name, values in feeds.items()})]
+    return {name: np.concatenate([made[name] for made in batches]) for name in batches[0]}
 
 
 def staying_rows(confidence: Array, threshold: float) -> Array:
@@ -178,7 +179,7 @@ def _draft(manifest: Manifest, temperatures: Sequence[float], kind: str) -> dict
 def _calibrate_anew(
     place: Path,
     made: dict[str, Any],
-    asked: Recast,
+    asked: Requantization,
     *,
     static: StaticModel,
     images: Images,
@@ -186,8 +187,8 @@ def _calibrate_anew(
     careful: bool,
 ) -> None:
     """Measure the stages, and choose the policies with what they said on `images`, `careful` ones or others."""
-    timed = np.ascontiguousarray(images.batch(np.arange(asked.batch) % len(images)))
-    with asked.open(place) as runner:
+    timed = np.ascontiguousarray(images.batch(np.arange(asked.running.batch) % len(images)))
+    with asked.running.dispatcher(place) as runner:
         cost = path_costs(runner, static, timed).per_stage
     temperatures = [entry["temperature"] for entry in made["stages"]]
     choose = careful_policies if careful else budget_policies

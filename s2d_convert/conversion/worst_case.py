@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from s2d_runtime import Dispatcher
-
 from s2d_convert.conversion.context import Job
 from s2d_convert.conversion.prepare import make_meter, timing_images
 from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
@@ -94,8 +92,8 @@ def rehearse(job: Job, conversion: Conversion) -> float:
         manifest = draft_manifest(job.ready.graph, conversion, models, [1.0] * len(models))
         write_stages(folder, manifest["stages"], models)
         write_manifest(folder, manifest)
-        static = StaticModel(job.ready.graph, threads=options.threads, provider=options.provider)
-        with Dispatcher(folder, threads=options.threads, providers=[options.provider]) as runner:
+        static = StaticModel(job.ready.graph, options.running)
+        with options.running.dispatcher(folder) as runner:
             return path_costs(runner, static, timing_images(job.ready, options.batch)).ratios[-1]
 
 

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from s2d_runtime import Dispatcher
 
 from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.thresholds import ALWAYS, NEVER
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.provenance import Origin
@@ -104,7 +105,7 @@ def _ways_out(runner: Dispatcher, static: StaticModel, image: Array) -> list[Cal
 
 
 def measure(
-    runner: Dispatcher, static: StaticModel, images: Images, *, threads: int, batch: int, budget: float | None = None
+    runner: Dispatcher, static: StaticModel, images: Images, *, running: Running, budget: float | None = None
 ) -> Measured:
     """All numbers of the export behind `runner` on `images`, at `budget` (None: the default policy)."""
     reference, logits, stage = [], [], []
@@ -117,7 +118,7 @@ def measure(
     said, dynamic, exits = np.concatenate(reference), np.concatenate(logits), np.concatenate(stage)
     stages = len(runner.manifest.stages)
     share = np.bincount(exits, minlength=stages + 1)[1:] / max(1, len(exits))
-    mean, median, worst, static_ms = _latency(runner, static, images, exits, batch=batch, budget=budget)
+    mean, median, worst, static_ms = _latency(runner, static, images, exits, batch=running.batch, budget=budget)
     entries = runner.manifest.stages
     upto = np.cumsum([entry.macs for entry in entries])
     labels, origin = images.labels, Origin.of(runner.manifest)
@@ -135,8 +136,8 @@ def measure(
         mean_macs=float((share * upto).sum()),
         static_parameters=origin.parameters,
         parameters=int(sum(entry.parameters for entry in entries)),
-        threads=threads,
-        batch=batch,
+        threads=running.threads,
+        batch=running.batch,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.base.sessions import make_session
+from s2d_convert.base.sessions import ONE_THREAD, Running
 from s2d_convert.frontend.graph import Graph
 
 SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
@@ -20,9 +20,9 @@ def to_logits(output: Array, kind: str) -> Array:
 class StaticModel:
     """The simplified static model in onnxruntime."""
 
-    def __init__(self, graph: Graph, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(self, graph: Graph, running: Running = ONE_THREAD) -> None:
         self.graph = graph
-        self._session = make_session(graph.model.SerializeToString(), threads=threads, provider=provider)
+        self._session = running.session(graph.model.SerializeToString())
 
     def outputs(self, images: Array) -> Array:
         """What the model answers, as it comes."""

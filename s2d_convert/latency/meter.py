@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import onnxruntime as ort
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.base.sessions import make_session
+from s2d_convert.base.sessions import ONE_THREAD, Running, run_stages
 
 MIN_ROUNDS, MAX_ROUNDS = 30, 400
 MAX_TRIES, UNSTEADY = 4, 0.04
@@ -44,12 +43,11 @@ class Meter:
         reference: bytes,
         image: Array,
         *,
-        threads: int = 1,
-        provider: str = "CPUExecutionProvider",
+        running: Running = ONE_THREAD,
         seconds: float = 0.4,
     ) -> None:
-        self._threads, self._provider, self._seconds = threads, provider, seconds
-        self._reference = make_session(reference, threads=threads, provider=provider)
+        self._running, self._seconds = running, seconds
+        self._reference = running.session(reference)
         self._image_name = self._reference.get_inputs()[0].name
         self._image = image
         self._cache: dict[tuple[bytes, ...], Timing] = {}  # by hashes: a search meets hundreds of models
@@ -62,8 +60,8 @@ class Meter:
         return self._cache[key]
 
     def _measure(self, models: Sequence[bytes]) -> Timing:
-        sessions = [self._reference, *(make_session(m, threads=self._threads, provider=self._provider) for m in models)]
-        feeds = self._feeds(sessions)
+        sessions = [self._reference, *map(self._running.session, models)]
+        feeds = [feed for feed, _ in run_stages(sessions, {self._image_name: self._image})]
         for session, feed in zip(sessions, feeds, strict=True):
             for _ in range(3):
                 session.run(None, feed)
@@ -85,15 +83,6 @@ class Meter:
             reference_ms=float(1e3 * medians[0]),
             ratios=tuple((medians[1:] / medians[0]).tolist()),
         )
-
-    def _feeds(self, sessions: Sequence[ort.InferenceSession]) -> list[Mapping[str, Array]]:
-        values: dict[str, Array] = {self._image_name: self._image}
-        feeds: list[Mapping[str, Array]] = []
-        for session in sessions:
-            feeds.append({i.name: values[i.name] for i in session.get_inputs()})
-            names = [o.name for o in session.get_outputs()]
-            values.update(zip(names, session.run(names, feeds[-1]), strict=True))
-        return feeds
 
 
 def interleave(calls: Sequence[Callable[[], object]], seconds: float, *, rounds: int = MAX_ROUNDS) -> Array:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import numpy_helper
 
 from s2d_convert.base.arrays import Array, slices
-from s2d_convert.base.sessions import make_session
+from s2d_convert.base.sessions import MOST_THREADS, Running, run_stages
 from s2d_convert.channels.analysis import Channels, analyse
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
@@ -76,18 +77,17 @@ def read_part(path: Path) -> Part:
 def stage_logits(
     graph: Graph, models: Sequence[StageModel], images: Images, *, provider: str = "CPUExecutionProvider"
 ) -> Array:
-    """Logits float32 [S, B, K] of every stage on all images, computed by onnxruntime from the stage models."""
-    sessions = [
-        make_session(m.model.SerializeToString(), threads=os.cpu_count() or 1, provider=provider) for m in models
-    ]
-    rows = []
-    for part in slices(len(images), RUN_BATCH):
-        values: dict[str, Array] = {graph.image: np.ascontiguousarray(images.batch(part))}
-        answers = []
-        for session in sessions:
-            names = [o.name for o in session.get_outputs()]
-            found = session.run(names, {i.name: values[i.name] for i in session.get_inputs()})
-            values.update(zip(names, found, strict=True))
-            answers.append(to_logits(values[OUTPUT], graph.output_kind))
-        rows.append(np.stack(answers))
-    return np.concatenate(rows, axis=1)
+    """Return the logits float32 [S, B, K] of every stage on all images, computed by onnxruntime from the stage models."""
+    running = Running(threads=min(os.cpu_count() or 1, MOST_THREADS), provider=provider)
+    sessions = [running.session(m.model.SerializeToString()) for m in models]
+    return session_logits(sessions, images, image=graph.image, kind=graph.output_kind)
+
+
+def session_logits(sessions: Sequence[ort.InferenceSession], images: Images, *, image: str, kind: str) -> Array:
+    """Return the logits float32 [S, B, K] of every stage on all images. image: the name of the stages' image input; kind:
+    what their outputs are."""
+    batches = []
+    for rows in slices(len(images), RUN_BATCH):
+        values = {image: np.ascontiguousarray(images.batch(rows))}
+        batches.append(np.stack([to_logits(made[OUTPUT], kind) for _, made in run_stages(sessions, values)]))
+    return np.concatenate(batches, axis=1)

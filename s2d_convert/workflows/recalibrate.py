@@ -20,11 +20,12 @@ import numpy as np
 import onnx
 from s2d_runtime import Dispatcher, DispatcherError, Manifest
 
-from s2d_convert.base.arrays import slices
 from s2d_convert.base.files import write_bytes, write_json
+from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
 from s2d_convert.calibration.risk_control import RiskBound
-from s2d_convert.conversion.options import check_running, risk_bound
+from s2d_convert.conversion.options import check_budget, risk_bound
+from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.conversion.run_folder import TRACE
 from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_calibration
@@ -35,11 +36,10 @@ from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.quantize import set_temperature
 from s2d_convert.exporting.report.gallery import gallery
 from s2d_convert.exporting.report.page import REPORT, write_report
-from s2d_convert.frontend.reference import StaticModel, to_logits
-from s2d_convert.slicing.split import OUTPUT
+from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.slicing.chain import session_logits
 from s2d_convert.workflows.split_model import open_export
 
-RUN_BATCH = 64
 FIT_SHARE = 0.2  # of the images, for temperatures and the order of the policies; a promise is tested on the others
 UNDO = "undo"
 OWN_FILE = re.compile(r"stage\d+\.[0-9a-f]{12}\.onnx")  # stage files that a calibration wrote
@@ -61,10 +61,17 @@ class CalibrateOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_running(threads=self.threads, batch=self.batch, budget=self.budget)
+        if self.budget is not None:
+            check_budget("budget", self.budget)
+        _ = self.running
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} is allowed")
         _ = self.bound
+
+    @property
+    def running(self) -> Running:
+        """How the stages are run when their latency is measured. Raises UsageError."""
+        return Running(self.threads, self.batch, self.provider)
 
     @property
     def bound(self) -> RiskBound | None:
@@ -99,9 +106,9 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
             manifest |= {"target": "agreement" if images.labels is None else "accuracy"}
             manifest["provenance"] = {**old.provenance, "calibration": _provenance(options, images)}
             write_json(place / MANIFEST, manifest)
-            with Dispatcher(place, threads=options.threads, providers=[options.provider]) as fresh:
+            with options.running.dispatcher(place) as fresh:
                 if static is not None:
-                    measured = measure(fresh, static, images, threads=options.threads, batch=options.batch)
+                    measured = measure(fresh, static, images, running=options.running)
                     here = {"machine": machine(), "latency": "measured", "images_of": "calibration"}
                     manifest["measured"] = {**measured.to_json(), **here}
                     write_json(place / MANIFEST, manifest)
@@ -136,13 +143,11 @@ def _opened(options: CalibrateOptions) -> Iterator[tuple[Dispatcher, StaticModel
     """The folder's dispatcher, and the static model; None where it is absent and the last stage answers as it does."""
     with ExitStack() as stack:
         try:
-            pair = stack.enter_context(
-                open_export(options.folder, static=options.static, threads=options.threads, provider=options.provider)
-            )
+            pair = stack.enter_context(open_export(options.folder, static=options.static, running=options.running))
         except ModelError:
             if options.static is not None or Manifest.load(options.folder).exactness is None:
                 raise
-            alone = Dispatcher(options.folder, threads=options.threads, providers=[options.provider])
+            alone = options.running.dispatcher(options.folder)
             yield stack.enter_context(alone), None
             return
         yield pair
@@ -151,19 +156,9 @@ def _opened(options: CalibrateOptions) -> Iterator[tuple[Dispatcher, StaticModel
 def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images) -> Scores:
     """What every stage and the static model say on the images; without the latter the last stage speaks for it."""
     manifest = runner.manifest
-    rows, said = [], []
-    for part in slices(len(images), RUN_BATCH):
-        data = np.ascontiguousarray(images.batch(part))
-        values = {manifest.input.name: data}
-        answers = []
-        for session in runner.sessions:
-            names = [node.name for node in session.get_outputs()]
-            found = session.run(names, {node.name: values[node.name] for node in session.get_inputs()})
-            values.update(zip(names, found, strict=True))
-            answers.append(to_logits(values[OUTPUT], manifest.output.kind))
-        rows.append(np.stack(answers))
-        said.append((answers[-1] if static is None else static.logits(data)).argmax(axis=1))
-    return Scores(np.concatenate(rows, axis=1), np.concatenate(said), images.labels)
+    logits = session_logits(runner.sessions, images, image=manifest.input.name, kind=manifest.output.kind)
+    reference = logits[-1] if static is None else static_logits(static, images)
+    return Scores(logits, reference.argmax(axis=1), images.labels)
 
 
 def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]:

@@ -10,7 +10,7 @@ from typing import Any
 from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.base.files import whole_folder, write_json
-from s2d_convert.base.sessions import check_provider
+from s2d_convert.base.sessions import ONE_THREAD, Running
 from s2d_convert.channels.analysis import Channels
 from s2d_convert.conversion.options import FLOATS, check_choice
 from s2d_convert.conversion.prepare import read_graph
@@ -72,14 +72,13 @@ def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conve
 
 @contextmanager
 def open_export(
-    folder: Path, *, static: Path | None = None, threads: int = 1, provider: str = "CPUExecutionProvider"
+    folder: Path, *, static: Path | None = None, running: Running = ONE_THREAD
 ) -> Iterator[tuple[Dispatcher, StaticModel]]:
     """The dispatcher of a folder and the static model that it was made from, ready to be timed.
 
     Raises ModelError when the static model is not where the manifest says, or is another one.
     """
-    check_provider(provider)
-    with Dispatcher(folder, threads=threads, providers=[provider]) as runner:
+    with running.dispatcher(folder) as runner:
         manifest = runner.manifest
         origin = Origin.of(manifest)
         try:
@@ -92,7 +91,7 @@ def open_export(
                 raise ModelError(
                     f"{folder}: made for {list(wanted)}, but the static model has {list(shape)} there; convert again"
                 )
-        yield runner, StaticModel(graph, threads=threads, provider=provider)
+        yield runner, StaticModel(graph, running)
 
 
 def static_of(

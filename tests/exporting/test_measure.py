@@ -13,7 +13,7 @@ from text_nets import residual
 
 import s2d_convert.exporting.measure as measure_module
 from s2d_convert.base.files import check_out, whole_folder
-from s2d_convert.base.sessions import make_session
+from s2d_convert.base.sessions import Running, make_session
 from s2d_convert.calibration.thresholds import NEVER
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
@@ -45,7 +45,7 @@ def images_of(count: int) -> Images:
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_a_folder_that_never_exits_answers_as_the_static_model(folder: Path, batch: int) -> None:
     with open_export(folder) as (runner, static):
-        found = measure(runner, static, images_of(30), threads=1, batch=batch)
+        found = measure(runner, static, images_of(30), running=Running(batch=batch))
     assert found.exit_share == (0.0, 1.0)
     assert found.agreement == 1.0
     assert found.correct_dynamic == found.correct_static

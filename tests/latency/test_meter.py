@@ -8,7 +8,7 @@ from chain_law import analysed
 from helpers import random_images
 from text_nets import chain
 
-from s2d_convert.base.sessions import make_session
+from s2d_convert.base.sessions import Running, make_session
 from s2d_convert.errors import UsageError
 from s2d_convert.latency.meter import MIN_ROUNDS, Meter, Timing, interleave
 from s2d_convert.plans.plan import Plan
@@ -62,7 +62,9 @@ def test_an_unknown_provider_is_a_usage_error_that_lists_what_there_is() -> None
     with pytest.raises(UsageError, match=r"--provider NoSuchProvider: .*CPUExecutionProvider"):
         make_session(model.SerializeToString(), provider="NoSuchProvider")
     with pytest.raises(UsageError, match="NoSuchProvider"):
-        Meter(model.SerializeToString(), random_images(model, 1, 0)["image"], provider="NoSuchProvider")
+        Meter(
+            model.SerializeToString(), random_images(model, 1, 0)["image"], running=Running(provider="NoSuchProvider")
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
