@@ -25,7 +25,7 @@ from s2d_runtime.dispatcher import ORT_ERRORS
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.sessions import first_line, make_session
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.normalize import set_nodes
+from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.slicing.stage_graph import INVERSE_TEMPERATURE, OUTPUT
 
 FEED_ROWS = 32  # images at a time while the ranges of activations are found

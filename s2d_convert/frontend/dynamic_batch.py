@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
+from s2d_convert.frontend.proto import label
 
 # Operators that broadcast their operands, so that an operand needs no expanding.
 BROADCASTING = {
@@ -72,11 +73,6 @@ def free_batch(
                 f"output '{output.name}': its axis 0 is not the batch alone; only models that answer each image are supported"
             )
     return edit.shapes, folded
-
-
-def label(node: onnx.NodeProto) -> str:
-    """How messages name a node."""
-    return f"'{node.name or next(iter(node.output), '')}' ({node.op_type})"
 
 
 class _Edit:

@@ -2,7 +2,7 @@
 
 Every tensor is either a constant (a numpy array in `Graph.constants`) or computed from the image, with the batch as axis 0 of
 symbolic length. Shapes here never name the batch axis: a feature map has shape (C, H, W). How a file gets so simple stands
-in `load`, `simplify` and `batch`.
+in `load`, which lists the steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.normalize import names_read, opset_of, set_nodes
+from s2d_convert.frontend.proto import copy_of, names_read, opset_of, set_nodes, without_constants
 
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -118,13 +118,6 @@ def channel_axis(shape: Sequence[int | None]) -> int:
     return 2 if shape[2] in IMAGE_CHANNELS and shape[0] not in IMAGE_CHANNELS else 0
 
 
-def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that may be changed."""
-    fresh = onnx.ModelProto()
-    fresh.CopyFrom(model)
-    return fresh
-
-
 def _take_pixels(model: onnx.ModelProto, image: str) -> None:
     """Let a model take its image as uint8, in place."""
     cast = onnx.helper.make_node("Cast", [image], [f"{image}.float32"], name=f"{image}.cast", to=onnx.TensorProto.FLOAT)
@@ -162,17 +155,9 @@ def graph_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> G
         image=image,
         output=output,
         opset=opset_of(model),
-        skeleton=_without_constants(model),
+        skeleton=without_constants(model),
         tail=tail,
     )
-
-
-def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    bare.graph.name = model.graph.name
-    for part in ("node", "input", "output"):
-        getattr(bare.graph, part).extend(getattr(model.graph, part))
-    return bare
 
 
 def _input_name(model: onnx.ModelProto) -> str:

@@ -18,7 +18,7 @@ from s2d_convert.channels.analysis import Channels, analyse
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
-from s2d_convert.frontend.normalize import set_nodes
+from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.frontend.reference import to_logits
 from s2d_convert.plans.plan import Plan, identity_plan
 from s2d_convert.plans.weights import Weights, static_weights

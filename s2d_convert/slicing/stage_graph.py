@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from s2d_convert.channels.rules import Array
 from s2d_convert.frontend.graph import RESERVED, Graph, Node
-from s2d_convert.frontend.normalize import without_weights
+from s2d_convert.frontend.proto import without_weights
 
 OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE = RESERVED
 MOVES = ("Slice", "Gather", "Concat", "Pad")

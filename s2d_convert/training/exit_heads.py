@@ -28,7 +28,7 @@ from s2d_convert.channels.analysis import Channels
 from s2d_convert.data.augment import Level
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
-from s2d_convert.frontend.normalize import set_nodes
+from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.frontend.reference import to_logits
 from s2d_convert.network.layers import Head
 from s2d_convert.plans.weights import ExitHead

@@ -13,7 +13,8 @@ from text_nets import chain, net, residual
 
 from s2d_convert.base import sessions
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.frontend.load import PROBE_BATCH, graph_from_proto, load_graph
+from s2d_convert.frontend.inputs import PROBE_BATCH
+from s2d_convert.frontend.load import graph_from_proto, load_graph
 
 
 def test_batchnorm_is_folded_and_shapes_leave_the_batch_out() -> None:

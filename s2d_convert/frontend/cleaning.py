@@ -1,0 +1,135 @@
+"""Passes over a file as it comes: refuse what no conversion can serve, take away what nobody reads, one float type, one range
+of opsets. Each takes an `onnx.ModelProto`, changes it in place if it can, and returns it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from s2d_convert.base.sessions import first_line
+from s2d_convert.errors import ModelError
+from s2d_convert.frontend.proto import FREE_INITIALIZERS, attributes_of, graphs, label, names_read, opset_of, tensors
+
+MIN_OPSET = 13
+UPGRADE_OPSET = 17
+TRAINING_MODE_OPSET = 14  # before, further outputs of a BatchNormalization were what put it into training mode
+SPARE_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # that have outputs which nobody needs to name
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
+# Numbers of another width than float32; they are converted, and the widths of weights can be chosen at export.
+TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
+OTHER_FLOATS = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
+
+
+def refuse_quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself. Raises ModelError when it has quantised operators."""
+    found = [n for n in model.graph.node if n.op_type in QUANTISED]
+    if found:
+        raise ModelError(
+            f"node {label(found[0])} and {len(found) - 1} more: the model is quantised; "
+            "convert the float32 model first and quantise the exported stages afterwards"
+        )
+    return model
+
+
+def refuse_training(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself. Raises ModelError when it was exported for training: its answers depend on the other images, or on
+    chance."""
+    old, constants = opset_of(model) < TRAINING_MODE_OPSET, {i.name: i for i in model.graph.initializer}
+    norms = [n for n in model.graph.node if n.op_type == "BatchNormalization" and _trains(n, old=old)]
+    if norms:
+        names = ", ".join(map(label, norms))
+        raise ModelError(f"nodes {names}: normalisation as in training; export the model for inference (model.eval())")
+    dropouts = [n for n in model.graph.node if n.op_type == "Dropout" and len(n.input) > 2 and n.input[2] in constants]
+    dropouts = [n for n in dropouts if numpy_helper.to_array(constants[n.input[2]]).any()]
+    if dropouts:
+        names = ", ".join(map(label, dropouts))
+        raise ModelError(f"nodes {names}: dropout as in training; export the model for inference (model.eval())")
+    return model
+
+
+def _trains(node: onnx.NodeProto, *, old: bool) -> bool:
+    """Whether a BatchNormalization takes the statistics of the batch."""
+    if old:
+        return len(node.output) > 1
+    return bool(attributes_of(node).get("training_mode", 0))
+
+
+def without_spare_values(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without constants among the inputs, without shapes that were written down when the batch had another
+    length, and without what nobody reads of an operator's further outputs (the mask of a Dropout, the places of a
+    MaxPool), in place."""
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    constants = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
+    read = {o.name for o in model.graph.output}.union(*map(names_read, model.graph.node))
+    for node in (n for n in model.graph.node if n.op_type in SPARE_OUTPUTS):
+        while len(node.output) > 1 and node.output[-1] not in read:
+            del node.output[-1]
+    return model
+
+
+def with_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every float16 and float64 number and type turned into float32, in place."""
+    _round_constants(model.graph)
+    for graph in graphs(model.graph):
+        for tensor in (*graph.initializer, *tensors(graph)):
+            if tensor.data_type in OTHER_FLOATS:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type in OTHER_FLOATS:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for attribute in (a for n in graph.node for a in n.attribute if a.name in TYPE_ATTRIBUTES):
+            if attribute.i in OTHER_FLOATS:
+                attribute.i = TensorProto.FLOAT
+    return model
+
+
+def _round_constants(graph: onnx.GraphProto) -> None:
+    """Take the casts of float32 constants to another width now: they round."""
+    constants = {i.name: i for i in graph.initializer}
+    casts = [
+        (n, a.i)
+        for n in graph.node
+        if n.op_type == "Cast" and n.input[0] in constants
+        for a in n.attribute
+        if a.name == "to" and a.i in OTHER_FLOATS
+    ]
+    for node, to in casts:
+        value = numpy_helper.to_array(constants[node.input[0]]).astype(OTHER_FLOATS[to])
+        graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), node.output[0]))
+        graph.node.remove(node)
+
+
+def with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, upgraded if its opset is older than 13. Raises ModelError where that is not possible."""
+    version = opset_of(model)
+    if version >= MIN_OPSET:
+        return model
+    try:
+        upgraded = onnx.version_converter.convert_version(model, UPGRADE_OPSET)
+    except RuntimeError as error:
+        raise ModelError(
+            f"opset {version} could not be upgraded to {UPGRADE_OPSET} ({first_line(error)}); "
+            f"export the model with opset {MIN_OPSET} or newer"
+        ) from error
+    _keep_old_coordinates(model, upgraded)
+    return upgraded
+
+
+def _keep_old_coordinates(model: onnx.ModelProto, upgraded: onnx.ModelProto) -> None:
+    """Before opset 11 Upsample and Resize counted from the corners of pixels; the converter forgets to say so."""
+    if opset_of(model) > 10:
+        return
+    for node in (n for n in upgraded.graph.node if n.op_type == "Resize"):
+        kept = [a for a in node.attribute if a.name not in ("coordinate_transformation_mode", "nearest_mode")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+            node.attribute.append(onnx.helper.make_attribute(name, value))

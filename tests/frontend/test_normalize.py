@@ -1,0 +1,140 @@
+"""Each pass of the normalisation on its own: what it changes, what it refuses, and that the answers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from helpers import assert_close, random_images, run
+from onnx import TensorProto, helper
+from patterns.base import around, norm, number
+from text_nets import chain
+
+from s2d_convert.errors import ModelError
+from s2d_convert.frontend import normalize
+from s2d_convert.frontend.cleaning import MIN_OPSET
+from s2d_convert.frontend.normalize import PASSES, normalised
+from s2d_convert.frontend.proto import copy_of, opset_of
+
+RUN = {step.name: step.run for step in PASSES}
+
+
+def operators(model: onnx.ModelProto) -> set[str]:
+    return {n.op_type for n in model.graph.node}
+
+
+def with_function() -> onnx.ModelProto:
+    body = '<domain: "own", opset_import: ["" : 17]> Swish (a) => (b) { h = Sigmoid(a) b = Mul(a, h) }'
+    return around("y = own.Swish(x)", functions=body)
+
+
+def with_spare_values() -> onnx.ModelProto:
+    """Weights among the inputs, a shape that names a batch, and a mask that nobody reads."""
+    model = around("y, mask = Dropout(x)")
+    for i in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)))
+    model.graph.value_info.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 8, 8]))
+    return model
+
+
+def with_half_weights() -> onnx.ModelProto:
+    return around("h = Cast<to=10>(x)  k = Mul(h, two)  y = Cast<to=1>(k)", two=np.array(2, np.float16))
+
+
+def old() -> onnx.ModelProto:
+    model = chain()
+    model.opset_import[0].version = 11
+    return model
+
+
+CASES: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[onnx.ModelProto], bool]]] = {
+    "inline the model's own functions": (with_function, lambda m: not m.functions and "Swish" not in operators(m)),
+    "drop what nobody reads or what depends on the batch": (
+        with_spare_values,
+        lambda m: len(m.graph.input) == 1 and not m.graph.value_info and all(len(n.output) == 1 for n in m.graph.node),
+    ),
+    "make float16 and float64 float32": (
+        with_half_weights,
+        lambda m: all(i.data_type != TensorProto.FLOAT16 for i in m.graph.initializer),
+    ),
+    "upgrade an old opset": (old, lambda m: opset_of(m) >= MIN_OPSET),
+    "replace If, CastLike and GroupNormalization": (
+        lambda: around("y = CastLike(x, two)", two=number(2)),
+        lambda m: "CastLike" not in operators(m),
+    ),
+}
+
+
+def quantised() -> onnx.ModelProto:
+    return around(
+        "q = QuantizeLinear(x, qs, qz)  y = DequantizeLinear(q, qs, qz)", qs=number(0.1), qz=np.array(0, np.uint8)
+    )
+
+
+def in_training() -> onnx.ModelProto:
+    return around("y, m, v = BatchNormalization<training_mode=1>(x, ns, nb, nm, nv)", norm("n", 8))
+
+
+def old_and_in_training() -> onnx.ModelProto:
+    """Before opset 14 the further outputs were what said so."""
+    return around("y, m, v, sm, sv = BatchNormalization(x, ns, nb, nm, nv)", norm("n", 8), opset=13)
+
+
+def with_dropout_in_training() -> onnx.ModelProto:
+    return around("y = Dropout(x, half, yes)", half=number(0.5), yes=np.array(True))
+
+
+REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "refuse quantised operators": (quantised, r"\(QuantizeLinear\).*quantised"),
+    "refuse normalisation and dropout as in training": (in_training, r"'y' \(BatchNormalization\).*model\.eval"),
+}
+
+
+def test_every_pass_has_a_test() -> None:
+    assert {*CASES, *REFUSED} == {step.name for step in PASSES}
+    assert len({step.name for step in PASSES}) == len(PASSES)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_pass_changes_the_form_and_not_the_answers(name: str) -> None:
+    make, holds = CASES[name]
+    model = make()
+    assert not holds(model)
+    feeds = random_images(model, 3, 0)
+    expected = run(model, feeds)
+    changed = RUN[name](copy_of(model))
+    assert holds(changed)
+    assert_close(run(changed, feeds), expected)
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_a_pass_refuses_and_names_the_node(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ModelError, match=message):
+        RUN[name](make())
+    assert RUN[name](chain()) == chain()
+
+
+@pytest.mark.parametrize("make", [old_and_in_training, with_dropout_in_training])
+def test_everything_that_trains_is_refused(make: Callable[[], onnx.ModelProto]) -> None:
+    with pytest.raises(ModelError, match=r"'y' .* as in training; export the model for inference"):
+        RUN["refuse normalisation and dropout as in training"](make())
+
+
+def test_all_passes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[str] = []
+
+    def noted(name: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+        def step(model: onnx.ModelProto) -> onnx.ModelProto:
+            met.append(name)
+            return RUN[name](model)
+
+        return step
+
+    monkeypatch.setattr(normalize, "PASSES", [step._replace(run=noted(step.name)) for step in PASSES])
+    model = old()
+    feeds = random_images(model, 3, 0)
+    assert_close(run(normalised(copy_of(model)), feeds), run(model, feeds))
+    assert met == [step.name for step in PASSES]
