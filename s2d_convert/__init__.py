@@ -8,8 +8,9 @@ Names are loaded when they are first used, so that importing the package costs n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from s2d_convert._lazy import lazy_names
 
 if TYPE_CHECKING:
     from s2d_convert.channels.analysis import Channels, analyse
@@ -42,28 +43,26 @@ __all__ = [
     "static_weights",
 ]
 
-# Where a name lives; `module:name` where it is called otherwise there (the module `split` already has that name here).
-_HOMES = {
-    "Channels": "channels.analysis",
-    "Conversion": "plans.plan",
-    "ConvertOptions": "conversion.options",
-    "Graph": "frontend.graph",
-    "Plan": "plans.plan",
-    "Result": "conversion.pipeline",
-    "S2DError": "errors",
-    "StageModel": "slicing.split",
-    "TerminalReporter": "cli.terminal",
-    "Weights": "plans.weights",
-    "analyse": "channels.analysis",
-    "convert": "conversion.pipeline",
-    "load_graph": "frontend.load",
-    "split_graph": "slicing.split:split",
-    "static_weights": "plans.weights",
-}
+__version__: str
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 's2d_convert' has no attribute {name!r}")
-    home, _, own_name = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(f"s2d_convert.{home}"), own_name or name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "__version__": "s2d_convert._version:VERSION",
+        "Channels": "s2d_convert.channels.analysis",
+        "Conversion": "s2d_convert.plans.plan",
+        "ConvertOptions": "s2d_convert.conversion.options",
+        "Graph": "s2d_convert.frontend.graph",
+        "Plan": "s2d_convert.plans.plan",
+        "Result": "s2d_convert.conversion.pipeline",
+        "S2DError": "s2d_convert.errors",
+        "StageModel": "s2d_convert.slicing.split",
+        "TerminalReporter": "s2d_convert.cli.terminal",
+        "Weights": "s2d_convert.plans.weights",
+        "analyse": "s2d_convert.channels.analysis",
+        "convert": "s2d_convert.conversion.pipeline",
+        "load_graph": "s2d_convert.frontend.load",
+        "split_graph": "s2d_convert.slicing.split:split",
+        "static_weights": "s2d_convert.plans.weights",
+    },
+)

@@ -13,6 +13,8 @@ import pytest
 LAYERS = {
     "s2d_runtime": ("dispatcher", "profile", "serving", "__init__"),
     "s2d_convert": (
+        "_lazy",
+        "_version",
         "errors",
         "base",
         "data",

@@ -111,6 +111,7 @@ def test_the_public_door_opens(package: str) -> None:
     names = module.__all__
     assert names
     assert [name for name in names if not hasattr(module, name)] == []
+    assert set(names) <= set(dir(module))
     assert [name for name in names if not (getattr(module, name).__doc__ or "").strip()] == []
 
 
@@ -124,3 +125,7 @@ def test_the_runtime_needs_neither_torch_nor_onnx() -> None:
 def test_the_commands_are_installed(name: str) -> None:
     (entry,) = [e for e in distribution("s2d-convert").entry_points if e.name == name]
     assert callable(entry.load())
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert importlib.import_module("s2d_convert").__version__ == distribution("s2d-convert").version

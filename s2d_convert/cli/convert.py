@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from s2d_convert import conversion
 from s2d_convert.base.text import promise_cost, promise_text
 from s2d_convert.cli.options import (
     DEFAULTS,
@@ -30,7 +31,6 @@ from s2d_convert.cli.options import (
 )
 from s2d_convert.cli.terminal import TerminalReporter, measured_table, policy_table
 from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
-from s2d_convert.conversion.pipeline import convert as run_convert
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 
@@ -116,7 +116,7 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     if "stages" in named and asked.plan not in PLANS:
         raise UsageError("--stages: a written plan has stages of its own; leave it out")
     try:
-        result = run_convert(asked, TerminalReporter())
+        result = conversion.convert(asked, TerminalReporter())
     except KeyboardInterrupt:
         if RunFolder(asked.out).path.exists():
             click.echo("what is done so far is kept: the same command with --resume goes on", err=True)

@@ -1,57 +1,81 @@
-"""The command line: `s2d` and its short form `s2d-convert`. Three layers: click in `cli_*`, steps in `pipeline`, functions
-below. Here stand the group of commands and the one place where errors become a sentence and an exit code."""
+"""The command line: `s2d` and its short form `s2d-convert`.
+
+Three layers: click in this package, the steps in `conversion` and `workflows`, functions on values below. Here stand the
+group of commands and the one place where errors become a sentence and an exit code.
+"""
 
 from __future__ import annotations
 
 import errno
-import os
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import click
-import torch
 from s2d_runtime import DispatcherError
 
-from s2d_convert.cli.calibrate import calibrate
-from s2d_convert.cli.convert import convert
-from s2d_convert.cli.export import export
-from s2d_convert.cli.folder import bench_command, evaluate, run
-from s2d_convert.cli.model import inspect, split
-from s2d_convert.cli.profile import profile_command
-from s2d_convert.cli.serve import serve
 from s2d_convert.errors import EXIT_INTERRUPTED, ModelError, OutputError, S2DError
 
-MOST_THREADS = 1024
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives in this package, as ``module:name``, and what it does in one line."""
+
+    home: str
+    summary: str
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {
+        "convert": Command("convert:convert", "Convert a model to a folder of stages (the same as s2d-convert)."),
+        "calibrate": Command("calibrate:calibrate", "Set thresholds anew from real images, without training."),
+        "inspect": Command("model:inspect", "Show what a model can be split into."),
+        "split": Command("model:split", "Cut a model into stages by a plan, without training."),
+        "evaluate": Command("folder:evaluate", "Measure accuracy, exits and latency on other images."),
+        "bench": Command("folder:bench_command", "Time every way out beside the static model."),
+        "run": Command("folder:run", "Answer one image."),
+        "export": Command("export:export", "Write one file, a Triton repository or a quantised folder."),
+        "serve": Command("serve:serve", "Answer HTTP requests."),
+        "profile": Command("profile:profile_command", "Measure what stages cost on a device."),
+    }
+)
+
+
+def load_command(name: str) -> click.Command:
+    """Import and return a command of the table."""
+    module, _, function = COMMANDS[name].home.partition(":")
+    command = getattr(importlib.import_module(f"s2d_convert.cli.{module}"), function)
+    assert isinstance(command, click.Command), f"{module}.{function} is not a command"
+    return command
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is asked for: `s2d --help` loads neither torch nor onnx."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command; None where there is none of this name."""
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one line per command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.summary) for name, command in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="s2d-convert")
 def s2d() -> None:
     """Make a CNN cheaper on the inputs that are easy: stages in ONNX that stop at the first confident answer."""
 
 
-COMMANDS = (
-    convert,
-    calibrate,
-    inspect,
-    split,
-    evaluate,
-    bench_command,
-    run,
-    export,
-    serve,
-    profile_command,
-)
-for _command in COMMANDS:
-    s2d.add_command(_command)
-
-
 def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     """Run a command; every expected failure becomes one sentence on stderr and a documented exit code."""
-    # onnx and onnxruntime share the cores with torch; an explicit OMP_NUM_THREADS is respected.
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isascii() and threads.isdecimal() and 0 < int(threads) <= MOST_THREADS:
-        torch.set_num_threads(int(threads))
     try:
         command.main(args=None if args is None else list(args), standalone_mode=False)
     except S2DError as error:
@@ -87,4 +111,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def convert_main(args: Sequence[str] | None = None) -> None:
     """Entry point of `s2d-convert`, the same as `s2d convert`."""
-    _guarded(convert, args)
+    _guarded(load_command("convert"), args)

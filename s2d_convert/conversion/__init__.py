@@ -1,1 +1,29 @@
-"""The steps of a conversion, from options to the exported folder."""
+"""The steps of a conversion, from options to the exported folder.
+
+The door is `convert(options, reporter)`. Its names are loaded when they are first used: `ConvertOptions` must not cost the
+import of torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from s2d_convert._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from s2d_convert.conversion.context import Reporter
+    from s2d_convert.conversion.finish import Result
+    from s2d_convert.conversion.options import ConvertOptions
+    from s2d_convert.conversion.pipeline import convert
+
+__all__ = ["ConvertOptions", "Reporter", "Result", "convert"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ConvertOptions": "s2d_convert.conversion.options",
+        "Reporter": "s2d_convert.conversion.context",
+        "Result": "s2d_convert.conversion.finish",
+        "convert": "s2d_convert.conversion.pipeline",
+    },
+)

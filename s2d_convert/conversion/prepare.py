@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from s2d_convert.network.staged_net import unsupported_nodes
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.search.evaluate import reference_answers
 
+MOST_THREADS = 1024
 TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
 
 
@@ -105,10 +107,19 @@ def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
     return table
 
 
+def limit_threads() -> None:
+    """Give torch as many threads as OMP_NUM_THREADS says: onnx and onnxruntime, which share the cores with it, may have
+    changed the number since torch read it."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isascii() and threads.isdecimal() and 0 < int(threads) <= MOST_THREADS:
+        torch.set_num_threads(int(threads))
+
+
 def torch_device(name: str) -> torch.device:
     """The torch device behind --device, set to float32 that is float32. Raises UsageError when cuda is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
+    limit_threads()
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         # Files are compared with the network that was trained, and TF32's ten bits would part them. Where speed counts,

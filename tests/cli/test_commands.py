@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from command_line import call
 from helpers import assert_close
 from s2d_runtime import Dispatcher
 from text_nets import chain, residual
 
-from s2d_convert.cli.convert import convert
-from s2d_convert.cli.main import s2d
+from s2d_convert.cli.main import COMMANDS, load_command, s2d
 
 
 @pytest.fixture
@@ -271,13 +271,31 @@ def test_inspect_tells_what_can_be_split(place: Path, capsys: pytest.CaptureFixt
     assert "channel classes" in call(capsys, "inspect", "model.onnx")[1]
 
 
-def commands() -> Iterator[click.Command]:
-    yield from s2d.commands.values()
-
-
-@pytest.mark.parametrize("command", [*commands(), convert], ids=lambda c: str(c.name))
-def test_every_command_and_option_is_documented(command: click.Command) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_documented(name: str) -> None:
+    command = load_command(name)
+    assert command.name == name
     assert command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{command.name} {parameter.name}"
+
+
+@pytest.mark.parametrize("args", ["--help", "--version"])
+def test_help_of_the_whole_loads_neither_torch_nor_onnx(args: str) -> None:
+    code = (
+        "import sys\nfrom s2d_convert.cli.entry import main\n"
+        f"sys.argv = ['s2d', {args!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "print(sorted({'torch', 'onnx', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_whole_help_names_every_command() -> None:
+    shown = CliRunner().invoke(s2d, ["--help"]).output
+    assert [
+        name for name, command in COMMANDS.items() if f"{name} " not in shown or command.summary[:30] not in shown
+    ] == []
+    assert CliRunner().invoke(s2d, ["nonsense"]).exit_code == 2
