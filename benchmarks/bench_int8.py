@@ -66,9 +66,9 @@ def arguments() -> argparse.Namespace:
 def static_int8(static: StaticModel, images: Images) -> onnx.ModelProto:
     """The static model in int8 with the same options, the layer that makes the logits in float as in the stages."""
     graph = static.graph
-    linear = [n.name for n in graph.model.graph.node if n.op_type in ("Gemm", "MatMul")][-1:]
+    linear = [n.name for n in graph.to_model().graph.node if n.op_type in ("Gemm", "MatMul")][-1:]
     rows = np.linspace(0, len(images) - 1, min(USED, len(images))).astype(np.int64)
-    return int8_model(graph.model, {graph.image: np.ascontiguousarray(images.batch(rows))}, excluded=linear)
+    return int8_model(graph.to_model(), {graph.image: np.ascontiguousarray(images.batch(rows))}, excluded=linear)
 
 
 def answers(images: Images, ask: Callable[[Array], Any]) -> list[Any]:
@@ -149,7 +149,7 @@ def main() -> None:
             requantize(
                 asked.out, folders[f"stages {kind}"], Requantization(kind), dataset=dataset, static=static, note=print
             )
-        models = {"static float32": static.graph.model, "static int8": static_int8(static, dataset.train)}
+        models = {"static float32": static.graph.to_model(), "static int8": static_int8(static, dataset.train)}
         sizes = {name: folder_bytes(folder) for name, folder in folders.items()}
         sizes |= {name: model.ByteSize() for name, model in models.items()}
         found = rows_of(

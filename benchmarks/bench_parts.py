@@ -20,7 +20,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.frontend.load import graph_from_proto, load_graph, read_model
 from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import StagedNet
@@ -127,7 +127,12 @@ def bench_growth() -> None:
         loaded = time.perf_counter()
         channels = analyse(graph)
         analysed = time.perf_counter()
-        split(graph, channels, make_plan(graph, channels, "width", 2).chains[0], static_weights(graph, channels))
+        split(
+            graph,
+            channels,
+            make_plan(AnalysedModel(graph, channels), "width", 2).chains[0],
+            static_weights(graph, channels),
+        )
         done = time.perf_counter()
         print(f"{len(graph.nodes)} nodes, {path.stat().st_size / 2**20:.0f} MiB: load {loaded - before:.2f} s, "
               f"analyse {analysed - loaded:.2f} s, split (width) {done - analysed:.2f} s")  # fmt: skip
@@ -151,22 +156,22 @@ def bench_model(path: Path) -> None:
     print(f"  analyse         {median_seconds(lambda: analyse(graph), 3):.3f} s")
     channels = analyse(graph)
     weights = static_weights(graph, channels)
-    divisions = divide(graph, channels, weights, groups=4, block=layout_block())
-    plan = make_plan(graph, channels, "width", 2).chains[0]
+    divisions = divide(AnalysedModel(graph, channels), weights, groups=4, block=layout_block())
+    plan = make_plan(AnalysedModel(graph, channels), "width", 2).chains[0]
     print(f"  split (width)   {median_seconds(lambda: split(graph, channels, plan, weights), 3):.3f} s")
     shape = graph.shapes[graph.image]
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, *shape)).astype(np.float32)
     if shape[-1] <= 64:
-        space = PlanSpace(graph, channels, divisions, stages=2)
-        net = StagedNet(graph, channels, weights, taps=space.taps).eval()
+        space = PlanSpace(AnalysedModel(graph, channels), divisions, stages=2)
+        net = StagedNet(AnalysedModel(graph, channels), weights, taps=space.taps).eval()
         images = torch.from_numpy(rng.normal(size=(1000, *shape)).astype(np.float32))
-        meter = Meter(graph.model.SerializeToString(), image)
+        meter = Meter(graph.to_model().SerializeToString(), image)
 
         def candidate() -> None:
             models = split(graph, channels, plan, weights)
             meter.measure([m.model.SerializeToString() for m in models])
-            masks = net.masks(Effective(graph, channels, plan))
+            masks = net.masks(Effective(AnalysedModel(graph, channels), plan))
             with torch.no_grad():
                 for start in range(0, 1000, 250):
                     net(images[start : start + 250], masks)

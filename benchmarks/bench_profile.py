@@ -21,14 +21,14 @@ import torch
 from s2d_runtime.profile import Settings, machine, measure, profile, write_board
 from torch import nn
 
-from s2d_convert.conversion.prepare import read_graph
+from s2d_convert.conversion.prepare import read_model
 from s2d_convert.latency.device_table import Table, fit, prediction_error, read_board
 from s2d_convert.latency.kernels import work_of
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.space import PlanSpace, layout_block
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.workflows.profile_kit import KitOptions, write_kit
 
 BUILD = Path("build/bench/profile")
@@ -101,18 +101,22 @@ def bench(model: Path, settings: Settings, *, plans: int) -> dict[str, Any]:
 
 def compare(model: Path, table: Table, settings: Settings, *, plans: int) -> list[dict[str, Any]]:
     """Every stage of random plans, with its own weights: predicted and measured, relative to the static model."""
-    graph, channels = read_graph(model)
-    weights = static_weights(graph, channels)
-    space = PlanSpace(graph, channels, divide(graph, channels, weights, groups=4, block=layout_block()), stages=2)
+    analysed = read_model(model)
+    weights = static_weights(analysed.graph, analysed.channels)
+    space = PlanSpace(
+        analysed,
+        divide(analysed, weights, groups=4, block=layout_block()),
+        stages=2,
+    )
     rng, rows, models = np.random.default_rng(TEST_SEED), [], []
     for plan in range(plans):
         conversion = random_plan(space, rng)
-        parts = [Part(graph, channels, chain, weights) for chain in conversion.chains]
+        parts = [Chain(analysed, chain, weights) for chain in conversion.chains]
         for number, stage in enumerate(build_stages(parts), start=1):
             work = work_of(stage.model, block=table.board.layout_block)
             rows.append({"plan": plan, "stage": number, "predicted": table.predict(work)})
             models.append(stage.model.SerializeToString())
-    found = measure(graph.model.SerializeToString(), models, settings)
+    found = measure(analysed.graph.to_model().SerializeToString(), models, settings)
     measured = zip(rows, found.ratios.tolist(), found.spread.tolist(), strict=True)
     return [{**row, "measured": ratio, "spread": spread} for row, ratio, spread in measured]
 

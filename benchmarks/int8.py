@@ -56,12 +56,12 @@ def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
     with tempfile.TemporaryDirectory() as place, _only_errors():
         source, target = Path(place) / "float.onnx", Path(place) / "int8.onnx"
         model = onnx.ModelProto()
-        model.CopyFrom(ready.graph.model)
+        model.CopyFrom(ready.graph.to_model())
         for node, proto in zip(ready.graph.nodes, model.graph.node, strict=True):
             proto.name = node.name  # files may leave it out; the quantiser needs it
         onnx.save(model, str(source))
         quant_pre_process(str(source), str(source), skip_optimization=True, skip_symbolic_shape=True)
-        last = classifier_of(ready.graph, ready.channels)
+        last = classifier_of(ready.model)
         for settings, float_head in RECIPES:
             recipe = {**settings, "nodes_to_exclude": [last.name] if float_head and last is not None else []}
             images = ready.dataset.train

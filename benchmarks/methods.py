@@ -18,11 +18,11 @@ from benchmarks import pruning
 from benchmarks.int8 import quantised
 from benchmarks.stand import Entry, Stand, stage_times
 from s2d_convert.base.files import write_bytes
-from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion.explore import search
 from s2d_convert.conversion.finals import METHOD
 from s2d_convert.conversion.requantize import Requantization, requantize
-from s2d_convert.conversion.training_steps import MOST_PASSES, train_part
+from s2d_convert.conversion.training_steps import MOST_PASSES, train_chain
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.network.layers import Mixing
@@ -32,7 +32,7 @@ from s2d_convert.plans.plan import Conversion, identity_plan
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.search.base import random_search
-from s2d_convert.slicing.chain import Part, build_stages, read_part
+from s2d_convert.slicing.chain import Chain, build_stages, read_chain
 
 SMALL_SHARE = 0.5  # of the budget: what the first network of a two-model cascade may cost
 SMALL_GROUPS = 16  # how finely its width is chosen
@@ -53,7 +53,7 @@ def static(stand: Stand, _seed: int, _budget: float) -> Entry:
     """The static model as it is."""
     path = stand.root / "files" / "static.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, stand.ready.graph.model.SerializeToString())
+    write_bytes(path, stand.ready.graph.to_model().SerializeToString())
     return Entry("static", 0, "files/static.onnx")
 
 
@@ -63,8 +63,8 @@ def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
     ready, work = stand.ready, stand.options.work
     passes = MOST_PASSES + work.supernet_epochs / max(work.finetune_epochs, 1e-9)
     job = stand.job(f"work/static-tuned-s{seed}", seed)
-    whole = Part(ready.graph, ready.channels, identity_plan(ready.graph, ready.channels), ready.weights)
-    path = stand.file(f"files/static-tuned-s{seed}.onnx", train_part(job, whole, passes=passes))
+    whole = Chain(ready.model, identity_plan(ready.model), ready.weights)
+    path = stand.file(f"files/static-tuned-s{seed}.onnx", train_chain(job, whole, passes=passes))
     return Entry("static-tuned", seed, path, facts={"passes": passes})
 
 
@@ -93,18 +93,18 @@ def pruned(stand: Stand, seed: int, budget: float) -> Entry:
     start = stand.root / "work" / f"{name}.onnx"
     facts = stand.known("choices", name)
     if facts is None:  # latencies measured anew might prune otherwise, and a training that was interrupted not fit
-        small, ratio, latency = pruning.prune_to(
-            ready.graph, ready.channels, stand.meter, budget=budget, block=ready.block
-        )
+        small, ratio, latency = pruning.prune_to(ready.model, stand.meter, budget=budget, block=ready.block)
         start.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(start, small.SerializeToString())
         facts = {"ratio": ratio, "latency": latency}
         stand.keep("choices", name, facts)
     graph = load_graph(start, output=ready.graph.output)
     channels = analyse(graph)
-    part = Part(graph, channels, identity_plan(graph, channels), static_weights(graph, channels))
+    chain = Chain(
+        AnalysedModel(graph, channels), identity_plan(AnalysedModel(graph, channels)), static_weights(graph, channels)
+    )
     job = stand.job(f"work/pruned-s{seed}-{budget:g}", seed)
-    path = stand.file(f"files/pruned-s{seed}-{budget:g}.onnx", train_part(job, part, passes=MOST_PASSES))
+    path = stand.file(f"files/pruned-s{seed}-{budget:g}.onnx", train_chain(job, chain, passes=MOST_PASSES))
     return Entry("pruned", seed, path, budget, budget, facts=facts)
 
 
@@ -113,11 +113,11 @@ def two_models(stand: Stand, seed: int, budget: float) -> Entry:
     ready = stand.ready
     conversion = small_conversion(stand, budget)
     job = stand.job(f"work/two-models-s{seed}-{budget:g}", seed)
-    narrow = Part(ready.graph, ready.channels, conversion.chains[0], ready.weights)
+    narrow = Chain(ready.model, conversion.chains[0], ready.weights)
     (stage,) = build_stages([narrow])
     start = stand.root / "work" / f"small-{budget:g}.onnx"
     write_bytes(start, stage.model.SerializeToString())
-    tuned = train_part(job, read_part(start), passes=MOST_PASSES, start=partial(forget, seed=seed))
+    tuned = train_chain(job, read_chain(start), passes=MOST_PASSES, start=partial(forget, seed=seed))
     name = f"folders/two-models-s{seed}-{budget:g}"
     path = stand.folder(conversion, seed, budget, tuned=tuned, name=name)
     return Entry("two-models", seed, path, budget, budget)
@@ -130,13 +130,13 @@ def small_conversion(stand: Stand, budget: float) -> Conversion:
     known = stand.known("choices", name)
     if known is not None:
         return Conversion.from_json(known, ready.channels)
-    finer = divide(ready.graph, ready.channels, ready.weights, groups=SMALL_GROUPS, block=max(1, ready.block // 2))
-    space = PlanSpace(ready.graph, ready.channels, finer, stages=2, kinds=(CASCADE,))
+    finer = divide(ready.model, ready.weights, groups=SMALL_GROUPS, block=max(1, ready.block // 2))
+    space = PlanSpace(ready.model, finer, stages=2, kinds=(CASCADE,))
     every = dict.fromkeys(space.decode(a) for a in space.uniform())
     found = sorted(every, key=lambda c: sum(s > 0 for s in c.chains[0].stages_of_units))
     fits = found[:1]
     for conversion in found:
-        (stage,) = build_stages([Part(ready.graph, ready.channels, conversion.chains[0], ready.weights)])
+        (stage,) = build_stages([Chain(ready.model, conversion.chains[0], ready.weights)])
         if stand.meter.measure([stage.model.SerializeToString()]).ratios[0] <= SMALL_SHARE * budget:
             fits = [conversion]
     stand.keep("choices", name, fits[0].to_json(ready.channels))

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import mix_weights
 from s2d_convert.errors import ModelError, S2DError
@@ -122,18 +122,21 @@ def _batch_norm(scale: Array, shift: Array, mean: Array, var: Array, *, epsilon:
     return layer
 
 
-def kept_whole(graph: Graph, channels: Channels) -> tuple[Node, ...]:
+def kept_whole(model: AnalysedModel) -> tuple[Node, ...]:
     """Nodes whose channels torch-pruning must leave alone: the classifier, and what shares a tensor with padded channels
     (shortcuts that are filled up with zeros), because it takes a padded tensor for one of the same channels."""
     bound: set[int] = set()
-    for layout in channels.layouts.values():
+    for layout in model.channels.layouts.values():
         units = set(layout.units.tolist())
         if FREE in units and len(units) > 1:
             bound |= units
     nodes = [
-        graph.producer[name] for c in channels.classes if bound & set(c.units) for name in _outputs(graph, c.producers)
+        model.graph.producer[name]
+        for c in model.channels.classes
+        if bound & set(c.units)
+        for name in _outputs(model.graph, c.producers)
     ]
-    classifier = classifier_of(graph, channels)
+    classifier = classifier_of(model)
     return (*nodes, *([] if classifier is None else [classifier]))
 
 
@@ -141,13 +144,13 @@ def _outputs(graph: Graph, names: tuple[str, ...]) -> list[str]:
     return [node.outputs[0] for node in graph.nodes if node.name in names]
 
 
-def pruned(graph: Graph, channels: Channels, ratio: float, *, round_to: int) -> onnx.ModelProto:
+def pruned(model: AnalysedModel, ratio: float, *, round_to: int) -> onnx.ModelProto:
     """The model without the share `ratio` of every layer's channels, those of the least group norm first.
 
     Raises ModelError for a model that the package, or this way round, cannot prune.
     """
-    net = Plain(graph).eval()
-    shape = (1, *graph.shapes[graph.image])
+    net = Plain(model.graph).eval()
+    shape = (1, *model.graph.shapes[model.graph.image])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package's own
         pruner = torch_pruning.pruner.BasePruner(
@@ -155,17 +158,17 @@ def pruned(graph: Graph, channels: Channels, ratio: float, *, round_to: int) -> 
             torch.zeros(shape),
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=ratio,
-            ignored_layers=[net.layer(node) for node in kept_whole(graph, channels)],
+            ignored_layers=[net.layer(node) for node in kept_whole(model)],
             round_to=round_to,
         )
         pruner.step()
-    return _written(graph, net)
+    return _written(model.graph, net)
 
 
 def _written(graph: Graph, net: Plain) -> onnx.ModelProto:
     """The ONNX model with the weights that are left."""
     model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model.CopyFrom(graph.to_model())
     values: dict[str, Array] = {}
     for node in graph.nodes:
         layer = net.layer(node)
@@ -203,7 +206,7 @@ def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
 
 
 def prune_to(
-    graph: Graph, channels: Channels, meter: Meter | Table, *, budget: float, block: int
+    model: AnalysedModel, meter: Meter | Table, *, budget: float, block: int
 ) -> tuple[onnx.ModelProto, float, float]:
     """(pruned model, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or the most
     that can be pruned where nothing meets it.
@@ -211,15 +214,15 @@ def prune_to(
     Channels are kept in whole layout blocks, in smaller steps where the budget asks for more. Found by halving, every
     step measured.
     """
-    kept = {node.name for node in kept_whole(graph, channels)}
-    widths = [c.width for c in channels.classes if c.splittable and kept.isdisjoint(c.producers)]
+    kept = {node.name for node in kept_whole(model)}
+    widths = [c.width for c in model.channels.classes if c.splittable and kept.isdisjoint(c.producers)]
     if not widths:
         raise ModelError("torch-pruning finds no layer to prune")
 
     def at(ratio: float, step: int) -> tuple[onnx.ModelProto, float, float]:
-        model = pruned(graph, channels, ratio, round_to=step)
-        _check(model)
-        return model, ratio, meter.measure([model.SerializeToString()]).ratios[0]
+        smaller = pruned(model, ratio, round_to=step)
+        _check(smaller)
+        return smaller, ratio, meter.measure([smaller.SerializeToString()]).ratios[0]
 
     for step in [s for s in (block, block // 2, block // 4, 1) if s < min(widths)] or [1]:
         # A layer of which nothing would be left is not pruned at all.

@@ -31,7 +31,7 @@ from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.evaluate import Evaluator
-from s2d_convert.slicing.chain import build_stages, read_part
+from s2d_convert.slicing.chain import build_stages, read_chain
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ class Stand:
         that it pays for nothing that a static model would not."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        (stage,) = build_stages([tuned.part])
+        (stage,) = build_stages([tuned.chain])
         partial = path.with_suffix(".stage.onnx")
         write_bytes(partial, stage.model.SerializeToString())
-        write_bytes(path, read_part(partial).graph.model.SerializeToString())
+        write_bytes(path, read_chain(partial).model.graph.to_model().SerializeToString())
         partial.unlink()
         return name
 

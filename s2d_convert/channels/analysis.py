@@ -30,7 +30,7 @@ import numpy as np
 from s2d_convert.channels.propagation import FREE, Walk
 from s2d_convert.channels.rules import Array, Kind, Role
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.graph import Graph, Node
 
 MAX_WALKS = 100
 
@@ -94,6 +94,27 @@ class Channels:
         for index, group in enumerate(self.classes):
             table[list(group.units)] = index
         return table
+
+
+@dataclass(frozen=True, eq=False)
+class AnalysedModel:
+    """A graph together with what the analysis found out about its channels."""
+
+    graph: Graph
+    channels: Channels
+
+    @staticmethod
+    def of(graph: Graph) -> AnalysedModel:
+        """Analyse `graph`. Raises ModelError as `analyse` does."""
+        return AnalysedModel(graph, analyse(graph))
+
+    def kind(self, node: Node) -> Kind:
+        """What `node` does to channels."""
+        return self.channels.roles[node.name].kind
+
+    def layout(self, tensor: str) -> Layout:
+        """Where the channels of a tensor lie."""
+        return self.channels.layouts[tensor]
 
 
 def analyse(graph: Graph) -> Channels:

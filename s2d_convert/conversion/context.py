@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.data.images import Dataset
@@ -22,7 +22,7 @@ from s2d_convert.network.staged_net import Masks, StagedNet
 from s2d_convert.plans.space import layout_block
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.evaluate import Goal
-from s2d_convert.slicing.chain import Part
+from s2d_convert.slicing.chain import Chain
 from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
 
 
@@ -46,8 +46,7 @@ class Reporter(Protocol):
 class Prepared:
     """What every later step needs; `table` predicts latencies of another device, where one was asked for."""
 
-    graph: Graph
-    channels: Channels
+    model: AnalysedModel
     weights: Weights
     preprocess: Preprocess
     dataset: Dataset
@@ -58,14 +57,22 @@ class Prepared:
     provider: str = "CPUExecutionProvider"
     table: Table | None = None
 
+    @property
+    def graph(self) -> Graph:
+        """The graph of the static model."""
+        return self.model.graph
+
+    @property
+    def channels(self) -> Channels:
+        """The channels of the static model."""
+        return self.model.channels
+
     @cached_property
     def teacher(self) -> Teacher:
         """The static model as trainings ask it."""
         if self.device.type != "cpu":
-            return teacher_in_torch(self.graph, self.channels, self.weights, self.device)
-        return teacher_in_onnxruntime(
-            self.graph, self.channels, threads=torch.get_num_threads(), provider=self.provider
-        )
+            return teacher_in_torch(self.model, self.weights, self.device)
+        return teacher_in_onnxruntime(self.model, threads=torch.get_num_threads(), provider=self.provider)
 
     @property
     def block(self) -> int:
@@ -99,7 +106,7 @@ class Tuned:
 
     net: StagedNet
     masks: Masks
-    part: Part
+    chain: Chain
 
 
 def goal_of(options: ConvertOptions) -> Goal:

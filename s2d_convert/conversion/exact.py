@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Job, Tuned
 from s2d_convert.conversion.worth import stage_costs, timed_costs, trained_worth, worth
 from s2d_convert.data.augment import Level
@@ -36,7 +37,7 @@ from s2d_convert.plans.plan import Conversion, Plan
 from s2d_convert.plans.space import depth_taps
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.training.exit_heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
 from s2d_convert.training.loop import Progress
 
@@ -67,10 +68,10 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
     """A trained head for every candidate tap, and their logits [T, B, K] on the calibration images."""
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     reporter.step("heads")
-    taps = depth_taps(ready.graph, ready.channels)
+    taps = depth_taps(ready.model)
     if not taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
-    extractor = Extractor(ready.graph, ready.channels, taps, threads=torch.get_num_threads(), provider=options.provider)
+    extractor = Extractor(ready.model, taps, threads=torch.get_num_threads(), provider=options.provider)
     heads = _read_heads(run.path / HEADS, taps)
     if heads is None:
         features = _training_features(job, extractor)
@@ -79,11 +80,11 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
             reporter.progress(progress.step, progress.steps, f"loss {progress.loss:.3f}", progress.seconds_left)
 
         heads = train_heads(
-            ready.graph, ready.channels, features,
+            ready.model, features,
             epochs=options.work.head_epochs, seed=options.seed, device=ready.device, on_step=show,
         )  # fmt: skip
         _write_heads(run.path / HEADS, heads)
-    logits = head_logits(ready.graph, ready.channels, heads, extractor.features(ready.dataset.calib))
+    logits = head_logits(ready.model, heads, extractor.features(ready.dataset.calib))
     agree = (logits.argmax(axis=2) == ready.answers).mean(axis=1)
     reporter.note("heads: right on held-out images " + ", ".join(f"{100 * a:.0f} %" for a in agree))
     return heads, logits
@@ -145,15 +146,15 @@ class DepthSearch:
         self.weights = job.ready.weights.with_heads(heads)
         self._singles: dict[int, tuple[float, ...]] = {}
 
-    def part(self, taps: Taps) -> Part:
+    def chain(self, taps: Taps) -> Chain:
         """The chain with exits at these taps."""
         graph, channels = self.ready.graph, self.ready.channels
         plan = Plan((*(self.taps[t] for t in taps), graph.output), (1,) * channels.units)
-        return Part(graph, channels, plan, self.weights)
+        return Chain(AnalysedModel(graph, channels), plan, self.weights)
 
     def measured(self, taps: Taps) -> Evaluation:
         """What a set of exits is worth, with its latency measured."""
-        cost, seconds = timed_costs(partial(stage_costs, self.meter), build_stages([self.part(taps)]))
+        cost, seconds = timed_costs(partial(stage_costs, self.meter), build_stages([self.chain(taps)]))
         value = self._worth(taps, _whole(cost))
         return replace(value, info={**value.info, "measure_s": seconds})
 
@@ -168,7 +169,7 @@ class DepthSearch:
     def _single(self, tap: int) -> tuple[float, ...]:
         """Latency of the stages before and behind one exit."""
         if tap not in self._singles:
-            self._singles[tap] = _whole(stage_costs(self.meter, build_stages([self.part((tap,))])))
+            self._singles[tap] = _whole(stage_costs(self.meter, build_stages([self.chain((tap,))])))
         return self._singles[tap]
 
     def _worth(self, taps: Taps, cost: Sequence[float]) -> Evaluation:
@@ -206,7 +207,7 @@ class DepthSearch:
         """A set measured, and written to the trace."""
         started = time.perf_counter()
         value = self.measured(taps)
-        conversion = Conversion((self.part(taps).plan,))
+        conversion = Conversion((self.chain(taps).plan,))
         trial = Trial(index, "depth", taps, conversion, value, False, time.perf_counter() - started)
         self.job.run.append_trace(trial_to_json(trial, conversion.to_json(self.ready.channels)))
         return value
@@ -226,17 +227,17 @@ def depth_candidate(job: Job, meter: Meter | Table, heads: Mapping[str, ExitHead
     stored = job.run.read_json(DEPTH)
     taps: Taps = search.best() if stored is None else tuple(stored)
     job.run.write_json(DEPTH, list(taps))
-    part, value = search.part(taps), search.measured(taps)
+    chain, value = search.chain(taps), search.measured(taps)
     job.reporter.note(_sentence("depth exits", value, job.ready.target))
-    ready, chosen = job.ready, part.plan.taps[:-1]
-    net = StagedNet(ready.graph, ready.channels, part.weights, taps=chosen).to(ready.device).eval()
-    masks = net.masks(Effective(ready.graph, ready.channels, part.plan))
-    return Candidate(Conversion((part.plan,)), Tuned(net, masks, part), value)
+    ready, chosen = job.ready, chain.plan.taps[:-1]
+    net = StagedNet(ready.model, chain.weights, taps=chosen).to(ready.device).eval()
+    masks = net.masks(Effective(ready.model, chain.plan))
+    return Candidate(Conversion((chain.plan,)), Tuned(net, masks, chain), value)
 
 
 def cascade_candidate(job: Job, meter: Meter | Table, conversion: Conversion, tuned: Tuned) -> Candidate:
     """A trained first chain before the untouched model."""
-    value = trained_worth(job, conversion, tuned.part, partial(stage_costs, meter))
+    value = trained_worth(job, conversion, tuned.chain, partial(stage_costs, meter))
     job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))
     return Candidate(conversion, tuned, value)
 

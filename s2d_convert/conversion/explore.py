@@ -81,7 +81,7 @@ def written_plan(options: ConvertOptions, ready: Prepared) -> Conversion | None:
     """The conversion in the file that `--plan` names; None when it is to be searched for. Raises UsageError."""
     if options.plan in PLANS:
         return None
-    return trainable_plan(options.plan, ready.graph, ready.channels, names=PLANS)
+    return trainable_plan(options.plan, ready.model, names=PLANS)
 
 
 def choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:
@@ -137,8 +137,7 @@ def baselines(
 def make_evaluator(ready: Prepared, space: PlanSpace, net: StagedNet, options: ConvertOptions) -> Evaluator:
     """The evaluation of candidates with latency measured next to the static model."""
     return Evaluator(
-        ready.graph,
-        ready.channels,
+        ready.model,
         net,
         meter=make_meter(ready, options),
         images=ready.dataset.calib,

@@ -45,7 +45,7 @@ from s2d_convert.exporting.report.page import REPORT, write_report
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
 from s2d_convert.plans.plan import Conversion, is_untouched
-from s2d_convert.slicing.chain import Part, build_stages, stage_logits
+from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.loop import exit_logits
 
@@ -75,7 +75,7 @@ def finish(
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     out = out or options.out
     reporter.step("export")
-    parts = [tuned.part, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
+    parts = [tuned.chain, *(Chain(ready.model, c, ready.weights) for c in conversion.chains[1:])]
     logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
     verify(ready, tuned, logits)
     if options.weights != "float32":
@@ -201,7 +201,7 @@ def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, An
     return {
         "model": plain.pop("model"),
         "options": {**plain, "device": ready.device.type},
-        **model_facts(ready.graph, ready.channels),
+        **model_facts(ready.model),
         "versions": versions(),
         **extra,
     }

@@ -214,8 +214,8 @@ def _timed(run: RunFolder, step: str) -> Iterator[None]:
 
 def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
-    divisions = divide(ready.graph, ready.channels, ready.weights, groups=options.work.groups, block=ready.block)
-    space = PlanSpace(ready.graph, ready.channels, divisions, stages=options.stages)
+    divisions = divide(ready.model, ready.weights, groups=options.work.groups, block=ready.block)
+    space = PlanSpace(ready.model, divisions, stages=options.stages)
     if not space.taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
     return space

@@ -12,7 +12,7 @@ import torch
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import MOST_THREADS, Running
 from s2d_convert.calibration.policies import check_enough
-from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Prepared, Reporter
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.images import Dataset, Images
@@ -34,19 +34,19 @@ MOST_THREADS = 1024
 TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
 
 
-def read_graph(
-    model: Path, *, size: tuple[int, int] | None = None, output: str | None = None, strict: bool = True
-) -> tuple[Graph, Channels]:
-    """The graph of a model file and its channels. Raises ModelError naming every node that is not supported,
+def read_model(
+    path: Path, *, size: tuple[int, int] | None = None, output: str | None = None, strict: bool = True
+) -> AnalysedModel:
+    """Load and analyse a model file. Raises ModelError naming every node that is not supported,
     unless `strict` is off."""
-    graph = load_graph(model, size=size, output=output)
+    graph = load_graph(path, size=size, output=output)
     missing = unsupported_nodes(graph) if strict else ()
     if missing:
         raise ModelError(
-            f"{model}: {len(missing)} of its operators cannot be trained here: {', '.join(map(str, missing))}; export the "
+            f"{path}: {len(missing)} of its operators cannot be trained here: {', '.join(map(str, missing))}; export the "
             "model with operators that docs/operators.md lists"
         )
-    return graph, analyse(graph)
+    return AnalysedModel.of(graph)
 
 
 def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
@@ -69,7 +69,8 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     """Load, analyse and check: no training happens before the static model has shown that it works on the data."""
     reporter.step("load")
     device = torch_device(options.device)
-    graph, channels = read_graph(options.model, size=options.size, output=options.output)
+    model = read_model(options.model, size=options.size, output=options.output)
+    graph = model.graph
     preprocess = preprocess_of(graph, options)
     table = read_latencies(options, reporter)
     static = StaticModel(graph, Running(threads=min(torch.get_num_threads(), MOST_THREADS), provider=options.provider))
@@ -83,10 +84,8 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     logits = static_logits(static, dataset.calib)
     static_check(graph, dataset.calib, logits, preprocess, static, reporter)
     answers = reference_answers(dataset.calib, logits)
-    weights = static_weights(graph, channels)
-    return Prepared(
-        graph, channels, weights, preprocess, dataset, static, logits, answers, device, options.provider, table
-    )
+    weights = static_weights(graph, model.channels)
+    return Prepared(model, weights, preprocess, dataset, static, logits, answers, device, options.provider, table)
 
 
 def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
@@ -195,7 +194,7 @@ def make_meter(ready: Prepared, options: ConvertOptions) -> Meter | Table:
     if ready.table is not None:
         return ready.table
     image = timing_images(ready, options.batch)
-    model = ready.graph.model.SerializeToString()
+    model = ready.graph.to_model().SerializeToString()
     return Meter(model, image, running=options.running)
 
 

@@ -26,7 +26,7 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.plan import Conversion, Plan
 from s2d_convert.plans.space import PlanSpace
-from s2d_convert.slicing.chain import Part, build_stages, read_part
+from s2d_convert.slicing.chain import Chain, build_stages, read_chain
 from s2d_convert.training.distillation import Hints
 from s2d_convert.training.loop import Choose, Progress, TrainSettings, has_bfloat16, input_batches, save_state, train
 
@@ -41,7 +41,7 @@ COMPACT = "chain1.onnx"
 
 def new_net(ready: Prepared, taps: Sequence[str]) -> StagedNet:
     """The staged network with the static model's weights, norms put back, and a head for every tap."""
-    net = StagedNet(ready.graph, ready.channels, ready.weights, taps=taps).to(ready.device)
+    net = StagedNet(ready.model, ready.weights, taps=taps).to(ready.device)
     _prepare_net(net, ready)
     return net
 
@@ -85,7 +85,7 @@ def train_supernet(job: Job, space: PlanSpace, *, others: Sequence[str] = ()) ->
 
     def choose(step: int, _progress: float) -> Sequence[Masks]:
         plan = random_plan(space, np.random.default_rng([options.seed, 3, step]))
-        return everything, net.masks(Effective(ready.graph, ready.channels, plan.chains[0]))
+        return everything, net.masks(Effective(ready.model, plan.chains[0]))
 
     _train(job, net, choose, settings=settings, seed=options.seed, name="supernet", hinted=False)
     save_state(done, net.state_dict())
@@ -140,18 +140,18 @@ def finetune(job: Job, net: StagedNet, conversion: Conversion, *, start: Path | 
         file = job.run.path / COMPACT
         if not file.exists():
             write_bytes(file, _compact(ready, net, chain) if start is None else start.read_bytes())
-        small = read_part(file)
-        return train_part(job, small, passes=_passes(ready, small))
+        small = read_chain(file)
+        return train_chain(job, small, passes=_passes(ready, small))
     if start is not None:
         _load_finished(net, start)
-    masks = net.masks(Effective(ready.graph, ready.channels, chain))
+    masks = net.masks(Effective(ready.model, chain))
     _finetune(job, net, masks, _under(masks, fade=start is None), rate=FINETUNE_RATE, passes=1.0)
-    return Tuned(net, masks, Part(ready.graph, ready.channels, chain, net.weights()))
+    return Tuned(net, masks, Chain(ready.model, chain, net.weights()))
 
 
-def _passes(ready: Prepared, small: Part) -> float:
+def _passes(ready: Prepared, small: Chain) -> float:
     """How many steps a chain of one stage has for every step of linked stages: its steps cost less than the static model's."""
-    return min(total_macs(ready.graph) / max(1, total_macs(small.graph)), MOST_PASSES)
+    return min(total_macs(ready.graph) / max(1, total_macs(small.model.graph)), MOST_PASSES)
 
 
 def _trial_steps(job: Job, steps: int, passes: float) -> int:
@@ -168,41 +168,41 @@ def _under(masks: Masks, *, fade: bool) -> Choose:
 def try_out(job: Job, net: StagedNet, conversion: Conversion, before: Path | None, after: Path, steps: int) -> None:
     """Train the first chain for `steps`, less what fine-tuning would give it less: from the weights of `net`, or on from
     the file `before`; the file `after` keeps it."""
-    ready, chain = job.ready, conversion.chains[0]
-    if chain.stages == 1:
+    ready, plan = job.ready, conversion.chains[0]
+    if plan.stages == 1:
         first = after.with_name(f"{after.name}.start")
-        write_bytes(first, _compact(ready, net, chain) if before is None else before.read_bytes())
-        part = read_part(first)
-        own, masks = _alone(ready, part)
-        steps = _trial_steps(job, steps, _passes(ready, part))
+        write_bytes(first, _compact(ready, net, plan) if before is None else before.read_bytes())
+        start = read_chain(first)
+        own, masks = _alone(ready, start)
+        steps = _trial_steps(job, steps, _passes(ready, start))
         _train_shortly(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, steps=steps)
-        (stage,) = build_stages([replace(part, weights=own.weights())])
+        (stage,) = build_stages([replace(start, weights=own.weights())])
         write_bytes(after, stage.model.SerializeToString())
         first.unlink()
         return
     own = _copy(net)
     if before is not None:
         _load_finished(own, before)
-    masks = own.masks(Effective(ready.graph, ready.channels, chain))
+    masks = own.masks(Effective(ready.model, plan))
     _train_shortly(
         job, own, masks, _under(masks, fade=before is None), rate=FINETUNE_RATE, steps=_trial_steps(job, steps, 1.0)
     )
     save_state(after, own.state_dict())
 
 
-def tried_out(job: Job, net: StagedNet, conversion: Conversion, file: Path) -> Part:
+def tried_out(job: Job, net: StagedNet, conversion: Conversion, file: Path) -> Chain:
     """The first chain that `try_out` has left in a file."""
-    ready, chain = job.ready, conversion.chains[0]
-    if chain.stages == 1:
-        return read_part(file)
+    ready, plan = job.ready, conversion.chains[0]
+    if plan.stages == 1:
+        return read_chain(file)
     own = _copy(net)
     _load_finished(own, file)
-    return Part(ready.graph, ready.channels, chain, own.weights())
+    return Chain(ready.model, plan, own.weights())
 
 
 def _copy(net: StagedNet) -> StagedNet:
     """The network with weights of its own; graph and channels, which never change, are shared."""
-    return copy.deepcopy(net, {id(shared): shared for shared in (net.graph, net.channels)})
+    return copy.deepcopy(net, {id(shared): shared for shared in (net.model, net.graph, net.channels)})
 
 
 def _train_shortly(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: float, steps: int) -> None:
@@ -217,28 +217,28 @@ def _measure_statistics(net: StagedNet, ready: Prepared, masks: Masks) -> None:
     net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
 
 
-def _compact(ready: Prepared, net: StagedNet, chain: Plan) -> bytes:
+def _compact(ready: Prepared, net: StagedNet, plan: Plan) -> bytes:
     """The file of a chain of one stage with the weights of `net`, without the channels that it lacks."""
-    _measure_statistics(net, ready, net.masks(Effective(ready.graph, ready.channels, chain)))
-    (stage,) = build_stages([Part(ready.graph, ready.channels, chain, net.weights())])
+    _measure_statistics(net, ready, net.masks(Effective(ready.model, plan)))
+    (stage,) = build_stages([Chain(ready.model, plan, net.weights())])
     return stage.model.SerializeToString()
 
 
-def _alone(ready: Prepared, part: Part) -> tuple[StagedNet, Masks]:
-    """A part as a network to train, with one exit, its own logits."""
-    own = StagedNet(part.graph, part.channels, part.weights).to(ready.device)
+def _alone(ready: Prepared, chain: Chain) -> tuple[StagedNet, Masks]:
+    """A chain as a network to train, with one exit, its own logits."""
+    own = StagedNet(chain.model, chain.weights).to(ready.device)
     _prepare_net(own, ready)
-    return own, Masks({}, (part.graph.output,), (None,))
+    return own, Masks({}, (chain.model.graph.output,), (None,))
 
 
-def train_part(job: Job, part: Part, *, passes: float, start: Callable[[StagedNet], None] | None = None) -> Tuned:
+def train_chain(job: Job, chain: Chain, *, passes: float, start: Callable[[StagedNet], None] | None = None) -> Tuned:
     """A network with one exit, its own logits, trained for `passes` times the epochs of fine-tuning; `start` may set
     the weights that it starts from."""
-    own, masks = _alone(job.ready, part)
+    own, masks = _alone(job.ready, chain)
     if start is not None:
         start(own)
     _finetune(job, own, masks, _under(masks, fade=False), rate=COMPACT_RATE, passes=passes)
-    return Tuned(own, masks, replace(part, weights=own.weights()))
+    return Tuned(own, masks, replace(chain, weights=own.weights()))
 
 
 def _finetuning(job: Job, rate: float, passes: float) -> TrainSettings:

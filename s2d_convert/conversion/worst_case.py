@@ -18,7 +18,7 @@ from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import SearchResult, Trial, ranked
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.slicing.split import StageModel
 
 KINDS_FILE = "kinds.json"
@@ -49,7 +49,7 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
             f"no cascades: even the least costs {stored['least_cascade']:.3f} of static where every stage runs "
             f"(--max-latency {limit:g})"
         )
-    return PlanSpace(space.graph, space.channels, space.divisions, stages=space.stages, kinds=stored["kinds"])
+    return PlanSpace(space.model, space.divisions, stages=space.stages, kinds=stored["kinds"])
 
 
 def confirmed(job: Job, results: Sequence[SearchResult[Conversion]]) -> Trial[Conversion]:
@@ -99,4 +99,4 @@ def rehearse(job: Job, conversion: Conversion) -> float:
 
 def _models(job: Job, conversion: Conversion) -> tuple[StageModel, ...]:
     ready = job.ready
-    return build_stages([Part(ready.graph, ready.channels, chain, ready.weights) for chain in conversion.chains])
+    return build_stages([Chain(ready.model, chain, ready.weights) for chain in conversion.chains])

@@ -16,7 +16,7 @@ from s2d_convert.latency.device_table import Table
 from s2d_convert.latency.meter import Meter
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.search.base import Evaluation
-from s2d_convert.slicing.chain import Part, build_stages, stage_logits
+from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 
 Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
@@ -47,13 +47,13 @@ def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[floa
     return cost(models), round(time.monotonic() - started, 3)
 
 
-def trained_worth(job: Job, conversion: Conversion, first: Part, cost: Cost) -> Evaluation:
+def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost) -> Evaluation:
     """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
 
     All other chains are the untouched model, whose logits are known.
     """
     ready = job.ready
-    parts = [first, *(Part(ready.graph, ready.channels, c, ready.weights) for c in conversion.chains[1:])]
+    parts = [first, *(Chain(ready.model, c, ready.weights) for c in conversion.chains[1:])]
     models = build_stages(parts)
     costs, measuring = timed_costs(cost, models)
     own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)

@@ -16,11 +16,10 @@ import onnx.external_data_helper
 from google.protobuf.message import DecodeError
 from s2d_runtime import Manifest
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError, ModelError, OutputError
-from s2d_convert.frontend.graph import Graph
 
 HASHED_BYTES = 2**20  # at once
 LARGEST = 2**63  # of a number in a manifest
@@ -152,7 +151,7 @@ def _refuse(name: str, found: object, expected: str) -> NoReturn:
     raise OutputError(f"manifest.json: provenance, {name}: got {reprlib.repr(found)}; expected {expected}")
 
 
-def model_facts(graph: Graph, channels: Channels) -> dict[str, int]:
+def model_facts(model: AnalysedModel) -> dict[str, int]:
     """The static model's multiply-accumulates per image and its number of parameters."""
-    parameters = sum(int(v.size) for v in graph.constants.values() if v.dtype == np.float32 and v.ndim)
-    return {"static_macs": total_macs(graph), "static_parameters": parameters}
+    parameters = sum(int(v.size) for v in model.graph.constants.values() if v.dtype == np.float32 and v.ndim)
+    return {"static_macs": total_macs(model.graph), "static_parameters": parameters}

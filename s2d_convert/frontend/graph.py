@@ -51,7 +51,7 @@ class Graph:
     tensor that is not float32 (masks, indices). `image_type` is what the file takes the image as, float32 or uint8; here it is
     float32 from the first node on.
     `skeleton` is the simplified static model without its constants, which large models should not have in memory twice;
-    `model` puts them together.
+    `to_model` puts them together.
     """
 
     nodes: tuple[Node, ...]
@@ -82,10 +82,9 @@ class Graph:
                     table[name].append((node, index))
         return MappingProxyType({name: tuple(readers) for name, readers in table.items()})
 
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The whole simplified static model, tail included, with a symbolic batch: the reference for latency and for
-        answers. It is made anew at every call."""
+    def to_model(self) -> onnx.ModelProto:
+        """Return the whole simplified static model, tail included, with a symbolic batch: the reference for latency and
+        answers. Every call builds a new copy, which the caller may change."""
         whole = copy_of(self.skeleton)
         if self.image_type != "float32":
             _take_pixels(whole, self.image)

@@ -22,7 +22,7 @@ class StaticModel:
 
     def __init__(self, graph: Graph, running: Running = ONE_THREAD) -> None:
         self.graph = graph
-        self._session = running.session(graph.model.SerializeToString())
+        self._session = running.session(graph.to_model().SerializeToString())
 
     def outputs(self, images: Array) -> Array:
         """What the model answers, as it comes."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Kind, channel_axis_of_constant
 from s2d_convert.frontend.graph import Graph, Node
@@ -30,7 +30,7 @@ LEARNED = ("Add", "Div", "InstanceNormalization", "LayerNormalization", "Mul", "
 
 
 @dataclass(frozen=True)
-class Part:
+class Level:
     """What one stage computes of a NORM or REDUCE node: the channels it reads, those it makes, and where they lie
     among those that it reads; int64 vectors."""
 
@@ -49,7 +49,7 @@ class Masks:
     mix: Mapping[str, tuple[Tensor, Tensor] | None]
     taps: tuple[str, ...]
     columns: tuple[Tensor | None, ...]
-    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
     live: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def faded(self, alpha: float) -> Masks:
@@ -67,22 +67,23 @@ class Masks:
 class StagedNet(nn.Module):
     """The graph in torch, with an exit head for every tap in `taps`. Parameters start from `weights`."""
 
-    def __init__(self, graph: Graph, channels: Channels, weights: Weights, *, taps: Sequence[str] = ()) -> None:
+    def __init__(self, model: AnalysedModel, weights: Weights, *, taps: Sequence[str] = ()) -> None:
         super().__init__()
-        self.graph, self.channels = graph, channels
+        self.model: AnalysedModel = model  # torch's modules would make it a Tensor or Module
+        self.graph, self.channels = model.graph, model.channels
         self.mixing = nn.ModuleDict()
         self.norms = nn.ModuleDict()
         self.heads = nn.ModuleDict()
-        self._key = {node.name: f"n{i}" for i, node in enumerate(graph.nodes)}
+        self._key = {node.name: f"n{i}" for i, node in enumerate(model.graph.nodes)}
         self._head_key = {tap: f"t{i}" for i, tap in enumerate(taps)}
         self._functions: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {}
-        for node in graph.nodes:
+        for node in model.graph.nodes:
             self._add_node(node, weights)
         for tap in taps:
-            head = weights.heads.get(tap) or initial_head(graph, channels, tap)
-            self.heads[self._head_key[tap]] = Head(channels.layouts[tap].axis, head)
-        self._source = feature_source(graph, channels)
-        self._last_use = {name: i for i, node in enumerate(graph.nodes) for name in graph.computed(node)}
+            head = weights.heads.get(tap) or initial_head(model, tap)
+            self.heads[self._head_key[tap]] = Head(model.channels.layouts[tap].axis, head)
+        self._source = feature_source(model)
+        self._last_use = {name: i for i, node in enumerate(model.graph.nodes) for name in model.graph.computed(node)}
 
     def _add_node(self, node: Node, weights: Weights) -> None:
         key = self._key[node.name]
@@ -142,14 +143,14 @@ class StagedNet(nn.Module):
             found[name] = torch.tensor(effective.live(name), device=device).view(shape)
         return found
 
-    def _parts(self, node: Node, effective: Effective, device: torch.device) -> tuple[Part, ...] | None:
+    def _parts(self, node: Node, effective: Effective, device: torch.device) -> tuple[Level, ...] | None:
         if self.channels.roles[node.name].kind not in (Kind.NORM, Kind.REDUCE):
             return None
         levels = effective.levels(node)
         if len(levels) == 1 and len(levels[0][0]) == len(self.channels.layouts[node.inputs[0]].units):
             return None
         return tuple(
-            Part(*(torch.tensor(v, device=device) for v in (read, made, np.searchsorted(read, made))))
+            Level(*(torch.tensor(v, device=device) for v in (read, made, np.searchsorted(read, made))))
             for read, made in levels
         )
 
@@ -243,7 +244,7 @@ class StagedNet(nn.Module):
             torch.where(live[n], y, 0.0) if n in live else y for n, y in zip(node.outputs, outputs, strict=False)
         )
 
-    def _run_parts(self, node: Node, inputs: Sequence[Tensor | None], parts: tuple[Part, ...]) -> Tensor:
+    def _run_parts(self, node: Node, inputs: Sequence[Tensor | None], parts: tuple[Level, ...]) -> Tensor:
         """A NORM or REDUCE node, stage by stage on the channels that exist by then; the others are zero."""
         x = inputs[0]
         assert x is not None, "a norm has an input"
@@ -275,7 +276,7 @@ class StagedNet(nn.Module):
         The statistics are those of the unmasked network on `batches` of images.
         """
         targets = [n for n in self.graph.nodes if self._wants_norm(n)]
-        identity = self.masks(Effective(self.graph, self.channels, identity_plan(self.graph, self.channels)))
+        identity = self.masks(Effective(self.model, identity_plan(self.model)))
         moments = [Moments(self._mixing(n)) for n in targets]
         hooks = [m.module.register_forward_hook(m.hook) for m in moments]
         self.eval()
@@ -348,17 +349,17 @@ class StagedNet(nn.Module):
         return Weights(mix, operands, {tap: self._head(tap).numpy() for tap in self._head_key})
 
 
-def feature_source(graph: Graph, channels: Channels) -> str | None:
+def feature_source(model: AnalysedModel) -> str | None:
     """The tensor that the layer of the logits reads, None where no single layer that mixes channels makes them."""
-    makers = {name: node for node in graph.nodes for name in node.outputs}
-    name = graph.output
+    makers = {name: node for node in model.graph.nodes for name in node.outputs}
+    name = model.graph.output
     while name in makers:
         node = makers[name]
-        inputs = graph.computed(node)
+        inputs = model.graph.computed(node)
         if len(inputs) != 1:
             return None
         name = inputs[0]
-        if channels.roles[node.name].kind is Kind.MIX:
+        if model.channels.roles[node.name].kind is Kind.MIX:
             return name if name in makers else None
     return None
 

@@ -11,11 +11,11 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels, Layout
+from s2d_convert.channels.analysis import AnalysedModel, Layout
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Array, Kind, keeps_zero
 from s2d_convert.errors import UsageError
-from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.plan import MAX_STAGES, PRUNED, Conversion, Plan, check_plan
 
 NEVER = 1 << 20  # the effective stage of a unit that no stage computes
@@ -25,9 +25,9 @@ ADDITIVE = ("Add", "Sum", "Sub")
 class Effective:
     """Effective stages of every channel under one plan. Raises UsageError when the plan does not fit the graph."""
 
-    def __init__(self, graph: Graph, channels: Channels, plan: Plan, *, check_taps: bool = True) -> None:
-        self.graph, self.channels, self.plan = graph, channels, plan
-        check_plan(graph, channels, plan)
+    def __init__(self, model: AnalysedModel, plan: Plan, *, check_taps: bool = True) -> None:
+        self.model, self.graph, self.channels, self.plan = model, model.graph, model.channels, plan
+        check_plan(model, plan)
         self._check_folded()
         stages = np.array([*plan.stages_of_units, 0], dtype=np.int64)  # FREE (-1) reads the last entry
         stages[:-1][stages[:-1] == PRUNED] = NEVER
@@ -233,12 +233,12 @@ def _gather(layout: Layout, tables: list[Array], constants: Array) -> Array:
     return values
 
 
-def check_conversion(graph: Graph, channels: Channels, conversion: Conversion) -> None:
+def check_conversion(model: AnalysedModel, conversion: Conversion) -> None:
     """Raise UsageError unless every chain fits the graph and the last one ends in the model's own logits."""
     for plan in conversion.chains:
-        Effective(graph, channels, plan)
+        Effective(model, plan)
     last = conversion.chains[-1].taps[-1]
-    if last != graph.output:
-        raise UsageError(f"plan: the last tap is '{last}'; it must be the model's logits '{graph.output}'")
+    if last != model.graph.output:
+        raise UsageError(f"plan: the last tap is '{last}'; it must be the model's logits '{model.graph.output}'")
     if conversion.stages > MAX_STAGES:
         raise UsageError(f"plan: {conversion.stages} stages in all; at most {MAX_STAGES} are allowed")

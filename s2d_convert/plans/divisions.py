@@ -7,27 +7,34 @@ from itertools import pairwise
 
 import numpy as np
 
-from s2d_convert.channels.analysis import ChannelClass, Channels
+from s2d_convert.channels.analysis import AnalysedModel, ChannelClass
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import Array, Kind
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.liveness import optional_classes
 from s2d_convert.plans.weights import Weights
 
 
-def importance(graph: Graph, channels: Channels, weights: Weights) -> Array:
+def importance(model: AnalysedModel, weights: Weights) -> Array:
     """A score per unit, float64 [U]: squared norms of the rows that make it and the columns that read it, each
     relative to its layer's mean, so that wide layers do not outvote narrow ones."""
-    score = np.zeros(channels.units)
-    for node in graph.nodes:
+    score = np.zeros(model.channels.units)
+    for node in model.graph.nodes:
         if node.name not in weights.mix:
             continue
         weight = weights.mix[node.name][0]
         weight = weight.reshape(*weight.shape[:2], -1)
         # einsum adds up in float64 without a float64 copy of the weight, which a large Linear would feel
-        _add(score, channels.layouts[node.outputs[0]].units, np.einsum("oik,oik->o", weight, weight, dtype=np.float64))
-        source = channels.layouts.get(node.inputs[0])
-        if channels.roles[node.name].kind is Kind.MIX and source is not None and len(source.units) == weight.shape[1]:
+        _add(
+            score,
+            model.channels.layouts[node.outputs[0]].units,
+            np.einsum("oik,oik->o", weight, weight, dtype=np.float64),
+        )
+        source = model.channels.layouts.get(node.inputs[0])
+        if (
+            model.channels.roles[node.name].kind is Kind.MIX
+            and source is not None
+            and len(source.units) == weight.shape[1]
+        ):
             _add(score, source.units, np.einsum("oik,oik->i", weight, weight, dtype=np.float64))
     return score
 
@@ -52,12 +59,12 @@ class Division:
         return len(self.chunks)
 
 
-def divide(graph: Graph, channels: Channels, weights: Weights, *, groups: int, block: int) -> tuple[Division, ...]:
+def divide(model: AnalysedModel, weights: Weights, *, groups: int, block: int) -> tuple[Division, ...]:
     """Every splittable class, cut into at most `groups` groups of whole layout blocks where it is wide enough."""
-    score = importance(graph, channels, weights)
+    score = importance(model, weights)
     divisions = []
-    optional = optional_classes(graph, channels)
-    for index, group in enumerate(channels.classes):
+    optional = optional_classes(model)
+    for index, group in enumerate(model.channels.classes):
         if group.splittable:
             order = sorted(group.units, key=lambda u: (-score[u], u))
             chunks = _chunks(order, group.width, groups, block)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.errors import UsageError
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.decisions import Actions, random_actions
 from s2d_convert.plans.divisions import divide, importance
 from s2d_convert.plans.macs import chain_macs, mac_shares
@@ -19,37 +18,37 @@ SIMPLE_FRACTIONS = (0.25, 0.5, 0.75)  # of every class
 SIMPLE_DEPTHS = (1.0, 0.75)  # of the candidate taps
 
 
-def depth_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
+def depth_plan(model: AnalysedModel, stages: int) -> Conversion:
     """Exits at the taps nearest to equal shares of the multiply-accumulates; everything belongs to stage 1."""
-    taps = _space(graph, channels).taps
+    taps = _space(model).taps
     if len(taps) < stages - 1:
         raise UsageError(f"--stages {stages}: the model has {len(taps)} candidate taps; fewer stages are possible")
-    share = mac_shares(graph, channels, taps)
+    share = mac_shares(model, taps)
     chosen: list[str] = []
     for k in range(1, stages):
         first = taps.index(chosen[-1]) + 1 if chosen else 0
         free = taps[first : len(taps) - (stages - 1 - k)]  # leave one for every stage still to come
         chosen.append(min(free, key=lambda t: abs(share[t] - k / stages)))
-    return Conversion((Plan((*chosen, graph.output), (1,) * channels.units),))
+    return Conversion((Plan((*chosen, model.graph.output), (1,) * model.channels.units),))
 
 
-def width_plan(graph: Graph, channels: Channels, stages: int) -> Conversion:
+def width_plan(model: AnalysedModel, stages: int) -> Conversion:
     """Every class divided evenly, the most important units first; all taps at the end."""
-    taps = _space(graph, channels).taps
+    taps = _space(model).taps
     if not taps:
         raise UsageError("--plan width: the model has no tensor at which an exit could be put; `s2d inspect` shows why")
-    score = importance(graph, channels, static_weights(graph, channels))
-    owner = np.ones(channels.units, dtype=np.int64)
-    for group in channels.classes:
+    score = importance(model, static_weights(model.graph, model.channels))
+    owner = np.ones(model.channels.units, dtype=np.int64)
+    for group in model.channels.classes:
         if group.splittable:
             order = np.array(sorted(group.units, key=lambda u: (-score[u], u)))
             owner[order] = 1 + np.arange(len(order)) * stages // len(order)
-    return Conversion((Plan((*[taps[-1]] * (stages - 1), graph.output), tuple(owner.tolist())),))
+    return Conversion((Plan((*[taps[-1]] * (stages - 1), model.graph.output), tuple(owner.tolist())),))
 
 
-def _space(graph: Graph, channels: Channels) -> PlanSpace:
-    divisions = divide(graph, channels, static_weights(graph, channels), groups=4, block=layout_block())
-    return PlanSpace(graph, channels, divisions, stages=2)
+def _space(model: AnalysedModel) -> PlanSpace:
+    divisions = divide(model, static_weights(model.graph, model.channels), groups=4, block=layout_block())
+    return PlanSpace(model, divisions, stages=2)
 
 
 def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
@@ -70,7 +69,7 @@ def simple_chains(space: PlanSpace, budget: float) -> dict[Conversion, Actions]:
 
     Those with more of the multiply-accumulates than the budget are left out; where all have, the least one stays.
     """
-    pairs = PlanSpace(space.graph, space.channels, space.divisions, stages=2, kinds=(CASCADE,))
+    pairs = PlanSpace(space.model, space.divisions, stages=2, kinds=(CASCADE,))
     last = len(pairs.taps) - 1
     every = [
         pairs.actions(CASCADE, [round(depth * last)], [fraction])
@@ -79,6 +78,6 @@ def simple_chains(space: PlanSpace, budget: float) -> dict[Conversion, Actions]:
     ]
     every += [pairs.thinned(CASCADE, keep, fraction) for keep in BLOCKS for fraction in (1.0, 0.5)]
     found = {pairs.decode(actions): actions for actions in reversed(every)}
-    cost = {c: chain_macs(space.graph, space.channels, c.chains[0]) for c in reversed(found)}
+    cost = {c: chain_macs(space.model, c.chains[0]) for c in reversed(found)}
     limit = max(budget * total_macs(space.graph), min(cost.values()) + 1)
     return {c: found[c] for c in cost if cost[c] < limit}

@@ -6,42 +6,42 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels, Layout
+from s2d_convert.channels.analysis import AnalysedModel, Layout
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Array, Kind, keeps_zero
-from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.assignment import ADDITIVE
 
 WORD = 64
 
 
-def optional_classes(graph: Graph, channels: Channels) -> Array:
+def optional_classes(model: AnalysedModel) -> Array:
     """For each class whether all logits still depend on the image when none of its units exists, bool [classes].
 
     This is `Effective.sees` of one plan per class, for all classes in one walk: bit k of the words [C, W] of a tensor
     says which of its channels are live, or seen, where class k is pruned.
     """
-    walk = _Walk(graph, channels)
-    for node in graph.nodes:
+    walk = _Walk(model)
+    for node in model.graph.nodes:
         for name in node.outputs:
-            if channels.is_root(name):
-                walk.live[name] = walk.output(node, name) & walk.kept[channels.layouts[name].units]
+            if model.channels.is_root(name):
+                walk.live[name] = walk.output(node, name) & walk.kept[model.channels.layouts[name].units]
                 walk.seen[name] = walk.seen_output(node, name) & walk.live[name]
-    computed = channels.layouts[graph.output].root >= 0  # a logit may be a constant
-    bits = np.bitwise_and.reduce(walk.seen_of(graph.output)[computed], axis=0)
-    return np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(channels.classes)].astype(bool)
+    computed = model.channels.layouts[model.graph.output].root >= 0  # a logit may be a constant
+    bits = np.bitwise_and.reduce(walk.seen_of(model.graph.output)[computed], axis=0)
+    return np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(model.channels.classes)].astype(bool)
 
 
 class _Walk:
     """Liveness in as many plans at once as there are classes."""
 
-    def __init__(self, graph: Graph, channels: Channels) -> None:
-        self.graph, self.channels = graph, channels
-        self.words = -(-len(channels.classes) // WORD)
-        self.kept = self._always(channels.units + 1)  # by unit; FREE (-1) reads the last row
-        for index, group in enumerate(channels.classes):
+    def __init__(self, model: AnalysedModel) -> None:
+        self.graph, self.channels = model.graph, model.channels
+        self.words = -(-len(model.channels.classes) // WORD)
+        self.kept = self._always(model.channels.units + 1)  # by unit; FREE (-1) reads the last row
+        for index, group in enumerate(model.channels.classes):
             self.kept[list(group.units), index // WORD] &= ~np.uint64(1 << index % WORD)
-        self.live = {graph.image: self._always(len(channels.layouts[graph.image].units))}
+        self.live = {model.graph.image: self._always(len(model.channels.layouts[model.graph.image].units))}
         self.seen = dict(self.live)
 
     def _always(self, count: int) -> Array:

@@ -6,32 +6,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import node_macs
 from s2d_convert.channels.rules import PRODUCTS, Kind, macs_of
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 
 
-def mac_shares(graph: Graph, channels: Channels, taps: Sequence[str]) -> dict[str, float]:
+def mac_shares(model: AnalysedModel, taps: Sequence[str]) -> dict[str, float]:
     """For each tap the share of the static multiply-accumulates that lie before it."""
-    counts = node_macs(graph)
+    counts = node_macs(model.graph)
     total = max(1, sum(counts.values()))
-    ones = (1,) * channels.units
-    plans = (Effective(graph, channels, Plan((t,), ones), check_taps=False) for t in taps)
+    ones = (1,) * model.channels.units
+    plans = (Effective(model, Plan((t,), ones), check_taps=False) for t in taps)
     return {t: sum(counts.get(n, 0) for n in plan.depth) / total for t, plan in zip(taps, plans, strict=True)}
 
 
-def chain_macs(graph: Graph, channels: Channels, plan: Plan) -> int:
+def chain_macs(model: AnalysedModel, plan: Plan) -> int:
     """Multiply-accumulates per image of all stages of a chain, counted without building them: exit heads are left out, and
     what linked stages compute but nobody reads counts too."""
-    effective = Effective(graph, channels, plan)
+    effective = Effective(model, plan)
     total = 0.0
-    for node in graph.nodes:
+    for node in model.graph.nodes:
         if node.op in PRODUCTS and node.name in effective.depth:
-            role, out = channels.roles[node.name], node.outputs[0]
-            made = effective.readable(out, plan.stages) if out in channels.layouts else np.ones(1, dtype=bool)
+            role, out = model.channels.roles[node.name], node.outputs[0]
+            made = effective.readable(out, plan.stages) if out in model.channels.layouts else np.ones(1, dtype=bool)
             share = (effective.mask(node) & made[:, None]).mean() if role.kind is Kind.MIX else made.mean()
-            total += float(share) * macs_of(node, graph)
+            total += float(share) * macs_of(node, model.graph)
     return round(total)

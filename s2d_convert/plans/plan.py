@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
@@ -107,16 +107,16 @@ def _read_runs(runs: Any, expected: int, place: str) -> list[int]:
     return stages
 
 
-def identity_plan(graph: Graph, channels: Channels) -> Plan:
+def identity_plan(model: AnalysedModel) -> Plan:
     """One stage that holds everything: the static model."""
-    return Plan((graph.output,), (1,) * channels.units)
+    return Plan((model.graph.output,), (1,) * model.channels.units)
 
 
-def check_plan(graph: Graph, channels: Channels, plan: Plan) -> None:
+def check_plan(model: AnalysedModel, plan: Plan) -> None:
     """Raise UsageError unless a chain names units, stages and taps of this graph."""
-    if len(plan.stages_of_units) != channels.units:
+    if len(plan.stages_of_units) != model.channels.units:
         raise UsageError(
-            f"plan: {len(plan.stages_of_units)} units, but the model has {channels.units}; it is another model's plan"
+            f"plan: {len(plan.stages_of_units)} units, but the model has {model.channels.units}; it is another model's plan"
         )
     if not 1 <= plan.stages <= MAX_STAGES:
         raise UsageError(f"plan: {plan.stages} stages; 1 to {MAX_STAGES} are allowed")
@@ -124,15 +124,15 @@ def check_plan(graph: Graph, channels: Channels, plan: Plan) -> None:
     if high > plan.stages:
         raise UsageError(f"plan: a unit is given to stage {high}, but there are only {plan.stages} taps")
     for index, tap in enumerate(plan.taps):
-        if tap == graph.output and index == plan.stages - 1:
+        if tap == model.graph.output and index == plan.stages - 1:
             continue
-        if tap not in channels.layouts or tap in (graph.output, graph.image):
+        if tap not in model.channels.layouts or tap in (model.graph.output, model.graph.image):
             raise UsageError(f"plan: '{tap}' cannot be a tap; `s2d inspect` lists the candidates")
-        if pooled_axis(graph, channels, tap) is None:
+        if pooled_axis(model, tap) is None:
             raise UsageError(
-                f"plan: tap '{tap}' of shape {graph.shapes[tap]} is neither a feature map nor a feature vector"
+                f"plan: tap '{tap}' of shape {model.graph.shapes[tap]} is neither a feature map nor a feature vector"
             )
-    for unit in channels.layouts[graph.output].units:
+    for unit in model.channels.layouts[model.graph.output].units:
         if unit != FREE and plan.stages_of_units[unit] == PRUNED:
             raise UsageError("plan: a unit of the logits is pruned; only inner units can be")
 

@@ -16,9 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.rules import Array
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.divisions import Division
 from s2d_convert.plans.exit_points import candidate_taps
@@ -43,17 +42,17 @@ class PlanSpace:
 
     def __init__(
         self,
-        graph: Graph,
-        channels: Channels,
+        model: AnalysedModel,
         divisions: tuple[Division, ...],
         *,
         stages: int,
         kinds: Sequence[int] = (LINKED, CASCADE),
         shape: Shape = "any",
     ) -> None:
-        self.graph, self.channels, self.divisions, self.stages = graph, channels, divisions, stages
+        self.model, self.graph, self.channels = model, model.graph, model.channels
+        self.divisions, self.stages = divisions, stages
         self.kinds, self.shape = tuple(kinds), shape
-        self.taps = _thinned(graph, channels, candidate_taps(graph, channels))
+        self.taps = _thinned(model, candidate_taps(model))
         per_stage = [len(self.taps), *(d.levels + 1 for d in divisions)]
         self.sizes: tuple[int, ...] = (len(KINDS), *(per_stage * (stages - 1)))
         self._per_stage = len(per_stage)
@@ -61,7 +60,7 @@ class PlanSpace:
     def restricted(self, kinds: Sequence[int], shape: Shape) -> PlanSpace:
         """The part of this space that has these kinds and this shape."""
         return PlanSpace(
-            self.graph, self.channels, self.divisions, stages=self.stages,
+            self.model, self.divisions, stages=self.stages,
             kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape,
         )  # fmt: skip
 
@@ -69,7 +68,7 @@ class PlanSpace:
     def _reach(self) -> tuple[frozenset[str], ...]:
         """Per tap the nodes that it depends on."""
         ones = (1,) * self.channels.units
-        return tuple(frozenset(Effective(self.graph, self.channels, Plan((tap,), ones)).depth) for tap in self.taps)
+        return tuple(frozenset(Effective(self.model, Plan((tap,), ones)).depth) for tap in self.taps)
 
     def allowed(self, prefix: tuple[int, ...]) -> Array:
         """Which options decision `len(prefix)` has, bool [sizes[len(prefix)]]; never none."""
@@ -115,11 +114,11 @@ class PlanSpace:
         units = tuple(stages.tolist())
         if not cascade:
             return Conversion((self._alive(Plan((*taps, self.graph.output), units)),))
-        return Conversion((self._alive(Plan(taps, units)), identity_plan(self.graph, self.channels)))
+        return Conversion((self._alive(Plan(taps, units)), identity_plan(self.model)))
 
     def _alive(self, plan: Plan) -> Plan:
         """The plan itself, or with every first group in stage 1 where a tap would show nothing of the image."""
-        effective = Effective(self.graph, self.channels, plan, check_taps=False)
+        effective = Effective(self.model, plan, check_taps=False)
         if all(effective.sees(tap, s).any() for s, tap in enumerate(plan.taps, start=1)):
             return plan
         stages = list(plan.stages_of_units)
@@ -186,16 +185,16 @@ class PlanSpace:
         return [first + (1 - first) * s / max(1, self.stages - 1) for s in range(self.stages - 1)]
 
 
-def depth_taps(graph: Graph, channels: Channels) -> tuple[str, ...]:
+def depth_taps(model: AnalysedModel) -> tuple[str, ...]:
     """Where an exit on the untouched model can save something: candidate taps, evenly spread, without the very last."""
-    taps = candidate_taps(graph, channels)
-    share = mac_shares(graph, channels, taps)
-    return _thinned(graph, channels, tuple(t for t in taps if share[t] <= MAX_TAP_SHARE) or taps)
+    taps = candidate_taps(model)
+    share = mac_shares(model, taps)
+    return _thinned(model, tuple(t for t in taps if share[t] <= MAX_TAP_SHARE) or taps)
 
 
-def _thinned(graph: Graph, channels: Channels, taps: tuple[str, ...]) -> tuple[str, ...]:
+def _thinned(model: AnalysedModel, taps: tuple[str, ...]) -> tuple[str, ...]:
     """At most MAX_TAPS taps, evenly spread over the multiply-accumulates, without those that come too early."""
-    share = mac_shares(graph, channels, taps)
+    share = mac_shares(model, taps)
     late = [t for t in taps if share[t] >= MIN_TAP_SHARE] or list(taps[-1:])
     if len(late) <= MAX_TAPS:
         return tuple(late)

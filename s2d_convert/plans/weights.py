@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import Array, Kind, mix_weights
 from s2d_convert.frontend.graph import Graph, Node
@@ -74,30 +74,32 @@ def static_weights(graph: Graph, channels: Channels) -> Weights:
     )
 
 
-def classifier_of(graph: Graph, channels: Channels) -> Node | None:
+def classifier_of(model: AnalysedModel) -> Node | None:
     """The mixing node that makes the logits (through operators that only map or move), None if there is none."""
-    node = graph.producer.get(graph.output)
-    while node is not None and channels.roles[node.name].kind in (Kind.MAP, Kind.MOVE):
-        node = graph.producer.get(graph.computed(node)[0])
-    return node if node is not None and channels.roles[node.name].kind is Kind.MIX else None
+    node = model.graph.producer.get(model.graph.output)
+    while node is not None and model.channels.roles[node.name].kind in (Kind.MAP, Kind.MOVE):
+        node = model.graph.producer.get(model.graph.computed(node)[0])
+    return node if node is not None and model.channels.roles[node.name].kind is Kind.MIX else None
 
 
-def initial_head(graph: Graph, channels: Channels, tap: str, *, seed: int = 0) -> ExitHead:
+def initial_head(model: AnalysedModel, tap: str, *, seed: int = 0) -> ExitHead:
     """A linear exit head for a tap, without data.
 
     Channels that the classifier reads too take its columns; the others are drawn at random, small.
     """
-    layout = channels.layouts[tap]
+    layout = model.channels.layouts[tap]
     rng = np.random.default_rng([seed, len(tap), *tap.encode()])
-    weight = rng.normal(0.0, 0.1 / np.sqrt(len(layout.units)), (graph.classes, len(layout.units))).astype(np.float32)
-    bias = np.zeros(graph.classes, dtype=np.float32)
-    node = classifier_of(graph, channels)
-    if node is None or node.inputs[0] not in channels.layouts:
+    weight = rng.normal(0.0, 0.1 / np.sqrt(len(layout.units)), (model.graph.classes, len(layout.units))).astype(
+        np.float32
+    )
+    bias = np.zeros(model.graph.classes, dtype=np.float32)
+    node = classifier_of(model)
+    if node is None or node.inputs[0] not in model.channels.layouts:
         return linear_head(weight, bias)
-    columns, own_bias = mix_weights(node, graph.constants)
+    columns, own_bias = mix_weights(node, model.graph.constants)
     columns = columns.reshape(*columns.shape[:2], -1).sum(axis=2)
-    source = channels.layouts[node.inputs[0]].units
-    if len(source) != columns.shape[1] or len(columns) != graph.classes:
+    source = model.channels.layouts[node.inputs[0]].units
+    if len(source) != columns.shape[1] or len(columns) != model.graph.classes:
         return linear_head(weight, bias)
     if own_bias is not None:
         bias = own_bias.astype(np.float32)

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.errors import UsageError
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import check_conversion
 from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, Shape
@@ -43,12 +42,12 @@ def read_plan(text: str, channels: Channels, *, names: Sequence[str]) -> Convers
     return Conversion.from_json(data, channels)
 
 
-def trainable_plan(text: str, graph: Graph, channels: Channels, *, names: Sequence[str]) -> Conversion:
+def trainable_plan(text: str, model: AnalysedModel, *, names: Sequence[str]) -> Conversion:
     """The same, for a plan that is to be trained. Raises UsageError when it does not fit, or asks for what is not trained."""
-    conversion = read_plan(text, channels, names=names)
-    check_conversion(graph, channels, conversion)
+    conversion = read_plan(text, model.channels, names=names)
+    check_conversion(model, conversion)
     for number, chain in enumerate(conversion.chains[1:], start=2):
-        if not is_untouched(graph, chain):
+        if not is_untouched(model.graph, chain):
             raise UsageError(
                 f"--plan {text}: chain {number} is not the untouched model; only the first chain of a plan is trained"
             )

@@ -13,16 +13,15 @@ import numpy as np
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.calibration.thresholds import best_policy, confidences, fit_temperature
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.latency.meter import Timing
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.base import Evaluation, reward
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.loop import exit_logits
 
@@ -75,8 +74,7 @@ class Logits(Protocol):
 class SupernetLogits:
     """Logits by the weights of a trained supernet; all that this needs can be sent to another machine."""
 
-    graph: Graph
-    channels: Channels
+    model: AnalysedModel
     net: StagedNet
     images: Images
     static_logits: Array
@@ -84,10 +82,10 @@ class SupernetLogits:
     def __call__(self, conversion: Conversion) -> Array:
         rows = []
         for chain in conversion.chains:
-            if is_untouched(self.graph, chain):
+            if is_untouched(self.model.graph, chain):
                 rows.append(self.static_logits[None])
             else:
-                masks = self.net.masks(Effective(self.graph, self.channels, chain))
+                masks = self.net.masks(Effective(self.model, chain))
                 rows.append(exit_logits(self.net, self.images, masks, batch_statistics=True))
         return np.concatenate(rows)
 
@@ -116,8 +114,7 @@ class Evaluator:
 
     def __init__(
         self,
-        graph: Graph,
-        channels: Channels,
+        model: AnalysedModel,
         net: StagedNet,
         *,
         meter: Latencies,
@@ -128,12 +125,12 @@ class Evaluator:
         weights: Weights,
         overhead_ms: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.graph, self.channels, self.net, self.meter, self.goal = graph, channels, net, meter, goal
+        self.model, self.net, self.meter, self.goal = model, net, meter, goal
         count = min(MAX_IMAGES, len(images))
         self.images = images.take(slice(0, count))
         self.static_logits, self.answers = static_logits[:count], answers[:count]
         self.weights, self.overhead_ms = weights, overhead_ms
-        self.logits: Logits = SupernetLogits(graph, channels, net, self.images, self.static_logits)
+        self.logits: Logits = SupernetLogits(model, net, self.images, self.static_logits)
         self._looks: dict[Conversion, Look] = {}
 
     def at_budget(self, budget: float) -> Evaluator:
@@ -161,9 +158,7 @@ class Evaluator:
 
     def latency(self, conversion: Conversion) -> tuple[float, ...]:
         """Latency of each stage as a ratio to static, the dispatcher's own time included."""
-        return self.cost(
-            build_stages([Part(self.graph, self.channels, chain, self.weights) for chain in conversion.chains])
-        )
+        return self.cost(build_stages([Chain(self.model, chain, self.weights) for chain in conversion.chains]))
 
     def cost(self, models: Sequence[StageModel]) -> tuple[float, ...]:
         """The same for stages that are built already."""

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import MOST_THREADS, Running, run_stages
-from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
@@ -28,20 +28,19 @@ RUN_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class Chain:
     """One chain as it is trained and exported: a plan with weights, on the static graph or on a smaller one cut from it."""
 
-    graph: Graph
-    channels: Channels
+    model: AnalysedModel
     plan: Plan
     weights: Weights
 
 
-def build_stages(parts: Sequence[Part], *, weights: str = "float32") -> tuple[StageModel, ...]:
+def build_stages(chains: Sequence[Chain], *, weights: str = "float32") -> tuple[StageModel, ...]:
     """The stage models of all chains, in order; `weights` is the type that their weights are stored in."""
     models: list[StageModel] = []
-    for part in parts:
-        models += split(part.graph, part.channels, part.plan, part.weights, first_stage=len(models) + 1)
+    for chain in chains:
+        models += split(chain.model.graph, chain.model.channels, chain.plan, chain.weights, first_stage=len(models) + 1)
     if weights == "float16":
         for stage in models:
             store_as_float16(stage.model)
@@ -67,11 +66,11 @@ def store_as_float16(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model)
 
 
-def read_part(path: Path) -> Part:
+def read_chain(path: Path) -> Chain:
     """A stage file as a chain of its own: without the channels that the stage lacks, it trains at the cost of what is left."""
     graph = load_graph(path, output=OUTPUT)
-    channels = analyse(graph)
-    return Part(graph, channels, identity_plan(graph, channels), static_weights(graph, channels))
+    model = AnalysedModel.of(graph)
+    return Chain(model, identity_plan(model), static_weights(graph, model.channels))
 
 
 def stage_logits(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Array, Kind, move
-from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 
@@ -20,9 +20,9 @@ from s2d_convert.plans.plan import Plan
 class Needs:
     """The positions that the stages of one chain compute and read."""
 
-    def __init__(self, graph: Graph, channels: Channels, plan: Plan) -> None:
-        self.graph, self.channels, self.plan = graph, channels, plan
-        self.effective = Effective(graph, channels, plan)
+    def __init__(self, model: AnalysedModel, plan: Plan) -> None:
+        self.graph, self.channels, self.plan = model.graph, model.channels, plan
+        self.effective = Effective(model, plan)
         self._held: dict[str, Array] = {}
 
     def pieces(self) -> set[tuple[str, int]]:

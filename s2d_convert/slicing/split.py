@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.channels.rules import PRODUCTS, Array, macs_of, macs_per_weight, slice_constant, transposed_kernel
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.plans.plan import Plan
@@ -37,7 +37,7 @@ def split(
 
     Exit heads that `weights` lacks are initialised from the classifier. Raises UsageError when the plan does not fit.
     """
-    cutter = _Cutter(graph, channels, plan, weights, first_stage)
+    cutter = _Cutter(AnalysedModel(graph, channels), plan, weights, first_stage)
     cutter.emit(cutter.needs.pieces())
     return cutter.close()
 
@@ -51,9 +51,10 @@ def _taken(weight: Array, index: Array, axis: int) -> Array:
 class _Cutter:
     """The state of one `split`; one `_emit_` method for every kind of node."""
 
-    def __init__(self, graph: Graph, channels: Channels, plan: Plan, weights: Weights, first_stage: int) -> None:
-        self.graph, self.channels, self.plan, self.weights = graph, channels, plan, weights
-        self.needs = Needs(graph, channels, plan)
+    def __init__(self, model: AnalysedModel, plan: Plan, weights: Weights, first_stage: int) -> None:
+        self.model, self.graph, self.channels = model, model.graph, model.channels
+        self.plan, self.weights = plan, weights
+        self.needs = Needs(model, plan)
         self.effective = self.needs.effective
         self.pieces = Pieces(self.needs, first_stage)
         self.stages = self.pieces.stages
@@ -270,7 +271,7 @@ class _Cutter:
     def _head(self, builder: StageGraph, stage: int, tap: str) -> str:
         """The logits of an exit: means over the cells of the tap, then the head's layers."""
         layout = self.channels.layouts[tap]
-        head = self.weights.heads.get(tap) or initial_head(self.graph, self.channels, tap)
+        head = self.weights.heads.get(tap) or initial_head(self.model, tap)
         source, order = self.pieces.fetch(stage, tap, self.needs.readable(tap, stage))
         if len(self.graph.shapes[tap]) == 3:
             source = self._pooled(builder, tap, source, len(order), cell=head.cell)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.sessions import make_session
-from s2d_convert.channels.analysis import Channels
-from s2d_convert.frontend.graph import Graph
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.frontend.reference import to_logits
 from s2d_convert.network.layers import Exit, channel_means
 from s2d_convert.network.staged_net import StagedNet, feature_source
@@ -48,43 +46,40 @@ class Teacher:
     say: Callable[[Array], Lesson]
 
 
-def teacher_in_onnxruntime(graph: Graph, channels: Channels, **session: Any) -> Teacher:
+def teacher_in_onnxruntime(model: AnalysedModel, **session: Any) -> Teacher:
     """The teacher for a CPU, where onnxruntime is the quicker one; `session` as of `make_session`."""
-    source, model = feature_source(graph, channels), graph.model
+    source, whole = feature_source(model), model.graph.to_model()
     if source is not None:
-        whole = onnx.ModelProto()
-        whole.CopyFrom(model)
-        shape: list[str | int | None] = ["N", *graph.shapes[source]]
+        shape: list[str | int | None] = ["N", *model.graph.shapes[source]]
         whole.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
-        model = whole
-    runs = make_session(model.SerializeToString(), **session)
+    runs = make_session(whole.SerializeToString(), **session)
 
     def say(images: Array) -> Lesson:
-        logits, *features = runs.run(None, {graph.image: images})
-        answer = torch.from_numpy(to_logits(logits, graph.output_kind))
+        logits, *features = runs.run(None, {model.graph.image: images})
+        answer = torch.from_numpy(to_logits(logits, model.graph.output_kind))
         if source is None:
             return Lesson(answer)
-        return Lesson(answer, channel_means(torch.from_numpy(features[0]), channels.layouts[source].axis))
+        return Lesson(answer, channel_means(torch.from_numpy(features[0]), model.channels.layouts[source].axis))
 
-    return Teacher(_width(graph, channels), say)
+    return Teacher(_width(model), say)
 
 
-def teacher_in_torch(graph: Graph, channels: Channels, weights: Weights, device: torch.device) -> Teacher:
+def teacher_in_torch(model: AnalysedModel, weights: Weights, device: torch.device) -> Teacher:
     """The teacher on the device that trains: a GPU must not wait for a CPU."""
-    net = StagedNet(graph, channels, weights).to(device).eval()
-    masks = net.masks(Effective(graph, channels, identity_plan(graph, channels)))
+    net = StagedNet(model, weights).to(device).eval()
+    masks = net.masks(Effective(model, identity_plan(model)))
 
     @torch.no_grad()
     def say(images: Array) -> Lesson:
         (found,) = net.exits(torch.from_numpy(images).to(device), masks)
         return Lesson(found.logits, found.features)
 
-    return Teacher(_width(graph, channels), say)
+    return Teacher(_width(model), say)
 
 
-def _width(graph: Graph, channels: Channels) -> int | None:
-    source = feature_source(graph, channels)
-    return None if source is None else len(channels.layouts[source].units)
+def _width(model: AnalysedModel) -> int | None:
+    source = feature_source(model)
+    return None if source is None else len(model.channels.layouts[source].units)
 
 
 class Hints(nn.Module):

@@ -24,10 +24,9 @@ from onnx import TensorProto, helper
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import make_session
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.augment import Level
 from s2d_convert.data.images import Images
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.frontend.reference import to_logits
 from s2d_convert.network.layers import Head
@@ -54,9 +53,9 @@ class Features:
     labels: Array | None
 
 
-def head_cell(graph: Graph, channels: Channels, tap: str) -> tuple[int, int] | None:
+def head_cell(model: AnalysedModel, tap: str) -> tuple[int, int] | None:
     """Height and width of the cells that a head averages a tap over; None for a feature vector."""
-    shape, axis = list(graph.shapes[tap]), channels.layouts[tap].axis
+    shape, axis = list(model.graph.shapes[tap]), model.channels.layouts[tap].axis
     if len(shape) == 1:
         return None
     width = shape.pop(axis)
@@ -64,10 +63,10 @@ def head_cell(graph: Graph, channels: Channels, tap: str) -> tuple[int, int] | N
     return math.ceil(shape[0] / side), math.ceil(shape[1] / side)
 
 
-def feature_count(graph: Graph, channels: Channels, tap: str) -> int:
+def feature_count(model: AnalysedModel, tap: str) -> int:
     """The number of features of a tap."""
-    shape, axis = list(graph.shapes[tap]), channels.layouts[tap].axis
-    cell = head_cell(graph, channels, tap)
+    shape, axis = list(model.graph.shapes[tap]), model.channels.layouts[tap].axis
+    cell = head_cell(model, tap)
     if cell is None:
         return shape[0]
     width = shape.pop(axis)
@@ -77,15 +76,14 @@ def feature_count(graph: Graph, channels: Channels, tap: str) -> int:
 # --- features ---------------------------------------------------------------------------------------------
 
 
-def feature_model(graph: Graph, channels: Channels, taps: Sequence[str]) -> onnx.ModelProto:
+def feature_model(model: AnalysedModel, taps: Sequence[str]) -> onnx.ModelProto:
     """The static model with the features of every tap as further outputs, in the order of `taps`."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    nodes = list(model.graph.node)
+    whole = model.graph.to_model()
+    nodes = list(whole.graph.node)
     for index, tap in enumerate(taps):
-        source, cell = tap, head_cell(graph, channels, tap)
+        source, cell = tap, head_cell(model, tap)
         steps: list[tuple[str, dict[str, Any]]] = []
-        if cell is not None and channels.layouts[tap].axis == 2:
+        if cell is not None and model.channels.layouts[tap].axis == 2:
             steps.append(("Transpose", {"perm": [0, 3, 1, 2]}))
         if cell is not None:
             steps.append(("AveragePool", {"kernel_shape": list(cell), "strides": list(cell)}))
@@ -93,20 +91,20 @@ def feature_model(graph: Graph, channels: Channels, taps: Sequence[str]) -> onnx
             made = f"s2d.features{index}.{number}"
             nodes.append(helper.make_node(op, [source], [made], name=made, **attributes))
             source = made
-        shape: list[str | int | None] = ["N", feature_count(graph, channels, tap)]
-        model.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
-    set_nodes(model.graph, nodes)
-    return model
+        shape: list[str | int | None] = ["N", feature_count(model, tap)]
+        whole.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
+    set_nodes(whole.graph, nodes)
+    return whole
 
 
 class Extractor:
     """Runs the static model over images and keeps what heads need; one session for all splits."""
 
-    def __init__(self, graph: Graph, channels: Channels, taps: Sequence[str], *, threads: int, provider: str) -> None:
-        self.graph, self.taps = graph, tuple(taps)
-        self._widths = [feature_count(graph, channels, tap) for tap in taps]
-        model = feature_model(graph, channels, taps).SerializeToString()
-        self._session = make_session(model, threads=threads, provider=provider)
+    def __init__(self, model: AnalysedModel, taps: Sequence[str], *, threads: int, provider: str) -> None:
+        self.graph, self.taps = model.graph, tuple(taps)
+        self._widths = [feature_count(model, tap) for tap in taps]
+        whole = feature_model(model, taps).SerializeToString()
+        self._session = make_session(whole, threads=threads, provider=provider)
 
     def features(
         self, images: Images, *, copies: int = 1, level: Level = "light", flip: bool = True, seed: int = 0,
@@ -162,19 +160,18 @@ def _new_array(folder: Path | None, index: int, shape: tuple[int, int]) -> Array
 # --- training ---------------------------------------------------------------------------------------------
 
 
-def new_head(graph: Graph, channels: Channels, tap: str, *, seed: int) -> ExitHead:
+def new_head(model: AnalysedModel, tap: str, *, seed: int) -> ExitHead:
     """An untrained head for features of deviation 1; the same for equal seeds."""
     rng = np.random.default_rng([seed, 5, *tap.encode()])
-    width, hidden = feature_count(graph, channels, tap), min(MAX_HIDDEN, max(MIN_HIDDEN, graph.classes // 2))
+    width, hidden = feature_count(model, tap), min(MAX_HIDDEN, max(MIN_HIDDEN, model.graph.classes // 2))
     first = rng.normal(0, math.sqrt(2 / width), (hidden, width)).astype(np.float32)
-    last = rng.normal(0, math.sqrt(1 / hidden), (graph.classes, hidden)).astype(np.float32)
-    layers = ((first, np.zeros(hidden, np.float32)), (last, np.zeros(graph.classes, np.float32)))
-    return ExitHead(layers, head_cell(graph, channels, tap))
+    last = rng.normal(0, math.sqrt(1 / hidden), (model.graph.classes, hidden)).astype(np.float32)
+    layers = ((first, np.zeros(hidden, np.float32)), (last, np.zeros(model.graph.classes, np.float32)))
+    return ExitHead(layers, head_cell(model, tap))
 
 
 def train_heads(
-    graph: Graph,
-    channels: Channels,
+    model: AnalysedModel,
     features: Features,
     *,
     epochs: float,
@@ -185,7 +182,7 @@ def train_heads(
     """A trained head for every tap; all of them in one loop over the same batches."""
     taps = list(features.taps)
     scales = [_scale(features.taps[tap]) for tap in taps]
-    heads = [_module(graph, channels, t, new_head(graph, channels, t, seed=seed)).to(device) for t in taps]
+    heads = [_module(model, t, new_head(model, t, seed=seed)).to(device) for t in taps]
     rows = len(features.logits)
     size = min(HEAD_BATCH, rows)
     settings = TrainSettings(
@@ -215,18 +212,18 @@ def train_heads(
     return {t: _rescaled(head.numpy(), scale) for t, head, scale in zip(taps, heads, scales, strict=True)}
 
 
-def head_logits(graph: Graph, channels: Channels, heads: Mapping[str, ExitHead], features: Features) -> Array:
+def head_logits(model: AnalysedModel, heads: Mapping[str, ExitHead], features: Features) -> Array:
     """Logits [T, B, K] of all heads, in their order, on features."""
     rows = []
     for tap, head in heads.items():
-        module = _module(graph, channels, tap, head)
+        module = _module(model, tap, head)
         with torch.no_grad():
             rows.append(module.logits(torch.from_numpy(np.ascontiguousarray(features.taps[tap]))).numpy())
     return np.stack(rows)
 
 
-def _module(graph: Graph, channels: Channels, tap: str, head: ExitHead) -> Head:
-    return Head(channels.layouts[tap].axis, head)
+def _module(model: AnalysedModel, tap: str, head: ExitHead) -> Head:
+    return Head(model.channels.layouts[tap].axis, head)
 
 
 def _scale(values: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from s2d_convert.channels.analysis import ChannelClass, Channels
+from s2d_convert.channels.analysis import AnalysedModel, ChannelClass, Channels
 from s2d_convert.channels.macs import node_macs
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.channels.rules import Kind
@@ -24,24 +24,28 @@ TIED_BY = "one unit, tied by "
 CHEAP = (Kind.MAP, Kind.MOVE)  # told last
 
 
-def describe(graph: Graph, channels: Channels) -> dict[str, Any]:
+def describe(model: AnalysedModel) -> dict[str, Any]:
     """A JSON-able description of a model: input, output, classes of channels, opaque nodes and candidate taps.
 
     Every share of multiply-accumulates ("macs", "macs_before", "splittable_macs") is one of the whole model's, 0 to 1.
     """
-    facts, classes = model_facts(graph, channels), _classes(graph, channels)
-    taps, last = _stretches(graph, channels)
+    facts, classes = model_facts(model), _classes(model)
+    taps, last = _stretches(model)
     return {
-        "input": {"name": graph.image, "shape": ["N", *graph.shapes[graph.image]]},
-        "output": {"name": graph.output, "shape": ["N", *graph.shapes[graph.output]], "kind": graph.output_kind},
-        "opset": graph.opset,
-        "nodes": len(graph.nodes),
+        "input": {"name": model.graph.image, "shape": ["N", *model.graph.shapes[model.graph.image]]},
+        "output": {
+            "name": model.graph.output,
+            "shape": ["N", *model.graph.shapes[model.graph.output]],
+            "kind": model.graph.output_kind,
+        },
+        "opset": model.graph.opset,
+        "nodes": len(model.graph.nodes),
         "macs": facts["static_macs"],
         "parameters": facts["static_parameters"],
         "splittable_macs": sum((c["macs"] for c in classes if c["splittable"]), 0.0),
         "classes": classes,
-        "opaque": _opaque(graph, channels, classes),
-        "unsupported": unsupported(graph),
+        "opaque": _opaque(model, classes),
+        "unsupported": unsupported(model.graph),
         "taps": taps,
         "last_stretch": last,
     }
@@ -69,11 +73,11 @@ def _refusal(graph: Graph, node: Node) -> str:
 # --- channel classes --------------------------------------------------------------------------------
 
 
-def _classes(graph: Graph, channels: Channels) -> list[dict[str, Any]]:
-    macs, makers = _macs_by_class(graph, channels), _opaque_by_class(graph, channels)
+def _classes(model: AnalysedModel) -> list[dict[str, Any]]:
+    macs, makers = _macs_by_class(model), _opaque_by_class(model)
     found = []
-    for index, group in enumerate(channels.classes):
-        reason, tied_by = _why_whole(graph, channels, group, makers.get(index, []))
+    for index, group in enumerate(model.channels.classes):
+        reason, tied_by = _why_whole(model, group, makers.get(index, []))
         found.append(
             {
                 "name": group.name,
@@ -89,56 +93,56 @@ def _classes(graph: Graph, channels: Channels) -> list[dict[str, Any]]:
     return found
 
 
-def _macs_by_class(graph: Graph, channels: Channels) -> list[float]:
+def _macs_by_class(model: AnalysedModel) -> list[float]:
     """The share of each class in the MACs: those of the nodes that make it, divided by their channels."""
-    macs = node_macs(graph)
+    macs = node_macs(model.graph)
     total = max(1, sum(macs.values()))
-    found = [0.0] * len(channels.classes)
-    for node in graph.nodes:
+    found = [0.0] * len(model.channels.classes)
+    for node in model.graph.nodes:
         if node.name in macs:
-            units = channels.layouts[node.outputs[0]].units
+            units = model.channels.layouts[node.outputs[0]].units
             known = units[units != FREE]
-            for index, count in zip(*np.unique(channels.class_of[known], return_counts=True), strict=True):
+            for index, count in zip(*np.unique(model.channels.class_of[known], return_counts=True), strict=True):
                 found[index] += macs[node.name] * count / len(units) / total
     return found
 
 
-def _anchored_macs(graph: Graph, channels: Channels) -> float:
+def _anchored_macs(model: AnalysedModel) -> float:
     """The share of the MACs that make channels of no unit: they are whole in the first stage that needs them."""
-    macs = node_macs(graph)
-    anchored = (n for n in graph.nodes if n.name in macs and (channels.layouts[n.outputs[0]].units == FREE).all())
+    macs = node_macs(model.graph)
+    anchored = (
+        n for n in model.graph.nodes if n.name in macs and (model.channels.layouts[n.outputs[0]].units == FREE).all()
+    )
     return sum(macs[n.name] for n in anchored) / max(1, sum(macs.values()))
 
 
-def _opaque_by_class(graph: Graph, channels: Channels) -> dict[int, list[Node]]:
+def _opaque_by_class(model: AnalysedModel) -> dict[int, list[Node]]:
     """The opaque nodes by the index of the class that they tie. All channels around such a node are one unit, so it
     belongs to one class, and that class has no other unit; -1 where they are anchored and belong to none."""
     found: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        if channels.roles[node.name].kind is Kind.OPAQUE:
-            unit = int(channels.layouts[node.outputs[0]].units[0])
-            found.setdefault(-1 if unit == FREE else int(channels.class_of[unit]), []).append(node)
+    for node in model.graph.nodes:
+        if model.channels.roles[node.name].kind is Kind.OPAQUE:
+            unit = int(model.channels.layouts[node.outputs[0]].units[0])
+            found.setdefault(-1 if unit == FREE else int(model.channels.class_of[unit]), []).append(node)
     return found
 
 
-def _why_whole(
-    graph: Graph, channels: Channels, group: ChannelClass, opaque: Sequence[Node]
-) -> tuple[str | None, list[str]]:
+def _why_whole(model: AnalysedModel, group: ChannelClass, opaque: Sequence[Node]) -> tuple[str | None, list[str]]:
     """Why a class cannot be split (None if it can), and the names of the nodes that tie its channels."""
     names = [n.name for n in opaque]
     if group.splittable:
         return None, names
-    if not set(channels.layouts[graph.output].units.tolist()).isdisjoint(group.units):
+    if not set(model.channels.layouts[model.graph.output].units.tolist()).isdisjoint(group.units):
         return HOLDS_LOGITS, names
     if opaque:
         return TIED_BY + "opaque nodes", names
     if group.width == 1:
         return ONE_CHANNEL, []
-    around = [n for n in graph.nodes if _touches(channels, n, group)]
-    grouped = [n for n in around if _keeps_groups(graph, channels, n)]
+    around = [n for n in model.graph.nodes if _touches(model.channels, n, group)]
+    grouped = [n for n in around if _keeps_groups(model, n)]
     if grouped:
         return f"{TIED_BY}{grouped[0].op} on groups of channels", [n.name for n in grouped]
-    joins = [n.name for n in around if channels.roles[n.name].kind is Kind.JOIN]
+    joins = [n.name for n in around if model.channels.roles[n.name].kind is Kind.JOIN]
     return TIED_BY + "operands with their channels in other orders", joins
 
 
@@ -147,15 +151,17 @@ def _touches(channels: Channels, node: Node, group: ChannelClass) -> bool:
     return layout is not None and bool(np.isin(layout.units, group.units).any())
 
 
-def _keeps_groups(graph: Graph, channels: Channels, node: Node) -> bool:
+def _keeps_groups(model: AnalysedModel, node: Node) -> bool:
     """Whether a node ties channels beside one another; a depthwise convolution, with one channel per group, does not."""
-    role = channels.roles[node.name]
+    role = model.channels.roles[node.name]
     if role.kind is Kind.GROUPED:
-        return max(graph.shapes[node.inputs[0]][0], graph.shapes[node.outputs[0]][0]) > int(node.attrs["group"])
+        return max(model.graph.shapes[node.inputs[0]][0], model.graph.shapes[node.outputs[0]][0]) > int(
+            node.attrs["group"]
+        )
     return role.kind is Kind.TIE
 
 
-def _opaque(graph: Graph, channels: Channels, classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _opaque(model: AnalysedModel, classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every opaque node: why, the class that it ties, and the share of the MACs that is not split because of it.
 
     Nodes that tie the same class share that cost: it is lost until all of them are gone. What holds the logits could not
@@ -163,36 +169,36 @@ def _opaque(graph: Graph, channels: Channels, classes: Sequence[Mapping[str, Any
     what that costs.
     """
     found = {}
-    for index, nodes in _opaque_by_class(graph, channels).items():
+    for index, nodes in _opaque_by_class(model).items():
         if index < 0:
-            name, cost = None, _anchored_macs(graph, channels)
+            name, cost = None, _anchored_macs(model)
         else:
             name, cost = classes[index]["name"], classes[index]["macs"]
             cost = 0.0 if classes[index]["reason"] == HOLDS_LOGITS else cost
         for node in nodes:
-            reason = channels.roles[node.name].reason
+            reason = model.channels.roles[node.name].reason
             facts = {"node": node.name, "op": node.op, "reason": reason}
             found[node.name] = {**facts, "class": name, "macs": cost}
-    return [found[n.name] for n in graph.nodes if n.name in found]
+    return [found[n.name] for n in model.graph.nodes if n.name in found]
 
 
 # --- taps -------------------------------------------------------------------------------------------
 
 
-def _stretches(graph: Graph, channels: Channels) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _stretches(model: AnalysedModel) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The candidate taps with what lies before them, and what lies between the last one and the logits."""
-    macs = node_macs(graph)
+    macs = node_macs(model.graph)
     total = max(1, sum(macs.values()))
     seen: set[str] = set()
     rows = []
-    for tensor in (*candidate_taps(graph, channels), graph.output):
-        nodes = _new_ancestors(graph, tensor, seen)
+    for tensor in (*candidate_taps(model), model.graph.output):
+        nodes = _new_ancestors(model.graph, tensor, seen)
         rows.append(
             {
                 "tensor": tensor,
-                "shape": list(graph.shapes[tensor]),
+                "shape": list(model.graph.shapes[tensor]),
                 "macs_before": sum(macs.get(name, 0) for name in seen) / total,
-                "operators": _operators(nodes, channels),
+                "operators": _operators(nodes, model.channels),
             }
         )
     return rows[:-1], {"operators": rows[-1]["operators"]}

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from s2d_runtime import profile
 
 from s2d_convert.base.files import whole_folder, write_json
-from s2d_convert.conversion.prepare import read_graph
+from s2d_convert.conversion.prepare import read_model
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.latency.device_table import LEAST_FILES
@@ -29,7 +29,7 @@ from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 
 FILES = 120
 MOST_PLANS = 400  # where a space has hardly any distinct stages
@@ -51,10 +51,12 @@ class KitOptions:
 
 def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
     """Write the kit of a model into the new folder `kit`; returns what its kit.json says."""
-    graph, channels = read_graph(model, size=options.size, output=options.output)
-    weights = static_weights(graph, channels)
+    analysed = read_model(model, size=options.size, output=options.output)
+    weights = static_weights(analysed.graph, analysed.channels)
     space = PlanSpace(
-        graph, channels, divide(graph, channels, weights, groups=GROUPS, block=BLOCK), stages=options.stages
+        analysed,
+        divide(analysed, weights, groups=GROUPS, block=BLOCK),
+        stages=options.stages,
     )
     stages = list(stage_files(space, weights, options))
     if len(stages) < min(LEAST_FILES, options.files):
@@ -78,7 +80,7 @@ def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
     with whole_folder(kit, option="--kit") as folder:
         for name, stage in zip(files, stages, strict=True):
             _save(folder / name, stage)
-        _save(folder / STATIC, weightless(graph.model))
+        _save(folder / STATIC, weightless(analysed.graph.to_model()))
         _save(folder / PROBE, _probe())
         shutil.copyfile(profile.__file__, folder / SCRIPT)
         write_json(folder / profile.KIT_FILE, about)
@@ -90,7 +92,7 @@ def stage_files(space: PlanSpace, weights: Any, options: KitOptions) -> Iterator
     rng, seen = np.random.default_rng([options.seed, 5]), set()
     for _ in range(MOST_PLANS):
         conversion = random_plan(space, rng)
-        parts = [Part(space.graph, space.channels, chain, weights) for chain in conversion.chains]
+        parts = [Chain(space.model, chain, weights) for chain in conversion.chains]
         for stage in build_stages(parts):
             model = weightless(stage.model)
             digest = hashlib.sha256(model.SerializeToString()).digest()

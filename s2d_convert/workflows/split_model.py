@@ -11,13 +11,12 @@ from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.base.sessions import ONE_THREAD, Running
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.options import FLOATS, check_choice
-from s2d_convert.conversion.prepare import read_graph
+from s2d_convert.conversion.prepare import read_model
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
 from s2d_convert.exporting.provenance import Origin, model_facts, model_sha256
-from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.plans.assignment import check_conversion
@@ -25,7 +24,7 @@ from s2d_convert.plans.heuristics import depth_plan, width_plan
 from s2d_convert.plans.plan import MAX_STAGES, Conversion, identity_plan
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.plans.written import read_plan
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 
 PLAN_NAMES = ("identity", "depth", "width")
 
@@ -44,30 +43,30 @@ def split_model(
     check_choice("weights", weights, FLOATS)
     if not 1 <= stages <= MAX_STAGES:
         raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
-    graph, channels = read_graph(model, size=size, output=output)
-    conversion = make_plan(graph, channels, plan, stages)
-    check_conversion(graph, channels, conversion)
-    static = static_weights(graph, channels)
-    models = build_stages([Part(graph, channels, chain, static) for chain in conversion.chains], weights=weights)
+    analysed = read_model(model, size=size, output=output)
+    conversion = make_plan(analysed, plan, stages)
+    check_conversion(analysed, conversion)
+    static = static_weights(analysed.graph, analysed.channels)
+    models = build_stages([Chain(analysed, chain, static) for chain in conversion.chains], weights=weights)
     with whole_folder(out) as folder:
-        manifest = draft_manifest(graph, conversion, models, [1.0] * len(models))
+        manifest = draft_manifest(analysed.graph, conversion, models, [1.0] * len(models))
         manifest["provenance"] = {
-            "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(graph, channels),
+            "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(analysed),
             "input_size": size, "output_name": output,
         }  # fmt: skip
         write_stages(folder, manifest["stages"], models)
-        write_json(folder / "plan.json", conversion.to_json(channels))
+        write_json(folder / "plan.json", conversion.to_json(analysed.channels))
         write_manifest(folder, manifest)
     return manifest
 
 
-def make_plan(graph: Graph, channels: Channels, plan: str, stages: int) -> Conversion:
+def make_plan(model: AnalysedModel, plan: str, stages: int) -> Conversion:
     """The plan behind a name, or in a JSON file. Raises UsageError."""
     if plan == "identity":
-        return Conversion((identity_plan(graph, channels),))
+        return Conversion((identity_plan(model),))
     if plan in ("depth", "width"):
-        return depth_plan(graph, channels, stages) if plan == "depth" else width_plan(graph, channels, stages)
-    return read_plan(plan, channels, names=PLAN_NAMES)
+        return depth_plan(model, stages) if plan == "depth" else width_plan(model, stages)
+    return read_plan(plan, model.channels, names=PLAN_NAMES)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from benchmarks.methods import METHODS, forget, small_conversion
 from benchmarks.nets import NETS
 from benchmarks.stand import Stand
 from benchmarks.tables import markdown, plot, rows
-from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.errors import DataError, OutputError
 from s2d_convert.exporting.provenance import sha256_of
@@ -72,27 +72,26 @@ def test_plain_layers_compute_what_the_graph_does(build: Any) -> None:
     images = np.random.default_rng(0).normal(size=(3, *graph.shapes[graph.image])).astype(np.float32)
     with torch.no_grad():
         found = pruning.Plain(graph).eval()(torch.from_numpy(images)).numpy()
-    assert_close(found, run(graph.model, {graph.image: images})[graph.output])
+    assert_close(found, run(graph.to_model(), {graph.image: images})[graph.output])
 
 
 @needs_pruning
 def test_pruning_keeps_the_classes_and_takes_channels(tmp_path: Path) -> None:
     graph = graph_from_proto(chain())
-    channels = analyse(graph)
-    model = pruning.pruned(graph, channels, 0.5, round_to=1)
+    model = pruning.pruned(AnalysedModel.of(graph), 0.5, round_to=1)
     small = reloaded(model)
     assert small.classes == graph.classes
     assert total_macs(small) < 0.6 * total_macs(graph)
     images = np.zeros((2, *graph.shapes[graph.image]), dtype=np.float32)
-    assert run(small.model, {small.image: images})[small.output].shape == (2, graph.classes)
+    assert run(small.to_model(), {small.image: images})[small.output].shape == (2, graph.classes)
 
 
 @needs_pruning
 def test_nothing_is_pruned_beyond_need() -> None:
     graph = graph_from_proto(chain())
     image = np.zeros((1, *graph.shapes[graph.image]), dtype=np.float32)
-    meter = Meter(graph.model.SerializeToString(), image, seconds=0.0)
-    found, ratio, _latency = pruning.prune_to(graph, analyse(graph), meter, budget=100.0, block=1)
+    meter = Meter(graph.to_model().SerializeToString(), image, seconds=0.0)
+    found, ratio, _latency = pruning.prune_to(AnalysedModel.of(graph), meter, budget=100.0, block=1)
     assert ratio < 0.05
     assert total_macs(reloaded(found)) > 0.8 * total_macs(graph)
 
@@ -105,7 +104,7 @@ def reloaded(model: Any) -> Graph:
 def test_a_network_that_forgot_is_random_and_seeded() -> None:
     graph = graph_from_proto(residual())
     channels = analyse(graph)
-    nets = [StagedNet(graph, channels, static_weights(graph, channels)) for _ in range(3)]
+    nets = [StagedNet(AnalysedModel(graph, channels), static_weights(graph, channels)) for _ in range(3)]
     for net, seed in zip(nets[1:], (1, 1), strict=True):
         forget(net, seed=seed)
     before, first, second = (torch.cat([p.flatten() for p in net.parameters()]) for net in nets)

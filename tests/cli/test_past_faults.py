@@ -45,7 +45,7 @@ def stored(model: onnx.ModelProto, folder: Path) -> Path:
 def test_a_cast_like_something_else_is_that_cast(middle: str, tmp_path: Path) -> None:
     model = classifier(middle)
     feeds = random_images(model, 2, 0)
-    assert_close(run(load_graph(stored(model, tmp_path)).model, feeds), run(model, feeds))
+    assert_close(run(load_graph(stored(model, tmp_path)).to_model(), feeds), run(model, feeds))
 
 
 @pytest.mark.parametrize("large", [-np.inf, -1e9, -1e4])

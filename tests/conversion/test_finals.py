@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from small_spaces import by_hand, space_of
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion import pipeline
 from s2d_convert.conversion.context import Job, Tuned
@@ -33,7 +34,7 @@ from s2d_convert.plans.macs import chain_macs
 from s2d_convert.plans.plan import Conversion, identity_plan
 from s2d_convert.plans.space import CASCADE, LINKED
 from s2d_convert.search.base import Evaluation, Trial, trial_to_json
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 
 
 @given(worths=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=12))
@@ -61,13 +62,13 @@ def test_the_simple_chains_are_cascades_of_several_sizes(stages: int) -> None:
     found = list(simple_chains(space, 1.0))
     assert len(found) > 1
     assert all(len(plan.chains) == 2 and plan.chains[0].stages == 1 for plan in found)
-    assert all(plan.chains[1] == identity_plan(space.graph, space.channels) for plan in found)
+    assert all(plan.chains[1] == identity_plan(space.model) for plan in found)
 
 
 @pytest.mark.parametrize("name", ["resnet_option_a", "mobilenet_v3", "densenet"])
 def test_what_costs_more_than_the_budget_is_left_out_but_never_all(name: str) -> None:
     space = space_of(name, 2)
-    macs = {c: chain_macs(space.graph, space.channels, c.chains[0]) for c in simple_chains(space, 1.0)}
+    macs = {c: chain_macs(space.model, c.chains[0]) for c in simple_chains(space, 1.0)}
     for budget in (0.5, 0.3, 0.001):
         kept = set(simple_chains(space, budget))
         affordable = {c for c in macs if macs[c] < budget * total_macs(space.graph)}
@@ -80,9 +81,9 @@ def test_counted_multiply_accumulates_are_those_of_the_files(name: str) -> None:
     space, classes = space_of(name, 2), len(channels.layouts[graph.output].units)
     for conversion in simple_chains(space, 1.0):
         chain = conversion.chains[0]
-        (stage,) = build_stages([Part(graph, channels, chain, weights)])
-        read = int(Effective(graph, channels, chain).readable(chain.taps[0], 1).sum())
-        counted = chain_macs(graph, channels, chain) + read * classes
+        (stage,) = build_stages([Chain(AnalysedModel(graph, channels), chain, weights)])
+        read = int(Effective(AnalysedModel(graph, channels), chain).readable(chain.taps[0], 1).sum())
+        counted = chain_macs(AnalysedModel(graph, channels), chain) + read * classes
         assert stage.macs <= counted
         if name != "densenet":  # whose dense layers leave bottlenecks behind that nobody reads
             assert stage.macs == counted
@@ -205,6 +206,6 @@ def test_a_simple_chain_sees_the_image(name: str) -> None:
     graph, channels, weights = analysed(nets.export(name))
     image = np.random.default_rng(0).normal(0, 1, (2, *graph.shapes[graph.image])).astype(np.float32)
     for conversion in simple_chains(space_of(name, 2), 1.0):
-        (stage,) = build_stages([Part(graph, channels, conversion.chains[0], weights)])
+        (stage,) = build_stages([Chain(AnalysedModel(graph, channels), conversion.chains[0], weights)])
         first, second = run(stage.model, {graph.image: image})["output"]
         assert np.abs(first - second).max() > 0

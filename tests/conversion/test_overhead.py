@@ -37,8 +37,8 @@ def prepared(model: Any) -> Any:
 
 
 def space_of(ready: Prepared, **limits: Any) -> PlanSpace:
-    divisions = divide(ready.graph, ready.channels, ready.weights, groups=2, block=4)
-    return PlanSpace(ready.graph, ready.channels, divisions, stages=limits.pop("stages", 2), **limits)
+    divisions = divide(ready.model, ready.weights, groups=2, block=4)
+    return PlanSpace(ready.model, divisions, stages=limits.pop("stages", 2), **limits)
 
 
 @pytest.mark.parametrize("limits", [{}, {"stages": 4}, {"kinds": (LINKED,), "shape": "depth"}])
@@ -57,7 +57,7 @@ def test_a_candidate_pays_for_the_dispatcher() -> None:
     space = space_of(ready)
     meter: Any = SimpleNamespace(measure=lambda models: Timing((0.6, 2.0), 2.0, (0.3, 1.0)[: len(models)]))
     evaluate = Evaluator(
-        ready.graph, ready.channels, None, meter=meter, images=ready.dataset.calib, static_logits=np.zeros((4, 3)),  # type: ignore[arg-type]
+        ready.model, None, meter=meter, images=ready.dataset.calib, static_logits=np.zeros((4, 3)),  # type: ignore[arg-type]
         answers=np.zeros(4, dtype=np.int64), goal=Goal(0.5), weights=ready.weights, overhead_ms=(0.2, 0.1),
     )  # fmt: skip
     conversion = space.decode(space.actions(CASCADE, [0], [0.5]))

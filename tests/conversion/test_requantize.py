@@ -24,7 +24,7 @@ from text_nets import chain, net, residual
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
 from s2d_convert.calibration.thresholds import ALWAYS
-from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.requantize import AT_LEAST, convert_stages, kinds_of, staying_rows
 from s2d_convert.data.loading import load_all
@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = load_graph(folder / "tiny.onnx")
     channels = analyse(graph)
     plan = folder / "plan.json"
-    plan.write_text(json.dumps(depth_plan(graph, channels, 2).to_json(channels)))
+    plan.write_text(json.dumps(depth_plan(AnalysedModel(graph, channels), 2).to_json(channels)))
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_effort(patch)
         convert(ask(folder, plan=str(plan)), Listener())

@@ -92,7 +92,7 @@ def test_stage_logits_are_those_of_the_dispatcher(folder: Path) -> None:
 
 
 def test_equal_models_are_measured_once() -> None:
-    model = graph_from_proto(residual()).model.SerializeToString()
+    model = graph_from_proto(residual()).to_model().SerializeToString()
     meter = Meter(model, images_of(1).batch(np.arange(1)), seconds=0.01)
     first = meter.measure([model])
     assert meter.measure([model]) is first

@@ -23,11 +23,12 @@ from text_nets import net, residual
 from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, stage_text, write_export
 
 from s2d_convert.calibration.thresholds import ALWAYS, NEVER
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.errors import OutputError, VerifyError
 from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
 from s2d_convert.exporting.single import ANSWER, POLICIES, THRESHOLDS, write_single
 from s2d_convert.plans.plan import Conversion, identity_plan
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.workflows.split_model import split_model
 
 BATCHES = (0, 1, 16)
@@ -52,8 +53,8 @@ def ask(session: Any, image: str, images: Array, thresholds: Sequence[float]) ->
 def write_conversion(folder: Path, model: onnx.ModelProto, seed: int, *, cascade: bool) -> None:
     """A folder of a random plan; with `cascade` the untouched model follows as a chain of its own."""
     graph, channels, weights = analysed(model)
-    chains = (random_plan(graph, channels, seed), *([identity_plan(graph, channels)] if cascade else []))
-    models = build_stages([Part(graph, channels, chain, weights) for chain in chains])
+    chains = (random_plan(graph, channels, seed), *([identity_plan(AnalysedModel(graph, channels))] if cascade else []))
+    models = build_stages([Chain(AnalysedModel(graph, channels), chain, weights) for chain in chains])
     manifest = draft_manifest(graph, Conversion(chains), models, [1.0] * len(models))
     write_stages(folder, manifest["stages"], models)
     write_manifest(folder, manifest)

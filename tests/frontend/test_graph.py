@@ -33,7 +33,7 @@ def test_batchnorm_is_folded_and_shapes_leave_the_batch_out() -> None:
     assert graph.shapes["x"] == (4, 6, 6)
     assert graph.classes == 2
     feeds = random_images(model, 3, 0)
-    assert_close(run(graph.model, feeds), run(model, feeds))
+    assert_close(run(graph.to_model(), feeds), run(model, feeds))
 
 
 @pytest.mark.parametrize("batch", ["1", "4"])
@@ -49,7 +49,7 @@ def test_a_fixed_batch_becomes_symbolic_also_inside_a_reshape(batch: str) -> Non
     expected = run(model, {"image": images})["logits"]
     for rows in (1, 3, PROBE_BATCH):
         repeated = images[np.arange(rows) % len(images)]
-        assert_close(run(graph.model, {"image": repeated})["logits"], expected[np.arange(rows) % len(images)])
+        assert_close(run(graph.to_model(), {"image": repeated})["logits"], expected[np.arange(rows) % len(images)])
 
 
 @pytest.mark.parametrize(("op", "kind"), [("Softmax", "probabilities"), ("LogSoftmax", "log_probabilities")])
@@ -64,7 +64,7 @@ def test_a_trailing_softmax_is_set_aside(op: str, kind: str) -> None:
     graph = graph_from_proto(model)
     assert graph.output == "logits"
     assert graph.output_kind == kind
-    assert [o.name for o in graph.model.graph.output] == ["y"]
+    assert [o.name for o in graph.to_model().graph.output] == ["y"]
 
 
 def test_old_opsets_are_upgraded() -> None:
@@ -74,7 +74,7 @@ def test_old_opsets_are_upgraded() -> None:
     graph = graph_from_proto(model)
     assert graph.opset >= 13
     feeds = random_images(model, 2, 0)
-    assert_close(run(graph.model, feeds), run(model, feeds))
+    assert_close(run(graph.to_model(), feeds), run(model, feeds))
 
 
 def test_a_dynamic_size_is_fixed_by_size() -> None:
@@ -162,7 +162,7 @@ def test_an_image_with_channels_last_keeps_its_axes() -> None:
     assert graph.shapes["t"] == (3, 6, 9)
     assert graph.nodes[0].op == "Transpose"
     feeds = {"image": np.random.default_rng(0).normal(size=(3, 6, 9, 3)).astype(np.float32)}
-    assert_close(run(graph.model, feeds), run(model, feeds))
+    assert_close(run(graph.to_model(), feeds), run(model, feeds))
 
 
 POOLED = "p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)"
@@ -277,7 +277,7 @@ def test_a_baked_batch_is_freed_in_sizes_and_shapes(line: str, batch: int) -> No
     graph = graph_from_proto(model)
     images = np.random.default_rng(0).normal(size=(batch, 3, 6, 6)).astype(np.float32)
     expected = run(model, {"image": images})["logits"]
-    twice = run(graph.model, {"image": np.concatenate([images, images])})["logits"]
+    twice = run(graph.to_model(), {"image": np.concatenate([images, images])})["logits"]
     assert_close(twice, np.concatenate([expected, expected]))
 
 
@@ -300,4 +300,4 @@ def test_weights_that_do_not_fit_into_one_file_lie_beside_it(tmp_path: Path, mon
     onnx.save(model, str(tmp_path / "model.onnx"))
     graph = load_graph(tmp_path / "model.onnx")
     feeds = random_images(model, 2, 0)
-    assert_close(run(graph.model, feeds), run(model, feeds))
+    assert_close(run(graph.to_model(), feeds), run(model, feeds))

@@ -61,7 +61,7 @@ def test_weights_beside_the_file(tmp_path: Path, one_file: bool) -> None:
         location="w.bin" if one_file else None, size_threshold=0, convert_attribute=True,
     )  # fmt: skip
     assert len(list(tmp_path.iterdir())) == (2 if one_file else 1 + len(model.graph.initializer))
-    assert_close(run(load_graph(path).model, {"image": IMAGES})["logits"], expected)
+    assert_close(run(load_graph(path).to_model(), {"image": IMAGES})["logits"], expected)
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_image_of_bytes_stays_one_in_the_stages(tmp_path: Path) -> None:
     images = noise((5, 8, 8, 3), "uint8")
     expected = run(model, {"image": images})["logits"]
     assert graph.image_type == "uint8"
-    assert_close(run(graph.model, {"image": images})["logits"], expected)
+    assert_close(run(graph.to_model(), {"image": images})["logits"], expected)
     split_model(path, plan="depth", stages=2, out=tmp_path / "out")
     with Dispatcher(tmp_path / "out") as runner:
         assert runner.manifest.input.dtype == "uint8"

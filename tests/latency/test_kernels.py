@@ -13,6 +13,7 @@ from chain_law import analysed
 from s2d_runtime import profile
 from text_nets import net, residual
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.latency.kernels import Work, without_geometry, work_of
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.space import PlanSpace
@@ -108,7 +109,11 @@ def test_onnxruntime_runs_what_was_counted(name: str, widths: int, tmp_path: Pat
     probe = tmp_path / "probe.onnx"
     write_kit_probe(probe)
     block = profile.layout_block(probe.read_bytes(), "CPUExecutionProvider")
-    space = PlanSpace(graph, channels, divide(graph, channels, weights, groups=4, block=widths), stages=2)
+    space = PlanSpace(
+        AnalysedModel(graph, channels),
+        divide(AnalysedModel(graph, channels), weights, groups=4, block=widths),
+        stages=2,
+    )
     for stage in stage_files(space, weights, KitOptions(files=5)):
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimised.onnx")

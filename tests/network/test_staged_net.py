@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from text_nets import chain, net, residual
 from torch import Tensor
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.network.layers import EPSILON, MOMENTUM
 from s2d_convert.network.staged_net import Masks, StagedNet, unsupported_nodes
 from s2d_convert.plans.assignment import Effective
@@ -28,7 +29,7 @@ NETS: list[Callable[[], onnx.ModelProto]] = [chain, residual]
 
 def built(model: onnx.ModelProto, *, taps: tuple[str, ...] = ()) -> StagedNet:
     graph, channels, weights = analysed(model)
-    return StagedNet(graph, channels, weights, taps=taps).eval()
+    return StagedNet(AnalysedModel(graph, channels), weights, taps=taps).eval()
 
 
 def images(model: onnx.ModelProto, batch: int, seed: int) -> Tensor:
@@ -36,14 +37,14 @@ def images(model: onnx.ModelProto, batch: int, seed: int) -> Tensor:
 
 
 def identity(staged: StagedNet) -> Masks:
-    plan = identity_plan(staged.graph, staged.channels)
-    return staged.masks(Effective(staged.graph, staged.channels, plan))
+    plan = identity_plan(staged.model)
+    return staged.masks(Effective(staged.model, plan))
 
 
 def narrow(staged: StagedNet) -> Masks:
     """Two stages, the first with an exit at 'y' and the even units of every class."""
     stages = [1 + u % 2 for u in range(staged.channels.units)]
-    return staged.masks(Effective(staged.graph, staged.channels, Plan(("y", "logits"), tuple(stages))))
+    return staged.masks(Effective(staged.model, Plan(("y", "logits"), tuple(stages))))
 
 
 @torch.no_grad()
@@ -169,7 +170,7 @@ def test_recalibration_under_other_masks_gives_other_statistics() -> None:
 def test_masks_by_hand() -> None:
     staged = built(chain(), taps=("y",))
     stages = (1,) * 4 + (2,) * 4 + (1,) * 4 + (2,) * 12 + (1,) * 5
-    masks = staged.masks(Effective(staged.graph, staged.channels, Plan(("y", "logits"), stages)))
+    masks = staged.masks(Effective(staged.model, Plan(("y", "logits"), stages)))
     names = [n.name for n in staged.graph.nodes if n.op == "Conv"]
     assert masks.mix[names[0]] is None  # everything may read the image
     both = masks.mix[names[1]]
@@ -210,7 +211,7 @@ def test_a_pruned_block_is_dead_with_its_norms() -> None:
     staged = built(model)
     stages = np.ones(staged.channels.units, dtype=int)
     stages[list(staged.channels.classes[1].units)] = 0
-    masks = staged.masks(Effective(staged.graph, staged.channels, Plan(("logits",), tuple(stages.tolist()))))
+    masks = staged.masks(Effective(staged.model, Plan(("logits",), tuple(stages.tolist()))))
     before = answers(staged, masks, images(model, 3, 1))
     staged.insert_norms([images(model, 8, 0)])
     assert_close(answers(staged, masks, images(model, 3, 1))[0], before[0])
@@ -289,14 +290,14 @@ def test_everything_that_is_trained_comes_out_in_the_stages(family: str) -> None
     model = nets.export(family, fold_bn=False)
     graph, channels, weights = analysed(model)
     plan = random_plan(graph, channels, 3)
-    staged = StagedNet(graph, channels, weights, taps=list(dict.fromkeys(plan.taps[:-1]))).eval()
+    staged = StagedNet(AnalysedModel(graph, channels), weights, taps=list(dict.fromkeys(plan.taps[:-1]))).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in staged.parameters():
             parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
     batch = images(model, 2, 0)
     found = run_chain(split(graph, channels, plan, staged.weights()), {graph.image: batch.numpy()})
-    expected = answers(staged, staged.masks(Effective(graph, channels, plan)), batch)
+    expected = answers(staged, staged.masks(Effective(AnalysedModel(graph, channels), plan)), batch)
     for stage, (got, wanted) in enumerate(zip(found, expected, strict=True), start=1):
         assert_close(got["output"], wanted, what=f"exit {stage}")
 

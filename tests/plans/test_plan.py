@@ -12,6 +12,7 @@ from chain_law import analysed
 from helpers import random_images
 from text_nets import chain, net, residual
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.rules import keeps_zero
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Node
@@ -26,7 +27,7 @@ def test_effective_stages_by_hand() -> None:
     graph, channels, _ = analysed(chain())
     # Half of the first conv and a quarter of the second in stage 1, tap of stage 1 at the second ReLU.
     stages = [1] * 4 + [2] * 4 + [1] * 4 + [2] * 12 + [1] * 5
-    effective = Effective(graph, channels, Plan(("y", "logits"), tuple(stages)))
+    effective = Effective(AnalysedModel(graph, channels), Plan(("y", "logits"), tuple(stages)))
     assert effective.of("a").tolist() == [1] * 4 + [2] * 4
     assert effective.of("y").tolist() == [1] * 4 + [2] * 12
     assert effective.of("logits").tolist() == [2] * 5  # no earlier tap needs the classifier
@@ -38,7 +39,7 @@ def test_effective_stages_by_hand() -> None:
 
 def test_an_early_tap_moves_everything_after_it_to_the_next_stage() -> None:
     graph, channels, _ = analysed(chain())
-    effective = Effective(graph, channels, Plan(("x", "logits"), (1,) * channels.units))
+    effective = Effective(AnalysedModel(graph, channels), Plan(("x", "logits"), (1,) * channels.units))
     assert set(effective.of("a").tolist()) == {1}
     assert set(effective.of("b").tolist()) == {2}
 
@@ -50,7 +51,7 @@ def test_a_block_without_units_in_a_stage_vanishes_from_it() -> None:
     stages[list(inner.units)] = 2
     stages[list(channels.classes[0].units)] = [1, 1, 2, 2]
     plan = Plan(("y", "logits"), tuple(stages.tolist()))
-    effective = Effective(graph, channels, plan)
+    effective = Effective(AnalysedModel(graph, channels), plan)
     assert effective.live("b").tolist() == [False, False, True, True]
     first, second = split(graph, channels, plan, weights)
     assert [n.op_type for n in first.model.graph.node].count("Conv") == 1
@@ -61,14 +62,14 @@ def test_pruned_units_are_never_computed() -> None:
     graph, channels, weights = analysed(chain())
     stages = [1] * 8 + [1] * 12 + [0] * 4 + [1] * 5
     plan = Plan(("logits",), tuple(stages))
-    assert (Effective(graph, channels, plan).of("b")[12:] == NEVER).all()
+    assert (Effective(AnalysedModel(graph, channels), plan).of("b")[12:] == NEVER).all()
     (stage,) = split(graph, channels, plan, weights)
     assert stage.parameters == 8 * 3 * 9 + 12 * 8 * 9 + 5 * 12 + 1  # and the temperature
 
 
 def test_taps_are_tensors_that_carry_everything() -> None:
     graph, channels, _ = analysed(residual())
-    assert candidate_taps(graph, channels) == ("x", "f")
+    assert candidate_taps(AnalysedModel(graph, channels)) == ("x", "f")
 
 
 def test_a_conversion_survives_json() -> None:
@@ -120,14 +121,14 @@ def test_a_wrong_plan_file_is_refused_in_words(change: dict[str, Any], message: 
 def test_a_plan_that_does_not_fit_is_refused(taps: tuple[str, ...], stages: list[int], message: str) -> None:
     graph, channels, _ = analysed(chain())
     with pytest.raises(UsageError, match=message):
-        Effective(graph, channels, Plan(taps, tuple(stages)))
+        Effective(AnalysedModel(graph, channels), Plan(taps, tuple(stages)))
 
 
 def test_the_last_chain_ends_in_the_logits() -> None:
     graph, channels, _ = analysed(chain())
     with pytest.raises(UsageError, match="last tap"):
-        check_conversion(graph, channels, Conversion((Plan(("y",), (1,) * channels.units),)))
-    check_conversion(graph, channels, Conversion((identity_plan(graph, channels),)))
+        check_conversion(AnalysedModel(graph, channels), Conversion((Plan(("y",), (1,) * channels.units),)))
+    check_conversion(AnalysedModel(graph, channels), Conversion((identity_plan(AnalysedModel(graph, channels)),)))
 
 
 def test_units_are_written_as_run_lengths_per_class() -> None:
@@ -179,18 +180,18 @@ def test_all_chains_together_have_at_most_four_stages() -> None:
     graph, channels, _ = analysed(chain())
     ones = (1,) * channels.units
     three, two = Plan(("x", "y", "logits"), ones), Plan(("y", "logits"), ones)
-    check_conversion(graph, channels, Conversion((three, identity_plan(graph, channels))))
+    check_conversion(AnalysedModel(graph, channels), Conversion((three, identity_plan(AnalysedModel(graph, channels)))))
     with pytest.raises(UsageError, match="5 stages in all"):
-        check_conversion(graph, channels, Conversion((three, two)))
+        check_conversion(AnalysedModel(graph, channels), Conversion((three, two)))
     with pytest.raises(UsageError, match="5 stages; 1 to 4"):
-        Effective(graph, channels, Plan(("x", "x", "y", "y", "logits"), ones))
+        Effective(AnalysedModel(graph, channels), Plan(("x", "x", "y", "y", "logits"), ones))
 
 
 def test_a_pruned_inside_makes_a_block_dead_bias_and_all() -> None:
     graph, channels, _ = analysed(residual())
     stages = np.ones(channels.units, dtype=int)
     stages[list(channels.classes[1].units)] = 0
-    effective = Effective(graph, channels, Plan(("logits",), tuple(stages.tolist())))
+    effective = Effective(AnalysedModel(graph, channels), Plan(("logits",), tuple(stages.tolist())))
     assert not effective.live("a").any()
     assert not effective.live("b").any()  # although its conv has a bias
     assert effective.live("t").all()  # the identity still flows
@@ -205,7 +206,7 @@ BLIND_FAMILIES = ("resnet_preact", "wide_resnet", "densenet", "mobilenet_v3", "c
 def test_what_a_tap_sees_is_what_changes_with_the_image(family: str) -> None:
     """Against torch, with so many units pruned that some taps show biases only."""
     graph, channels, weights = analysed(nets.export(family))
-    images = torch.from_numpy(random_images(graph.model, 8, 0)[graph.image])
+    images = torch.from_numpy(random_images(graph.to_model(), 8, 0)[graph.image])
     splittable, blind = [c for c in channels.classes if c.splittable], 0
     for seed in range(12):
         rng, linked = np.random.default_rng(seed), seed % 2
@@ -215,10 +216,10 @@ def test_what_a_tap_sees_is_what_changes_with_the_image(family: str) -> None:
             out = 2 if linked and rng.random() < 0.5 else 0  # in a later stage, or in none
             some, few = rng.integers(0, 2, len(units)), int(rng.random() < 0.7)
             stages[units] = np.where(some if rng.random() < 0.5 else few, 1, out)
-        for tap in candidate_taps(graph, channels):
+        for tap in candidate_taps(AnalysedModel(graph, channels)):
             plan = Plan((tap, *[graph.output] * linked), tuple(stages.tolist()))
-            effective = Effective(graph, channels, plan, check_taps=False)
-            net = StagedNet(graph, channels, weights, taps=(tap,)).eval()
+            effective = Effective(AnalysedModel(graph, channels), plan, check_taps=False)
+            net = StagedNet(AnalysedModel(graph, channels), weights, taps=(tap,)).eval()
             with torch.no_grad():
                 found = net.exits(images, net.masks(effective))[0]
             assert found.features is not None
@@ -252,7 +253,9 @@ def test_a_norm_in_stage_1_sees_nothing_of_what_stage_2_makes(name: str) -> None
     stages = np.ones(channels.units, dtype=int)
     stages[list(first.units)] = 2
     stages[list(second.units)[2:]] = 2
-    effective = Effective(graph, channels, Plan(("y", "logits"), tuple(stages.tolist())), check_taps=False)
+    effective = Effective(
+        AnalysedModel(graph, channels), Plan(("y", "logits"), tuple(stages.tolist())), check_taps=False
+    )
     assert effective.readable("y", 1).any()
     assert not effective.sees("y", 1).any()
     assert effective.sees("y", 2).any()
@@ -272,9 +275,9 @@ def test_a_channel_of_the_image_among_those_of_a_unit_is_seen() -> None:
     )  # fmt: skip
     stages = np.ones(channels.units, dtype=int)
     stages[list(channels.classes[0].units)] = 0
-    effective = Effective(graph, channels, Plan((graph.output,), tuple(stages.tolist())))
-    images = torch.from_numpy(random_images(graph.model, 8, 0)[graph.image])
-    staged = StagedNet(graph, channels, weights).eval()
+    effective = Effective(AnalysedModel(graph, channels), Plan((graph.output,), tuple(stages.tolist())))
+    images = torch.from_numpy(random_images(graph.to_model(), 8, 0)[graph.image])
+    staged = StagedNet(AnalysedModel(graph, channels), weights).eval()
     with torch.no_grad():
         (logits,) = staged(images, staged.masks(effective))
     assert float(logits.std(0).max()) > 1e-3
@@ -286,12 +289,12 @@ def test_a_tap_that_sees_nothing_of_the_image_is_refused() -> None:
     stages = np.ones(channels.units, dtype=int)
     stages[list(channels.classes[0].units)] = 0  # the stem: only biases come out of the first norm
     with pytest.raises(UsageError, match="nothing of the image reaches tap"):
-        Effective(graph, channels, Plan((graph.output,), tuple(stages.tolist())))
+        Effective(AnalysedModel(graph, channels), Plan((graph.output,), tuple(stages.tolist())))
 
 
 def test_depth_is_the_first_stage_that_needs_a_node() -> None:
     graph, channels, _ = analysed(residual())
-    depth = Effective(graph, channels, Plan(("x", "y", "logits"), (1,) * channels.units)).depth
+    depth = Effective(AnalysedModel(graph, channels), Plan(("x", "y", "logits"), (1,) * channels.units)).depth
     found = {name: depth[graph.producer[name].name] for name in ("s", "x", "a", "b", "t", "y", "f", "logits")}
     assert found == {"s": 1, "x": 1, "a": 2, "b": 2, "t": 2, "y": 2, "f": 3, "logits": 3}
 
@@ -307,7 +310,7 @@ def test_a_growing_concat_is_a_tap_and_its_branch_is_not() -> None:
             ws=(4, 3, 1, 1), wa=(2, 4, 1, 1), wb=(2, 6, 1, 1), we=(6, 8, 1, 1), wl=(2, 6),
         )
     )  # fmt: skip
-    assert candidate_taps(graph, channels) == ("s", "c", "d", "f")
+    assert candidate_taps(AnalysedModel(graph, channels)) == ("s", "c", "d", "f")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_spaces import by_hand, space_of
 from text_nets import chain, residual
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import node_macs
 from s2d_convert.plans.assignment import check_conversion
 from s2d_convert.plans.decisions import random_actions
@@ -39,7 +40,7 @@ def test_random_decisions_make_valid_conversions(name: str, seed: int, stages: i
     space = space_of(name, stages)
     actions = random_actions(space, np.random.default_rng(seed))
     conversion = space.decode(actions)
-    check_conversion(space.graph, space.channels, conversion)
+    check_conversion(space.model, conversion)
     assert conversion.stages <= stages
     assert len(conversion.chains) == (2 if actions[0] == CASCADE else 1)
 
@@ -49,7 +50,7 @@ def test_starts_and_uniform_plans_are_valid(name: str) -> None:
         space = space_of(name, stages)
         for actions in (*space.starts(), *space.uniform()):
             assert all(space.allowed(actions[:i])[a] for i, a in enumerate(actions))
-            check_conversion(space.graph, space.channels, space.decode(actions))
+            check_conversion(space.model, space.decode(actions))
 
 
 def test_a_linked_plan_prunes_nothing_and_a_cascade_ends_untouched(name: str) -> None:
@@ -76,7 +77,7 @@ def test_the_narrowest_sequence_is_the_least_in_every_decision(name: str) -> Non
 
 def test_groups_divide_a_class_and_follow_the_block() -> None:
     graph, channels, weights = analysed(nets.export("wide_resnet"))
-    for division in divide(graph, channels, weights, groups=4, block=8):
+    for division in divide(AnalysedModel(graph, channels), weights, groups=4, block=8):
         units = [u for chunk in division.chunks for u in chunk]
         assert sorted(units) == sorted(division.group.units)
         per_unit = division.group.width // len(division.group.units)
@@ -87,7 +88,7 @@ def test_groups_divide_a_class_and_follow_the_block() -> None:
 def test_a_stage_can_do_without_the_inside_of_a_block_but_not_without_a_chain() -> None:
     for model, optional in ((residual(), [False, True]), (chain(), [False, False])):
         graph, channels, weights = analysed(model)
-        found = divide(graph, channels, weights, groups=2, block=8)
+        found = divide(AnalysedModel(graph, channels), weights, groups=2, block=8)
         assert [d.optional for d in found] == optional
 
 
@@ -134,21 +135,21 @@ def test_any_string_of_allowed_options_is_a_valid_conversion(data: st.DataObject
     for _ in space.sizes:
         chosen += (data.draw(st.sampled_from(np.flatnonzero(space.allowed(chosen)).tolist())),)
     conversion = space.decode(chosen)
-    check_conversion(space.graph, space.channels, conversion)
+    check_conversion(space.model, conversion)
     assert conversion.stages <= space.stages
 
 
 def test_a_narrow_class_is_divided_evenly() -> None:
     graph, channels, weights = analysed(residual())
-    stream, inner = divide(graph, channels, weights, groups=3, block=16)
+    stream, inner = divide(AnalysedModel(graph, channels), weights, groups=3, block=16)
     assert sorted(len(chunk) for chunk in stream.chunks) == [1, 1, 2]
     assert [len(chunk) for chunk in inner.chunks] == [2, 2, 2]
 
 
 def test_what_matters_most_comes_first() -> None:
     graph, channels, weights = analysed(chain())
-    score = importance(graph, channels, weights)
-    for division in divide(graph, channels, weights, groups=4, block=2):
+    score = importance(AnalysedModel(graph, channels), weights)
+    for division in divide(AnalysedModel(graph, channels), weights, groups=4, block=2):
         order = [score[u] for chunk in division.chunks for u in chunk]
         assert order == sorted(order, reverse=True)
 
@@ -158,5 +159,5 @@ def test_macs_by_hand() -> None:
     first, second, last = 8 * 27 * 36, 16 * 72 * 16, 5 * 16
     assert list(node_macs(graph).values()) == [first, second, last]
     total = first + second + last
-    shares = mac_shares(graph, channels, ("x", "y", "logits"))
+    shares = mac_shares(AnalysedModel(graph, channels), ("x", "y", "logits"))
     assert shares == pytest.approx({"x": first / total, "y": (first + second) / total, "logits": 1.0})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_spaces import by_hand
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.analysis import AnalysedModel, Channels, analyse
 from s2d_convert.conversion.options import PLANS
 from s2d_convert.conversion.pipeline import convert, measuring_seconds, predicted_latency, time_shares
 from s2d_convert.errors import UsageError
@@ -53,12 +53,12 @@ def test_a_restricted_space_holds_only_plans_of_its_sort(seed: int, stages: int,
     if name == "width":
         assert set(first.taps[:-1]) == {whole.taps[-1]}
     if name == "cascade":
-        assert found.chains[1] == identity_plan(space.graph, space.channels)
+        assert found.chains[1] == identity_plan(space.model)
 
 
 def is_by_depth(graph: Graph, channels: Channels, plan: Plan) -> bool:
     """Whether every node is computed whole, in the first stage that needs it."""
-    effective = Effective(graph, channels, plan)
+    effective = Effective(AnalysedModel(graph, channels), plan)
     made = ((n, name) for n in graph.nodes for name in n.outputs if channels.is_root(name))
     return all((effective.of(name) == effective.depth[n.name]).all() for n, name in made)
 
@@ -83,7 +83,7 @@ def test_a_conversion_keeps_to_the_plan_that_was_asked_for(
     if name == "depth":
         assert is_by_depth(graph, channels, first)
     if name == "width":
-        assert first.taps[0] == candidate_taps(graph, channels)[-1]
+        assert first.taps[0] == candidate_taps(AnalysedModel(graph, channels))[-1]
         assert set(first.stages_of_units) <= {1, 2}, (
             "nothing is left out; whether stage 2 has any is the machine's business"
         )
@@ -113,7 +113,7 @@ def test_a_written_plan_may_have_exits_where_no_search_puts_one(
     use_tiny_effort(monkeypatch)
     graph = load_graph(template / "tiny.onnx")
     before_relu, in_block = [n.outputs[0] for n in graph.nodes if n.op == "Conv"][:2]
-    assert not {before_relu, in_block} & {*candidate_taps(graph, analyse(graph))}
+    assert not {before_relu, in_block} & {*candidate_taps(AnalysedModel.of(graph))}
     taps = [before_relu, in_block, graph.output]
     chains = [{"taps": taps, "units": {}}] if linked else [{"taps": [t], "units": {}} for t in (in_block, graph.output)]
     plan = tmp_path / "plan.json"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from random_graphs import random_graphs
 from text_nets import net
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.workflows.inspect import describe
 
 SEEDS = st.integers(0, 2**16)
@@ -55,7 +56,7 @@ SPLITS = {
 @pytest.mark.parametrize("family", sorted(nets.FAMILIES))
 def test_every_family_has_taps_and_splits_by_channels(family: str) -> None:
     graph, channels, _ = analysed(nets.export(family))
-    about = describe(graph, channels)
+    about = describe(AnalysedModel(graph, channels))
     assert len(about["taps"]) >= 2
     assert about["unsupported"] == []
     assert about["splittable_macs"] >= SPLITS.get(family, 0.9), about["opaque"]

@@ -11,7 +11,7 @@ from chain_law import analysed, check_chain_law, possible_taps, run_chain
 from helpers import Array, assert_close, open_session, run
 from patterns import PATTERNS
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import Effective
@@ -69,7 +69,7 @@ def static_answer(model: onnx.ModelProto, feed: Array) -> Array:
 def is_possible(graph: Graph, channels: Channels, plan: Plan) -> bool:
     """Whether exits may stand where the plan has them: not where windows are rows of the batch, for one."""
     try:
-        Effective(graph, channels, plan)
+        Effective(AnalysedModel(graph, channels), plan)
     except UsageError:
         return False
     return True
@@ -91,7 +91,7 @@ def test_the_model_is_valid_and_runs(name: str) -> None:
 def test_identity_law(name: str) -> None:
     model = model_of(name)
     graph, channels, weights = analysed(model)
-    onnx.checker.check_model(graph.model, full_check=True)
+    onnx.checker.check_model(graph.to_model(), full_check=True)
     (stage,) = split(graph, channels, Plan((graph.output,), (1,) * channels.units), weights)
     for batch in (1, 3):
         feed = images(model, batch)
@@ -123,6 +123,6 @@ def test_chain_law(name: str) -> None:
 @each_pattern
 def test_what_splits_by_channels(name: str) -> None:
     graph, channels, _ = analysed(model_of(name))
-    told = describe(graph, channels)
+    told = describe(AnalysedModel(graph, channels))
     opaque = [(found["op"], found["reason"]) for found in told["opaque"]]
     assert told["splittable_macs"] >= PATTERNS[name].splits, opaque

@@ -11,7 +11,7 @@ from helpers import assert_close, random_images, run
 from onnx import numpy_helper
 from text_nets import chain, net, residual
 
-from s2d_convert.channels.analysis import Channels
+from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.exit_points import candidate_taps
@@ -63,7 +63,7 @@ def test_parameters_and_macs_by_hand() -> None:
 
 def test_one_stage_has_the_static_parameters_and_a_temperature() -> None:
     graph, channels, weights = analysed(residual())
-    (stage,) = split(graph, channels, identity_plan(graph, channels), weights)
+    (stage,) = split(graph, channels, identity_plan(AnalysedModel(graph, channels)), weights)
     assert stage.parameters == sum(value.size for value in graph.constants.values()) + 1
     assert (stage.image, stage.links_in, stage.links_out) == (True, (), ())
 
@@ -161,7 +161,9 @@ def test_a_head_reads_the_columns_of_its_own_channels() -> None:
 @pytest.mark.parametrize("family", ["resnet_option_a", "wide_resnet", "densenet"])
 def test_width_plans_of_plain_families_need_no_gather(family: str) -> None:
     graph, channels, weights = analysed(nets.export(family))
-    for stage in split(graph, channels, halves(graph, channels, candidate_taps(graph, channels)[-1]), weights):
+    for stage in split(
+        graph, channels, halves(graph, channels, candidate_taps(AnalysedModel(graph, channels))[-1]), weights
+    ):
         assert "Gather" not in ops(stage)
 
 
@@ -250,7 +252,11 @@ def test_probabilities_stay_probabilities_at_every_exit() -> None:
 def test_stages_of_a_second_chain_are_numbered_on_and_take_their_own_temperature() -> None:
     graph, channels, weights = analysed(chain())
     (stage,) = split(
-        graph, channels, identity_plan(graph, channels), Weights(weights.mix, temperatures=(1.0, 4.0)), first_stage=2
+        graph,
+        channels,
+        identity_plan(AnalysedModel(graph, channels)),
+        Weights(weights.mix, temperatures=(1.0, 4.0)),
+        first_stage=2,
     )
     assert stage.model.graph.name == "stage2"
     (inverse,) = [i for i in stage.model.graph.initializer if i.name == "inverse_temperature"]

@@ -9,7 +9,7 @@ import onnx
 import torch
 from helpers import assert_close, open_session, random_images, run
 
-from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.analysis import AnalysedModel, Channels, analyse
 from s2d_convert.channels.rules import Kind
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
@@ -32,7 +32,7 @@ def analysed(model: onnx.ModelProto) -> tuple[Graph, Channels, Weights]:
 def possible_taps(graph: Graph, channels: Channels) -> list[str]:
     """Every tensor that an exit head can read, whether a sensible tap or not."""
     inner = [o for node in graph.nodes for o in node.outputs if o != graph.output]
-    return [t for t in inner if pooled_axis(graph, channels, t) is not None]
+    return [t for t in inner if pooled_axis(AnalysedModel(graph, channels), t) is not None]
 
 
 def random_plan(graph: Graph, channels: Channels, seed: int, *, prune: bool = True) -> Plan:
@@ -50,7 +50,7 @@ def random_plan(graph: Graph, channels: Channels, seed: int, *, prune: bool = Tr
                 owner[list(group.units)] = rng.integers(low, stages + 1, size=1 if whole else len(group.units))
         plan = Plan((*picked, graph.output), tuple(owner.tolist()))
         try:
-            Effective(graph, channels, plan)
+            Effective(AnalysedModel(graph, channels), plan)
         except UsageError:  # a tap without a live channel: draw again
             continue
         return plan
@@ -77,12 +77,12 @@ def check_chain_law(model: onnx.ModelProto, plan_seed: int, *, batch: int = 2, r
     law 4: the parameters of all stages are at most the static ones and the exit heads'."""
     graph, channels, weights = analysed(model)
     plan = random_plan(graph, channels, plan_seed)
-    net = StagedNet(graph, channels, weights, taps=list(dict.fromkeys(plan.taps[:-1]))).eval()
+    net = StagedNet(AnalysedModel(graph, channels), weights, taps=list(dict.fromkeys(plan.taps[:-1]))).eval()
     stages = split(graph, channels, plan, weights)
     feeds = random_images(model, batch, plan_seed)
     answers = run_chain(stages, feeds)
     with torch.no_grad():
-        expected = net(torch.from_numpy(feeds[graph.image]), net.masks(Effective(graph, channels, plan)))
+        expected = net(torch.from_numpy(feeds[graph.image]), net.masks(Effective(AnalysedModel(graph, channels), plan)))
     for stage, (answer, logits) in enumerate(zip(answers, expected, strict=True), start=1):
         wanted = logits.numpy()
         if graph.tail is not None:

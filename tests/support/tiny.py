@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion import options
 from s2d_convert.conversion.options import ConvertOptions, Effort
 from s2d_convert.frontend.load import load_graph
@@ -104,8 +104,8 @@ def written_plan(folder: Path, number: int = 0) -> str:
     that must not hang on what a search finds, whose reward is measured."""
     graph = load_graph(folder / "tiny.onnx")
     channels = analyse(graph)
-    divisions = divide(graph, channels, static_weights(graph, channels), groups=2, block=4)
-    plans = list(simple_chains(PlanSpace(graph, channels, divisions, stages=2), 1.0))
+    divisions = divide(AnalysedModel(graph, channels), static_weights(graph, channels), groups=2, block=4)
+    plans = list(simple_chains(PlanSpace(AnalysedModel(graph, channels), divisions, stages=2), 1.0))
     file = folder / "plan.json"
     file.write_text(json.dumps(plans[number].to_json(channels)), encoding="utf-8")
     return str(file)

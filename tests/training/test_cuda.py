@@ -13,6 +13,7 @@ from helpers import assert_close, random_images, run
 from s2d_runtime import Dispatcher
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.prepare import torch_device
 from s2d_convert.frontend.load import load_graph
@@ -29,13 +30,16 @@ def test_a_plan_computes_there_what_it_computes_on_the_cpu(family: str) -> None:
     device = torch_device("cuda")
     graph, channels, weights = analysed(nets.export(family))
     plan = random_plan(graph, channels, 1)
-    images = torch.from_numpy(random_images(graph.model, 4, 0)[graph.image])
+    images = torch.from_numpy(random_images(graph.to_model(), 4, 0)[graph.image])
     answers = []
     for place in (torch.device("cpu"), device):
-        net = StagedNet(graph, channels, weights, taps=plan.taps[:-1]).to(place).eval()
+        net = StagedNet(AnalysedModel(graph, channels), weights, taps=plan.taps[:-1]).to(place).eval()
         with torch.no_grad():
             answers.append(
-                [x.cpu().numpy() for x in net(images.to(place), net.masks(Effective(graph, channels, plan)))]
+                [
+                    x.cpu().numpy()
+                    for x in net(images.to(place), net.masks(Effective(AnalysedModel(graph, channels), plan)))
+                ]
             )
     for one, other in zip(*answers, strict=True):
         assert_close(other, one)
@@ -43,9 +47,9 @@ def test_a_plan_computes_there_what_it_computes_on_the_cpu(family: str) -> None:
 
 def test_the_teacher_says_there_what_the_file_says() -> None:
     graph, channels, weights = analysed(nets.export("resnet_basic"))
-    feeds = random_images(graph.model, 4, 0)
-    lesson = teacher_in_torch(graph, channels, weights, torch_device("cuda")).say(feeds[graph.image])
-    assert_close(lesson.logits.cpu().numpy(), run(graph.model, feeds)[graph.output])
+    feeds = random_images(graph.to_model(), 4, 0)
+    lesson = teacher_in_torch(AnalysedModel(graph, channels), weights, torch_device("cuda")).say(feeds[graph.image])
+    assert_close(lesson.logits.cpu().numpy(), run(graph.to_model(), feeds)[graph.output])
 
 
 def test_muon_moves_weights_there_as_on_the_cpu() -> None:
@@ -69,5 +73,5 @@ def test_a_conversion_there_is_whole(plan: str, tmp_path: Path, monkeypatch: pyt
     convert(ask(tmp_path, device="cuda", plan=plan), Listener())
     with Dispatcher(tmp_path / "out") as model:
         answer = model(images[:40])
-    shape = run(load_graph(tmp_path / "tiny.onnx").model, {"input": images[:40]})["logits"].shape
+    shape = run(load_graph(tmp_path / "tiny.onnx").to_model(), {"input": images[:40]})["logits"].shape
     assert answer.output.shape == shape

@@ -10,6 +10,7 @@ from chain_law import analysed, random_plan
 from helpers import assert_close, random_images, run
 from torch import nn
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.network.layers import Exit
 from s2d_convert.network.staged_net import StagedNet, feature_source
@@ -48,8 +49,11 @@ def test_both_teachers_say_what_the_file_says(family: str) -> None:
     model = nets.export(family)
     graph, channels, weights = analysed(model)
     feeds = random_images(model, 8, 0)
-    wanted = run(graph.model, feeds)[graph.output].reshape(8, -1)
-    teachers = teacher_in_onnxruntime(graph, channels), teacher_in_torch(graph, channels, weights, CPU)
+    wanted = run(graph.to_model(), feeds)[graph.output].reshape(8, -1)
+    teachers = (
+        teacher_in_onnxruntime(AnalysedModel(graph, channels)),
+        teacher_in_torch(AnalysedModel(graph, channels), weights, CPU),
+    )
     first, second = (teacher.say(feeds[graph.image]) for teacher in teachers)
     assert_close(first.logits.numpy(), wanted)
     assert_close(second.logits.numpy(), wanted)
@@ -63,9 +67,9 @@ def test_both_teachers_say_what_the_file_says(family: str) -> None:
 @pytest.mark.parametrize("name", TAILS)
 def test_features_are_what_the_layer_of_the_logits_reads(name: str) -> None:
     graph, channels, _ = analysed(nets.to_onnx(Classifier(*TAILS[name]).eval()))
-    source = feature_source(graph, channels)
+    source = feature_source(AnalysedModel(graph, channels))
     assert source is not None
-    assert teacher_in_onnxruntime(graph, channels).width == COUNTS[name]
+    assert teacher_in_onnxruntime(AnalysedModel(graph, channels)).width == COUNTS[name]
     (reader,) = {node.op for node, _ in graph.consumers[source]}
     assert reader in ("Conv", "Gemm", "MatMul")
 
@@ -82,10 +86,10 @@ def test_a_sum_of_two_classifiers_has_no_features() -> None:
             return self.one(features) + self.two(features).relu()
 
     graph, channels, weights = analysed(nets.to_onnx(Two().eval()))
-    teacher = teacher_in_onnxruntime(graph, channels)
+    teacher = teacher_in_onnxruntime(AnalysedModel(graph, channels))
     assert teacher.width is None
     assert teacher.say(np.zeros((2, *graph.shapes[graph.image]), np.float32)).features is None
-    assert StagedNet(graph, channels, weights).feature_count(graph.output) is None
+    assert StagedNet(AnalysedModel(graph, channels), weights).feature_count(graph.output) is None
 
 
 def one_exit(graph: Graph) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ def one_exit(graph: Graph) -> tuple[str, ...]:
 
 def test_the_loss_is_the_share_that_stays_unexplained() -> None:
     graph, channels, weights = analysed(nets.to_onnx(Classifier(*TAILS["linear on means"]).eval()))
-    hints = Hints(StagedNet(graph, channels, weights), 2)
+    hints = Hints(StagedNet(AnalysedModel(graph, channels), weights), 2)
     rng = np.random.default_rng(0)
     own = torch.from_numpy(rng.normal(size=(64, 6)).astype(np.float32))
     wanted = own[:, :2] * torch.tensor([3.0, 1.0]) + 2
@@ -111,14 +115,14 @@ def test_the_loss_is_the_share_that_stays_unexplained() -> None:
 
 def test_an_exit_without_features_costs_nothing() -> None:
     graph, channels, weights = analysed(nets.to_onnx(Classifier(*TAILS["linear on means"]).eval()))
-    hints = Hints(StagedNet(graph, channels, weights), 2)
+    hints = Hints(StagedNet(AnalysedModel(graph, channels), weights), 2)
     logits = torch.zeros(4, nets.CLASSES)
     assert hints.loss(one_exit(graph), [Exit(logits, None)], torch.ones(4, 2)).item() == 0
 
 
 def test_features_that_never_change_give_no_infinite_loss() -> None:
     graph, channels, weights = analysed(nets.to_onnx(Classifier(*TAILS["linear on means"]).eval()))
-    hints = Hints(StagedNet(graph, channels, weights), 2)
+    hints = Hints(StagedNet(AnalysedModel(graph, channels), weights), 2)
     own = torch.ones(4, 6)
     assert hints.loss(one_exit(graph), [Exit(own, own)], torch.zeros(4, 2)).item() == 0
 
@@ -127,9 +131,9 @@ def test_features_that_never_change_give_no_infinite_loss() -> None:
 def test_every_exit_of_a_plan_has_features_of_its_own_channels(seed: int) -> None:
     graph, channels, weights = analysed(nets.export("resnet_basic"))
     plan = random_plan(graph, channels, seed)
-    net = StagedNet(graph, channels, weights, taps=plan.taps[:-1]).eval()
-    masks = net.masks(Effective(graph, channels, plan))
-    images = torch.from_numpy(random_images(graph.model, 4, 0)[graph.image])
+    net = StagedNet(AnalysedModel(graph, channels), weights, taps=plan.taps[:-1]).eval()
+    masks = net.masks(Effective(AnalysedModel(graph, channels), plan))
+    images = torch.from_numpy(random_images(graph.to_model(), 4, 0)[graph.image])
     with torch.no_grad():
         exits = net.exits(images, masks)
         logits = net(images, masks)

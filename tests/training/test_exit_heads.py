@@ -13,6 +13,7 @@ from chain_law import analysed, random_plan, run_chain
 from helpers import assert_close, random_images
 from text_nets import net
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.network.staged_net import StagedNet
@@ -56,19 +57,19 @@ def channels_last() -> onnx.ModelProto:
 def test_heads_on_features_are_those_of_the_module_and_of_the_stage_file(make: object) -> None:
     model = make()  # type: ignore[operator]
     graph, channels, weights = analysed(model)
-    taps = depth_taps(graph, channels)
-    heads = {tap: new_head(graph, channels, tap, seed=1) for tap in taps}
+    taps = depth_taps(AnalysedModel(graph, channels))
+    heads = {tap: new_head(AnalysedModel(graph, channels), tap, seed=1) for tap in taps}
     feeds = random_images(model, 5, 0)
-    extractor = Extractor(graph, channels, taps, threads=1, provider="CPUExecutionProvider")
+    extractor = Extractor(AnalysedModel(graph, channels), taps, threads=1, provider="CPUExecutionProvider")
     features = extractor.features(as_images(feeds[graph.image]))
-    cached = head_logits(graph, channels, heads, features)
+    cached = head_logits(AnalysedModel(graph, channels), heads, features)
     ones = (1,) * channels.units
-    module = StagedNet(graph, channels, weights.with_heads(heads), taps=taps).eval()
+    module = StagedNet(AnalysedModel(graph, channels), weights.with_heads(heads), taps=taps).eval()
     for tap, found in zip(taps, cached, strict=True):
         plan = Plan((tap, graph.output), ones)
         with torch.no_grad():
             in_torch, last = module(
-                torch.from_numpy(feeds[graph.image]), module.masks(Effective(graph, channels, plan))
+                torch.from_numpy(feeds[graph.image]), module.masks(Effective(AnalysedModel(graph, channels), plan))
             )
         assert_close(found, in_torch.numpy(), what=f"torch, {tap}")
         assert_close(features.logits, last.numpy(), what="static")
@@ -82,11 +83,13 @@ def test_heads_with_cells_read_the_channels_of_their_stage_only(make: object, se
     model = make()  # type: ignore[operator]
     graph, channels, weights = analysed(model)
     plan = random_plan(graph, channels, seed)
-    weights = weights.with_heads({t: new_head(graph, channels, t, seed=2) for t in plan.taps[:-1]})
-    module = StagedNet(graph, channels, weights, taps=list(dict.fromkeys(plan.taps[:-1]))).eval()
+    weights = weights.with_heads({t: new_head(AnalysedModel(graph, channels), t, seed=2) for t in plan.taps[:-1]})
+    module = StagedNet(AnalysedModel(graph, channels), weights, taps=list(dict.fromkeys(plan.taps[:-1]))).eval()
     feeds = random_images(model, 3, seed)
     with torch.no_grad():
-        expected = module(torch.from_numpy(feeds[graph.image]), module.masks(Effective(graph, channels, plan)))
+        expected = module(
+            torch.from_numpy(feeds[graph.image]), module.masks(Effective(AnalysedModel(graph, channels), plan))
+        )
     answers = run_chain(split(graph, channels, plan, weights), feeds)
     for answer, logits in zip(answers, expected, strict=True):
         assert_close(answer["output"], logits.numpy())
@@ -94,19 +97,23 @@ def test_heads_with_cells_read_the_channels_of_their_stage_only(make: object, se
 
 def test_cells_bound_the_features_and_fit_into_the_map() -> None:
     graph, channels, _ = analysed(nets.export("resnet_option_a"))
-    for tap in depth_taps(graph, channels):
+    for tap in depth_taps(AnalysedModel(graph, channels)):
         width, height, breadth = graph.shapes[tap]
-        cell = head_cell(graph, channels, tap)
+        cell = head_cell(AnalysedModel(graph, channels), tap)
         assert cell is not None
-        assert feature_count(graph, channels, tap) == width * (height // cell[0]) * (breadth // cell[1]) <= 2048
+        assert (
+            feature_count(AnalysedModel(graph, channels), tap)
+            == width * (height // cell[0]) * (breadth // cell[1])
+            <= 2048
+        )
 
 
 def test_features_are_stored_whole_and_read_again(tmp_path: Path) -> None:
     model = nets.export("resnet_option_a")
     graph, channels, _ = analysed(model)
-    taps = depth_taps(graph, channels)
+    taps = depth_taps(AnalysedModel(graph, channels))
     images = as_images(random_images(model, 6, 0)[graph.image], np.arange(6))
-    extractor = Extractor(graph, channels, taps, threads=1, provider="CPUExecutionProvider")
+    extractor = Extractor(AnalysedModel(graph, channels), taps, threads=1, provider="CPUExecutionProvider")
     plain = extractor.features(images)
     store = tmp_path / "features"
     store.with_name("features.partial").mkdir()  # of a run that was killed
@@ -117,7 +124,7 @@ def test_features_are_stored_whole_and_read_again(tmp_path: Path) -> None:
     for tap in taps:
         assert_close(twice.taps[tap][:6], plain.taps[tap])
         assert np.abs(twice.taps[tap][6:] - plain.taps[tap]).max() > 1e-3  # augmented
-    again = Extractor(graph, channels, taps, threads=1, provider="CPUExecutionProvider").features(
+    again = Extractor(AnalysedModel(graph, channels), taps, threads=1, provider="CPUExecutionProvider").features(
         images, copies=2, store=store
     )
     np.testing.assert_array_equal(again.logits, twice.logits)
@@ -141,16 +148,16 @@ def test_training_finds_what_lies_where_and_is_repeatable() -> None:
     values = rng.normal(0, 0.1, (600, 4, 4, 4)).astype(np.float32)
     for row, side in enumerate(sides):
         values[row, :, :, 2 * side : 2 * side + 2] += 1
-    cell = head_cell(graph, channels, tap)
+    cell = head_cell(AnalysedModel(graph, channels), tap)
     assert cell == (1, 1)
     soft = np.where(np.arange(2) == sides[:, None], 5, -5).astype(np.float32)
     features = Features({tap: values.reshape(600, -1)}, soft, None)
 
     def trained(seed: int) -> dict[str, object]:
-        return train_heads(graph, channels, features, epochs=10, seed=seed, device=torch.device("cpu"))  # type: ignore[return-value]
+        return train_heads(AnalysedModel(graph, channels), features, epochs=10, seed=seed, device=torch.device("cpu"))  # type: ignore[return-value]
 
     heads = trained(0)
-    found = head_logits(graph, channels, heads, features)[0].argmax(axis=1)  # type: ignore[arg-type]
+    found = head_logits(AnalysedModel(graph, channels), heads, features)[0].argmax(axis=1)  # type: ignore[arg-type]
     assert (found == sides).mean() > 0.99
     for (weight, _), (other, _) in zip(trained(0)[tap].layers, heads[tap].layers, strict=True):  # type: ignore[attr-defined]
         np.testing.assert_array_equal(weight, other)

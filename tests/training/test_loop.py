@@ -15,6 +15,7 @@ from helpers import assert_close, random_images, run
 from tiny import quadrants
 from torch import nn
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import DataError
@@ -36,8 +37,12 @@ LARGEST = float(np.finfo(np.float32).max)
 def staged(family: str = FAMILY) -> tuple[StagedNet, Masks, dict[str, np.ndarray]]:
     model = nets.export(family)
     graph, channels, weights = analysed(model)
-    net = StagedNet(graph, channels, weights).eval()
-    return net, net.masks(Effective(graph, channels, identity_plan(graph, channels))), random_images(model, 16, 0)
+    net = StagedNet(AnalysedModel(graph, channels), weights).eval()
+    return (
+        net,
+        net.masks(Effective(AnalysedModel(graph, channels), identity_plan(AnalysedModel(graph, channels)))),
+        random_images(model, 16, 0),
+    )
 
 
 def images32(count: int, *, labelled: bool = True) -> Images:
@@ -69,8 +74,8 @@ class Corner(nn.Module):
 
 def small_net32() -> tuple[StagedNet, Masks]:
     graph, channels, weights = analysed(nets.to_onnx(Corner().eval()))
-    net = StagedNet(graph, channels, weights)
-    return net, net.masks(Effective(graph, channels, identity_plan(graph, channels)))
+    net = StagedNet(AnalysedModel(graph, channels), weights)
+    return net, net.masks(Effective(AnalysedModel(graph, channels), identity_plan(AnalysedModel(graph, channels))))
 
 
 def test_putting_norms_back_keeps_the_function() -> None:
@@ -92,7 +97,7 @@ def test_norms_fold_into_the_exported_weights() -> None:
             norm.scale.mul_(torch.linspace(0.8, 1.2, len(norm.scale)))
             norm.shift.add_(0.1)
         expected = net(data, masks)[0].numpy()
-    (stage,) = split(net.graph, net.channels, identity_plan(net.graph, net.channels), net.weights())
+    (stage,) = split(net.graph, net.channels, identity_plan(net.model), net.weights())
     assert_close(run(stage.model, feeds)["output"], expected)
 
 
@@ -118,7 +123,7 @@ def test_masks_fade_between_nothing_and_the_plan(seed: int) -> None:
     while plan.stages > 1:
         seed += 10
         plan = random_plan(net.graph, net.channels, seed)
-    masks = net.masks(Effective(net.graph, net.channels, plan))
+    masks = net.masks(Effective(net.model, plan))
     with torch.no_grad():
         assert_close(net(data, masks.faded(1.0))[0].numpy(), net(data, free)[0].numpy())
         assert masks.faded(0.0) is masks
@@ -128,7 +133,7 @@ def test_masks_fade_between_nothing_and_the_plan(seed: int) -> None:
 def test_hidden_weights_are_those_of_full_convolutions_and_inner_layers(family: str) -> None:
     """No weights of groups, and not those of the logits, which lie last."""
     graph, channels, weights = analysed(nets.export(family))
-    net = StagedNet(graph, channels, weights)
+    net = StagedNet(AnalysedModel(graph, channels), weights)
     mixing = [node for node in graph.nodes if node.name in weights.mix]
     wanted = [weights.mix[node.name][0].shape for node in mixing[:-1] if node.attrs.get("group", 1) == 1]
     found = net.hidden_weights()
@@ -168,9 +173,9 @@ def test_every_family_trains_in_mixed_precision(family: str) -> None:
     """Weights and their gradients stay float32, and the answers are those of float32 but for bfloat16's rounding."""
     graph, channels, weights = analysed(nets.export(family))
     plan = random_plan(graph, channels, 1, prune=False)
-    net = StagedNet(graph, channels, weights, taps=plan.taps[:-1]).eval()
-    masks = net.masks(Effective(graph, channels, plan))
-    images = torch.from_numpy(random_images(graph.model, 8, 0)[graph.image])
+    net = StagedNet(AnalysedModel(graph, channels), weights, taps=plan.taps[:-1]).eval()
+    masks = net.masks(Effective(AnalysedModel(graph, channels), plan))
+    images = torch.from_numpy(random_images(graph.to_model(), 8, 0)[graph.image])
     plain = torch.stack(net(images, masks)).detach()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = torch.stack([logits.float() for logits in net(images, masks)])
@@ -289,8 +294,8 @@ def test_a_clip_without_a_bound_trains_in_mixed_precision(bounds: tuple[float, f
 
     graph, channels, weights = analysed(nets.to_onnx(Clipped().eval()))
     assert "Clip" in {node.op for node in graph.nodes}
-    net = StagedNet(graph, channels, weights)
-    masks = net.masks(Effective(graph, channels, identity_plan(graph, channels)))
+    net = StagedNet(AnalysedModel(graph, channels), weights)
+    masks = net.masks(Effective(AnalysedModel(graph, channels), identity_plan(AnalysedModel(graph, channels))))
     images = torch.ones(2, *graph.shapes[graph.image])
     with torch.autocast("cpu", torch.bfloat16):
         (logits,) = net(images, masks)

@@ -16,7 +16,7 @@ from onnx import helper
 from rich.console import Console
 from text_nets import chain, net, residual
 
-from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.channels.rules import RULES
 from s2d_convert.cli.inspect_view import LARGEST, NAMED, InspectView
 from s2d_convert.cli.main import main
@@ -36,7 +36,7 @@ VARIED = ("resnet_option_a", "shufflenet_v1", "densenet", "mobilenet_v3", "lenet
 
 def about(model: onnx.ModelProto) -> dict[str, Any]:
     graph = graph_from_proto(model)
-    return describe(graph, analyse(graph))
+    return describe(AnalysedModel.of(graph))
 
 
 def shown(said: dict[str, Any], *, width: int = 80, everything: bool = False, ascii_only: bool = False) -> list[str]:
@@ -99,11 +99,13 @@ def test_classes_are_told_with_units_members_and_their_share() -> None:
 def test_shares_sum_to_one_and_grow_along_the_taps(name: str) -> None:
     graph = graph_from_proto(export(name))
     channels = analyse(graph)
-    said = describe(graph, channels)
+    said = describe(AnalysedModel(graph, channels))
     assert sum(c["macs"] for c in said["classes"]) == pytest.approx(1)
     assert said["splittable_macs"] == pytest.approx(sum(c["macs"] for c in said["classes"] if c["splittable"]))
     before = {t["tensor"]: t["macs_before"] for t in said["taps"]}
-    assert before == pytest.approx(mac_shares(graph, channels, candidate_taps(graph, channels)))
+    assert before == pytest.approx(
+        mac_shares(AnalysedModel(graph, channels), candidate_taps(AnalysedModel(graph, channels)))
+    )
     assert list(before.values()) == sorted(before.values())
     counts = [sum(t["operators"].values()) for t in [*said["taps"], said["last_stretch"]]]
     assert sum(counts) == len(graph.nodes)

@@ -16,6 +16,7 @@ from chain_law import analysed
 from text_nets import residual
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.cli import profile as cli_profile
 from s2d_convert.cli.main import main
 from s2d_convert.conversion import prepare
@@ -23,7 +24,7 @@ from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.latency.device_table import fit, read_board
 from s2d_convert.latency.kernels import work_of
-from s2d_convert.slicing.chain import Part, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.workflows import profile_kit as kit
 from s2d_convert.workflows.profile_kit import KitOptions, weightless, write_kit
 from s2d_convert.workflows.split_model import make_plan
@@ -42,8 +43,8 @@ def operators(model: onnx.ModelProto, path: Path) -> list[str]:
 
 def test_a_file_without_weights_runs_the_same_kernels(tmp_path: Path) -> None:
     graph, channels, weights = analysed(nets.export("resnet_option_a", width=2.0))
-    (plan,) = make_plan(graph, channels, "width", 2).chains
-    for stage in build_stages([Part(graph, channels, plan, weights)]):
+    (plan,) = make_plan(AnalysedModel(graph, channels), "width", 2).chains
+    for stage in build_stages([Chain(AnalysedModel(graph, channels), plan, weights)]):
         small = weightless(stage.model)
         onnx.checker.check_model(small)
         assert operators(small, tmp_path / "small.onnx") == operators(stage.model, tmp_path / "full.onnx")

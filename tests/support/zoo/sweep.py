@@ -33,7 +33,7 @@ import torch  # noqa: E402
 from chain_law import check_chain_law, run_chain  # noqa: E402
 from helpers import assert_close, open_session, random_images, run  # noqa: E402
 
-from s2d_convert.channels.analysis import Channels, analyse  # noqa: E402
+from s2d_convert.channels.analysis import AnalysedModel, Channels, analyse  # noqa: E402
 from s2d_convert.frontend.graph import Graph  # noqa: E402
 from s2d_convert.frontend.load import graph_from_proto  # noqa: E402
 from s2d_convert.plans.exit_points import candidate_taps  # noqa: E402
@@ -98,7 +98,7 @@ class Trial:
         weights = static_weights(graph, channels)
         with self.timed("split"):
             split(graph, channels, Plan((graph.output,), (1,) * channels.units), weights)
-        about = describe(graph, channels)
+        about = describe(AnalysedModel(graph, channels))
         reasons = sorted({f"{n['op']}: {n['reason']}" for n in about["opaque"]})
         self.found |= {
             "nodes": len(graph.nodes),
@@ -112,14 +112,14 @@ class Trial:
     def check(self, model: onnx.ModelProto, graph: Graph, channels: Channels, weights: Weights, seeds: int) -> None:
         """The identity, depth and width laws."""
         feeds = random_images(model, BATCH, 0)
-        expected = answer(graph.model, feeds)
+        expected = answer(graph.to_model(), feeds)
         assert_close(answer(model, feeds), expected, rel=1e-3, what="the simplified model")
         ones = (1,) * channels.units
         with self.timed("identity"):
             (stage,) = split(graph, channels, Plan((graph.output,), ones), weights)
             assert_close(answer(stage.model, feeds), expected, what="identity")
         with self.timed("depth"):
-            taps = candidate_taps(graph, channels)
+            taps = candidate_taps(AnalysedModel(graph, channels))
             for tap in taps[:: max(1, len(taps) // MOST_TAPS)][:MOST_TAPS]:
                 stages = split(graph, channels, Plan((tap, graph.output), ones), weights)
                 last = run_chain(stages, feeds, optimise=False)[-1]
