@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Job, Tuned
 from s2d_convert.conversion.worth import stage_costs, timed_costs, trained_worth, worth
 from s2d_convert.data.augment import Level
@@ -148,9 +147,9 @@ class DepthSearch:
 
     def chain(self, taps: Taps) -> Chain:
         """The chain with exits at these taps."""
-        graph, channels = self.ready.graph, self.ready.channels
-        plan = Plan((*(self.taps[t] for t in taps), graph.output), (1,) * channels.units)
-        return Chain(AnalysedModel(graph, channels), plan, self.weights)
+        model = self.ready.model
+        plan = Plan((*(self.taps[t] for t in taps), model.graph.output), (1,) * model.channels.units)
+        return Chain(model, plan, self.weights)
 
     def measured(self, taps: Taps) -> Evaluation:
         """What a set of exits is worth, with its latency measured."""
