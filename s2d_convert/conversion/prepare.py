@@ -30,7 +30,6 @@ from s2d_convert.network.staged_net import unsupported_nodes
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.search.evaluate import reference_answers
 
-MOST_THREADS = 1024
 TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
 
 
