@@ -11,7 +11,17 @@ import click
 from rich.console import Console
 
 from s2d_convert.base.text import promise_cost, promise_text
-from s2d_convert.cli.options import FOLDER, PATH, PROMISE, RUNNING, SEED, STATIC, refuse_beside, refuse_confidence_alone
+from s2d_convert.cli.options import (
+    FOLDER,
+    PATH,
+    PROMISE,
+    RUNNING,
+    SEED,
+    STATIC,
+    STRICT,
+    refuse_beside,
+    refuse_confidence_alone,
+)
 from s2d_convert.cli.terminal import TerminalReporter, policy_table
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
@@ -33,6 +43,7 @@ DEFAULTS = {f.name: f.default for f in fields(CalibrateOptions)}
     default=DEFAULTS["budget"],
     help="The new default budget. [default: the one before; with --max-drop the cheapest that keeps the promise]",
 )
+@STRICT
 @PROMISE
 @STATIC
 @RUNNING

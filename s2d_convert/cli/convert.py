@@ -24,6 +24,7 @@ from s2d_convert.cli.options import (
     SEED,
     SIZE,
     STAGES,
+    STRICT,
     WEIGHTS,
     default_out,
     named_options,
@@ -103,6 +104,8 @@ from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 @OUTPUT
 @SIZE
 @PREPROCESSING
+@STRICT
+@click.option("--force", is_flag=True, help="Go on though the static model is no better than chance on the data.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
     """Convert MODEL to a folder of stages whose mean latency is at most BUDGET of the static model's.
 

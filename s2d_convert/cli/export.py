@@ -61,6 +61,7 @@ Options = Mapping[str, Any]
 )
 @QUANTIZE
 @click.option("--data", type=PATH, help="With --quantize: folder of class folders, folder of images, or .npz.")
+@click.option("--strict", is_flag=True, help="With --quantize: refuse data with pictures that cannot be read.")
 @click.option("--out", type=PATH, help="With --quantize: the folder to write.")
 @STATIC
 @click.option("--threads", type=int, help="With --quantize: threads of onnxruntime. [default: 1]")
@@ -127,6 +128,7 @@ def quantize(folder: Path, options: Options) -> None:
             preprocess=recorded_preprocess(runner.manifest),
             classes=reference.graph.classes,
             seed=Origin.of(runner.manifest).seed,
+            strict=options["strict"],
         )
         asked = Requantization(options["quantize"], running)
         made, _ = requantize_folder(
@@ -144,7 +146,7 @@ TRITON = frozenset(field.name for field in fields(TritonOptions))
 TARGETS: Mapping[str, tuple[Callable[[Path, Options], None], frozenset[str]]] = MappingProxyType(
     {
         "single": (single, frozenset({"bake"})),
-        "quantize": (quantize, frozenset({"data", "out", "static", *RUNNING})),
+        "quantize": (quantize, frozenset({"data", "out", "strict", "static", *RUNNING})),
         "triton": (triton, TRITON),
         "triton_single": (triton_single, TRITON | {"bake"}),
     }

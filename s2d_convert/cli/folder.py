@@ -12,12 +12,12 @@ from rich.console import Console
 from s2d_runtime import Dispatcher
 
 from s2d_convert.base.sessions import Running
-from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC
+from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC, STRICT
 from s2d_convert.cli.terminal import bench_table, measured_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.arrays import UNREADABLE_ARRAY
 from s2d_convert.data.loading import load_all
-from s2d_convert.data.preprocess import IMAGE_SUFFIXES, UNREADABLE, read_image
+from s2d_convert.data.picture import IMAGE_SUFFIXES, UNREADABLE, quiet_decoders, read_image, reason_of
 from s2d_convert.errors import DataError, UsageError
 from s2d_convert.exporting.measure import bench, measure
 from s2d_convert.exporting.provenance import recorded_preprocess
@@ -28,6 +28,7 @@ from s2d_convert.workflows.split_model import open_export
 @FOLDER
 @click.option("--data", type=PATH, required=True, help="Folder of class folders, folder of images, or .npz.")
 @click.option("--budget", type=float, help="Another of the calibrated budgets. [default: the one converted for]")
+@STRICT
 @STATIC
 @RUNNING
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -35,6 +36,7 @@ def evaluate(
     folder: Path,
     data: Path,
     budget: float | None,
+    strict: bool,
     static: Path | None,
     threads: int,
     batch: int,
@@ -47,7 +49,7 @@ def evaluate(
     running = Running(threads, batch, provider)
     with open_export(folder, static=static, running=running) as (runner, reference):
         preprocess = recorded_preprocess(runner.manifest)
-        images = load_all(data, preprocess=preprocess, classes=reference.graph.classes)
+        images = load_all(data, preprocess=preprocess, classes=reference.graph.classes, strict=strict)
         if not len(images):
             raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
         measured = measure(runner, reference, images, running=running, budget=budget)
@@ -116,6 +118,7 @@ def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
     preprocess = recorded_preprocess(runner.manifest)
     preprocess.check_known(path)
     try:
-        return preprocess(read_image(path, preprocess)[None])
+        with quiet_decoders():
+            return preprocess(read_image(path, preprocess)[None])
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read as an image ({error}); give another file") from error
+        raise DataError(f"{path}: cannot be read as an image ({reason_of(error)}); give another file") from error

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from s2d_convert.conversion.options import ARITHMETIC, FLOATS, ConvertOptions
-from s2d_convert.data.preprocess import PRESETS
+from s2d_convert.data.presets import ORDERS, PRESETS, RESIZES
 from s2d_convert.errors import UsageError
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(ConvertOptions)}
@@ -44,6 +44,21 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             return tuple(float(v) for v in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r}: expected numbers separated by commas, such as 0.485,0.456,0.406", param, ctx)
+
+
+class Fraction(click.ParamType[float]):
+    """A number, or one divided by another."""
+
+    name = "NUMBER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            above, _, below = str(value).partition("/")
+            return float(above) / float(below or 1)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r}: expected a number such as 0.017 or 1/255", param, ctx)
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -99,6 +114,32 @@ PREPROCESSING = options(
     click.option(
         "--std", type=Numbers(), help="Standard deviation per channel, in 0..1 units; overrides the preset's."
     ),
+    click.option(
+        "--scale",
+        type=Fraction(),
+        help="What pixels 0..255 are multiplied by, such as 1/127.5 or 1; mean and std then have the scaled pixels' units.",
+    ),
+    click.option(
+        "--order",
+        type=click.Choice(list(ORDERS), case_sensitive=False),
+        help="Order of the model's channels; grey: three times the luma. [default: the preset's]",
+    ),
+    click.option(
+        "--resize",
+        type=click.Choice(list(RESIZES)),
+        help="How pictures get the model's size: shorter side, then centre crop; stretched; or whole with padding. "
+        "[default: crop]",
+    ),
+    click.option(
+        "--crop-ratio", type=float, help="Share of each side that crop and stretch keep, such as 0.875. [default: 1]"
+    ),
+    click.option("--fill", type=int, help="Pixel value of padding, 0 to 255. [default: 0]"),
+    click.option(
+        "--bits", type=int, help="Bits that grey pictures of more than 8 bits hold, such as 12. [default: 16]"
+    ),
+)
+STRICT = click.option(
+    "--strict", is_flag=True, help="Refuse data with pictures that cannot be read; else they are left out."
 )
 PROMISE = options(
     click.option(

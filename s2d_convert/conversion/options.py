@@ -11,7 +11,8 @@ from typing import Any
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.risk_control import RiskBound
-from s2d_convert.data.preprocess import IMAGE_SUFFIXES
+from s2d_convert.data.picture import IMAGE_SUFFIXES
+from s2d_convert.data.presets import PixelOptions
 from s2d_convert.errors import UsageError
 
 
@@ -109,6 +110,14 @@ class ConvertOptions:
     preprocess: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    scale: float | None = None
+    order: str | None = None
+    resize: str | None = None
+    crop_ratio: float | None = None
+    fill: int | None = None
+    bits: int | None = None
+    strict: bool = False
+    force: bool = False
 
     def __post_init__(self) -> None:
         check_budget("budget", self.budget)
@@ -174,7 +183,12 @@ class ConvertOptions:
     @property
     def says_preprocessing(self) -> bool:
         """Whether anything was said of how pixels become model input."""
-        return (self.preprocess, self.mean, self.std) != (None, None, None)
+        return any(x is not None for x in (self.preprocess, self.mean, self.std, self.scale, self.order))
+
+    @property
+    def pixels(self) -> PixelOptions:
+        """What was said of pictures beside the preset, mean and std."""
+        return PixelOptions(self.scale, self.order, self.resize, self.crop_ratio, self.fill, self.bits)
 
     @property
     def work(self) -> Effort:
@@ -186,7 +200,7 @@ class ConvertOptions:
         plain = asdict(self)
         if self.plan not in PLANS:
             plain["plan"] = str(Path(self.plan).resolve())
-        for name in ("resume", "ray", "device", "max_drop", "confidence", "cheapest"):
+        for name in ("resume", "ray", "device", "max_drop", "confidence", "cheapest", "strict", "force"):
             del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v

@@ -18,7 +18,8 @@ from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.made_up import Answers, made_up_data
-from s2d_convert.data.preprocess import PRESETS, Preprocess, make_preprocess
+from s2d_convert.data.preprocess import Preprocess, make_preprocess
+from s2d_convert.data.presets import PRESETS
 from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.frontend.graph import Graph
@@ -61,6 +62,7 @@ def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
         dtype="uint8" if graph.image_type == "uint8" else "float32",
         mean=options.mean,
         std=options.std,
+        pixels=options.pixels,
     )
 
 
@@ -141,6 +143,7 @@ def read_dataset(
         classes=graph.classes,
         seed=options.seed,
         progress=lambda done, total: reporter.progress(done, total, "images read", math.nan),
+        strict=options.strict,
     )
     sizes = f"{len(dataset.train)} to train, {len(dataset.calib)} to calibrate, {len(dataset.test)} to report"
     reporter.note(f"{dataset.kind} images: {sizes}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import tokenize
 import zipfile
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2d_convert.base.text import listed
-from s2d_convert.data.images import Images, IntArray
+from s2d_convert.data.images import DARK, Images, IntArray
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 UNREADABLE_ARRAY = (
     OSError,
@@ -86,6 +89,11 @@ def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArra
         preprocess.check_known(path)
     if not len(images):
         raise DataError(f"{path}: holds no images")
+    if as_pixels and images.max() < DARK:
+        logger.warning(
+            "%s: no pixel of the %d images is brighter than %d of 255; scale them up if they hold fewer than 8 bits",
+            path, len(images), images.max(),
+        )  # fmt: skip
     if as_input:
         bad = [row for row, image in enumerate(images) if not np.isfinite(image).all()]
         if bad:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s2d_convert.data.preprocess import UNREADABLE, Preprocess, check_header, read_image
+from s2d_convert.data.picture import UNREADABLE, Picture, cut_away, load_picture, quiet_decoders, reason_of
+from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -28,50 +29,76 @@ class ImageFiles:
         return len(self.files)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return decode([self.files[row] for row in rows], self.preprocess)
+        files = [self.files[row] for row in rows]
+        out = np.empty((len(files), *self.preprocess.size, self.preprocess.channels), np.uint8)
+        look = decode(files, self.preprocess, out=out)
+        if look.broken:
+            raise look.refusal(files)
+        return out
 
 
-def decode(files: Sequence[str], preprocess: Preprocess, *, progress: Progress | None = None) -> NDArray[np.uint8]:
-    """The pixels of the files, uint8 [B, H, W, C]."""
-    out = np.empty((len(files), *preprocess.size, preprocess.channels), np.uint8)
+@dataclass(frozen=True)
+class Look:
+    """What decoding some files has shown: the reason for each row that cannot be read; of the others the largest pixel, and
+    the share of the pictures that is cropped away because of their aspect ratio (mean)."""
 
-    def one(row: int) -> None:
-        out[row] = read_image(files[row], preprocess)
+    broken: Mapping[int, str]
+    largest: int
+    cut_away: float
 
-    _for_each(files, one, progress)
-    return out
+    def refusal(self, files: Sequence[str]) -> DataError:
+        """The error that names the first broken file and how many there are."""
+        row = min(self.broken)
+        return DataError(
+            f"{files[row]}: cannot be read as an image ({self.broken[row]}); {len(self.broken)} of {len(files)} images are "
+            "like that, replace or remove them"
+        )
 
 
-def check_files(files: Sequence[str], *, progress: Progress | None = None) -> None:
-    """Look at the header of every file. Raises DataError when one is broken."""
-    _for_each(files, lambda row: check_header(files[row]), progress)
+def decode(
+    files: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    out: NDArray[np.uint8] | None = None,
+    progress: Progress | None = None,
+) -> Look:
+    """Decode every file into its row of `out`, uint8 [B, H, W, C]; without it they are only looked at. Rows that cannot be
+    read are left as they are."""
+    largest, lost = np.zeros(len(files), np.uint8), np.zeros(len(files))
+
+    def keep(row: int, picture: Picture) -> None:
+        largest[row], lost[row] = picture.pixels.max(), cut_away(picture.source, preprocess)
+        if out is not None:
+            out[row] = picture.pixels
+
+    broken = _for_each(files, preprocess, keep, progress)
+    whole = max(1, len(files) - len(broken))
+    return Look(broken, int(largest.max(initial=0)), float(lost.sum() / whole))
 
 
-def _for_each(files: Sequence[str], action: Callable[[int], None], progress: Progress | None) -> None:
-    """Does `action(row)` for every row in a few threads; raises DataError with the count and the first broken file."""
+def _for_each(
+    files: Sequence[str], preprocess: Preprocess, keep: Callable[[int, Picture], None], progress: Progress | None
+) -> dict[int, str]:
+    """Call `keep` with every row and its picture, in a few threads; returns the rows that cannot be read, with reasons."""
 
     def work(rows: range) -> list[tuple[int, str]]:
         broken = []
         for row in rows:
             try:
-                action(row)
+                keep(row, load_picture(files[row], preprocess))
             except UNREADABLE as error:
-                broken.append((row, " ".join(str(error).split()) or type(error).__name__))
+                broken.append((row, reason_of(error)))
         return broken
 
     chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
-    broken: list[tuple[int, str]] = []
+    broken: dict[int, str] = {}
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        for chunk, found in zip(chunks, pool.map(work, chunks), strict=True):
-            broken += found
-            if progress:
-                progress(chunk.stop, len(files))
+        with quiet_decoders():
+            for chunk, failures in zip(chunks, pool.map(work, chunks), strict=True):
+                broken.update(failures)
+                if progress:
+                    progress(chunk.stop, len(files))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
-    if broken:
-        row, reason = broken[0]
-        raise DataError(
-            f"{files[row]}: cannot be read as an image ({reason}); {len(broken)} of {len(files)} images are like that, "
-            f"replace or remove them"
-        )
+    return broken

@@ -1,6 +1,7 @@
 """Folders of images: what lies in them, and how they are divided.
 
-A folder holds class folders, or images directly, or `train/` and perhaps `val/` and `test/` that are one of these two.
+A folder holds class folders, or images directly, or `train/` and perhaps `val/` and `test/` (`roles`) that are one of
+these two.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2d_convert.base.text import listed
-from s2d_convert.data.decode import ImageFiles, Progress, check_files, decode
-from s2d_convert.data.images import Images, IntArray, Kind
-from s2d_convert.data.preprocess import IMAGE_SUFFIXES, Preprocess
+from s2d_convert.data.decode import ImageFiles, Look, Progress, decode
+from s2d_convert.data.images import DARK, Images, IntArray, Kind
+from s2d_convert.data.picture import IMAGE_SUFFIXES
+from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.data.roles import role_of
 from s2d_convert.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 MAX_IN_MEMORY_BYTES = 1_000_000_000
+MOST_UNREADABLE = 0.1  # a larger share of pictures that cannot be read is no accident
+NAMED = 3  # of them, in a warning
+MOST_CUT_AWAY = 0.1
 Choose = Callable[[Path, Mapping[str, Path]], Sequence[str]]  # which splits of a folder are loaded, by role
-_ROLES: Mapping[str, str] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -39,11 +44,33 @@ class _Folder:
 
 
 def read_folder(
-    path: Path, preprocess: Preprocess, classes: int, *, choose: Choose, progress: Progress | None
+    path: Path,
+    preprocess: Preprocess,
+    classes: int,
+    *,
+    choose: Choose,
+    progress: Progress | None,
+    strict: bool = False,
 ) -> dict[str, Images]:
-    """The chosen splits by role; only "train" where the folder is not divided."""
+    """The chosen splits by role; only "train" where the folder is not divided.
+
+    Pictures that cannot be read are left out with a warning; many of them, or `strict` and any, are a DataError.
+    """
     preprocess.check_known(path)
-    return _load_folders(_list_folders(path, classes, choose), preprocess, progress)
+    folders = _list_folders(path, classes, choose)
+    files = tuple(file for folder in folders.values() for file in folder.files)
+    height, width = preprocess.size
+    store: NDArray[np.uint8] | ImageFiles
+    if len(files) * height * width * preprocess.channels <= MAX_IN_MEMORY_BYTES:
+        store = np.empty((len(files), height, width, preprocess.channels), np.uint8)
+        look = decode(files, preprocess, out=store, progress=progress)
+    else:
+        store = ImageFiles(files, preprocess)
+        look = decode(files, preprocess, progress=progress)
+    if len(look.broken) > (0 if strict else MOST_UNREADABLE * len(files)):
+        raise look.refusal(files)
+    _warn(path, files, look, preprocess)
+    return _as_images(folders, store, preprocess, look)
 
 
 def _list_folders(path: Path, classes: int, choose: Choose) -> dict[str, _Folder]:
@@ -65,15 +92,18 @@ def _list_folders(path: Path, classes: int, choose: Choose) -> dict[str, _Folder
 def _find_splits(path: Path) -> dict[str, Path]:
     """The folders train, val and test inside `path` by role; empty when `path` is not divided like that."""
     entries = _scan(path)
-    roles = {folder: _ROLES.get(folder.name.lower()) for folder in entries.folders}
+    roles = {folder: role_of(folder.name) for folder in entries.folders}
     found = {role: folder for folder, role in roles.items() if role}
     others = [folder.name for folder, role in roles.items() if not role]
     if not found or entries.images:
         return {}
     if others:
         # "train" may be a class beside "truck": then it holds images, not class folders
-        if "train" in found and _scan(found["train"]).folders:
-            raise DataError(f"{path}: holds {listed(others)} beside 'train'; allowed are train, val and test")
+        parted = [folder.name for folder in found.values() if _scan(folder).folders]
+        if parted:
+            raise DataError(f"{path}: holds {listed(others)} beside '{parted[0]}'; allowed are train, val and test")
+        names = [folder.name for folder in found.values()]
+        logger.warning("%s: %s beside %s: taken for classes, not for parts", path, listed(names), listed(others))
         return {}
     if len(found) < len(roles):
         raise DataError(f"{path}: {listed([folder.name for folder in roles])} mean the same split twice; keep one")
@@ -165,23 +195,46 @@ def _scan(path: Path) -> _Entries:
     return _Entries(*(tuple(path / name for name in sorted(names)) for names in (folders, images, strays)))
 
 
-def _load_folders(
-    folders: Mapping[str, _Folder], preprocess: Preprocess, progress: Progress | None
+def _as_images(
+    folders: Mapping[str, _Folder], store: NDArray[np.uint8] | ImageFiles, preprocess: Preprocess, look: Look
 ) -> dict[str, Images]:
-    """The Images of every folder; all share one pixel store, in memory when it is small enough."""
-    files = [file for folder in folders.values() for file in folder.files]
-    height, width = preprocess.size
-    store: NDArray[np.uint8] | ImageFiles
-    if len(files) * height * width * preprocess.channels <= MAX_IN_MEMORY_BYTES:
-        store = decode(files, preprocess, progress=progress)
-    else:
-        check_files(files, progress=progress)
-        store = ImageFiles(tuple(files), preprocess)
+    """The Images of every folder, without those that cannot be read; all share one pixel store."""
     loaded: dict[str, Images] = {}
     start = 0
     for role, folder in folders.items():
-        rows = np.arange(start, start + len(folder.files), dtype=np.int64)
+        here = np.arange(len(folder.files), dtype=np.int64)
+        whole = np.array([start + row not in look.broken for row in here], bool)
         kind: Kind = "unlabelled" if folder.labels is None else "labelled"
-        loaded[role] = Images(store, preprocess, rows, folder.labels, kind, folder.class_names)
+        labels = None if folder.labels is None else folder.labels[whole]
+        loaded[role] = Images(store, preprocess, start + here[whole], labels, kind, folder.class_names)
         start += len(folder.files)
     return loaded
+
+
+def _warn(path: Path, files: Sequence[str], look: Look, preprocess: Preprocess) -> None:
+    """Say what the user should mind about pictures that can be read, and which cannot."""
+    if look.broken:
+        rows = sorted(look.broken)
+        named = [f"{os.path.relpath(files[row], path)} ({look.broken[row]})" for row in rows[:NAMED]]
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        logger.warning(
+            "%s: %d of %d images cannot be read and are left out: %s%s; replace them, or refuse such data with --strict",
+            path, len(rows), len(files), ", ".join(named), more,
+        )  # fmt: skip
+    if look.largest < DARK:
+        logger.warning("%s", too_dark(path, look.largest, len(files) - len(look.broken)))
+    if look.cut_away > MOST_CUT_AWAY:
+        height, width = preprocess.size
+        logger.warning(
+            "%s: %.0f %% of the pictures is cropped away, because their aspect ratio is not that of the model (%dx%d); "
+            "--resize stretch or --resize pad keeps all of it, if the model was trained like that",
+            path, 100 * look.cut_away, height, width,
+        )  # fmt: skip
+
+
+def too_dark(path: Path, largest: int, count: int) -> str:
+    """What to say of pictures whose largest pixel is so small."""
+    return (
+        f"{path}: no pixel of the {count} images is brighter than {largest} of 255; 16-bit pictures that hold fewer bits look "
+        "like that: say how many with --bits, such as --bits 12 (grey pictures), or scale the pixels up to their full range"
+    )

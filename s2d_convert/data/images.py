@@ -25,6 +25,7 @@ DEFAULT_HOLDOUT = 0.1
 MIN_HELD_OUT, MAX_HELD_OUT = 200, 5000
 MIN_IMAGES = 20
 HASHED_ROWS = 500  # at once
+DARK = 64  # where no pixel of any image is that bright, they hold fewer bits than their type
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,10 +4,11 @@ Accepted are
 
 - a folder of class folders (`DIR/cat/*.jpg`); class index = alphabetical order of the folder names,
 - a folder with images directly inside (no labels),
-- a folder with `train/` and perhaps `val/` (`valid/`, `validation/`) and `test/`, each one of the two above,
+- a folder with `train/` and perhaps `val/` and `test/` (or what people call them, see `roles`), each one of the two above,
 - an `.npz` with `images` (uint8 NHWC, or float32 exactly as the model takes them) and perhaps `labels`.
 
-Everything wrong with the data is a DataError of one sentence.
+Everything wrong with the data is a DataError of one sentence. A few pictures that cannot be read are left out with a
+warning, unless `strict` is on; docs/data.md says what pictures may look like.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from s2d_convert.data.arrays import read_npz
 from s2d_convert.data.decode import CHUNK, ImageFiles, Progress
 from s2d_convert.data.folders import Choose, read_folder
 from s2d_convert.data.images import DEFAULT_HOLDOUT, MIN_IMAGES, Dataset, Images, halves, split_images
+from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError
 
@@ -39,6 +41,7 @@ def load_data(
     seed: int,
     holdout: float = DEFAULT_HOLDOUT,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Dataset:
     """The Dataset at `path`, for a model with `classes` classes.
 
@@ -46,7 +49,7 @@ def load_data(
     and test is test. Without either, see `split_images`. Raises DataError for everything that is wrong.
     """
     place = Path(path)
-    parts = _read(place, preprocess, classes, choose=_for_training, progress=progress)
+    parts = _read(place, preprocess, classes, choose=_for_training, progress=progress, strict=strict)
     _check_usable(place, parts)
     rng = np.random.default_rng(seed)
     if len(parts) == 1:
@@ -56,41 +59,68 @@ def load_data(
 
 
 def load_all(
-    path: str | os.PathLike[str], *, preprocess: Preprocess, classes: int, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    preprocess: Preprocess,
+    classes: int,
+    progress: Progress | None = None,
+    strict: bool = False,
 ) -> Images:
     """All images at `path` in the order of their names; of a folder with splits the test, or else the val, part.
 
     Raises DataError for everything that is wrong with them.
     """
-    parts = _read(Path(path), preprocess, classes, choose=_for_evaluation, progress=progress)
+    parts = _read(Path(path), preprocess, classes, choose=_for_evaluation, progress=progress, strict=strict)
     return next(iter(parts.values()))
 
 
 def load_calibration(
-    path: str | os.PathLike[str], *, preprocess: Preprocess, classes: int, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    preprocess: Preprocess,
+    classes: int,
+    progress: Progress | None = None,
+    strict: bool = False,
 ) -> Images:
     """All images at `path`, to set thresholds on; of a folder with splits the val, or else the test, part.
 
     Raises DataError for everything that is wrong with them, too few, all equal or of one class among it.
     """
     place = Path(path)
-    parts = _read(place, preprocess, classes, choose=_for_calibration, progress=progress)
+    parts = _read(place, preprocess, classes, choose=_for_calibration, progress=progress, strict=strict)
     (images,) = parts.values()
     _check_usable(place, {"the data": images})
     return images
 
 
 def _read(
-    path: Path, preprocess: Preprocess, classes: int, *, choose: Choose, progress: Progress | None
+    path: Path,
+    preprocess: Preprocess,
+    classes: int,
+    *,
+    choose: Choose,
+    progress: Progress | None,
+    strict: bool,
 ) -> dict[str, Images]:
     """The chosen parts by role; only "train" where the data is not divided."""
     if path.is_dir():
-        return read_folder(path, preprocess, classes, choose=choose, progress=progress)
+        return read_folder(path, preprocess, classes, choose=choose, progress=progress, strict=strict)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a folder of images or an .npz file")
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: is not data that can be read; expected a folder of images or an .npz file")
     return {"train": read_npz(path, preprocess, classes)}
+
+
+def sample_files(path: Path, count: int) -> tuple[str, ...]:
+    """At most `count` image files below a folder, evenly spaced in the order of their names. Raises DataError for none."""
+    if not path.is_dir():
+        raise DataError(f"{path}: is no folder; give a folder of images")
+    files = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    if not files:
+        raise DataError(f"{path}: holds no images; expected files such as .jpg or .png in it or in folders in it")
+    rows = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))
+    return tuple(files[row] for row in rows)
 
 
 def _for_training(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
@@ -127,7 +157,8 @@ def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
             raise DataError(f"{path}: got {len(images)} images in {role}, at least {least} are needed")
         if images.labels is not None and (images.labels == images.labels[0]).all():
             raise DataError(
-                f"{path}: all {len(images)} images in {role} have label {images.labels[0]}; expected several classes"
+                f"{path}: all {len(images)} images in {role} have label {images.labels[0]}; expected "
+                "several classes (of a filter also images of what it is to find)"
             )
         if _all_equal(images):
             raise DataError(f"{path}: all {len(images)} images in {role} are the same picture")

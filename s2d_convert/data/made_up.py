@@ -19,7 +19,8 @@ from PIL import Image
 from s2d_convert.data.augment import augment
 from s2d_convert.data.folders import MAX_IN_MEMORY_BYTES
 from s2d_convert.data.images import Dataset, Images, split_images
-from s2d_convert.data.preprocess import UNREADABLE, Preprocess, read_picture
+from s2d_convert.data.picture import UNREADABLE, quiet_decoders, read_picture, reason_of
+from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.synthetic import made_up
 from s2d_convert.errors import DataError
 
@@ -83,9 +84,10 @@ def crops(picture: NDArray[np.uint8], count: int, size: tuple[int, int], *, seed
 def _opened(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
     """The picture's pixels, [H, W, C]. Raises DataError when it is broken or too small."""
     try:
-        picture = read_picture(path, preprocess, LARGEST_SIDE)
+        with quiet_decoders():
+            picture = read_picture(path, preprocess, LARGEST_SIDE)
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); give another picture") from error
+        raise DataError(f"{path}: cannot be read ({reason_of(error)}); give another picture") from error
     if min(picture.shape[:2]) < max(preprocess.size):
         raise DataError(
             f"{path}: the picture has {picture.shape[1]}x{picture.shape[0]} pixels, at least {max(preprocess.size)} along "

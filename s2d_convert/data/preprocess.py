@@ -1,77 +1,40 @@
-"""How pixels become what the model takes: presets, the fused multiply-add, and the reading of one image file.
+"""How pixels become what the model takes: the order of channels, the fused multiply-add, and the record of all of it.
 
 Letters: B batch, H height, W width, C channels. Pixels are uint8 NHWC; the model input is NCHW or NHWC.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import struct
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from s2d_convert.data.presets import (
+    DEFAULT_PRESET,
+    Fit,
+    Order,
+    PixelOptions,
+    order_of,
+    own_numbers,
+    own_scale,
+    per_channel,
+    preset_named,
+    resize_of,
+)
 from s2d_convert.errors import DataError, UsageError
 
 Layout = Literal["NCHW", "NHWC"]
 InputType = Literal["float32", "uint8"]
-Order = Literal["RGB", "BGR"]
 
 LARGEST = 1e300  # of a number in a file; also keeps out NaN, infinities, and whole numbers that no float can hold
-MAX_STD = 10.0  # a larger one was surely meant in 0..255 units
-
-# Pillow is told which decoders it may use: among the others is one that starts an external program (EPS).
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"}
-)
-# What Pillow's decoders raise on broken files.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-
-@dataclass(frozen=True)
-class _Preset:
-    """Mean and std of R, G, B after the pixels were multiplied by `scale`."""
-
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    scale: float = 1 / 255
-    order: Order = "RGB"
-
-
-PRESETS: Mapping[str, _Preset] = MappingProxyType(
-    {
-        "imagenet": _Preset((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        "cifar10": _Preset((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        "unit": _Preset(),
-        "signed": _Preset((1.0, 1.0, 1.0), scale=1 / 127.5),
-        "raw": _Preset(scale=1.0),
-        "bgr-caffe": _Preset((103.939, 116.779, 123.68), scale=1.0, order="BGR"),
-    }
-)
-DEFAULT_PRESET = "imagenet"
+WIDE_BITS = 16  # of grey pictures that have more than 8
+# Those that manifests of older versions lack.
+OPTIONAL = frozenset({"known", "fit", "crop_ratio", "fill", "bits"})
+# What Pillow computes for mode L, in 1/65536 (ITU-R 601-2 luma).
+LUMA = np.array([19595, 38470, 7471], np.uint32)
 
 
 @dataclass(frozen=True)
@@ -79,9 +42,12 @@ class Preprocess:
     """The way from pixels to model input: `(pixel * scale - mean) / std` per channel, then the layout.
 
     `size` is (H, W). `mean` and `std` have one value per channel, in the model's channel order; `order` says
-    which order that is (only a 3-channel model can be "BGR"). With `dtype` "uint8" the model takes the pixels
-    themselves, so mean, std and scale must be 0, 1 and 1. Where it is not `known`, nobody has said how: the model was
-    converted with arrays that it takes as they are, and pixels are refused.
+    which order that is (only a 3-channel model can be "BGR", or "GRAY": the luma in all three). With `dtype` "uint8" the
+    model takes the pixels themselves, so mean, std and scale must be 0, 1 and 1. Where it is not `known`, nobody has said
+    how: the model was converted with arrays that it takes as they are, and pixels are refused.
+
+    The rest concerns image files, see `picture`: `fit` is the way to the model's size, `crop_ratio` the share of each side
+    that is kept, `fill` the pixel value of padding, `bits` those of grey pictures of more than 8 bits.
     """
 
     mean: tuple[float, ...]
@@ -93,6 +59,10 @@ class Preprocess:
     dtype: InputType = "float32"
     order: Order = "RGB"
     known: bool = True
+    fit: Fit = "crop"
+    crop_ratio: float = 1.0
+    fill: int = 0
+    bits: int = WIDE_BITS
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -117,6 +87,9 @@ class Preprocess:
                 f"expected uint8 (B, H, W, C) with (H, W, C) = {expected}"
             )
         view = images[..., ::-1] if self.order == "BGR" else images
+        if self.order == "GRAY":
+            luma = ((images @ LUMA + 0x8000) >> 16).astype(np.uint8)
+            view = np.broadcast_to(luma[..., None], images.shape)
         if self.layout == "NCHW":
             view = view.transpose(0, 3, 1, 2)
         if self.dtype == "uint8":
@@ -151,13 +124,26 @@ class Preprocess:
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         formula = "none" if self.dtype == "uint8" else "(pixel * scale - mean) / std, pixel in 0..255, per channel"
         formula = formula if self.known else "not known: arrays were taken as they are"
-        return plain | {"formula": formula, "resize": "shorter side to size (bicubic, antialiased), then centre crop"}
+        return plain | {"formula": formula, "resize": self._resizing()}
+
+    def _resizing(self) -> str:
+        """How a picture is brought to the model's size, in words."""
+        if self.fit == "crop" and self.crop_ratio == 1:
+            return "shorter side to size (bicubic, antialiased), then centre crop"
+        larger = "size" if self.crop_ratio == 1 else f"size / {self.crop_ratio:g}"
+        then = "" if self.crop_ratio == 1 else ", then centre crop"
+        return {
+            "crop": f"shorter side to {larger} (bicubic, antialiased){then}",
+            "stretch": f"both sides to {larger} (bicubic, antialiased){then}",
+            "pad": f"whole picture into size (bicubic, antialiased), the rest {self.fill} on both sides",
+            "pad-right": f"whole picture into size (bicubic, antialiased), the rest {self.fill} on the right or below",
+        }[self.fit]
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Preprocess:
         """The Preprocess that `to_json` wrote; unknown keys are ignored. Raises DataError for anything else."""
         names = [f.name for f in fields(cls)]
-        missing = [name for name in names if name not in plain and name != "known"]
+        missing = [name for name in names if name not in plain and name not in OPTIONAL]
         if missing:
             raise DataError(f"preprocess: keys {missing} are missing; expected {names}")
         values: dict[str, Any] = {name: plain[name] for name in names if name in plain}
@@ -176,6 +162,7 @@ def _problems(p: Preprocess) -> Sequence[str]:
         ("dtype", p.dtype, get_args(InputType)),
         ("order", p.order, get_args(Order)),
         ("known", p.known, (True, False)),
+        ("fit", p.fit, get_args(Fit)),
     ):
         if value not in allowed:
             found.append(f"{name} {value!r} is unknown; allowed: {', '.join(map(str, allowed))}")
@@ -190,10 +177,25 @@ def _problems(p: Preprocess) -> Sequence[str]:
             found.append(f"std {values!r}; expected values above 0")
     if not (_are((p.scale,), 1) and p.scale > 0):
         found.append(f"scale {p.scale!r}; expected a number above 0")
-    if found:
-        return found
-    if p.order == "BGR" and p.channels != 3:
-        found.append(f"order BGR needs 3 channels, the model has {p.channels}")
+    return [*found, *_file_problems(p)] or _misfits(p)
+
+
+def _file_problems(p: Preprocess) -> Iterator[str]:
+    """What is wrong with the values that concern image files."""
+    if not (_are((p.crop_ratio,), 1) and 0.1 <= p.crop_ratio <= 1):
+        yield f"crop_ratio {p.crop_ratio!r}; expected a number from 0.1 to 1"
+    for name, value, low, high in (("fill", p.fill, 0, 255), ("bits", p.bits, 8, WIDE_BITS)):
+        if not (_are((value,), 1, whole=True) and low <= value <= high):
+            yield f"{name} {value!r}; expected a whole number from {low} to {high}"
+
+
+def _misfits(p: Preprocess) -> Sequence[str]:
+    """What does not fit together, of values that are right each by itself."""
+    found = []
+    if p.order != "RGB" and p.channels != 3:
+        found.append(f"order {p.order} needs 3 channels, the model has {p.channels}")
+    if p.crop_ratio != 1 and p.fit.startswith("pad"):
+        found.append(f"crop_ratio {p.crop_ratio:g} means nothing with fit {p.fit}, which cuts nothing away; expected 1")
     if p.dtype == "uint8" and (p.scale, *p.mean, *p.std) != (1, *[0] * p.channels, *[1] * p.channels):
         found.append("the model takes uint8, so mean, std and scale must be 0, 1 and 1; use the preset raw")
     return found
@@ -218,101 +220,38 @@ def make_preprocess(
     dtype: InputType = "float32",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    pixels: PixelOptions = PixelOptions(),  # noqa: B008 (frozen)
 ) -> Preprocess:
-    """The Preprocess of a preset, with `mean` and `std` (in 0..1 units, one value or one per channel) put over it.
+    """The Preprocess of a preset, with `mean` and `std` (in 0..1 units, one value or one per channel of the model, in its
+    order) and what `pixels` says put over it.
 
-    Without a name: `imagenet`, or `raw` for a model that takes uint8. A model that has not 3 channels gets
-    the mean of the preset's three numbers. Raises UsageError for unknown names and values out of range.
+    Without a name: `imagenet`, or `raw` for a model that takes uint8 and where a scale is given. A model that has not 3
+    channels gets the mean of the preset's three numbers. Raises UsageError for unknown names and values out of range.
     """
-    name = name or ("raw" if dtype == "uint8" else DEFAULT_PRESET)
-    if name not in PRESETS:
-        raise UsageError(f"preprocess {name!r} is unknown; allowed: {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    unit = 255 * preset.scale  # the override is in 0..1 units, the preset in those after its scale
+    name = name or ("raw" if dtype == "uint8" or pixels.scale is not None else DEFAULT_PRESET)
+    preset = preset_named(name)
+    order = order_of(pixels.order, preset, channels)
+    scaled = pixels.scale is not None
+    scale = preset.scale if pixels.scale is None else own_scale(pixels.scale)
+    unit = 255 * scale  # the override is in 0..1 units, the preset in those after its scale
+    fit, ratio = resize_of(pixels.resize, pixels.crop_ratio)
+    numbers = {
+        key: per_channel(preset_values, channels, order)
+        if values is None
+        else own_numbers(key, values, channels, unit=unit, scaled=scaled)
+        for key, preset_values, values in (("mean", preset.mean, mean), ("std", preset.std, std))
+    }
     return Preprocess(
-        mean=_per_channel(preset.mean, channels) if mean is None else _override("mean", mean, channels, unit),
-        std=_per_channel(preset.std, channels) if std is None else _override("std", std, channels, unit),
-        scale=preset.scale,
+        mean=numbers["mean"],
+        std=numbers["std"],
+        scale=scale,
         size=size,
         channels=channels,
         layout=layout,
         dtype=dtype,
-        order=preset.order if channels == 3 else "RGB",
+        order=order,
+        fit=fit,
+        crop_ratio=ratio,
+        fill=0 if pixels.fill is None else pixels.fill,
+        bits=WIDE_BITS if pixels.bits is None else pixels.bits,
     )
-
-
-def _per_channel(rgb: tuple[float, float, float], channels: int) -> tuple[float, ...]:
-    return rgb if channels == 3 else (sum(rgb) / 3,) * channels
-
-
-def _override(name: str, values: Sequence[float], channels: int, unit: float) -> tuple[float, ...]:
-    """The given values after the preset's scale, one per channel."""
-    low, high = ("0 <=", 1.0) if name == "mean" else ("0 <", MAX_STD)
-    if len(values) not in {1, channels}:
-        allowed = "1 value" if channels == 1 else f"1 or {channels} values"
-        raise UsageError(f"{name}: got {len(values)} values, expected {allowed} (one per channel of the model)")
-    for value in values:
-        inside = math.isfinite(value) and (0 <= value <= high) and (name == "mean" or value > 0)
-        if not inside:
-            hint = "it is in units of pixel / 255, so divide values meant for 0..255 by 255"
-            raise UsageError(f"{name}: {value:g} is out of range, expected {low} {name} <= {high:g}; {hint}")
-    return tuple(float(v) * unit for v in (tuple(values) * channels if len(values) == 1 else values))
-
-
-def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
-    """The pixels of one picture as it is, uint8 [H, W, C], made smaller where it is longer than `side`.
-
-    Raises as `read_image` does.
-    """
-    _check_channels(path, preprocess)
-    with Image.open(path, formats=IMAGE_FORMATS) as file:
-        file.draft(None, (side, side))
-        image = _to_mode(ImageOps.exif_transpose(file), "L" if preprocess.channels == 1 else "RGB")
-    image.thumbnail((side, side))
-    return np.asarray(image, np.uint8).reshape(image.height, image.width, preprocess.channels)
-
-
-def _check_channels(path: str | os.PathLike[str], preprocess: Preprocess) -> None:
-    if preprocess.channels not in {1, 3}:
-        raise DataError(
-            f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
-        )
-
-
-def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """The pixels of one image file, uint8 [H, W, C] of the model's size and channels (always in RGB order).
-
-    EXIF rotation is applied; gray, palette, alpha, 16-bit and CMYK images are converted; the shorter side is
-    resized (bicubic, antialiased) and the centre cut out; an image of the right size keeps its pixels. Raises
-    one of UNREADABLE for a broken file, and DataError when the model takes neither 1 nor 3 channels.
-    """
-    _check_channels(path, preprocess)
-    height, width = preprocess.size
-    with Image.open(path, formats=IMAGE_FORMATS) as file:
-        side = 2 * max(height, width)
-        file.draft(None, (side, side))  # lets the JPEG decoder skip detail far below the final resolution
-        upright = ImageOps.exif_transpose(file)
-        image = _to_mode(upright, "L" if preprocess.channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-    return np.asarray(image, np.uint8).reshape(height, width, preprocess.channels)
-
-
-def check_header(path: str | os.PathLike[str]) -> None:
-    """Nothing, if the file begins like an image; raises one of UNREADABLE if not. Does not decode the pixels."""
-    with Image.open(path, formats=IMAGE_FORMATS):
-        pass
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB; Pillow alone would clip 16-bit pixels instead of scaling them."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels are not supported")
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("pixels beyond 16 bits are not supported")
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about the transparency
-    return image if image.mode == mode else image.convert(mode)

@@ -59,6 +59,7 @@ class CalibrateOptions:
     batch: int = 1
     provider: str = "CPUExecutionProvider"
     seed: int = 0
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -94,7 +95,9 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
     with _opened(options) as (runner, static):
         old = runner.manifest
         classes = int(np.prod([n or 1 for n in old.output.shape[1:]]))
-        images = load_calibration(options.data, preprocess=recorded_preprocess(old), classes=classes)
+        images = load_calibration(
+            options.data, preprocess=recorded_preprocess(old), classes=classes, strict=options.strict
+        )
         scores = read_scores(runner, static, images)
         fit, test = _divided(scores, options)
         temperatures = fit_temperatures(fit)

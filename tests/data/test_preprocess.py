@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from s2d_convert.data.preprocess import PRESETS, UNREADABLE, Preprocess, check_header, make_preprocess, read_image
+from s2d_convert.data.picture import UNREADABLE, read_image
+from s2d_convert.data.preprocess import Preprocess, make_preprocess
+from s2d_convert.data.presets import PRESETS
 from s2d_convert.errors import DataError, UsageError
 
 
@@ -279,8 +281,6 @@ def test_float_pixels_and_disguised_formats_are_unreadable(tmp_path: Path) -> No
     (tmp_path / "b.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(UNREADABLE):
         read_image(tmp_path / "b.jpg", RGB)
-    with pytest.raises(UNREADABLE):
-        check_header(tmp_path / "b.jpg")
 
 
 def test_a_model_with_two_channels_takes_no_image_files(tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+"""One image file as pixels: what it may be, how it is turned upright, brought to the model's channels and to its size.
+
+Letters: H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.errors import DataError
+
+# Pillow is told which decoders it may use: among the others is one that starts an external program (EPS).
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"}
+)
+# What Pillow's decoders raise on broken files.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    ZeroDivisionError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_UPRIGHT: Mapping[Any, Image.Transpose] = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"})  # those that the pixels hang on
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The pixels as the model's preprocessing takes them, uint8 [H, W, C], and the (width, height) of the upright picture
+    that they come from."""
+
+    pixels: NDArray[np.uint8]
+    source: tuple[int, int]
+
+
+def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """The pixels of one image file, uint8 [H, W, C] of the model's size and channels (always in RGB order).
+
+    The orientation of the EXIF is applied; grey, palette, alpha, 16-bit and CMYK images are converted; `preprocess.fit`
+    says how the picture is brought to the model's size (bicubic, antialiased); an image of the right size keeps its pixels.
+    Raises one of UNREADABLE for a broken file, and DataError when the model takes neither 1 nor 3 channels.
+    """
+    return load_picture(path, preprocess).pixels
+
+
+def load_picture(path: str | os.PathLike[str], preprocess: Preprocess) -> Picture:
+    """Like `read_image`, with the size of the picture in the file."""
+    height, width = preprocess.size
+    side = round(2 * max(height, width) / preprocess.crop_ratio)
+    image = _open(path, preprocess, side)
+    pixels = np.asarray(_fitted(image, preprocess), np.uint8).reshape(height, width, preprocess.channels)
+    return Picture(pixels, image.size)
+
+
+def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
+    """The pixels of one picture as it is, uint8 [H, W, C], made smaller where it is longer than `side`.
+
+    Raises as `read_image` does.
+    """
+    image = _open(path, preprocess, side)
+    image.thumbnail((side, side))
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, preprocess.channels)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file cannot be read, in some words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is none of " + ", ".join(IMAGE_FORMATS)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Within the block Pillow's warnings about odd metadata are not shown: the pixels are whole, or reading fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def cut_away(source: tuple[int, int], preprocess: Preprocess) -> float:
+    """The share of a picture of this (width, height) that the crop leaves out because its aspect ratio is not the model's."""
+    if preprocess.fit != "crop":
+        return 0.0
+    height, width = preprocess.size
+    ratio = (source[0] / source[1]) / (width / height)
+    return 1 - min(ratio, 1 / ratio)
+
+
+def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> Image.Image:
+    """The upright picture in the model's mode; a large JPEG is decoded with no more detail than `side` pixels need."""
+    if preprocess.channels not in {1, 3}:
+        raise DataError(
+            f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
+        )
+    mode = "L" if preprocess.channels == 1 else "RGB"
+    try:
+        return _decoded(path, mode, side, bits=preprocess.bits)
+    except UNREADABLE as error:
+        bare = _without_metadata(Path(path))
+        if bare is None:
+            raise
+        try:
+            return _decoded(io.BytesIO(bare), mode, side, bits=preprocess.bits)
+        except UNREADABLE:
+            raise error from None  # the first one names the file
+
+
+def _decoded(file: str | os.PathLike[str] | io.BytesIO, mode: str, side: int, *, bits: int) -> Image.Image:
+    with Image.open(file, formats=IMAGE_FORMATS) as image:
+        image.draft(None, (side, side))
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        return _to_mode(image if turn is None else image.transpose(turn), mode, bits=bits).copy()
+
+
+def _orientation(image: Image.Image) -> object:
+    """The orientation in the EXIF of a loaded image. Nothing else of it is looked at: other entries may be broken, and
+    `ImageOps.exif_transpose`, which writes all of them anew, refuses whole photographs for one odd number."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+        return value if value in _UPRIGHT else None
+    except UNREADABLE:
+        return None
+
+
+def _without_metadata(path: Path) -> bytes | None:
+    """A PNG without the chunks that the pixels do not hang on (long texts, a broken colour profile); None for other files."""
+    content = path.read_bytes() if path.is_file() else b""
+    if not content.startswith(_PNG_SIGNATURE):
+        return None
+    kept, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while at + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[at : at + 8])
+        end = at + 12 + length
+        if kind in _PNG_CHUNKS:
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _to_mode(image: Image.Image, mode: str, *, bits: int) -> Image.Image:
+    """The image in mode L or RGB; Pillow alone would clip 16-bit pixels instead of scaling them.
+
+    Of a wide grey image the pixels hold `bits` bits, of which the upper eight are kept.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels are not supported")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() >= 2**bits:
+            raise ValueError(f"pixels from {wide.min()} to {wide.max()} do not fit into {bits} bits")
+        image = Image.fromarray((wide >> (bits - 8)).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about the transparency
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _fitted(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """The image at the model's size."""
+    height, width = preprocess.size
+    ratio, method = preprocess.crop_ratio, Image.Resampling.BICUBIC
+    if image.size == (width, height) and ratio == 1:
+        return image
+    if preprocess.fit == "stretch":
+        left, top = image.width * (1 - ratio) / 2, image.height * (1 - ratio) / 2
+        return image.resize((width, height), method, box=(left, top, image.width - left, image.height - top))
+    if preprocess.fit == "crop":
+        return ImageOps.fit(image, (width, height), method=method, bleed=(1 - ratio) / 2)
+    centre = (0.5, 0.5) if preprocess.fit == "pad" else (0.0, 0.0)
+    colour = preprocess.fill if preprocess.channels == 1 else (preprocess.fill,) * 3
+    return ImageOps.pad(image, (width, height), method=method, color=colour, centering=centre)
