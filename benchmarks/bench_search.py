@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.stand import BenchOptions, Stand
 from s2d_convert.base.files import write_json
-from s2d_convert.cli.terminal import TerminalReporter
+from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.explore import policy_search
 from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError

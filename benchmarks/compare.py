@@ -23,7 +23,7 @@ from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
 from benchmarks.stand import BenchOptions, Entry, Stand
 from benchmarks.tables import markdown, plot, rows
-from s2d_convert.cli.terminal import TerminalReporter
+from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.finish import versions
 from s2d_convert.conversion.options import EFFORTS, Effort
 from s2d_convert.data.images import Images

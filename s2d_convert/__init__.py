@@ -14,7 +14,7 @@ from s2d_convert._lazy import lazy_names
 
 if TYPE_CHECKING:
     from s2d_convert.channels.analysis import Channels, analyse
-    from s2d_convert.cli.terminal import TerminalReporter
+    from s2d_convert.cli.progress import TerminalReporter
     from s2d_convert.conversion.options import ConvertOptions
     from s2d_convert.conversion.pipeline import Result, convert
     from s2d_convert.errors import S2DError
@@ -57,7 +57,7 @@ __getattr__, __dir__ = lazy_names(
         "Result": "s2d_convert.conversion.pipeline",
         "S2DError": "s2d_convert.errors",
         "StageModel": "s2d_convert.slicing.split",
-        "TerminalReporter": "s2d_convert.cli.terminal",
+        "TerminalReporter": "s2d_convert.cli.progress",
         "Weights": "s2d_convert.plans.weights",
         "analyse": "s2d_convert.channels.analysis",
         "convert": "s2d_convert.conversion.pipeline",

@@ -22,7 +22,8 @@ from s2d_convert.cli.options import (
     refuse_beside,
     refuse_confidence_alone,
 )
-from s2d_convert.cli.terminal import TerminalReporter, policy_table
+from s2d_convert.cli.progress import TerminalReporter
+from s2d_convert.cli.terminal import policy_table
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
 from s2d_convert.workflows.recalibrate import undo as undo_calibration

@@ -30,7 +30,8 @@ from s2d_convert.cli.options import (
     named_options,
     refuse_confidence_alone,
 )
-from s2d_convert.cli.terminal import TerminalReporter, measured_table, policy_table
+from s2d_convert.cli.progress import TerminalReporter
+from s2d_convert.cli.terminal import measured_table, policy_table
 from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError

@@ -15,7 +15,8 @@ from rich.console import Console
 from s2d_convert.base.files import check_out
 from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
-from s2d_convert.cli.terminal import TerminalReporter, measured_table, policy_table
+from s2d_convert.cli.progress import TerminalReporter
+from s2d_convert.cli.terminal import measured_table, policy_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.conversion.requantize import Requantization
 from s2d_convert.conversion.requantize import requantize as requantize_folder

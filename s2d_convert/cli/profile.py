@@ -12,7 +12,7 @@ from s2d_runtime.profile import CLOCKS, ProfileError, Settings, profile, summary
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import OUTPUT, PATH, RUNNING, SEED, SIZE, STAGES
-from s2d_convert.cli.terminal import TerminalReporter
+from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.errors import OutputError, UsageError
 from s2d_convert.workflows.profile_kit import KitOptions, write_kit
 from s2d_convert.workflows.split_model import static_of

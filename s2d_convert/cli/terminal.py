@@ -1,72 +1,14 @@
-"""What the command line shows: progress on stderr, tables on stdout."""
+"""The tables that commands show on stdout."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from s2d_convert.base.text import quantity
 from s2d_convert.exporting.measure import worst_case
-
-PLAIN_INTERVAL_S = 10.0  # how often progress is shown where the terminal cannot rewrite a line
-
-
-class TerminalReporter:
-    """Shows steps, notes and progress on stderr; on a real terminal progress rewrites its line."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
-        self._step = ""
-        self._shown = 0.0
-        self._open_line = False
-
-    def step(self, name: str) -> None:
-        """A new step begins."""
-        self._end_line()
-        self._step = name
-        self._shown = time.monotonic()
-        self.console.print(f"[bold]{name}[/bold]")
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-        self._end_line()
-        self.console.print(f"  {text}", markup=False)
-
-    def warn(self, text: str) -> None:
-        """Something the user should mind."""
-        self._end_line()
-        self.console.print(f"  warning: {text}", style="yellow", markup=False)
-
-    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
-        """The running step has done so much."""
-        now = time.monotonic()
-        interval = 0.2 if self.console.is_terminal else PLAIN_INTERVAL_S
-        if now - self._shown < interval and done < total:
-            return
-        self._shown = now
-        left = "" if math.isnan(seconds_left) else f", {_duration(seconds_left)} left"
-        text = f"  {self._step}: {done}/{total}, {detail}{left}"
-        if self.console.is_terminal:
-            self.console.file.write("\r\x1b[2K" + text[: self.console.width - 1])
-            self.console.file.flush()
-            self._open_line = True
-        else:
-            self.console.print(text, markup=False)
-
-    def _end_line(self) -> None:
-        if self._open_line:
-            self.console.file.write("\n")
-            self._open_line = False
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _percent(value: float | None) -> str:
