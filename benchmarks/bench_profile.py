@@ -21,7 +21,7 @@ import torch
 from s2d_runtime.profile import Settings, machine, measure, profile, write_board
 from torch import nn
 
-from s2d_convert.conversion.prepare import read_model
+from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.latency.device_table import Table, fit, prediction_error, read_board
 from s2d_convert.latency.kernels import work_of
 from s2d_convert.plans.divisions import divide
@@ -101,7 +101,7 @@ def bench(model: Path, settings: Settings, *, plans: int) -> dict[str, Any]:
 
 def compare(model: Path, table: Table, settings: Settings, *, plans: int) -> list[dict[str, Any]]:
     """Every stage of random plans, with its own weights: predicted and measured, relative to the static model."""
-    analysed = read_model(model)
+    analysed = read_analysed(model)
     weights = static_weights(analysed.graph, analysed.channels)
     space = PlanSpace(
         analysed,

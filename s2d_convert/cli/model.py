@@ -10,7 +10,7 @@ from rich.console import Console
 
 from s2d_convert.cli.inspect_view import InspectView
 from s2d_convert.cli.options import DEFAULTS, MODEL, OUT, OUTPUT, SIZE, WEIGHTS, default_out, named_options
-from s2d_convert.conversion.prepare import read_model
+from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.errors import UsageError
 from s2d_convert.workflows.inspect import describe
 from s2d_convert.workflows.split_model import split_model
@@ -24,7 +24,7 @@ from s2d_convert.workflows.split_model import split_model
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all there is, instead of tables.")
 def inspect(model: Path, output: str | None, size: tuple[int, int] | None, everything: bool, as_json: bool) -> None:
     """Show what MODEL offers: channel classes, opaque nodes and what they cost, a picture of the candidate taps."""
-    analysed = read_model(model, size=size, output=output, strict=False)
+    analysed = read_analysed(model, size=size, output=output, strict=False)
     about = describe(analysed)
     if as_json:
         click.echo(json.dumps(about, indent=1))

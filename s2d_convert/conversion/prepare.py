@@ -34,7 +34,7 @@ from s2d_convert.search.evaluate import reference_answers
 TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
 
 
-def read_model(
+def read_analysed(
     path: Path, *, size: tuple[int, int] | None = None, output: str | None = None, strict: bool = True
 ) -> AnalysedModel:
     """Load and analyse a model file. Raises ModelError naming every node that is not supported,
@@ -70,7 +70,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     """Load, analyse and check: no training happens before the static model has shown that it works on the data."""
     reporter.step("load")
     device = torch_device(options.device)
-    model = read_model(options.model, size=options.size, output=options.output)
+    model = read_analysed(options.model, size=options.size, output=options.output)
     graph = model.graph
     preprocess = preprocess_of(graph, options)
     table = read_latencies(options, reporter)

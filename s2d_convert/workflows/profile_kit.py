@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from s2d_runtime import profile
 
 from s2d_convert.base.files import whole_folder, write_json
-from s2d_convert.conversion.prepare import read_model
+from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.latency.device_table import LEAST_FILES
@@ -51,7 +51,7 @@ class KitOptions:
 
 def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
     """Write the kit of a model into the new folder `kit`; returns what its kit.json says."""
-    analysed = read_model(model, size=options.size, output=options.output)
+    analysed = read_analysed(model, size=options.size, output=options.output)
     weights = static_weights(analysed.graph, analysed.channels)
     space = PlanSpace(
         analysed,

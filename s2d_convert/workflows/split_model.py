@@ -13,7 +13,7 @@ from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.base.sessions import ONE_THREAD, Running
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.options import FLOATS, check_choice
-from s2d_convert.conversion.prepare import read_model
+from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
 from s2d_convert.exporting.provenance import Origin, model_facts, model_sha256
@@ -43,7 +43,7 @@ def split_model(
     check_choice("weights", weights, FLOATS)
     if not 1 <= stages <= MAX_STAGES:
         raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
-    analysed = read_model(model, size=size, output=output)
+    analysed = read_analysed(model, size=size, output=output)
     conversion = make_plan(analysed, plan, stages)
     check_conversion(analysed, conversion)
     static = static_weights(analysed.graph, analysed.channels)
