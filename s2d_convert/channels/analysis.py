@@ -21,7 +21,7 @@ An operand with one channel that is spread over many (a spatial gate, a mean ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +55,17 @@ class Layout:
     def uniform(self) -> bool:
         """Whether all positions belong to one unit, so that the tensor is never cut by channels."""
         return bool((self.units == self.units[0]).all())
+
+    def gather(self, tables: Sequence[Array], constants: Array) -> Array:
+        """Values [C, ...] of the tensor from those of its roots (`tables`, in the order of `roots`), and `constants` [C, ...]
+        where a position is a constant."""
+        if len(tables) == 1 and (self.root >= 0).all():
+            return tables[0][self.position]
+        values = constants.copy()
+        for number, table in enumerate(tables):
+            here = self.root == number
+            values[here] = table[self.position[here]]
+        return values
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,12 @@ class Kind(Enum):
     OPAQUE = "opaque"
 
 
+# What a finished analysis can contain. TIE is a request of the first passes: as soon as the ties of such a node are drawn,
+# what it mixes is one unit, and the next pass finds a MAP, NORM or REDUCE. So no later step (liveness, demand, slicing,
+# masks) has an entry for TIE.
+FINAL_KINDS = frozenset(Kind) - {Kind.TIE}
+
+
 @dataclass(frozen=True)
 class Role:
     """The answer of a rule: the kind, the channel axis of the output (None: any), and why if opaque."""

@@ -1,122 +1,253 @@
-"""Which channel classes a network can do without: the inside of a residual block, a branch."""
+"""Which channels a plan leaves alive and which of them depend on the image, for any number of plans in one pass.
+
+One plan is one bit: the words [C, W] of a tensor say, for every one of its C channels, in which plans it is live. An
+`Effective` asks for its own plan alone, `optional_classes` for one plan per channel class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from s2d_convert.channels.analysis import AnalysedModel, Layout
+from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.kinds import Array, Kind
+from s2d_convert.channels.movement import keeps_zero
+from s2d_convert.channels.pointwise import UNDEFINED_AT_ZERO
 from s2d_convert.channels.propagation import FREE
-from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Array, Kind, keeps_zero
 from s2d_convert.frontend.graph import Node
-from s2d_convert.plans.assignment import ADDITIVE
 
+ADDITIVE = ("Add", "Sum", "Sub")
 WORD = 64
+NO_PLAN, ALL_PLANS = np.uint64(0), ~np.uint64(0)
+Words = Array  # uint64 [C, W]
+
+
+def words_of(bits: Array) -> Words:
+    """The words uint64 [C, 1] of one plan, from its booleans [C]."""
+    return np.where(bits, ALL_PLANS, NO_PLAN)[:, None]
+
+
+def _all_plans(count: int, words: int) -> Words:
+    return np.full((count, words), ALL_PLANS)
+
+
+@dataclass(frozen=True, eq=False)
+class Liveness:
+    """Liveness of every channel of a model in some plans.
+
+    `kept` gives, for a root, the words uint64 [C, W] of the channels that the plans compute at all, and `stages`, for a
+    tensor, the effective stage of each channel, int64 [C]: the same in all plans that have the channel. `words` is W.
+    """
+
+    model: AnalysedModel
+    kept: Callable[[str], Words]
+    stages: Callable[[str], Array]
+    words: int = 1
+
+    def live(self, tensor: str) -> Words:
+        """The plans in which each channel of a tensor with a layout can be other than zero."""
+        return self._live.of(tensor)
+
+    def seen(self, tensor: str) -> Words:
+        """The plans in which each channel depends on the image: constants, and a bias behind channels of zeros, do not."""
+        return self._seen.of(tensor)
+
+    @cached_property
+    def _live(self) -> Spread:
+        return self._run(LIVE, self.kept, constants=True)
+
+    @cached_property
+    def _seen(self) -> Spread:
+        return self._run(SEEN, self._live.of, constants=False)
+
+    def _run(self, table: Mapping[Kind, Handler], most: Callable[[str], Words], *, constants: bool) -> Spread:
+        """Go over the graph once; `most` bounds the words of every root."""
+        model = self.model
+        spread = Spread(model, self.stages, self.words, constants, {})
+        spread.roots[model.graph.image] = _all_plans(len(model.layout(model.graph.image).units), self.words)
+        for node in model.graph.nodes:
+            for name in node.outputs:
+                if model.channels.is_root(name):
+                    spread.roots[name] = table[model.kind(node)](spread, node, name) & most(name)
+        return spread
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """One pass on its way: the words of all `roots` so far, and what the rules of the tables need.
+
+    `constants` says whether constants other than zero count.
+    """
+
+    model: AnalysedModel
+    stages: Callable[[str], Array]
+    words: int
+    constants: bool
+    roots: dict[str, Words]
+
+    def of(self, tensor: str) -> Words:
+        """The words of a tensor with a layout, as its roots show them."""
+        layout = self.model.layout(tensor)
+        filled = words_of((layout.fill != 0) & self.constants).repeat(self.words, axis=1)
+        return layout.gather([self.roots[root] for root in layout.roots], filled)
+
+    def count(self, tensor: str) -> int:
+        """C, the number of channels of a tensor with a layout."""
+        return len(self.model.layout(tensor).units)
+
+    def free(self, tensor: str) -> Array:
+        """Which channels belong to no unit, bool [C]: constants, zeros among them, and what is made of the image alone."""
+        free: Array = self.model.layout(tensor).units == FREE
+        return free
+
+    def source(self, node: Node) -> str:
+        """The computed input of a node that has one."""
+        return self.model.graph.computed(node)[0]
+
+    def operands(self, node: Node, name: str) -> list[Words]:
+        """The words of all computed inputs, spread over the channels of the output `name`."""
+        return [_over(self.of(tensor), self.count(name)) for tensor in self.model.graph.computed(node)]
+
+
+Handler = Callable[[Spread, Node, str], Words]
+
+
+def _over(words: Words, count: int) -> Words:
+    """Words over `count` channels: an operand of one unit may have its channels on another axis."""
+    return words if len(words) == count else np.bitwise_or.reduce(words, axis=0)[None].repeat(count, axis=0)
+
+
+def _read_by_then(spread: Spread, node: Node, name: str, words: Words) -> Words:
+    """What the channels of an output read that may read every input channel i with e(i) <= e(o)."""
+    stages, made = spread.stages(spread.source(node)), spread.stages(name)
+    read = np.zeros((len(made), spread.words), dtype=np.uint64)
+    for stage in np.unique(made).tolist():
+        read[made == stage] = np.bitwise_or.reduce(words[stages <= stage], axis=0)
+    return read
+
+
+def _by_then(spread: Spread, node: Node, name: str) -> Words:
+    """Live, or seen, where any channel is that it may read."""
+    return _read_by_then(spread, node, name, spread.of(spread.source(node)))
+
+
+def _live_statistics(spread: Spread, node: Node, name: str) -> Words:
+    """Statistics have a value as soon as anything exists, constants included."""
+    source = spread.source(node)
+    words = spread.of(source)
+    words[spread.free(source)] = ALL_PLANS
+    return words if spread.model.kind(node) is Kind.NORM else _read_by_then(spread, node, name, words)
+
+
+def _merged_groups(spread: Spread, node: Node, name: str) -> Words:
+    """Live, or seen, where any channel of the group is."""
+    groups = int(node.attrs["group"])
+    merged = np.bitwise_or.reduce(spread.of(spread.source(node)).reshape(groups, -1, spread.words), axis=1)
+    return merged.repeat(spread.count(name) // groups, axis=0)
+
+
+def _live_groups(spread: Spread, node: Node, name: str) -> Words:
+    """A group of constants alone (channels of zeros) still makes its bias: no plan took anything from it."""
+    groups = int(node.attrs["group"])
+    constant = spread.free(spread.source(node)).reshape(groups, -1).all(axis=1)
+    words = _merged_groups(spread, node, name)
+    words[constant.repeat(len(words) // groups)] = ALL_PLANS
+    return words
+
+
+def _moved(spread: Spread, node: Node, name: str) -> Words:
+    """The words of the units that the movement shows."""
+    source = spread.source(node)
+    table = np.zeros((spread.model.channels.units + 1, spread.words), dtype=np.uint64)  # FREE (-1) reads the last row
+    np.bitwise_or.at(table, spread.model.layout(source).units, spread.of(source))
+    shown: Words = table[spread.model.layout(name).units]
+    return shown
+
+
+def _seen_move(spread: Spread, node: Node, name: str) -> Words:
+    """Where a block of channels becomes one, a channel of the image may lie among those of a unit."""
+    source = spread.source(node)
+    image = spread.of(source)[spread.free(source)]
+    return _moved(spread, node, name) | np.bitwise_or.reduce(image, axis=0, initial=NO_PLAN)
+
+
+def _any_operand(spread: Spread, node: Node, name: str) -> Words:
+    """Live, or seen, where any operand is."""
+    return np.asarray(np.bitwise_or.reduce(spread.operands(node, name)))
+
+
+def _everything(spread: Spread, node: Node, name: str) -> Words:
+    """Live in every plan."""
+    return _all_plans(spread.count(name), spread.words)
+
+
+def _live_map(spread: Spread, node: Node, name: str) -> Words:
+    """What keeps zero at zero is as live as its input; what is undefined at zero stays zero there."""
+    if keeps_zero(node, spread.model.graph.constants) or node.op in UNDEFINED_AT_ZERO:
+        return _any_operand(spread, node, name)
+    return _everything(spread, node, name)
+
+
+def _live_join(spread: Spread, node: Node, name: str) -> Words:
+    """A product, and what is undefined at zero, needs all its operands; a sum of computed operands needs any of them."""
+    if node.op == "Mul" or node.op in UNDEFINED_AT_ZERO:
+        return np.asarray(np.bitwise_and.reduce(spread.operands(node, name)))
+    if node.op in ADDITIVE and len(spread.model.graph.computed(node)) == len(node.inputs):
+        return _any_operand(spread, node, name)
+    return _everything(spread, node, name)
+
+
+def _seen_opaque(spread: Spread, node: Node, name: str) -> Words:
+    """All of it, where anything that it reads is seen; what has no layout counts as seen."""
+    inputs = spread.model.graph.computed(node)
+    if any(tensor not in spread.model.channels.layouts for tensor in inputs):
+        return _everything(spread, node, name)
+    return _over(np.concatenate([spread.of(tensor) for tensor in inputs]), 1).repeat(spread.count(name), axis=0)
+
+
+# Both tables name every kind that a finished analysis has; TIE is none of them, see `kinds.FINAL_KINDS`.
+LIVE: Mapping[Kind, Handler] = {
+    Kind.MIX: _by_then,  # a row that may read no live channel is zero, bias included
+    Kind.GROUPED: _live_groups,
+    Kind.MAP: _live_map,
+    Kind.JOIN: _live_join,
+    Kind.NORM: _live_statistics,
+    Kind.REDUCE: _live_statistics,
+    Kind.MOVE: _moved,
+    Kind.OPAQUE: _everything,
+}
+SEEN: Mapping[Kind, Handler] = {
+    Kind.MIX: _by_then,
+    Kind.GROUPED: _merged_groups,
+    Kind.MAP: _any_operand,
+    Kind.JOIN: _any_operand,
+    Kind.NORM: _by_then,
+    Kind.REDUCE: _by_then,
+    Kind.MOVE: _seen_move,
+    Kind.OPAQUE: _seen_opaque,
+}
 
 
 def optional_classes(model: AnalysedModel) -> Array:
     """For each class whether all logits still depend on the image when none of its units exists, bool [classes].
 
-    This is `Effective.sees` of one plan per class, for all classes in one walk: bit k of the words [C, W] of a tensor
-    says which of its channels are live, or seen, where class k is pruned.
+    This is `Effective.sees` of one plan per class: bit k stands for the plan in which class k is pruned.
     """
-    walk = _Walk(model)
-    for node in model.graph.nodes:
-        for name in node.outputs:
-            if model.channels.is_root(name):
-                walk.live[name] = walk.output(node, name) & walk.kept[model.channels.layouts[name].units]
-                walk.seen[name] = walk.seen_output(node, name) & walk.live[name]
-    computed = model.channels.layouts[model.graph.output].root >= 0  # a logit may be a constant
-    bits = np.bitwise_and.reduce(walk.seen_of(model.graph.output)[computed], axis=0)
-    return np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(model.channels.classes)].astype(bool)
-
-
-class _Walk:
-    """Liveness in as many plans at once as there are classes."""
-
-    def __init__(self, model: AnalysedModel) -> None:
-        self.graph, self.channels = model.graph, model.channels
-        self.words = -(-len(model.channels.classes) // WORD)
-        self.kept = self._always(model.channels.units + 1)  # by unit; FREE (-1) reads the last row
-        for index, group in enumerate(model.channels.classes):
-            self.kept[list(group.units), index // WORD] &= ~np.uint64(1 << index % WORD)
-        self.live = {model.graph.image: self._always(len(model.channels.layouts[model.graph.image].units))}
-        self.seen = dict(self.live)
-
-    def _always(self, count: int) -> Array:
-        return np.full((count, self.words), ~np.uint64(0))
-
-    def of(self, tensor: str) -> Array:
-        """The words of every channel of a tensor with a layout, uint64 [C, W]."""
-        layout = self.channels.layouts[tensor]
-        constants = np.where((layout.fill != 0)[:, None], ~np.uint64(0), np.uint64(0)).repeat(self.words, axis=1)
-        return self._gathered(layout, self.live, constants)
-
-    def seen_of(self, tensor: str) -> Array:
-        """The same for which of them depend on the image; constants do not."""
-        layout = self.channels.layouts[tensor]
-        return self._gathered(layout, self.seen, np.zeros((len(layout.root), self.words), dtype=np.uint64))
-
-    @staticmethod
-    def _gathered(layout: Layout, tables: Mapping[str, Array], words: Array) -> Array:
-        for index, root in enumerate(layout.roots):
-            here = layout.root == index
-            words[here] = tables[root][layout.position[here]]
-        return words
-
-    def seen_output(self, node: Node, name: str) -> Array:
-        """The words of what of a node's output the image reaches; see `Effective._seen_output`."""
-        kind, count = self.channels.roles[node.name].kind, len(self.channels.layouts[name].units)
-        inputs = self.graph.computed(node)
-        if kind is Kind.GROUPED:
-            groups = int(node.attrs["group"])
-            merged = np.bitwise_or.reduce(self.seen_of(inputs[0]).reshape(groups, -1, self.words), axis=1)
-            return merged.repeat(count // groups, axis=0)
-        if kind is Kind.MOVE:
-            words = self.seen_of(inputs[0])
-            image = words[self.channels.layouts[inputs[0]].units == FREE]
-            return self._moved(name, inputs[0], words) | np.bitwise_or.reduce(image, axis=0, initial=np.uint64(0))
-        if kind in (Kind.MAP, Kind.JOIN):
-            return np.bitwise_or.reduce([self._spread(self.seen_of(t), count) for t in inputs])
-        if any(t not in self.channels.layouts for t in inputs):
-            return self._always(count)
-        return np.bitwise_or.reduce([self._spread(self.seen_of(t), 1)[0] for t in inputs])[None].repeat(count, axis=0)
-
-    def _moved(self, name: str, source: str, words: Array) -> Array:
-        table = np.zeros_like(self.kept)
-        np.bitwise_or.at(table, self.channels.layouts[source].units, words)
-        found: Array = table[self.channels.layouts[name].units]
-        return found
-
-    def output(self, node: Node, name: str) -> Array:
-        """The words of what a node makes, before its own units are pruned; see `Effective._live_output`."""
-        kind, count = self.channels.roles[node.name].kind, len(self.channels.layouts[name].units)
-        inputs = self.graph.computed(node)
-        if kind is Kind.MIX:
-            return np.bitwise_or.reduce(self.of(inputs[0]), axis=0)[None].repeat(count, axis=0)
-        if kind is Kind.GROUPED:
-            groups = int(node.attrs["group"])
-            merged = np.bitwise_or.reduce(self.of(inputs[0]).reshape(groups, -1, self.words), axis=1)
-            constant = (self.channels.layouts[inputs[0]].units == FREE).reshape(groups, -1).all(axis=1)
-            merged[constant] = ~np.uint64(0)
-            return merged.repeat(count // groups, axis=0)
-        if kind in (Kind.NORM, Kind.REDUCE):
-            words = self.of(inputs[0])
-            words[self.channels.layouts[inputs[0]].units == FREE] = ~np.uint64(0)
-            return words if kind is Kind.NORM else self._spread(words, count)
-        if kind is Kind.MOVE:
-            return self._moved(name, inputs[0], self.of(inputs[0]))
-        if kind not in (Kind.MAP, Kind.JOIN):
-            return self._always(count)
-        operands = [self._spread(self.of(t), count) for t in inputs]
-        if node.op in UNDEFINED_AT_ZERO or (kind is Kind.JOIN and node.op == "Mul"):
-            return np.bitwise_and.reduce(operands)
-        additive = node.op in ADDITIVE and len(inputs) == len(node.inputs)
-        if additive if kind is Kind.JOIN else keeps_zero(node, self.graph.constants):
-            return np.bitwise_or.reduce(operands)
-        return self._always(count)
-
-    @staticmethod
-    def _spread(words: Array, count: int) -> Array:
-        return words if len(words) == count else np.bitwise_or.reduce(words, axis=0)[None].repeat(count, axis=0)
+    channels = model.channels
+    words = -(-len(channels.classes) // WORD)
+    kept = _all_plans(channels.units + 1, words)  # by unit; FREE (-1) reads the last row
+    for index, group in enumerate(channels.classes):
+        kept[list(group.units), index // WORD] &= ~np.uint64(1 << index % WORD)
+    liveness = Liveness(
+        model,
+        kept=lambda root: kept[model.layout(root).units],
+        stages=lambda tensor: np.ones(len(model.layout(tensor).units), dtype=np.int64),  # plans of one stage
+        words=words,
+    )
+    logits = model.layout(model.graph.output)
+    seen = liveness.seen(model.graph.output)[logits.root >= 0]  # a logit may be a constant
+    bits = np.bitwise_and.reduce(seen, axis=0)
+    return np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(channels.classes)].astype(bool)

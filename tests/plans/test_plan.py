@@ -17,7 +17,7 @@ from s2d_convert.channels.rules import keeps_zero
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Node
 from s2d_convert.network.staged_net import StagedNet
-from s2d_convert.plans.assignment import NEVER, Effective, check_conversion
+from s2d_convert.plans.assignment import NO_STAGE, Effective, check_conversion
 from s2d_convert.plans.exit_points import candidate_taps
 from s2d_convert.plans.plan import Conversion, Plan, identity_plan
 from s2d_convert.slicing.split import split
@@ -62,7 +62,7 @@ def test_pruned_units_are_never_computed() -> None:
     graph, channels, weights = analysed(chain())
     stages = [1] * 8 + [1] * 12 + [0] * 4 + [1] * 5
     plan = Plan(("logits",), tuple(stages))
-    assert (Effective(AnalysedModel(graph, channels), plan).of("b")[12:] == NEVER).all()
+    assert (Effective(AnalysedModel(graph, channels), plan).of("b")[12:] == NO_STAGE).all()
     (stage,) = split(graph, channels, plan, weights)
     assert stage.parameters == 8 * 3 * 9 + 12 * 8 * 9 + 5 * 12 + 1  # and the temperature
 
