@@ -26,9 +26,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from s2d_convert.channels.propagation import FREE, Walk
-from s2d_convert.channels.rules import Array, Kind, Role
+from s2d_convert.channels.kinds import FINAL_KINDS, Array, Kind, Role
+from s2d_convert.channels.propagation import FREE, Propagation
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.graph import Graph, Node
 
@@ -135,7 +137,7 @@ def analyse(graph: Graph) -> Channels:
     anchored = np.zeros(0, dtype=np.int64)
     settled: set[str] = set()
     for _ in range(MAX_WALKS):
-        walk = Walk(graph, labels, anchored, settled)
+        walk = Propagation(graph, labels, anchored, settled)
         walk.run()
         # Ties only ever grow, so the walk must settle.
         found = _components(walk.raw_count, [*walk.edges, (np.arange(len(labels)), labels)])
@@ -150,27 +152,21 @@ def analyse(graph: Graph) -> Channels:
     raise ModelError("channel analysis did not settle; please report this model")
 
 
-def _components(count: int, edges: list[tuple[Array, Array]]) -> Array:
-    """For each of `count` elements the smallest element of its connected component (pointer jumping)."""
-    labels = np.arange(count)
-    if not edges:
-        return labels
+def _components(count: int, edges: Sequence[tuple[Array, Array]]) -> Array:
+    """For each of `count` elements the smallest element of its connected component."""
     left = np.concatenate([e[0] for e in edges])
     right = np.concatenate([e[1] for e in edges])
-    while True:
-        low = np.minimum(labels[left], labels[right])
-        before = labels.copy()
-        np.minimum.at(labels, labels[left], low)
-        np.minimum.at(labels, labels[right], low)
-        np.minimum.at(labels, left, low)
-        np.minimum.at(labels, right, low)
-        labels = labels[labels]
-        if np.array_equal(before, labels):
-            return labels
+    links = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(count, count))
+    component = connected_components(links, directed=False)[1]
+    smallest = np.unique(component, return_index=True)[1]
+    return smallest[component]
 
 
-def _result(walk: Walk) -> Channels:
-    """What the last walk, whose ties are settled, has found."""
+def _result(walk: Propagation) -> Channels:
+    """What the last pass, whose ties are settled, found out. Raises ModelError where a kind is left that is not final."""
+    for name, role in walk.roles.items():
+        if role.kind not in FINAL_KINDS:
+            raise ModelError(f"node '{name}': channel analysis did not settle what it ties; please report this model")
     labels = walk.labels
     used = np.unique(walk.atom_raw[walk.atom_raw != FREE])
     # Labels are smallest members, so that sorting them is sorting by appearance.
@@ -186,7 +182,7 @@ def _result(walk: Walk) -> Channels:
     return Channels(layouts, dict(walk.roles), classes, len(order))
 
 
-def _layout(walk: Walk, name: str, axis: int, number: Array) -> Layout:
+def _layout(walk: Propagation, name: str, axis: int, number: Array) -> Layout:
     count = walk.shape(name)[axis] if walk.shape(name) else 1
     atoms = walk.atoms[name]
     if atoms.ndim:
@@ -208,7 +204,7 @@ def _layout(walk: Walk, name: str, axis: int, number: Array) -> Layout:
     return Layout(axis, units, roots, root, position, fill)
 
 
-def _classes(walk: Walk, layouts: Mapping[str, Layout], units: int) -> tuple[ChannelClass, ...]:
+def _classes(walk: Propagation, layouts: Mapping[str, Layout], units: int) -> tuple[ChannelClass, ...]:
     makers: list[list[str]] = [[] for _ in range(units)]
     widths: dict[str, int] = {}
     for node in walk.graph.nodes:

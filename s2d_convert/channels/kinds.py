@@ -18,7 +18,7 @@ OPAQUE     channels mix in some other way: all of them become one unit, the node
 channels i with e(i) <= s, as a MIX node does, so that no stage ever waits for a later one.
 
 Axes here never count the batch: axis 0 of a feature map (C, H, W) is the channel axis of NCHW.
-Adding an operator is one entry in `rules_*`, one builder in `lower_*` and one small test net.
+Adding an operator is one rule in `linear`, `movement` or `pointwise`, one builder in `network.converters` and one small test net.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from s2d_convert.channels.kinds import Array, Context, Kind, Role, opaque, rule
-from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.frontend.graph import Node
 
 
 @rule("Conv", "ConvTranspose")
@@ -59,25 +59,3 @@ def transposed_kernel(weight: Array, groups: int) -> Array:
     """Between the weight of a ConvTranspose [I, O / groups, *kernel] and [O, I / groups, *kernel]; its own inverse."""
     parts = weight.reshape(groups, len(weight) // groups, *weight.shape[1:]).swapaxes(1, 2)
     return parts.reshape(-1, *parts.shape[2:])
-
-
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-def macs_of(node: Node, graph: Graph) -> int:
-    """Multiply-accumulates per image of one of `PRODUCTS`, whole."""
-    out, rows = graph.shapes[node.outputs[0]], graph.folded.get(node.outputs[0], 1)
-    for name in node.inputs[1::-1]:
-        if name in graph.constants:
-            other = node.inputs[0] if name == node.inputs[1] else node.inputs[1]
-            return round(graph.constants[name].size * macs_per_weight(node, graph.shapes[other], out) * rows)
-    return round(int(np.prod(out)) * (graph.shapes[node.inputs[0]] or (1,))[-1] * rows)
-
-
-def macs_per_weight(node: Node, shape_in: tuple[int, ...], shape_out: tuple[int, ...]) -> int:
-    """How many multiply-accumulates one entry of the [O, I, *kernel] weight takes per image."""
-    if node.op == "ConvTranspose":
-        return int(np.prod(shape_in[1:]))
-    if node.op == "Conv":
-        return int(np.prod(shape_out[1:]))
-    return int(np.prod(shape_out[:-1]))

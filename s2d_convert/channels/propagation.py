@@ -1,22 +1,25 @@
 """One pass of the channel analysis over a graph: every operator is run on channel identities instead of values.
 
 An *atom* is one position on the channel axis of a *root* (a tensor that is really computed) and has a raw id; a negative atom
-is a constant. `channels` says what the passes are for and what becomes of them.
+is a constant. `analysis` says what the passes are for and what becomes of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from s2d_convert.channels.axes import LOST, Tag, aligned, shared_out
-from s2d_convert.channels.rules import Array, Kind, Role, block_channels, move, opaque, pad_value, role_of, tiled_axes
+from s2d_convert.channels.kinds import Array, Kind, Role, opaque, role_of
+from s2d_convert.channels.movement import block_channels, move, pad_value, tiled_axes
 from s2d_convert.frontend.graph import Graph, Node
 
 FREE = -1  # the unit of what needs no channel unit: the image, constants and what is anchored
 SHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 
 
-class Walk:
+class Propagation:
     """One pass over the graph; also the `Context` that rules ask."""
 
     def __init__(self, graph: Graph, labels: Array, anchored: Array, settled: set[str]) -> None:
@@ -25,8 +28,8 @@ class Walk:
         self.labels = labels
         self.settled = settled  # the TIE and OPAQUE nodes whose ties are drawn
         self.pending: dict[Kind, list[str]] = {Kind.TIE: [], Kind.OPAQUE: []}
-        self.anchored: list[Array] = []  # what this walk anchors
-        self.free = np.zeros(len(labels), dtype=bool)  # by label, whether an earlier walk did
+        self.anchored: list[Array] = []  # what this pass anchors
+        self.free = np.zeros(len(labels), dtype=bool)  # by label, whether an earlier pass did
         self.free[anchored] = True
         self.raw_count = sum(_most_channels(graph, node) for node in graph.nodes)
         self._next_raw = 0
@@ -41,7 +44,7 @@ class Walk:
         self.offsets: list[int] = []
         self.atom_raw = np.zeros(0, dtype=np.int64)
 
-    # --- what rules ask: see `rules_base.Context` ---
+    # --- what rules ask: see `kinds.Context` ---
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.graph.shapes[name]
@@ -71,10 +74,10 @@ class Walk:
         return np.where((ids >= 0) & self.free[np.maximum(ids, 0)], FREE, ids)
 
     def _known(self, raw: Array) -> Array:
-        """The labels of raw ids: themselves in the first walk, FREE for FREE."""
+        """The labels of raw ids: themselves in the first pass, FREE for FREE."""
         return np.where(raw == FREE, FREE, self.labels[np.maximum(raw, 0)]) if len(self.labels) else raw
 
-    # --- the walk ---
+    # --- the pass ---
 
     def run(self) -> None:
         image = self.graph.image
@@ -84,9 +87,8 @@ class Walk:
             folded = any(name in self.graph.folded for name in (*node.inputs, *node.outputs))
             role = opaque("the batch is folded together with other axes") if folded else role_of(node, self)
             self.roles[node.name] = role
-            handler = getattr(self, f"_do_{role.kind.value}")
-            handler(node, role)
-            # A fixed range of raw ids per node keeps their meaning when a role changes between walks.
+            FOLLOW[role.kind](self, node, role)
+            # A fixed range of raw ids per node keeps their meaning when a role changes between passes.
             self._next_raw += _most_channels(self.graph, node)
 
     def _root(self, name: str, axis: int, raws: Array) -> None:
@@ -120,11 +122,13 @@ class Walk:
         both = (left != FREE) & (right != FREE)
         self.edges.append((left[both], right[both]))
 
-    def _do_mix(self, node: Node, role: Role) -> None:
+    def follow_mix(self, node: Node, role: Role) -> None:
+        """New channels."""
         name = node.outputs[0]
         self._root(name, _axis(role), self._fresh(self.shape(name)[_axis(role)]))
 
-    def _do_grouped(self, node: Node, role: Role) -> None:
+    def follow_grouped(self, node: Node, role: Role) -> None:
+        """New channels, tied by group with one another and with what the group reads."""
         name, groups = node.outputs[0], int(node.attrs["group"])
         raws = self._fresh(self.shape(name)[0])
         heads = np.repeat(raws.reshape(groups, -1)[:, :1], len(raws) // groups, axis=1).reshape(-1)
@@ -133,7 +137,8 @@ class Walk:
         self._tie(source, np.repeat(raws.reshape(groups, -1)[:, 0], len(source) // groups))
         self._root(name, 0, raws)
 
-    def _do_map(self, node: Node, role: Role) -> None:
+    def follow_map(self, node: Node, role: Role) -> None:
+        """The channels of the input."""
         source = self.computed(node)[0]
         raws = self._raws(source, self.axis(source) or 0)
         for name in node.outputs:
@@ -142,7 +147,8 @@ class Walk:
             # Only a tensor of one unit may be read along another axis than its own.
             self._root(name, _axis(role), raws if len(raws) == count else np.repeat(raws[:1], count))
 
-    def _do_join(self, node: Node, role: Role) -> None:
+    def follow_join(self, node: Node, role: Role) -> None:
+        """The channels of all operands, tied position by position."""
         name, axis = node.outputs[0], _axis(role)
         merged = np.full(self.shape(name)[axis], FREE)
         for operand in self.computed(node):
@@ -154,16 +160,16 @@ class Walk:
             merged = np.where(merged == FREE, other, merged)
         self._root(name, axis, merged)
 
-    _do_norm = _do_map
-
-    def _do_reduce(self, node: Node, role: Role) -> None:
+    def follow_reduce(self, node: Node, role: Role) -> None:
+        """One new channel."""
         self._one_unit(node.outputs[0], self._fresh(1))
 
     def _one_unit(self, name: str, raw: Array) -> None:
         shape = self.shape(name)
         self._root(name, 0, np.repeat(raw, shape[0] if shape else 1))
 
-    def _do_tie(self, node: Node, role: Role) -> None:
+    def follow_tie(self, node: Node, role: Role) -> None:
+        """Tie the channels that the node mixes, once it is settled; nothing is known of its output before."""
         if node.name in self.settled:
             for source in self.computed(node):
                 atoms = np.moveaxis(self.atoms[source], _axis(role), 0)
@@ -177,7 +183,8 @@ class Walk:
         for name in node.outputs:
             self._one_unit(name, np.array([FREE]))
 
-    def _do_opaque(self, node: Node, role: Role) -> None:
+    def follow_opaque(self, node: Node, role: Role) -> None:
+        """Tie all channels that the node reads, once it is settled; its output is of the same unit."""
         if node.name not in self.settled:
             self.pending[Kind.OPAQUE].append(node.name)
             for name in node.outputs:
@@ -197,7 +204,8 @@ class Walk:
         atoms = np.unique(self.atoms[name])
         return self.atom_raw[atoms[atoms >= 0]]
 
-    def _do_move(self, node: Node, role: Role) -> None:
+    def follow_move(self, node: Node, role: Role) -> None:
+        """Move the atoms themselves."""
         sources = self.computed(node)
         if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
             self._reshape(sources[0], node.outputs[0])
@@ -209,7 +217,7 @@ class Walk:
             self._rearrange(node, sources)
         if not all(self._settle(node, name, sources) for name in node.outputs):
             self.roles[node.name] = opaque("it rearranges channels and space in one")
-            self._do_opaque(node, self.roles[node.name])
+            self.follow_opaque(node, self.roles[node.name])
         return None
 
     def _blocks(self, node: Node) -> None:
@@ -313,6 +321,19 @@ class Walk:
             return {node.attrs.get("axis", 0) % rank - 1}
         axis = self.axis(sources[0])
         return set(range(rank - 1)) if axis is None else {axis}
+
+
+FOLLOW: Mapping[Kind, Callable[[Propagation, Node, Role], None]] = {
+    Kind.MIX: Propagation.follow_mix,
+    Kind.GROUPED: Propagation.follow_grouped,
+    Kind.MAP: Propagation.follow_map,
+    Kind.JOIN: Propagation.follow_join,
+    Kind.NORM: Propagation.follow_map,
+    Kind.REDUCE: Propagation.follow_reduce,
+    Kind.MOVE: Propagation.follow_move,
+    Kind.TIE: Propagation.follow_tie,
+    Kind.OPAQUE: Propagation.follow_opaque,
+}
 
 
 def _most_channels(graph: Graph, node: Node) -> int:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.kinds import Kind
+from s2d_convert.channels.pointwise import UNDEFINED_AT_ZERO, channel_axis_of_constant
 from s2d_convert.channels.propagation import FREE
-from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Kind, channel_axis_of_constant
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.network.converters.lower import BUILDERS, lower
 from s2d_convert.network.layers import EPSILON, MOMENTUM, Exit, Head, Mixing, Moments, Norm, as_numpy, channel_means
@@ -27,6 +29,20 @@ from s2d_convert.plans.weights import Weights, initial_head
 
 # Operators whose constants per channel are trained; those of the others (bounds, exponents) say what the model is.
 LEARNED = ("Add", "Div", "InstanceNormalization", "LayerNormalization", "Mul", "PRelu", "RMSNormalization", "Sub")
+
+# How a plan shows in the one dense pass, by what a node does to channels: in single `links` of a weight, in whole `rows`
+# of it, in the `levels` that a node is computed in one after the other, or not at all, because what it reads is masked.
+# TIE is missing, because a finished analysis has none: see `kinds.FINAL_KINDS`.
+SHOWN: Mapping[Kind, Literal["links", "rows", "levels", "inputs"]] = {
+    Kind.MIX: "links",
+    Kind.GROUPED: "rows",
+    Kind.MAP: "inputs",
+    Kind.JOIN: "inputs",
+    Kind.NORM: "levels",
+    Kind.REDUCE: "levels",
+    Kind.MOVE: "inputs",
+    Kind.OPAQUE: "inputs",
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ class StagedNet(nn.Module):
         return found
 
     def _parts(self, node: Node, effective: Effective, device: torch.device) -> tuple[Level, ...] | None:
-        if self.channels.roles[node.name].kind not in (Kind.NORM, Kind.REDUCE):
+        if SHOWN[self.model.kind(node)] != "levels":
             return None
         levels = effective.levels(node)
         if len(levels) == 1 and len(levels[0][0]) == len(self.channels.layouts[node.inputs[0]].units):
@@ -156,10 +172,8 @@ class StagedNet(nn.Module):
 
     def _mask(self, node: Node, effective: Effective, device: torch.device) -> tuple[Tensor, Tensor] | None:
         rank = self._mixing(node).weight.ndim
-        if self.channels.roles[node.name].kind is Kind.MIX:
-            mask = effective.mask(node)
-        else:  # GROUPED: whole groups are zero or not
-            mask = effective.live(node.outputs[0])[:, None]
+        whole_rows = SHOWN[self.model.kind(node)] == "rows"
+        mask = effective.live(node.outputs[0])[:, None] if whole_rows else effective.mask(node)
         if mask.all():
             return None
         grid = torch.tensor(mask, dtype=torch.float32, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.channels.rules import Kind
+from s2d_convert.channels.kinds import Kind
 
 
 def pooled_axis(model: AnalysedModel, tap: str) -> int | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.channels.macs import node_macs
-from s2d_convert.channels.rules import PRODUCTS, Kind, macs_of
+from s2d_convert.channels.kinds import Kind
+from s2d_convert.channels.macs import PRODUCTS, macs_of, node_macs
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.channels.rules import Array
+from s2d_convert.channels.kinds import Array
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.divisions import Division
 from s2d_convert.plans.exit_points import candidate_taps

@@ -6,22 +6,24 @@ are those of `channels`; everything here follows from graph, channels and plan, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.channels.rules import UNDEFINED_AT_ZERO, Array, Kind, move
+from s2d_convert.channels.kinds import Array, Kind
+from s2d_convert.channels.movement import move
+from s2d_convert.channels.pointwise import UNDEFINED_AT_ZERO
 from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 
 
-class Needs:
+class Demand:
     """The positions that the stages of one chain compute and read."""
 
     def __init__(self, model: AnalysedModel, plan: Plan) -> None:
-        self.graph, self.channels, self.plan = model.graph, model.channels, plan
+        self.model, self.graph, self.channels, self.plan = model, model.graph, model.channels, plan
         self.effective = Effective(model, plan)
         self._held: dict[str, Array] = {}
 
@@ -76,19 +78,28 @@ class Needs:
 
     def _reads(self, node: Node, stage: int) -> list[tuple[str, Array]]:
         """The (tensor, positions) that the pieces of a node in one stage are computed from."""
-        kind = self.channels.roles[node.name].kind
-        inputs = self.graph.computed(node)
-        if kind is Kind.MIX:
-            return [(inputs[0], self.readable(node.inputs[0], stage))]
-        if kind in (Kind.NORM, Kind.REDUCE):
-            return [(inputs[0], self.effective.counted(node, stage))]
-        if kind is Kind.OPAQUE:
-            return [(name, self.every(name)) for name in inputs]
-        if kind is Kind.GROUPED:
-            return [(inputs[0], np.concatenate(list(self.group_columns(node, stage).values())))]
-        if kind is Kind.MOVE:
-            return [(inputs[0], self.moved(node, stage))]
-        return [(name, self.same_positions(name, node, stage)) for name in inputs]
+        positions = READ[self.model.kind(node)]
+        return [(name, positions(self, name, node, stage)) for name in self.graph.computed(node)]
+
+    def readable_columns(self, tensor: str, node: Node, stage: int) -> Array:
+        """What a MIX node reads: all that exists by then."""
+        return self.readable(tensor, stage)
+
+    def counted(self, tensor: str, node: Node, stage: int) -> Array:
+        """What a NORM or REDUCE node reads: all that exists by then, constants included."""
+        return self.effective.counted(node, stage)
+
+    def whole_groups(self, tensor: str, node: Node, stage: int) -> Array:
+        """What a GROUPED node reads: the channels of the groups that the stage computes."""
+        return np.concatenate(list(self.group_columns(node, stage).values()))
+
+    def whole_tensor(self, tensor: str, node: Node, stage: int) -> Array:
+        """What an OPAQUE node reads: everything."""
+        return self.every(tensor)
+
+    def moved_positions(self, tensor: str, node: Node, stage: int) -> Array:
+        """What a MOVE node reads: the channels that it shows."""
+        return self.moved(node, stage)
 
     def every(self, tensor: str) -> Array:
         """All positions of a tensor."""
@@ -152,3 +163,16 @@ class Needs:
         if node.op not in ("Transpose", "DepthToSpace", "SpaceToDepth"):
             return elements.reshape(shape)
         return move(node, [elements[None]], self.graph.constants, fill=-1)[0][0]
+
+
+# The positions of one computed input that a node reads in one stage. TIE is missing: see `kinds.FINAL_KINDS`.
+READ: Mapping[Kind, Callable[[Demand, str, Node, int], Array]] = {
+    Kind.MIX: Demand.readable_columns,
+    Kind.GROUPED: Demand.whole_groups,
+    Kind.MAP: Demand.same_positions,
+    Kind.JOIN: Demand.same_positions,
+    Kind.NORM: Demand.counted,
+    Kind.REDUCE: Demand.counted,
+    Kind.MOVE: Demand.moved_positions,
+    Kind.OPAQUE: Demand.whole_tensor,
+}

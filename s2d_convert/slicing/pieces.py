@@ -14,8 +14,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from s2d_convert.channels.analysis import Layout
-from s2d_convert.channels.rules import Array
-from s2d_convert.slicing.demand import Needs
+from s2d_convert.channels.kinds import Array
+from s2d_convert.slicing.demand import Demand
 from s2d_convert.slicing.stage_graph import StageGraph
 
 MAX_RUNS = 3  # reorder by a Concat of up to this many slices, by a Gather beyond
@@ -52,12 +52,12 @@ def _turns(index: Array) -> list[Array]:
 class Pieces:
     """The stages in the making, and what each of them computes of every tensor."""
 
-    def __init__(self, needs: Needs, first_stage: int) -> None:
-        self.needs, self.graph, self.channels, self.first = needs, needs.graph, needs.channels, first_stage
-        self.stages = [StageGraph(first_stage + k, self.graph) for k in range(needs.plan.stages)]
+    def __init__(self, demand: Demand, first_stage: int) -> None:
+        self.demand, self.graph, self.channels, self.first = demand, demand.graph, demand.channels, first_stage
+        self.stages = [StageGraph(first_stage + k, self.graph) for k in range(demand.plan.stages)]
         image = self.graph.image
         self._casts: dict[tuple[str, int], str] = {}
-        self._pieces: dict[tuple[str, int], Piece] = {(image, 0): Piece(image, needs.every(image), 0)}
+        self._pieces: dict[tuple[str, int], Piece] = {(image, 0): Piece(image, demand.every(image), 0)}
 
     def __contains__(self, key: tuple[str, int]) -> bool:
         return key in self._pieces
@@ -139,7 +139,7 @@ class Pieces:
         """The cheapest arrangement: per piece (None: constants) the indices to take, and the positions in that order."""
         segments: list[Segment] = []
         order: list[int] = []
-        for root, stage, mine in self.needs.sources(tensor, positions):
+        for root, stage, mine in self.demand.sources(tensor, positions):
             if not root:
                 segments.append((None, positions[mine].tolist()))
                 order += positions[mine].tolist()
@@ -156,7 +156,7 @@ class Pieces:
         """The wanted order as runs of consecutive channels of one piece."""
         layout = self.channels.layouts[tensor]
         wanted: list[tuple[Piece | None, int]] = [(None, p) for p in positions.tolist()]
-        for root, stage, mine in self.needs.sources(tensor, positions):
+        for root, stage, mine in self.demand.sources(tensor, positions):
             if root:
                 piece = self._pieces[root, stage]
                 for i, index in zip(mine.tolist(), piece.index[layout.position[positions[mine]]].tolist(), strict=True):

@@ -1,8 +1,8 @@
 """Cut a graph into the stages of a plan: Graph + Plan + Weights -> one ONNX model per stage.
 
-The steps (*pieces* are defined in `needs`):
+The steps (*pieces* are defined in `demand`):
 
-1. backwards over the graph, find the pieces that some stage's logits depend on (`needs`);
+1. backwards over the graph, find the pieces that some stage's logits depend on (`demand`);
 2. forwards, emit every needed piece once, in its stage. Weights lose the rows of other stages and the
    columns of later ones; a mixing row without any input is zero, and additions of zero vanish;
 3. a piece that a later stage reads becomes a link: an output here, an input there (`pieces`);
@@ -12,16 +12,20 @@ The steps (*pieces* are defined in `needs`):
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
-from s2d_convert.channels.rules import PRODUCTS, Array, macs_of, macs_per_weight, slice_constant, transposed_kernel
+from s2d_convert.channels.kinds import Array, Kind
+from s2d_convert.channels.linear import transposed_kernel
+from s2d_convert.channels.macs import PRODUCTS, macs_of, macs_per_weight
+from s2d_convert.channels.pointwise import slice_constant
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.weights import Weights, initial_head
-from s2d_convert.slicing.demand import Needs
+from s2d_convert.slicing.demand import Demand
 from s2d_convert.slicing.pieces import Pieces
 from s2d_convert.slicing.stage_graph import OUTPUT, StageGraph, StageModel
 
@@ -38,7 +42,7 @@ def split(
     Exit heads that `weights` lacks are initialised from the classifier. Raises UsageError when the plan does not fit.
     """
     cutter = _Cutter(AnalysedModel(graph, channels), plan, weights, first_stage)
-    cutter.emit(cutter.needs.pieces())
+    cutter.emit(cutter.demand.pieces())
     return cutter.close()
 
 
@@ -49,14 +53,14 @@ def _taken(weight: Array, index: Array, axis: int) -> Array:
 
 
 class _Cutter:
-    """The state of one `split`; one `_emit_` method for every kind of node."""
+    """The state of one `split`; one `emit_` method for every kind of node, see `EMIT`."""
 
     def __init__(self, model: AnalysedModel, plan: Plan, weights: Weights, first_stage: int) -> None:
         self.model, self.graph, self.channels = model, model.graph, model.channels
         self.plan, self.weights = plan, weights
-        self.needs = Needs(model, plan)
-        self.effective = self.needs.effective
-        self.pieces = Pieces(self.needs, first_stage)
+        self.demand = Demand(model, plan)
+        self.effective = self.demand.effective
+        self.pieces = Pieces(self.demand, first_stage)
         self.stages = self.pieces.stages
 
     # --- emit -------------------------------------------------------------------------------
@@ -66,12 +70,12 @@ class _Cutter:
         for node in self.graph.nodes:
             for stage in range(1, self.plan.stages + 1):
                 if any((name, stage) in needed for name in node.outputs):
-                    handler = getattr(self, f"_emit_{self.channels.roles[node.name].kind.value}")
-                    handler(node, stage)
+                    EMIT[self.model.kind(node)](self, node, stage)
 
-    def _emit_mix(self, node: Node, stage: int) -> None:
+    def emit_mix(self, node: Node, stage: int) -> None:
+        """The rows of this stage, and the columns that exist by then."""
         out, builder = node.outputs[0], self.stages[stage - 1]
-        rows, columns = self.needs.made(node, stage), self.needs.readable(node.inputs[0], stage)
+        rows, columns = self.demand.made(node, stage), self.demand.readable(node.inputs[0], stage)
         weight, bias = self.weights.mix[node.name]
         source, order = self.pieces.fetch(stage, node.inputs[0], columns)
         if len(weight[0]) != len(self.channels.layouts[node.inputs[0]].units):
@@ -84,9 +88,10 @@ class _Cutter:
         )
         self.pieces.keep(out, stage, name, rows)
 
-    def _emit_grouped(self, node: Node, stage: int) -> None:
+    def emit_grouped(self, node: Node, stage: int) -> None:
+        """The conv groups of this stage."""
         out, builder = node.outputs[0], self.stages[stage - 1]
-        by_group = self.needs.group_columns(node, stage)
+        by_group = self.demand.group_columns(node, stage)
         wanted = np.concatenate(list(by_group.values()))
         size = len(wanted) // len(by_group)
         _, natural = self.pieces.arrange(node.inputs[0], wanted)
@@ -107,10 +112,11 @@ class _Cutter:
         )
         self.pieces.keep(out, stage, name, rows)
 
-    def _emit_map(self, node: Node, stage: int) -> None:
+    def emit_map(self, node: Node, stage: int) -> None:
+        """The same operator on the channels of this stage."""
         source, builder = self.graph.computed(node)[0], self.stages[stage - 1]
-        positions = self.needs.same_positions(source, node, stage)
-        made = self.needs.made(node, stage)
+        positions = self.demand.same_positions(source, node, stage)
+        made = self.demand.made(node, stage)
         whole = self.channels.layouts[source].uniform
         data, order = self.pieces.fetch(stage, source, positions, ordered=whole)
         kept = made if whole else order
@@ -121,9 +127,10 @@ class _Cutter:
         for tensor, name in zip(node.outputs, names, strict=True):
             self.pieces.keep(tensor, stage, name, kept)
 
-    def _emit_join(self, node: Node, stage: int) -> None:
+    def emit_join(self, node: Node, stage: int) -> None:
+        """The same operator on the channels of this stage, its operands in one order; a sum leaves out what is zero."""
         out, builder = node.outputs[0], self.stages[stage - 1]
-        made, inputs = self.needs.made(node, stage), self.graph.computed(node)
+        made, inputs = self.demand.made(node, stage), self.graph.computed(node)
         if node.op in SUMS and len(inputs) == len(node.inputs):
             inputs = self._summands(node, stage)
             node = replace(node, inputs=inputs)
@@ -144,11 +151,11 @@ class _Cutter:
     def _lead(self, node: Node, stage: int, inputs: tuple[str, ...]) -> str:
         """The operand of a JOIN that the others are put in order by: of full width, if possible without constants."""
         layouts, out = self.channels.layouts, node.outputs[0]
-        full = [t for t in inputs if not self.needs.is_spread(t, out)]
+        full = [t for t in inputs if not self.demand.is_spread(t, out)]
         if not layouts[out].uniform:  # what comes from the image alone has no order to follow
             full = [t for t in full if not layouts[t].uniform] or full
         return next(
-            (t for t in full if (layouts[t].root[self.needs.same_positions(t, node, stage)] >= 0).all()), full[0]
+            (t for t in full if (layouts[t].root[self.demand.same_positions(t, node, stage)] >= 0).all()), full[0]
         )
 
     def _fetch_operand(
@@ -158,8 +165,8 @@ class _Cutter:
         out, layouts, builder = node.outputs[0], self.channels.layouts, self.stages[stage - 1]
         if not layouts[tensor].uniform:
             return self.pieces.fetch(stage, tensor, positions, ordered=ordered)
-        name, _ = self.pieces.fetch(stage, tensor, self.needs.every(tensor), ordered=True)
-        if layouts[out].uniform or self.needs.is_spread(tensor, out):
+        name, _ = self.pieces.fetch(stage, tensor, self.demand.every(tensor), ordered=True)
+        if layouts[out].uniform or self.demand.is_spread(tensor, out):
             return name, positions
         axis, whole = layouts[out].axis, self.graph.shapes[tensor]
         shape = [len(positions) if a == axis else n for a, n in enumerate(whole)]
@@ -168,7 +175,7 @@ class _Cutter:
     def _summands(self, node: Node, stage: int) -> tuple[str, ...]:
         """The operands of a sum that are not all zero, and as many others as give the sum its shape."""
         inputs, shapes = self.graph.computed(node), self.graph.shapes
-        kept = [t for t in inputs if self.effective.live(t)[self.needs.same_positions(t, node, stage)].any()]
+        kept = [t for t in inputs if self.effective.live(t)[self.demand.same_positions(t, node, stage)].any()]
         for tensor in inputs:
             if kept and np.broadcast_shapes(*(shapes[t] for t in kept)) == shapes[node.outputs[0]]:
                 break
@@ -176,7 +183,7 @@ class _Cutter:
                 kept.append(tensor)
         return tuple(t for t in inputs if t in kept)
 
-    def _emit_norm(self, node: Node, stage: int) -> None:
+    def emit_norm(self, node: Node, stage: int) -> None:
         """Statistics over all channels up to this stage, then only those of this stage are kept."""
         source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
         data, order = self.pieces.fetch(stage, source, self.effective.counted(node, stage), ordered=node.op == "LRN")
@@ -185,16 +192,17 @@ class _Cutter:
         index = np.flatnonzero((self.effective.of(out)[order] == stage) & self.effective.live(out)[order])
         self.pieces.keep(out, stage, self.pieces.cut(builder, out, name, index.tolist(), len(order)), order[index])
 
-    def _emit_reduce(self, node: Node, stage: int) -> None:
+    def emit_reduce(self, node: Node, stage: int) -> None:
+        """The value over all channels up to this stage."""
         source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
         data, order = self.pieces.fetch(stage, source, self.effective.counted(node, stage))
         operands = self._operands(node, {source: data}, source, order)
         name = builder.op(node.op, operands, out, self.graph.shapes[out], attrs=dict(node.attrs))
-        self.pieces.keep(out, stage, name, self.needs.every(out))
+        self.pieces.keep(out, stage, name, self.demand.every(out))
 
     def _alias(self, out: str, stage: int, source: str, positions: Array) -> bool:
         """Let a piece be another piece itself, so that adding zero costs nothing, not even a link of its own."""
-        sources = self.needs.sources(source, positions)
+        sources = self.demand.sources(source, positions)
         root, e, _ = sources[0]
         if len(sources) != 1 or not root:
             return False
@@ -205,31 +213,32 @@ class _Cutter:
         self.pieces.keep(out, stage, piece.name, piece.positions, home=piece.home)
         return True
 
-    def _emit_opaque(self, node: Node, stage: int) -> None:
+    def emit_opaque(self, node: Node, stage: int) -> None:
+        """The node as it is."""
         builder = self.stages[stage - 1]
         fetched = {}
         for tensor in self.graph.computed(node):
-            fetched[tensor], _ = self.pieces.fetch(stage, tensor, self.needs.every(tensor), ordered=True)
+            fetched[tensor], _ = self.pieces.fetch(stage, tensor, self.demand.every(tensor), ordered=True)
         operands = [fetched[n] if n in fetched else self.weights.operand(self.graph, node, i) if n else ""
                     for i, n in enumerate(node.inputs)]  # fmt: skip
         names = builder.ops(node.op, operands, [(n, self.graph.shapes[n]) for n in node.outputs], dict(node.attrs))
         if node.op in PRODUCTS:
             builder.macs += macs_of(node, self.graph)
         for tensor, name in zip(node.outputs, names, strict=True):
-            self.pieces.keep(tensor, stage, name, self.needs.every(tensor))
+            self.pieces.keep(tensor, stage, name, self.demand.every(tensor))
 
-    def _emit_move(self, node: Node, stage: int) -> None:
+    def emit_move(self, node: Node, stage: int) -> None:
         """A movement that must really run (Flatten, Transpose...): the same one on fewer channels."""
         source, out, builder = self.graph.computed(node)[0], node.outputs[0], self.stages[stage - 1]
         if (out, stage) not in self.pieces and not self.channels.is_root(out):
             return  # a view: its channels are found through its roots
-        positions = self.needs.moved(node, stage)
-        shape = self.pieces.shape(out, len(self.needs.made(node, stage)))
+        positions = self.demand.moved(node, stage)
+        shape = self.pieces.shape(out, len(self.demand.made(node, stage)))
         _, natural = self.pieces.arrange(source, positions)
-        kept = self.needs.moved_places(node, np.array(natural), shape)
+        kept = self.demand.moved_places(node, np.array(natural), shape)
         data, order = self.pieces.fetch(stage, source, positions, ordered=kept is None)
         if kept is None:  # a reshape that cuts through the channels needs them in their original order
-            kept = self.needs.moved_places(node, order, shape)
+            kept = self.demand.moved_places(node, order, shape)
             assert kept is not None, "channels in their original order stay a grid under any movement"
         if node.op != "Reshape":
             operands: list[str | Array] = [data, *(self.graph.constants[n] for n in node.inputs[1:])]
@@ -261,7 +270,7 @@ class _Cutter:
         for stage, tap in enumerate(self.plan.taps, start=1):
             builder = self.stages[stage - 1]
             if tap == self.graph.output:
-                logits, _ = self.pieces.fetch(stage, tap, self.needs.every(tap), ordered=True)
+                logits, _ = self.pieces.fetch(stage, tap, self.demand.every(tap), ordered=True)
             else:
                 logits = self._head(builder, stage, tap)
             tensor = self.graph.shapes[self.graph.output]
@@ -272,7 +281,7 @@ class _Cutter:
         """The logits of an exit: means over the cells of the tap, then the head's layers."""
         layout = self.channels.layouts[tap]
         head = self.weights.heads.get(tap) or initial_head(self.model, tap)
-        source, order = self.pieces.fetch(stage, tap, self.needs.readable(tap, stage))
+        source, order = self.pieces.fetch(stage, tap, self.demand.readable(tap, stage))
         if len(self.graph.shapes[tap]) == 3:
             source = self._pooled(builder, tap, source, len(order), cell=head.cell)
         first = head.first_weight(len(layout.units))[:, order]
@@ -303,3 +312,16 @@ class _Cutter:
             steps = {"kernel_shape": list(cell), "strides": list(cell)}
             source = builder.op("AveragePool", [source], "exit.pooled", [count, *grid], attrs=steps)
         return builder.op("Flatten", [source], "exit.features", [count * int(np.prod(grid))], attrs={"axis": 1})
+
+
+# TIE is missing, because a finished analysis has none: see `kinds.FINAL_KINDS`.
+EMIT: Mapping[Kind, Callable[[_Cutter, Node, int], None]] = {
+    Kind.MIX: _Cutter.emit_mix,
+    Kind.GROUPED: _Cutter.emit_grouped,
+    Kind.MAP: _Cutter.emit_map,
+    Kind.JOIN: _Cutter.emit_join,
+    Kind.NORM: _Cutter.emit_norm,
+    Kind.REDUCE: _Cutter.emit_reduce,
+    Kind.MOVE: _Cutter.emit_move,
+    Kind.OPAQUE: _Cutter.emit_opaque,
+}

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from s2d_convert.channels.rules import Array
+from s2d_convert.channels.kinds import Array
 from s2d_convert.frontend.graph import RESERVED, Graph, Node
 from s2d_convert.frontend.proto import without_weights
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, ChannelClass, Channels
+from s2d_convert.channels.kinds import Kind
 from s2d_convert.channels.macs import node_macs
 from s2d_convert.channels.propagation import FREE
-from s2d_convert.channels.rules import Kind
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_facts
 from s2d_convert.frontend.graph import Graph, Node
@@ -154,11 +154,9 @@ def _touches(channels: Channels, node: Node, group: ChannelClass) -> bool:
 def _keeps_groups(model: AnalysedModel, node: Node) -> bool:
     """Whether a node ties channels beside one another; a depthwise convolution, with one channel per group, does not."""
     role = model.channels.roles[node.name]
-    if role.kind is Kind.GROUPED:
-        return max(model.graph.shapes[node.inputs[0]][0], model.graph.shapes[node.outputs[0]][0]) > int(
-            node.attrs["group"]
-        )
-    return role.kind is Kind.TIE
+    if role.kind is not Kind.GROUPED:
+        return False
+    return max(model.graph.shapes[node.inputs[0]][0], model.graph.shapes[node.outputs[0]][0]) > int(node.attrs["group"])
 
 
 def _opaque(model: AnalysedModel, classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from operators_page import MARK, PAGE, kinds, page, reasons
 
-from s2d_convert.channels.rules import RULES
+from s2d_convert.channels.kinds import RULES
 from s2d_convert.network.converters.lower import BUILDERS
 
 

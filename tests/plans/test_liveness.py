@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import nets
 import numpy as np
 import onnx
@@ -16,10 +13,9 @@ from random_graphs import random_graphs
 from slow_liveness import SlowLiveness
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
-from s2d_convert.channels.kinds import FINAL_KINDS, Kind
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import Effective
-from s2d_convert.plans.liveness import LIVE, SEEN, optional_classes
+from s2d_convert.plans.liveness import optional_classes
 from s2d_convert.plans.plan import PRUNED, Plan
 
 
@@ -77,8 +73,3 @@ def test_one_plan_on_families(family: str) -> None:
     graph, channels, _ = analysed(nets.export(family))
     for seed in range(3):
         check_plan(graph, channels, random_plan(graph, channels, seed))
-
-
-@pytest.mark.parametrize("table", [LIVE, SEEN])
-def test_tables_name_every_kind_that_an_analysis_ends_with(table: Mapping[Kind, Any]) -> None:
-    assert set(table) == FINAL_KINDS

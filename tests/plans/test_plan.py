@@ -13,7 +13,7 @@ from helpers import random_images
 from text_nets import chain, net, residual
 
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.channels.rules import keeps_zero
+from s2d_convert.channels.movement import keeps_zero
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Node
 from s2d_convert.network.staged_net import StagedNet

@@ -10,7 +10,7 @@ import torch
 from helpers import assert_close, open_session, random_images, run
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels, analyse
-from s2d_convert.channels.rules import Kind
+from s2d_convert.channels.kinds import Kind
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import graph_from_proto

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from s2d_convert.channels.rules import RULES, Kind, Rule, opaque
+from s2d_convert.channels.kinds import RULES, Kind, Rule, opaque
 from s2d_convert.network.converters.lower import BUILDERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "operators.md"

@@ -17,7 +17,7 @@ from rich.console import Console
 from text_nets import chain, net, residual
 
 from s2d_convert.channels.analysis import AnalysedModel, analyse
-from s2d_convert.channels.rules import RULES
+from s2d_convert.channels.kinds import RULES
 from s2d_convert.cli.inspect_view import LARGEST, NAMED, InspectView
 from s2d_convert.cli.main import main
 from s2d_convert.frontend.graph import Node
