@@ -31,7 +31,7 @@ from s2d_convert.cli.options import (
     refuse_confidence_alone,
 )
 from s2d_convert.cli.progress import TerminalReporter
-from s2d_convert.cli.terminal import measured_table, policy_table
+from s2d_convert.cli.terminal import class_table, measured_table, policy_table
 from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
@@ -133,6 +133,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     console.print(
         measured_table(measured, title=f"{result.out} on {result.measured.images} unseen images ({data}); {how}")
     )
+    if (classes := class_table(measured)) is not None:
+        console.print(classes)
     if data == "made-up":
         console.print(
             "All numbers above come from made-up images: expect other shares of exits, agreement and latency on real ones."

@@ -16,7 +16,7 @@ from s2d_convert.base.files import check_out
 from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
 from s2d_convert.cli.progress import TerminalReporter
-from s2d_convert.cli.terminal import measured_table, policy_table
+from s2d_convert.cli.terminal import class_table, measured_table, policy_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.conversion.requantize import Requantization
 from s2d_convert.conversion.requantize import requantize as requantize_folder
@@ -139,6 +139,10 @@ def quantize(folder: Path, options: Options) -> None:
     console.print(policy_table(made, target=made["target"]))
     title = f"{options['out']} on {made['measured']['images']} unseen images ({made['data']})"
     console.print(measured_table(made["measured"], title=title))
+    if (classes := class_table(made["measured"])) is not None:
+        console.print(classes)
+    for text in made["measured"]["lost_classes"]:
+        reporter.warn(text)
 
 
 RUNNING = ("threads", "batch", "provider")

@@ -13,7 +13,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC, STRICT
-from s2d_convert.cli.terminal import bench_table, measured_table
+from s2d_convert.cli.terminal import bench_table, class_table, measured_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.arrays import UNREADABLE_ARRAY
 from s2d_convert.data.loading import load_all
@@ -53,10 +53,15 @@ def evaluate(
         if not len(images):
             raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
         measured = measure(runner, reference, images, running=running, budget=budget)
+    for text in measured.lost_classes:
+        click.echo(f"warning: {text}", err=True)
     if as_json:
         click.echo(json.dumps(measured.to_json(), indent=1))
-    else:
-        Console().print(measured_table(measured.to_json(), title=f"{folder} on {measured.images} images of {data}"))
+        return
+    console = Console()
+    console.print(measured_table(measured.to_json(), title=f"{folder} on {measured.images} images of {data}"))
+    if (classes := class_table(measured.to_json())) is not None:
+        console.print(classes)
 
 
 @click.command(name="bench")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from s2d_convert.base.text import quantity
 from s2d_convert.exporting.measure import worst_case
@@ -29,6 +30,14 @@ def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:
             _percent(measured["correct_dynamic"]),
             f"{difference:+.2f} points",
         )
+    if measured.get("balanced_static") is not None:
+        difference = 100 * (measured["balanced_dynamic"] - measured["balanced_static"])
+        table.add_row(
+            "balanced accuracy",
+            _percent(measured["balanced_static"]),
+            _percent(measured["balanced_dynamic"]),
+            f"{difference:+.2f} points",
+        )
     table.add_row("agreement with static", _percent(1.0), _percent(measured["agreement"]), "")
     for key, name in (
         ("mean_latency", "mean latency"),
@@ -48,6 +57,23 @@ def measured_table(measured: Mapping[str, Any], *, title: str) -> Table:
         table.add_row(
             "parameters", quantity(measured["static_parameters"]), quantity(measured["parameters"]), f"{ratio:.3f}"
         )
+    return table
+
+
+def class_table(measured: Mapping[str, Any]) -> Table | None:
+    """The classes one by one, where they are unequal or one is lost; None elsewhere."""
+    rows = measured.get("per_class")
+    if not rows:
+        return None
+    labelled = rows[0]["correct_static"] is not None
+    kind = "label" if labelled else "class by the static model"
+    table = Table(title="class by class, those that lose most first", title_justify="left")
+    table.add_column(kind)
+    for column in ("images", *(("recall static", "recall dynamic") if labelled else ()), "agreement"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        right = (_percent(row["correct_static"]), _percent(row["correct_dynamic"])) if labelled else ()
+        table.add_row(Text(row["name"]), str(row["images"]), *right, _percent(row["agreement"]))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.files import whole_folder, write_json
+from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
     Chosen,
     Scores,
@@ -123,9 +124,20 @@ def finish(
         with options.running.dispatcher(folder) as runner:
             pictures = gallery(runner, reported(job))
         write_report(folder / REPORT, manifest, trace=folder / TRACE, gallery=pictures)
+    for text in to_mind(chosen, measured, ready):
+        reporter.warn(text)
     reached = chosen.default.reached or options.cheapest
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(out, manifest, measured, reached, within)
+
+
+def to_mind(chosen: Chosen, measured: Measured, ready: Prepared) -> Iterator[str]:
+    """What the numbers do not tell by themselves: how few images they rest on, and which classes a stage loses."""
+    calib = ready.dataset.calib
+    few = few_images(f"expected {ready.target}", chosen.default.expected_accuracy, len(calib))
+    if few:
+        yield f"{few}; `s2d calibrate` with some hundred images sets thresholds that can be relied on"
+    yield from measured.lost_classes
 
 
 def recorded(preprocess: Preprocess, images: Images, options: ConvertOptions) -> Preprocess:

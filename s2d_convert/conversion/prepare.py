@@ -11,6 +11,7 @@ import torch
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import MOST_THREADS, Running
+from s2d_convert.calibration.chance import FEW, interval
 from s2d_convert.calibration.policies import check_enough
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Prepared, Reporter
@@ -19,12 +20,12 @@ from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.made_up import Answers, made_up_data
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
-from s2d_convert.data.presets import PRESETS
-from s2d_convert.errors import ModelError, StaticCheckError, UsageError
+from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.frontend.static_check import check_static
 from s2d_convert.latency.device_table import Table, read_table
 from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import unsupported_nodes
@@ -83,7 +84,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
         check_enough(len(images), options.bound, labelled=images.labels is not None, share=share)
     reporter.step("static check")
     logits = static_logits(static, dataset.calib)
-    static_check(graph, dataset.calib, logits, preprocess, static, reporter)
+    static_check(static, dataset.calib, logits, options, reporter)
     answers = reference_answers(dataset.calib, logits)
     weights = static_weights(graph, model.channels)
     return Prepared(model, weights, preprocess, dataset, static, logits, answers, device, options.provider, table)
@@ -147,6 +148,12 @@ def read_dataset(
     )
     sizes = f"{len(dataset.train)} to train, {len(dataset.calib)} to calibrate, {len(dataset.test)} to report"
     reporter.note(f"{dataset.kind} images: {sizes}")
+    if len(dataset.calib) < FEW:
+        low, _ = interval(len(dataset.calib), len(dataset.calib))
+        reporter.warn(
+            f"thresholds and expected accuracy come from {len(dataset.calib)} images: even if all answers on them are right, "
+            f"the true share may be {100 * low:.0f} %; give some hundred (or leave val/ out: a part of train/ is held out)"
+        )
     if dataset.train.is_model_input and options.says_preprocessing:
         reporter.note("these arrays are taken as they are; the preprocessing is recorded for pictures that come later")
     if dataset.kind == "unlabelled":
@@ -201,43 +208,10 @@ def make_meter(ready: Prepared, options: ConvertOptions) -> Meter | Table:
 
 
 def static_check(
-    graph: Graph, images: Images, logits: Array, preprocess: Preprocess, static: StaticModel, reporter: Reporter
+    static: StaticModel, images: Images, logits: Array, options: ConvertOptions, reporter: Reporter
 ) -> None:
-    """Print the static model's accuracy; raise StaticCheckError when it is near chance or not finite."""
-    said = logits.argmax(axis=1)
-    if not np.isfinite(logits).all():
-        raise StaticCheckError(
-            "the static model answers NaN or infinity on the data; check the images and the preprocessing"
-        )
-    if images.labels is None:
-        if len(np.unique(said)) == 1 and images.kind == "unlabelled":
-            raise StaticCheckError(
-                f"the static model answers class {said[0]} for every image; check --mean, --std, --preprocess and the images"
-            )
-        reporter.note(f"static model: {len(np.unique(said))} of {graph.classes} classes occur among its answers")
-        return
-    accuracy, chance = float((said == images.labels).mean()), 1 / graph.classes
-    reporter.note(f"static model: accuracy {100 * accuracy:.2f} % on {len(images)} held-out images")
-    limit = chance + max(3 * math.sqrt(chance * (1 - chance) / len(images)), 0.5 * chance)
-    if accuracy <= min(limit, 0.9):
-        raise StaticCheckError(
-            f"the static model's accuracy is {100 * accuracy:.1f} %, near chance ({100 * chance:.1f} %): check the "
-            "preprocessing (--preprocess, --mean, --std, --size), the channel order (RGB or BGR) and the order of the "
-            f"class folders{_hint(graph, images, preprocess, static)}"
-        )
-
-
-def _hint(graph: Graph, images: Images, preprocess: Preprocess, static: StaticModel) -> str:
-    """A preset that would do better, if the images are pixels and there is one."""
-    if images.is_model_input or images.labels is None or preprocess.dtype == "uint8":
-        return ""
-    some = np.arange(min(200, len(images)))
-    best, name = 0.0, ""
-    for preset in PRESETS:
-        other = make_preprocess(preset, size=preprocess.size, channels=preprocess.channels, layout=preprocess.layout)
-        accuracy = float((static.logits(other(images.raw(some))).argmax(axis=1) == images.labels[some]).mean())
-        if accuracy > best:
-            best, name = accuracy, preset
-    if best < 2 / graph.classes:
-        return "; no preset of --preprocess does better"
-    return f"; with --preprocess {name} it would be {100 * best:.0f} %"
+    """Tell how the static model does on the images; raise StaticCheckError when it is near chance or not finite."""
+    checked = check_static(static, images, logits, force=options.force)
+    reporter.note(checked.note)
+    for text in checked.warnings:
+        reporter.warn(text)

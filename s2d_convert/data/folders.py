@@ -200,13 +200,14 @@ def _as_images(
 ) -> dict[str, Images]:
     """The Images of every folder, without those that cannot be read; all share one pixel store."""
     loaded: dict[str, Images] = {}
+    files = tuple(file for folder in folders.values() for file in folder.files)
     start = 0
     for role, folder in folders.items():
         here = np.arange(len(folder.files), dtype=np.int64)
         whole = np.array([start + row not in look.broken for row in here], bool)
         kind: Kind = "unlabelled" if folder.labels is None else "labelled"
         labels = None if folder.labels is None else folder.labels[whole]
-        loaded[role] = Images(store, preprocess, start + here[whole], labels, kind, folder.class_names)
+        loaded[role] = Images(store, preprocess, start + here[whole], labels, kind, folder.class_names, files)
         start += len(folder.files)
     return loaded
 

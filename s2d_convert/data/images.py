@@ -41,6 +41,7 @@ class Images:
     labels: IntArray | None
     kind: Kind
     class_names: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = None  # where each row of `pixels` comes from
 
     def __len__(self) -> int:
         return len(self.rows)

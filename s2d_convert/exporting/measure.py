@@ -21,6 +21,7 @@ from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.thresholds import ALWAYS, NEVER
 from s2d_convert.data.images import Images
+from s2d_convert.exporting.per_class import ClassResult, answers_on, class_results, lost_classes
 from s2d_convert.exporting.provenance import Origin
 from s2d_convert.frontend.equivalence import noise
 from s2d_convert.frontend.reference import StaticModel, to_logits
@@ -50,7 +51,8 @@ class PathCosts:
 @dataclass(frozen=True)
 class Measured:
     """Numbers of an export on a set of images. Latencies are ratios to the static model, measured in the same run;
-    `correct_*` are shares of right answers (None without labels), `agreement` with the static model."""
+    `correct_*` are shares of right answers (None without labels), `agreement` with the static model; `balanced_*` and
+    `per_class` tell more where classes are unequal, `lost_classes` which classes a stage loses, in sentences."""
 
     images: int
     exit_share: tuple[float, ...]
@@ -67,6 +69,10 @@ class Measured:
     parameters: int
     threads: int
     batch: int
+    balanced_static: float | None = None
+    balanced_dynamic: float | None = None
+    per_class: tuple[ClassResult, ...] = ()
+    lost_classes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -122,6 +128,9 @@ def measure(
     entries = runner.manifest.stages
     upto = np.cumsum([entry.macs for entry in entries])
     labels, origin = images.labels, Origin.of(runner.manifest)
+    answers = answers_on(images, said, dynamic, exits, classes=static.graph.classes)
+    lost = lost_classes(answers, images.class_names)
+    shown = answers.unequal or bool(lost)
     return Measured(
         images=len(images),
         exit_share=tuple(share.tolist()),
@@ -138,6 +147,10 @@ def measure(
         parameters=int(sum(entry.parameters for entry in entries)),
         threads=running.threads,
         batch=running.batch,
+        balanced_static=answers.balanced(said) if shown and answers.labelled else None,
+        balanced_dynamic=answers.balanced(dynamic) if shown and answers.labelled else None,
+        per_class=class_results(answers, images.class_names) if shown else (),
+        lost_classes=lost,
     )
 
 

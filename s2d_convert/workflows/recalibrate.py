@@ -22,6 +22,7 @@ from s2d_runtime import Dispatcher, DispatcherError, Manifest
 
 from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.base.sessions import Running
+from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.conversion.options import check_budget, risk_bound
@@ -118,7 +119,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
                 write_report(place / REPORT, manifest, trace=options.folder / TRACE, gallery=gallery(fresh, images))
             _publish(place, options.folder)
     reached = chosen.default.reached or (options.budget is None and options.bound is not None)
-    return Calibrated(manifest, reached, tuple(_warnings(old, options, static)))
+    return Calibrated(manifest, reached, (*_warnings(old, options, static), *_to_mind(manifest, images)))
 
 
 def undo(folder: Path) -> None:
@@ -201,6 +202,15 @@ def _warnings(old: Manifest, options: CalibrateOptions, static: StaticModel | No
         )
     if static is None:
         yield "the static model is not there: its last stage spoke for it, and latencies were not measured anew"
+
+
+def _to_mind(manifest: Mapping[str, Any], images: Images) -> Iterator[str]:
+    """How few images the numbers rest on, and which classes a stage loses."""
+    policy = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
+    few = few_images(f"expected {manifest['target']}", policy["expected_accuracy"], len(images))
+    if few:
+        yield f"{few}; give some hundred"
+    yield from manifest["measured"].get("lost_classes", ())
 
 
 def _provenance(options: CalibrateOptions, images: Images) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def page(manifest: Mapping[str, Any], trace: Sequence[Mapping[str, Any]], galler
         _section("Where images leave", bars([(f"{p['budget']:g}", p["exit_share"]) for p in manifest["policies"]])),
         _section("Calibrated budgets", _policies(manifest)),
         _section("Measured from the exported files", _measured(manifest["measured"])),
+        _section("Class by class", _classes(manifest["measured"])),
         _section("Easy images: stage 1 answered", _pictures(gallery.easy)),
         _section("Hard images: went furthest, least sure", _pictures(gallery.hard)),
         _section("Search", _search(trace)),
@@ -193,6 +194,29 @@ def _measured(measured: Mapping[str, Any]) -> str:
     running = f"batch {measured['batch']}, {measured['threads']} thread(s), {measured.get('machine', '')}"
     about = f"{measured['images']} images ({of}), {running}"
     return _table(("", "static", "in stages", "ratio"), rows) + f"<p class=soft>{escape(about)}</p>"
+
+
+def _classes(measured: Mapping[str, Any]) -> str:
+    """Recall and agreement of every class where they are unequal, and the classes that a stage loses."""
+    rows = measured.get("per_class") or []
+    if not rows:
+        return ""
+    lines = [*measured.get("lost_classes", ())]
+    labelled = rows[0]["correct_static"] is not None
+    if labelled:
+        static, dynamic = _percent(measured["balanced_static"]), _percent(measured["balanced_dynamic"])
+        lines.append(f"Balanced accuracy (the mean recall of the classes): static {static}, in stages {dynamic}.")
+    head = ("class", "images", *(("recall, static", "recall, in stages") if labelled else ()), "agreement")
+    cells = [
+        (
+            str(row["name"]),
+            str(row["images"]),
+            *((_percent(row["correct_static"]), _percent(row["correct_dynamic"])) if labelled else ()),
+            _percent(row["agreement"]),
+        )
+        for row in rows
+    ]
+    return "".join(f"<p>{escape(line)}</p>" for line in lines) + _table(head, cells)
 
 
 def _search(trace: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,55 @@
+"""Classes one by one: counts by hand, and the sentences about those that a stage loses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from s2d_convert.exporting.per_class import Answers, class_results, lost_classes
+
+TRUTH = np.repeat([0, 1], [80, 20])
+KNOWS = TRUTH.copy()
+NEVER = np.zeros(100, int)
+
+
+def answers(static: np.ndarray, dynamic: np.ndarray, exits: np.ndarray, *, labelled: bool = True) -> Answers:
+    return Answers(TRUTH, static, dynamic, exits, 2, labelled)
+
+
+def test_results_are_counted_by_class_and_the_worst_comes_first() -> None:
+    dynamic = KNOWS.copy()
+    dynamic[80:90] = 0
+    got = answers(KNOWS, dynamic, np.ones(100, int))
+    assert got.unequal
+    assert got.balanced(KNOWS) == 1.0
+    assert got.balanced(dynamic) == 0.75
+    worst, other = class_results(got, ("no", "yes"))
+    assert (worst.name, worst.images, worst.correct_static, worst.correct_dynamic, worst.agreement) == (
+        "yes",
+        20,
+        1,
+        0.5,
+        0.5,
+    )
+    assert (other.name, other.images, other.correct_dynamic) == ("no", 80, 1.0)
+    without = class_results(answers(KNOWS, dynamic, np.ones(100, int), labelled=False), None)
+    assert [(row.name, row.correct_static, row.agreement) for row in without] == [("1", None, 0.5), ("0", None, 1.0)]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_stage_that_loses_a_class_is_named(labelled: bool) -> None:
+    exits = np.where(np.arange(100) % 2, 1, 2)
+    dynamic = np.where(exits == 1, NEVER, KNOWS)
+    (text,) = lost_classes(answers(KNOWS, dynamic, exits, labelled=labelled), ("no", "yes"))
+    assert text.startswith(
+        "stage 1 loses class 'yes': of the 10 such images that leave there, the static model answers 10"
+    )
+    assert lost_classes(answers(KNOWS, KNOWS, exits), None) == ()
+    few = np.where(np.arange(100) >= 96, NEVER, KNOWS)
+    assert lost_classes(answers(KNOWS, few, np.where(np.arange(100) >= 96, 1, 2)), None) == ()
+
+
+def test_a_class_that_the_static_model_does_not_know_is_said_too() -> None:
+    assert lost_classes(answers(NEVER, NEVER, np.ones(100, int)), ("no", "yes")) == (
+        "the static model itself hardly answers an image of class 'yes' rightly",
+    )
