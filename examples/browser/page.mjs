@@ -17,6 +17,9 @@ const make = (tag, parent, className = "", text = "") => {
 const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
 const size = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
+const FITS = ["crop", "stretch", "pad", "pad-right"]; // how an image gets the model's size; the first is meant where nothing is said
+const ORDERS = ["RGB", "BGR", "GRAY"];
+
 const answers = []; // {file, stage, confidence, output, ms}
 const fetched = []; // {stage, bytes, ms, image}: image counts from 1
 let classes = [];
@@ -24,27 +27,43 @@ let dispatcher;
 
 /** The pixels of an image file as the model takes them: the same float32 numbers as s2d_convert's preprocessing. */
 async function modelInput(blob) {
-  const { size, mean, std, scale, channels, layout, dtype, order } = dispatcher.manifest.preprocess;
+  const { size, mean, std, scale, channels, layout, dtype, order, fill = 0 } = dispatcher.manifest.preprocess;
   const [height, width] = size;
   const image = await createImageBitmap(blob, { colorSpaceConversion: "none" });
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-  const zoom = Math.max(width / image.width, height / image.height); // shorter side to size, centre crop
-  const [w, h] = [image.width * zoom, image.height * zoom];
+  context.fillStyle = `rgb(${fill} ${fill} ${fill})`;
+  context.fillRect(0, 0, width, height);
   context.imageSmoothingQuality = "high";
-  context.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
+  context.drawImage(image, ...placeOf(image, dispatcher.manifest.preprocess));
   const rgba = context.getImageData(0, 0, width, height).data;
+  const grey = order === "GRAY" ? (at) => (rgba[at] * 19595 + rgba[at + 1] * 38470 + rgba[at + 2] * 7471 + 32768) >> 16 : null;
   const out = new (dtype === "uint8" ? Uint8Array : Float32Array)(channels * height * width);
   for (let c = 0; c < channels; c++) {
     const factor = Math.fround(scale / std[c]);
     const offset = Math.fround(-mean[c] / std[c]);
     const from = order === "BGR" ? channels - 1 - c : c;
     for (let p = 0; p < height * width; p++) {
-      const pixel = rgba[4 * p + from];
+      const pixel = grey ? grey(4 * p) : rgba[4 * p + from];
       const at = layout === "NCHW" ? c * height * width + p : p * channels + c;
       out[at] = dtype === "uint8" ? pixel : Math.fround(Math.fround(pixel * factor) + offset);
     }
   }
   return out;
+}
+
+/** Where the whole image is drawn, as x, y, width and height: what lies outside is cut away, what is left free is padding. */
+function placeOf(image, { size, fit = "crop", crop_ratio = 1 }) {
+  const [height, width] = size;
+  const larger = Math.max(width / image.width, height / image.height) / crop_ratio;
+  const smaller = Math.min(width / image.width, height / image.height);
+  const [across, down] = {
+    crop: [larger, larger],
+    stretch: [width / image.width / crop_ratio, height / image.height / crop_ratio],
+    pad: [smaller, smaller],
+    "pad-right": [smaller, smaller],
+  }[fit];
+  const [w, h] = [image.width * across, image.height * down];
+  return fit === "pad-right" ? [0, 0, w, h] : [(width - w) / 2, (height - h) / 2, w, h];
 }
 
 async function answer(file, blob) {
@@ -108,6 +127,9 @@ async function main() {
   if (!preprocess) throw new Error("manifest.json: no preprocessing; convert with images to have one");
   if (preprocess.known === false)
     throw new Error("manifest.json: the model was converted with arrays as they are; convert again and say with --preprocess what pixels become");
+  for (const [key, known] of Object.entries({ fit: FITS, order: ORDERS }))
+    if (!known.includes(preprocess[key] ?? known[0]))
+      throw new Error(`manifest.json: preprocess, ${key}: got ${preprocess[key]}; this page knows ${known.join(", ")}`);
   start();
   await dispatcher.ready();
   const list = query.get("images");

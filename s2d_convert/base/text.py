@@ -14,6 +14,11 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
+def plain(message: str) -> str:
+    """The message in one printable line: names in it may come from a stranger."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+
+
 def listed(names: Sequence[str]) -> str:
     """At most five names in quotes, and how many more there are."""
     shown = ", ".join(f"'{name}'" for name in names[:5])

@@ -21,6 +21,7 @@ from s2d_convert.conversion.options import check_budget
 from s2d_convert.conversion.requantize import Requantization
 from s2d_convert.conversion.requantize import requantize as requantize_folder
 from s2d_convert.data.loading import load_data
+from s2d_convert.data.reading import Reading
 from s2d_convert.errors import UsageError
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.single import THRESHOLDS, write_single
@@ -129,7 +130,7 @@ def quantize(folder: Path, options: Options) -> None:
             preprocess=recorded_preprocess(runner.manifest),
             classes=reference.graph.classes,
             seed=Origin.of(runner.manifest).seed,
-            strict=options["strict"],
+            reading=Reading(options["strict"], warn=reporter.warn),
         )
         asked = Requantization(options["quantize"], running)
         made, _ = requantize_folder(

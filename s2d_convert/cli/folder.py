@@ -13,11 +13,13 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC, STRICT
+from s2d_convert.cli.progress import say_warning
 from s2d_convert.cli.terminal import bench_table, class_table, measured_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.arrays import UNREADABLE_ARRAY
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.picture import IMAGE_SUFFIXES, UNREADABLE, quiet_decoders, read_image, reason_of
+from s2d_convert.data.reading import Reading
 from s2d_convert.errors import DataError, UsageError
 from s2d_convert.exporting.measure import bench, measure
 from s2d_convert.exporting.provenance import recorded_preprocess
@@ -49,12 +51,13 @@ def evaluate(
     running = Running(threads, batch, provider)
     with open_export(folder, static=static, running=running) as (runner, reference):
         preprocess = recorded_preprocess(runner.manifest)
-        images = load_all(data, preprocess=preprocess, classes=reference.graph.classes, strict=strict)
+        reading = Reading(strict, warn=say_warning)
+        images = load_all(data, preprocess=preprocess, classes=reference.graph.classes, reading=reading)
         if not len(images):
             raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
         measured = measure(runner, reference, images, running=running, budget=budget)
     for text in measured.lost_classes:
-        click.echo(f"warning: {text}", err=True)
+        say_warning(text)
     if as_json:
         click.echo(json.dumps(measured.to_json(), indent=1))
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from types import MappingProxyType
 import click
 from s2d_runtime import DispatcherError
 
+from s2d_convert.base.text import plain
 from s2d_convert.errors import EXIT_INTERRUPTED, ModelError, OutputError, S2DError
 
 
@@ -75,22 +75,8 @@ def s2d() -> None:
     """Make a CNN cheaper on the inputs that are easy: stages in ONNX that stop at the first confident answer."""
 
 
-class _OnStderr(logging.Handler):
-    """Warnings of the library as lines of the command line."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"warning: {_plain(record.getMessage())}", err=True)
-
-
-def _show_warnings() -> None:
-    logger = logging.getLogger("s2d_convert")
-    if not any(isinstance(handler, _OnStderr) for handler in logger.handlers):
-        logger.addHandler(_OnStderr(logging.WARNING))
-
-
 def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     """Run a command; every expected failure becomes one sentence on stderr and a documented exit code."""
-    _show_warnings()
     try:
         command.main(args=None if args is None else list(args), standalone_mode=False)
     except S2DError as error:
@@ -114,13 +100,8 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {_plain(message)}", err=True)
+    click.echo(f"error: {plain(message)}", err=True)
     sys.exit(code)
-
-
-def _plain(message: str) -> str:
-    """The message in one printable line: names may come from a stranger."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
 
 
 def main(args: Sequence[str] | None = None) -> None:

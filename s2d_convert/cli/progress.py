@@ -6,10 +6,18 @@ import math
 import time
 import weakref
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from s2d_convert.base.text import plain
+
 BAR_INTERVAL_S, PLAIN_INTERVAL_S = 0.2, 10.0  # how often progress is shown
+
+
+def say_warning(text: str) -> None:
+    """Tell what the user should mind, where no conversion is going on."""
+    click.echo(f"warning: {plain(text)}", err=True)
 
 
 class TerminalReporter:
@@ -46,7 +54,7 @@ class TerminalReporter:
     def warn(self, text: str) -> None:
         """Something the user should mind."""
         self._remove_bar()
-        self.console.print(f"  warning: {text}", style="yellow", markup=False)
+        self.console.print(f"  warning: {plain(text)}", style="yellow", markup=False)
 
     def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
         """The running step has done so much; `seconds_left` is NaN where nobody knows."""

@@ -20,6 +20,7 @@ from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.made_up import Answers, made_up_data
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
+from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.frontend.graph import Graph
@@ -143,8 +144,11 @@ def read_dataset(
         preprocess=preprocess,
         classes=graph.classes,
         seed=options.seed,
-        progress=lambda done, total: reporter.progress(done, total, "images read", math.nan),
-        strict=options.strict,
+        reading=Reading(
+            options.strict,
+            warn=reporter.warn,
+            progress=lambda done, total: reporter.progress(done, total, "images read", math.nan),
+        ),
     )
     sizes = f"{len(dataset.train)} to train, {len(dataset.calib)} to calibrate, {len(dataset.test)} to report"
     reporter.note(f"{dataset.kind} images: {sizes}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 import tokenize
 import zipfile
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 from s2d_convert.base.text import listed
 from s2d_convert.data.images import DARK, Images, IntArray
 from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.data.reading import Warn, log_warning
 from s2d_convert.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 UNREADABLE_ARRAY = (
     OSError,
@@ -37,7 +35,7 @@ UNREADABLE_ARRAY = (
 )
 
 
-def read_npz(path: Path, preprocess: Preprocess, classes: int) -> Images:
+def read_npz(path: Path, preprocess: Preprocess, classes: int, *, warn: Warn = log_warning) -> Images:
     """The Images of an .npz file; arrays of Python objects are refused, since reading them can run code."""
     try:
         images, labels = _arrays(path)
@@ -49,6 +47,11 @@ def read_npz(path: Path, preprocess: Preprocess, classes: int) -> Images:
             f"save it with numpy.savez(path, images=..., labels=...)"
         ) from error
     images = _fitting(path, images, preprocess)
+    if images.dtype == np.uint8 and images.max() < DARK:
+        warn(
+            f"{path}: no pixel of the {len(images)} images is brighter than {images.max()} of 255; scale them up if they hold "
+            "fewer than 8 bits"
+        )
     if labels is not None:
         labels = _fitting_labels(path, labels, len(images), classes)
     rows = np.arange(len(images), dtype=np.int64)
@@ -89,11 +92,6 @@ def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArra
         preprocess.check_known(path)
     if not len(images):
         raise DataError(f"{path}: holds no images")
-    if as_pixels and images.max() < DARK:
-        logger.warning(
-            "%s: no pixel of the %d images is brighter than %d of 255; scale them up if they hold fewer than 8 bits",
-            path, len(images), images.max(),
-        )  # fmt: skip
     if as_input:
         bad = [row for row, image in enumerate(images) if not np.isfinite(image).all()]
         if bad:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from s2d_convert.data.picture import UNREADABLE, Picture, cut_away, load_picture, quiet_decoders, reason_of
 from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.data.reading import Progress
 from s2d_convert.errors import DataError
 
-Progress = Callable[[int, int], None]  # images done, images in all
 CHUNK = 256  # files that one thread decodes between two reports of progress
 
 

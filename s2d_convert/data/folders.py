@@ -6,9 +6,8 @@ these two.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2d_convert.base.text import listed
-from s2d_convert.data.decode import ImageFiles, Look, Progress, decode
+from s2d_convert.data.decode import ImageFiles, Look, decode
 from s2d_convert.data.images import DARK, Images, IntArray, Kind
 from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.data.reading import Reading, Warn
 from s2d_convert.data.roles import role_of
 from s2d_convert.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 MAX_IN_MEMORY_BYTES = 1_000_000_000
 MOST_UNREADABLE = 0.1  # a larger share of pictures that cannot be read is no accident
 NAMED = 3  # of them, in a warning
 MOST_CUT_AWAY = 0.1
-Choose = Callable[[Path, Mapping[str, Path]], Sequence[str]]  # which splits of a folder are loaded, by role
+# Which splits of a folder are loaded, by role.
+Choose = Callable[[Path, Mapping[str, Path], Warn], Sequence[str]]
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -49,47 +48,47 @@ def read_folder(
     classes: int,
     *,
     choose: Choose,
-    progress: Progress | None,
-    strict: bool = False,
+    reading: Reading,
 ) -> dict[str, Images]:
     """The chosen splits by role; only "train" where the folder is not divided.
 
-    Pictures that cannot be read are left out with a warning; many of them, or `strict` and any, are a DataError.
+    Pictures that cannot be read are left out with a warning; many of them, or any where reading is strict, are a DataError.
     """
     preprocess.check_known(path)
-    folders = _list_folders(path, classes, choose)
+    folders = _list_folders(path, classes, choose, reading.warn)
     files = tuple(file for folder in folders.values() for file in folder.files)
     height, width = preprocess.size
     store: NDArray[np.uint8] | ImageFiles
     if len(files) * height * width * preprocess.channels <= MAX_IN_MEMORY_BYTES:
         store = np.empty((len(files), height, width, preprocess.channels), np.uint8)
-        look = decode(files, preprocess, out=store, progress=progress)
+        look = decode(files, preprocess, out=store, progress=reading.progress)
     else:
         store = ImageFiles(files, preprocess)
-        look = decode(files, preprocess, progress=progress)
-    if len(look.broken) > (0 if strict else MOST_UNREADABLE * len(files)):
+        look = decode(files, preprocess, progress=reading.progress)
+    if len(look.broken) > (0 if reading.strict else MOST_UNREADABLE * len(files)):
         raise look.refusal(files)
-    _warn(path, files, look, preprocess)
+    for text in _to_mind(path, files, look, preprocess):
+        reading.warn(text)
     return _as_images(folders, store, preprocess, look)
 
 
-def _list_folders(path: Path, classes: int, choose: Choose) -> dict[str, _Folder]:
+def _list_folders(path: Path, classes: int, choose: Choose, warn: Warn) -> dict[str, _Folder]:
     """The image files of every chosen split; all are labelled by the class folders of train, or none is."""
-    splits = _find_splits(path)
+    splits = _find_splits(path, warn)
     if not splits:
-        return {"train": _list_folder(path, classes)}
-    reference = _list_folder(splits["train"], classes) if "train" in splits else None
+        return {"train": _list_folder(path, classes, warn)}
+    reference = _list_folder(splits["train"], classes, warn) if "train" in splits else None
     names = reference.class_names if reference else None
     folders = {}
-    for role in choose(path, splits):
-        folder = reference if reference and role == "train" else _list_folder(splits[role], classes, names=names)
+    for role in choose(path, splits, warn):
+        folder = reference if reference and role == "train" else _list_folder(splits[role], classes, warn, names=names)
         if reference and (folder.labels is None) != (reference.labels is None):
             raise DataError(f"{path}: only one of '{splits['train'].name}' and '{splits[role].name}' has class folders")
         folders[role] = folder
     return folders
 
 
-def _find_splits(path: Path) -> dict[str, Path]:
+def _find_splits(path: Path, warn: Warn) -> dict[str, Path]:
     """The folders train, val and test inside `path` by role; empty when `path` is not divided like that."""
     entries = _scan(path)
     roles = {folder: role_of(folder.name) for folder in entries.folders}
@@ -103,14 +102,14 @@ def _find_splits(path: Path) -> dict[str, Path]:
         if parted:
             raise DataError(f"{path}: holds {listed(others)} beside '{parted[0]}'; allowed are train, val and test")
         names = [folder.name for folder in found.values()]
-        logger.warning("%s: %s beside %s: taken for classes, not for parts", path, listed(names), listed(others))
+        warn(f"{path}: {listed(names)} beside {listed(others)}: taken for classes, not for parts")
         return {}
     if len(found) < len(roles):
         raise DataError(f"{path}: {listed([folder.name for folder in roles])} mean the same split twice; keep one")
     return found
 
 
-def _list_folder(path: Path, classes: int, *, names: tuple[str, ...] | None = None) -> _Folder:
+def _list_folder(path: Path, classes: int, warn: Warn, *, names: tuple[str, ...] | None = None) -> _Folder:
     """The image files of a folder with or without class folders; `names` are the class folders of train."""
     entries = _scan(path)
     if entries.strays:
@@ -126,10 +125,12 @@ def _list_folder(path: Path, classes: int, *, names: tuple[str, ...] | None = No
         )
     if entries.images:
         return _Folder(path, tuple(map(str, entries.images)), None, None)
-    return _list_classes(path, entries.folders, classes, names)
+    return _list_classes(path, entries.folders, classes, names, warn)
 
 
-def _list_classes(path: Path, folders: Sequence[Path], classes: int, names: tuple[str, ...] | None) -> _Folder:
+def _list_classes(
+    path: Path, folders: Sequence[Path], classes: int, names: tuple[str, ...] | None, warn: Warn
+) -> _Folder:
     """The files of all class folders with their labels."""
     here = tuple(folder.name for folder in folders)
     names = names or here
@@ -142,11 +143,11 @@ def _list_classes(path: Path, folders: Sequence[Path], classes: int, names: tupl
     if unknown:
         raise DataError(f"{path}: class folders {listed(unknown)} are not in train; expected only those of train")
     if all(name.isdecimal() for name in names) and list(names) != sorted(names, key=int):
-        logger.warning("%s: class folders are numbered in alphabetical order: %s", path, listed(names))
+        warn(f"{path}: class folders are numbered in alphabetical order: {listed(names)}")
     files: list[str] = []
     labels: list[int] = []
     for folder in folders:
-        images = _scan_class(folder)
+        images = _scan_class(folder, warn)
         files += images
         labels += [names.index(folder.name)] * len(images)
     if not files:
@@ -154,7 +155,7 @@ def _list_classes(path: Path, folders: Sequence[Path], classes: int, names: tupl
     return _Folder(path, tuple(files), np.asarray(labels, np.int64), names)
 
 
-def _scan_class(folder: Path) -> list[str]:
+def _scan_class(folder: Path, warn: Warn) -> list[str]:
     """The image files of one class folder."""
     entries = _scan(folder)
     if entries.folders or entries.strays:
@@ -165,7 +166,7 @@ def _scan_class(folder: Path) -> list[str]:
             f"expected images only"
         )
     if not entries.images:
-        logger.warning("%s: the class folder has no images", folder)
+        warn(f"{folder}: the class folder has no images")
     return [str(image) for image in entries.images]
 
 
@@ -212,30 +213,25 @@ def _as_images(
     return loaded
 
 
-def _warn(path: Path, files: Sequence[str], look: Look, preprocess: Preprocess) -> None:
-    """Say what the user should mind about pictures that can be read, and which cannot."""
+def _to_mind(path: Path, files: Sequence[str], look: Look, preprocess: Preprocess) -> Iterator[str]:
+    """What the user should mind about the pictures: which cannot be read, and what those that can look like."""
     if look.broken:
         rows = sorted(look.broken)
         named = [f"{os.path.relpath(files[row], path)} ({look.broken[row]})" for row in rows[:NAMED]]
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        logger.warning(
-            "%s: %d of %d images cannot be read and are left out: %s%s; replace them, or refuse such data with --strict",
-            path, len(rows), len(files), ", ".join(named), more,
-        )  # fmt: skip
+        yield (
+            f"{path}: {len(rows)} of {len(files)} images cannot be read and are left out: {', '.join(named)}{more}; replace "
+            "them, or refuse such data with --strict"
+        )
     if look.largest < DARK:
-        logger.warning("%s", too_dark(path, look.largest, len(files) - len(look.broken)))
+        yield (
+            f"{path}: no pixel of the {len(files) - len(look.broken)} images is brighter than {look.largest} of 255; 16-bit "
+            "pictures that hold fewer bits look like that: say how many with --bits, such as --bits 12 (grey pictures), or "
+            "scale the pixels up to their full range"
+        )
     if look.cut_away > MOST_CUT_AWAY:
         height, width = preprocess.size
-        logger.warning(
-            "%s: %.0f %% of the pictures is cropped away, because their aspect ratio is not that of the model (%dx%d); "
-            "--resize stretch or --resize pad keeps all of it, if the model was trained like that",
-            path, 100 * look.cut_away, height, width,
-        )  # fmt: skip
-
-
-def too_dark(path: Path, largest: int, count: int) -> str:
-    """What to say of pictures whose largest pixel is so small."""
-    return (
-        f"{path}: no pixel of the {count} images is brighter than {largest} of 255; 16-bit pictures that hold fewer bits look "
-        "like that: say how many with --bits, such as --bits 12 (grey pictures), or scale the pixels up to their full range"
-    )
+        yield (
+            f"{path}: {100 * look.cut_away:.0f} % of the pictures is cropped away, because their aspect ratio is not that of "
+            f"the model ({height}x{width}); --resize stretch or --resize pad keeps all of it, if the model was trained like that"
+        )

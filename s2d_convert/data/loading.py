@@ -8,12 +8,11 @@ Accepted are
 - an `.npz` with `images` (uint8 NHWC, or float32 exactly as the model takes them) and perhaps `labels`.
 
 Everything wrong with the data is a DataError of one sentence. A few pictures that cannot be read are left out with a
-warning, unless `strict` is on; docs/data.md says what pictures may look like.
+warning, unless reading is strict; docs/data.md says what pictures may look like.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from s2d_convert.data.arrays import read_npz
-from s2d_convert.data.decode import CHUNK, ImageFiles, Progress
+from s2d_convert.data.decode import CHUNK, ImageFiles
 from s2d_convert.data.folders import Choose, read_folder
 from s2d_convert.data.images import DEFAULT_HOLDOUT, MIN_IMAGES, Dataset, Images, halves, split_images
 from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.data.reading import LENIENT, Reading, Warn
 from s2d_convert.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 MIN_VAL = 10  # what is held out of MIN_IMAGES
 
@@ -40,8 +38,7 @@ def load_data(
     classes: int,
     seed: int,
     holdout: float = DEFAULT_HOLDOUT,
-    progress: Progress | None = None,
-    strict: bool = False,
+    reading: Reading = LENIENT,
 ) -> Dataset:
     """The Dataset at `path`, for a model with `classes` classes.
 
@@ -49,7 +46,7 @@ def load_data(
     and test is test. Without either, see `split_images`. Raises DataError for everything that is wrong.
     """
     place = Path(path)
-    parts = _read(place, preprocess, classes, choose=_for_training, progress=progress, strict=strict)
+    parts = _read(place, preprocess, classes, choose=_for_training, reading=reading)
     _check_usable(place, parts)
     rng = np.random.default_rng(seed)
     if len(parts) == 1:
@@ -63,14 +60,13 @@ def load_all(
     *,
     preprocess: Preprocess,
     classes: int,
-    progress: Progress | None = None,
-    strict: bool = False,
+    reading: Reading = LENIENT,
 ) -> Images:
     """All images at `path` in the order of their names; of a folder with splits the test, or else the val, part.
 
     Raises DataError for everything that is wrong with them.
     """
-    parts = _read(Path(path), preprocess, classes, choose=_for_evaluation, progress=progress, strict=strict)
+    parts = _read(Path(path), preprocess, classes, choose=_for_evaluation, reading=reading)
     return next(iter(parts.values()))
 
 
@@ -79,15 +75,14 @@ def load_calibration(
     *,
     preprocess: Preprocess,
     classes: int,
-    progress: Progress | None = None,
-    strict: bool = False,
+    reading: Reading = LENIENT,
 ) -> Images:
     """All images at `path`, to set thresholds on; of a folder with splits the val, or else the test, part.
 
     Raises DataError for everything that is wrong with them, too few, all equal or of one class among it.
     """
     place = Path(path)
-    parts = _read(place, preprocess, classes, choose=_for_calibration, progress=progress, strict=strict)
+    parts = _read(place, preprocess, classes, choose=_for_calibration, reading=reading)
     (images,) = parts.values()
     _check_usable(place, {"the data": images})
     return images
@@ -99,17 +94,16 @@ def _read(
     classes: int,
     *,
     choose: Choose,
-    progress: Progress | None,
-    strict: bool,
+    reading: Reading,
 ) -> dict[str, Images]:
     """The chosen parts by role; only "train" where the data is not divided."""
     if path.is_dir():
-        return read_folder(path, preprocess, classes, choose=choose, progress=progress, strict=strict)
+        return read_folder(path, preprocess, classes, choose=choose, reading=reading)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a folder of images or an .npz file")
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: is not data that can be read; expected a folder of images or an .npz file")
-    return {"train": read_npz(path, preprocess, classes)}
+    return {"train": read_npz(path, preprocess, classes, warn=reading.warn)}
 
 
 def sample_files(path: Path, count: int) -> tuple[str, ...]:
@@ -123,26 +117,26 @@ def sample_files(path: Path, count: int) -> tuple[str, ...]:
     return tuple(files[row] for row in rows)
 
 
-def _for_training(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
+def _for_training(path: Path, splits: Mapping[str, Path], _warn: Warn) -> Sequence[str]:
     """The splits to load, train first."""
     if "train" not in splits:
         raise DataError(f"{path}: has '{next(iter(splits))}' but no 'train' folder; expected train/ (and val/) in it")
     return [role for role in ("train", "val", "test") if role in splits]
 
 
-def _for_evaluation(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
+def _for_evaluation(path: Path, splits: Mapping[str, Path], warn: Warn) -> Sequence[str]:
     """The one split to load: images that a conversion with the same folder has used least."""
     role = next(role for role in ("test", "val", "train") if role in splits)
     if role == "train":
-        logger.warning("%s has neither val nor test: evaluating on its training images", path)
+        warn(f"{path} has neither val nor test: evaluating on its training images")
     return [role]
 
 
-def _for_calibration(path: Path, splits: Mapping[str, Path]) -> Sequence[str]:
+def _for_calibration(path: Path, splits: Mapping[str, Path], warn: Warn) -> Sequence[str]:
     """The one split to load: images that were not trained on, and not the last ones that nothing was chosen on."""
     role = next(role for role in ("val", "test", "train") if role in splits)
     if role == "train":
-        logger.warning("%s has neither val nor test: calibrating on its training images", path)
+        warn(f"{path} has neither val nor test: calibrating on its training images")
     return [role]
 
 

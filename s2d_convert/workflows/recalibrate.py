@@ -30,6 +30,7 @@ from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.conversion.run_folder import TRACE
 from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_calibration
+from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, OutputError, UsageError
 from s2d_convert.exporting.folder import MANIFEST
 from s2d_convert.exporting.measure import machine, measure, path_costs
@@ -93,11 +94,15 @@ class Calibrated:
 def calibrate_folder(options: CalibrateOptions) -> Calibrated:
     """Set temperatures and thresholds of a folder anew from real images. Raises S2DError or DispatcherError, and then the
     folder is as it was."""
+    told: list[str] = []
     with _opened(options) as (runner, static):
         old = runner.manifest
         classes = int(np.prod([n or 1 for n in old.output.shape[1:]]))
         images = load_calibration(
-            options.data, preprocess=recorded_preprocess(old), classes=classes, strict=options.strict
+            options.data,
+            preprocess=recorded_preprocess(old),
+            classes=classes,
+            reading=Reading(options.strict, warn=told.append),
         )
         scores = read_scores(runner, static, images)
         fit, test = _divided(scores, options)
@@ -119,7 +124,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
                 write_report(place / REPORT, manifest, trace=options.folder / TRACE, gallery=gallery(fresh, images))
             _publish(place, options.folder)
     reached = chosen.default.reached or (options.budget is None and options.bound is not None)
-    return Calibrated(manifest, reached, (*_warnings(old, options, static), *_to_mind(manifest, images)))
+    return Calibrated(manifest, reached, (*told, *_warnings(old, options, static), *_to_mind(manifest, images)))
 
 
 def undo(folder: Path) -> None:

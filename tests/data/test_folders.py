@@ -24,6 +24,7 @@ from s2d_convert.data.decode import ImageFiles
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.data.presets import PixelOptions
+from s2d_convert.data.reading import Reading
 from s2d_convert.data.roles import role_of
 from s2d_convert.errors import DataError
 
@@ -171,7 +172,7 @@ def test_progress_ends_with_all_images(limit: int, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", limit)
     path = write_tree(tmp_path, {"train/a": 290, "train/b": 10, "val/a": 5, "val/b": 5})
     seen: list[tuple[int, int]] = []
-    load(path, progress=lambda done, total: seen.append((done, total)))
+    load(path, reading=Reading(progress=lambda done, total: seen.append((done, total))))
     assert seen == [(256, 310), (310, 310)]
 
 
@@ -241,7 +242,7 @@ def test_unreadable_images_are_counted_and_the_first_is_named(
     refuse(
         path,
         r"270\.png: cannot be read as an image \(.*\); 3 of 300 images are like that, replace or remove",
-        strict=True,
+        reading=Reading(strict=True),
     )
 
 

@@ -124,6 +124,8 @@ KEEP = b"POST /v2/models/toy/infer HTTP/1.1\r\nHost: x\r\nContent-Type: applicat
         ("POST", INFER, BIG, JSON, 413, "longer than 16384 bytes"),
         ("POST", INFER, b"x" * 2_000_000, JSON, 413, "longer than 16384 bytes"),
         ("POST", INFER, GOOD, {"Content-Type": "text/html"}, 415, "got 'text/html'; expected application/json"),
+        ("POST", INFER, b"\x1f\x8b\x08", {**JSON, "Content-Encoding": "gzip"}, 415, "Content-Encoding: got 'gzip'"),
+        ("POST", INFER, GOOD, {"Content-Encoding": "br"}, 415, "got 'br'; expected none, send the body uncompressed"),
         ("POST", INFER, GOOD, {"Inference-Header-Content-Length": "many"}, 400, "expected a number of bytes"),
         ("POST", INFER, GOOD, {"Inference-Header-Content-Length": "100000"}, 400, "JSON part's length"),
         ("POST", "/v2/models/other/infer", GOOD, {}, 404, "no model 'other' here; the one that is served is 'toy'"),

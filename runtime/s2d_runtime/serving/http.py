@@ -158,7 +158,7 @@ def application(service: Service, options: HttpOptions) -> Edge:
 
 
 def _header_bytes(request: Request) -> int | None:
-    """What the header of binary tensors says. Raises RequestError for it, and for a content type that cannot be."""
+    """What the header of binary tensors says. Raises RequestError for it, and for a content type or encoding that cannot be."""
     found = request.headers.get(HEADER_LENGTH)
     if found is not None and not re.fullmatch(r"[0-9]{1,12}", found):
         raise v2.RequestError(400, f"{HEADER_LENGTH}: got {found[:40]!r}; expected a number of bytes")
@@ -166,6 +166,7 @@ def _header_bytes(request: Request) -> int | None:
     kind = request.headers.get("content-type", allowed).partition(";")[0].strip().lower()
     if kind != allowed and not (found is not None and kind == JSON_TYPE):
         raise v2.RequestError(415, f"Content-Type: got {kind[:80]!r}; expected {allowed}")
+    v2.check_encoding(request.headers.get("content-encoding"))
     return None if found is None else int(found)
 
 

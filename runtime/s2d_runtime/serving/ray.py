@@ -125,6 +125,7 @@ class FirstStage(Stage):
     async def _infer(self, request: Request) -> Response:
         """One inference request; whatever goes wrong is a status and a sentence."""
         try:
+            v2.check_encoding(request.headers.get("content-encoding"))
             header = request.headers.get(HEADER_BYTES)
             header_bytes = None if header is None else _length(header)
             asked, binary = v2.decode(await _body(request, self._options.body_bytes), header_bytes)

@@ -90,6 +90,14 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
 
 
+def check_encoding(encoding: str | None) -> None:
+    """Raise RequestError for a body that is compressed: `encoding` is the header Content-Encoding, if there is one."""
+    if (encoding or "identity").strip().lower() != "identity":
+        raise RequestError(
+            415, f"Content-Encoding: got {str(encoding)[:80]!r}; expected none, send the body uncompressed"
+        )
+
+
 def parse(request: Mapping[str, Any], manifest: Manifest, *, most_rows: int, binary: bytes | memoryview = b"") -> Call:
     """The call that a V2 inference request asks for. Raises RequestError; nothing large is made before all is checked.
 
