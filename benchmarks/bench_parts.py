@@ -22,11 +22,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.frontend.load import graph_from_proto, load_graph, read_model
+from s2d_convert.latency.layout import layout_block
 from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.divisions import divide
-from s2d_convert.plans.space import PlanSpace, layout_block
+from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.split import split
 from s2d_convert.workflows.split_model import make_plan

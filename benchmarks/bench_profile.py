@@ -24,9 +24,10 @@ from torch import nn
 from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.latency.device_table import Table, fit, prediction_error, read_board
 from s2d_convert.latency.kernels import work_of
+from s2d_convert.latency.layout import layout_block
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import random_plan
-from s2d_convert.plans.space import PlanSpace, layout_block
+from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.workflows.profile_kit import KitOptions, write_kit

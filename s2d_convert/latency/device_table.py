@@ -24,10 +24,10 @@ from s2d_runtime.profile import BOARD_FORMAT, BOARD_VERSION, LAYOUTS
 from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
 from s2d_convert.latency.kernels import Work, without_geometry, work_of
+from s2d_convert.latency.layout import LEAST_BLOCK
 from s2d_convert.latency.meter import Timing
 
 LEAST_FILES = 20
-LEAST_BLOCK = 8  # where there is no blocked layout, vectors still have some length
 FOLDS = 5
 RIDGE = 0.1  # pull to zero, in units of what a kind of work costs in the mean file
 REWEIGHTINGS = 4

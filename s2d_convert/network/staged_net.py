@@ -25,7 +25,7 @@ from s2d_convert.network.converters.lower import BUILDERS, lower
 from s2d_convert.network.layers import EPSILON, MOMENTUM, Exit, Head, Mixing, Moments, Norm, as_numpy, channel_means
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import identity_plan
-from s2d_convert.plans.weights import Weights, initial_head
+from s2d_convert.plans.weights import Weights, classifier_of, initial_head
 
 # Operators whose constants per channel are trained; those of the others (bounds, exponents) say what the model is.
 LEARNED = ("Add", "Div", "InstanceNormalization", "LayerNormalization", "Mul", "PRelu", "RMSNormalization", "Sub")
@@ -364,18 +364,10 @@ class StagedNet(nn.Module):
 
 
 def feature_source(model: AnalysedModel) -> str | None:
-    """The tensor that the layer of the logits reads, None where no single layer that mixes channels makes them."""
-    makers = {name: node for node in model.graph.nodes for name in node.outputs}
-    name = model.graph.output
-    while name in makers:
-        node = makers[name]
-        inputs = model.graph.computed(node)
-        if len(inputs) != 1:
-            return None
-        name = inputs[0]
-        if model.channels.roles[node.name].kind is Kind.MIX:
-            return name if name in makers else None
-    return None
+    """The tensor that the layer of the logits reads, None where no single layer that mixes channels makes them, or it reads
+    the image."""
+    classifier = classifier_of(model)
+    return classifier.inputs[0] if classifier is not None and classifier.inputs[0] in model.graph.producer else None
 
 
 def unsupported_nodes(graph: Graph) -> tuple[Node, ...]:

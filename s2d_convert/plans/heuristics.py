@@ -7,11 +7,12 @@ import numpy as np
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.errors import UsageError
+from s2d_convert.latency.layout import layout_block
 from s2d_convert.plans.decisions import Actions, random_actions
 from s2d_convert.plans.divisions import divide, importance
 from s2d_convert.plans.macs import chain_macs, mac_shares
 from s2d_convert.plans.plan import Conversion, Plan
-from s2d_convert.plans.space import BLOCKS, CASCADE, PlanSpace, layout_block
+from s2d_convert.plans.space import BLOCKS, CASCADE, PlanSpace
 from s2d_convert.plans.weights import static_weights
 
 SIMPLE_FRACTIONS = (0.25, 0.5, 0.75)  # of every class

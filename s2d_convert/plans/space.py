@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from pathlib import Path
+from dataclasses import replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from s2d_convert.plans.divisions import Division
 from s2d_convert.plans.exit_points import candidate_taps
 from s2d_convert.plans.macs import mac_shares
 from s2d_convert.plans.plan import PRUNED, Conversion, Plan, identity_plan
+from s2d_convert.plans.stage_choices import Choices, StageChoice
 
 LINKED, CASCADE = 0, 1
 KINDS = ("linked", "cascade")
@@ -55,7 +56,6 @@ class PlanSpace:
         self.taps = _thinned(model, candidate_taps(model))
         per_stage = [len(self.taps), *(d.levels + 1 for d in divisions)]
         self.sizes: tuple[int, ...] = (len(KINDS), *(per_stage * (stages - 1)))
-        self._per_stage = len(per_stage)
 
     def restricted(self, kinds: Sequence[int], shape: Shape) -> PlanSpace:
         """The part of this space that has these kinds and this shape."""
@@ -72,45 +72,46 @@ class PlanSpace:
 
     def allowed(self, prefix: tuple[int, ...]) -> Array:
         """Which options decision `len(prefix)` has, bool [sizes[len(prefix)]]; never none."""
-        step = len(prefix)
-        mask = np.zeros(self.sizes[step], dtype=bool)
-        if step == 0:
+        mask = np.zeros(self.sizes[len(prefix)], dtype=bool)
+        if not prefix:
             mask[list(self.kinds)] = True
             return mask
-        stage, place = divmod(step - 1, self._per_stage)
-        before = prefix[1 + (stage - 1) * self._per_stage : 1 + stage * self._per_stage] if stage else None
-        if place == 0:
+        choices = Choices.read(prefix, len(self.divisions))
+        before = choices.stages[-1] if choices.stages else None
+        if not choices.unfinished:
             first = len(self.taps) - 1 if self.shape == "width" else 0
-            mask[(before[0] if before else first) :] = True
+            mask[(before.exit if before else first) :] = True
             return mask
-        division = self.divisions[place - 1]
-        tap = prefix[step - place]
-        if self.shape == "depth" or self._reach[tap].isdisjoint(division.group.producers):
+        exit, *levels = choices.unfinished
+        division = self.divisions[len(levels)]
+        if self.shape == "depth" or not self._computes(exit, division):
             mask[division.levels] = True  # all of it; if the stage never computes this class, one spelling only
             return mask
-        low = before[place] if before else 0
-        if before and self._reach[before[0]].isdisjoint(division.group.producers):
-            low = 0
+        low = before.levels[len(levels)] if before and self._computes(before.exit, division) else 0
         mask[max(low, 0 if division.optional else 1) :] = True
         return mask
 
+    def _computes(self, exit: int, division: Division) -> bool:
+        """Whether a stage with this exit computes anything of the class of a division."""
+        return not self._reach[exit].isdisjoint(division.group.producers)
+
     def decode(self, actions: tuple[int, ...]) -> Conversion:
         """The conversion that a full sequence of options stands for; stages that add nothing are dropped."""
-        rows = [actions[1 + s * self._per_stage : 1 + (s + 1) * self._per_stage] for s in range(self.stages - 1)]
-        cascade = actions[0] == CASCADE
-        return self._conversion(tuple(dict.fromkeys(tuple(r) for r in rows)), cascade)
+        choices = Choices.read(actions, len(self.divisions))
+        return self._conversion(tuple(dict.fromkeys(choices.stages)), choices.kind == CASCADE)
 
-    def _conversion(self, rows: tuple[tuple[int, ...], ...], cascade: bool) -> Conversion:
-        final = PRUNED if cascade else len(rows) + 1
+    def _conversion(self, choices: tuple[StageChoice, ...], cascade: bool) -> Conversion:
+        final = PRUNED if cascade else len(choices) + 1
         stages = np.ones(self.channels.units, dtype=np.int64)
-        for place, division in enumerate(self.divisions, start=1):
+        for index, division in enumerate(self.divisions):
             for level, chunk in enumerate(division.chunks):
                 takers = (
-                    s for s, row in enumerate(rows, start=1)
-                    if level < row[place] and not self._reach[row[0]].isdisjoint(division.group.producers)
-                )  # fmt: skip
+                    stage
+                    for stage, choice in enumerate(choices, start=1)
+                    if level < choice.levels[index] and self._computes(choice.exit, division)
+                )
                 stages[list(chunk)] = next(takers, final)
-        taps = tuple(self.taps[row[0]] for row in rows)
+        taps = tuple(self.taps[choice.exit] for choice in choices)
         units = tuple(stages.tolist())
         if not cascade:
             return Conversion((self._alive(Plan((*taps, self.graph.output), units)),))
@@ -148,15 +149,15 @@ class PlanSpace:
         """The decisions for a first stage to the very end that has only the share `keep`, evenly spread, of the classes that
         it can do without (the insides of residual blocks, mostly), and this fraction of all others."""
         last = [len(self.taps) - 1] * (self.stages - 1)
-        actions = list(self.actions(kind, last, self._fractions(fraction)))
-        places = [place for place, division in enumerate(self.divisions, start=1) if division.optional]
-        for number, place in enumerate(places):
-            if (
-                math.floor((number + 1) * keep) == math.floor(number * keep)
-                and self.allowed(tuple(actions[: 1 + place]))[0]
-            ):
-                actions[1 + place] = 0
-        return tuple(actions)
+        choices = Choices.read(self.actions(kind, last, self._fractions(fraction)), len(self.divisions))
+        first = choices.stages[0]
+        levels = list(first.levels)
+        optional = [index for index, division in enumerate(self.divisions) if division.optional]
+        for number, index in enumerate(optional):
+            without = math.floor((number + 1) * keep) == math.floor(number * keep)
+            if without and self.allowed(Choices(kind, (), (first.exit, *levels[:index])).actions())[0]:
+                levels[index] = 0
+        return replace(choices, stages=(replace(first, levels=tuple(levels)), *choices.stages[1:])).actions()
 
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """Simple conversions to start from and to compare with: depth splits, uniform widths, fewer blocks."""
@@ -201,12 +202,3 @@ def _thinned(model: AnalysedModel, taps: tuple[str, ...]) -> tuple[str, ...]:
     marks = np.linspace(share[late[0]], share[late[-1]], MAX_TAPS)
     values = np.array([share[t] for t in late])
     return tuple(late[i] for i in sorted({int(np.abs(values - m).argmin()) for m in marks}))
-
-
-@lru_cache
-def layout_block() -> int:
-    """Channels per block of onnxruntime's blocked layout on this processor: 16 with AVX-512, else 8."""
-    try:
-        return 16 if " avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else 8
-    except OSError:
-        return 8

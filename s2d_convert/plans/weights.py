@@ -76,11 +76,11 @@ def static_weights(graph: Graph, channels: Channels) -> Weights:
 
 
 def classifier_of(model: AnalysedModel) -> Node | None:
-    """The mixing node that makes the logits (through operators that only map or move), None if there is none."""
+    """The mixing node that makes the logits, through operators that only map or move; None if no single one does."""
     node = model.graph.producer.get(model.graph.output)
-    while node is not None and model.channels.roles[node.name].kind in (Kind.MAP, Kind.MOVE):
+    while node is not None and len(model.graph.computed(node)) == 1 and model.kind(node) in (Kind.MAP, Kind.MOVE):
         node = model.graph.producer.get(model.graph.computed(node)[0])
-    return node if node is not None and model.channels.roles[node.name].kind is Kind.MIX else None
+    return node if node is not None and model.kind(node) is Kind.MIX else None
 
 
 def initial_head(model: AnalysedModel, tap: str, *, seed: int = 0) -> ExitHead:

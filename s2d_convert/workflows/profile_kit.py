@@ -25,6 +25,7 @@ from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.latency.device_table import LEAST_FILES
 from s2d_convert.latency.kernels import work_of
+from s2d_convert.latency.layout import probe_model
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.space import PlanSpace
@@ -81,7 +82,7 @@ def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
         for name, stage in zip(files, stages, strict=True):
             _save(folder / name, stage)
         _save(folder / STATIC, weightless(analysed.graph.to_model()))
-        _save(folder / PROBE, _probe())
+        _save(folder / PROBE, weightless(probe_model()))
         shutil.copyfile(profile.__file__, folder / SCRIPT)
         write_json(folder / profile.KIT_FILE, about)
     return about
@@ -126,15 +127,6 @@ def _work_table(stages: list[onnx.ModelProto], block: int) -> dict[str, Any]:
     works = [work_of(stage, block=block) for stage in stages]
     keys = sorted({key for work in works for key in work})
     return {"keys": keys, "amounts": [[float(f"{work.get(key, 0):.6g}") for key in keys] for work in works]}
-
-
-def _probe() -> onnx.ModelProto:
-    """A convolution that onnxruntime turns into its blocked layout where it has one."""
-    weight = numpy_helper.from_array(np.ones((32, 32, 3, 3), dtype=np.float32), "weight")
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 32, 8, 8]) for n in ("image", "output")]
-    node = helper.make_node("Conv", ["image", "weight"], ["output"], name="conv", pads=[1, 1, 1, 1])
-    graph = helper.make_graph([node], "probe", values[:1], values[1:], [weight])
-    return weightless(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
 
 
 def _save(path: Path, model: onnx.ModelProto) -> None:
