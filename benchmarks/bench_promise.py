@@ -25,7 +25,7 @@ from s2d_convert.calibration.thresholds import confidences, exits
 from s2d_convert.data.loading import load_all
 from s2d_convert.errors import DataError, PromiseError
 from s2d_convert.exporting.provenance import recorded_preprocess
-from s2d_convert.workflows.recalibrate import FIT_SHARE, read_scores
+from s2d_convert.workflows.recalibrate import FIT_SHARE, CalibrateOptions, read_scores
 from s2d_convert.workflows.split_model import open_export
 
 SIZES, DROPS = (500, 1000, 2000, 5000), (0.01, 0.02)
@@ -75,7 +75,7 @@ def load(arguments: argparse.Namespace) -> tuple[Scores, tuple[float, ...]]:
             labels = kept["labels"] if kept["labels"].size else None
             return Scores(kept["logits"], kept["said"], labels), cost
         images = load_all(arguments.data, preprocess=recorded_preprocess(runner.manifest), classes=static.graph.classes)
-        scores = read_scores(runner, static, images)
+        scores = read_scores(runner, static, images, CalibrateOptions(arguments.folder, arguments.data))
     if arguments.cache:
         labels = np.empty(0, np.int64) if scores.labels is None else scores.labels
         np.savez(arguments.cache, logits=scores.logits, said=scores.said, labels=labels)

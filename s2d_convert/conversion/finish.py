@@ -197,7 +197,7 @@ def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
     expected = [*exit_logits(tuned.net, images, tuned.masks)]
     expected += [ready.calib_logits[: len(images)]] * (len(logits) - len(expected))
     pairs = [*zip(logits[:, : len(images)], expected, strict=True)]
-    if ready.graph.output_kind != "logits":  # the files tell logits up to a constant per row only
+    if ready.graph.logits_kind != "logits":  # the files tell logits up to a constant per row only
         pairs = [(softmax(got), softmax(own)) for got, own in pairs]
     for stage, (got, own) in enumerate(pairs, start=1):
         error = float(np.abs(got - own).max() / max(1.0, float(np.abs(own).max())))

@@ -45,7 +45,7 @@ def manifest_base(graph: Graph) -> dict[str, Any]:
         "format": "s2d-convert",
         "version": 1,
         "input": {"name": graph.image, "shape": [None, *graph.shapes[graph.image]], "dtype": graph.image_type},
-        "output": {"shape": [None, *graph.shapes[graph.output]], "kind": graph.output_kind},
+        "output": {"shape": [None, *graph.answer_shape], "kind": graph.output_kind},
     }
 
 

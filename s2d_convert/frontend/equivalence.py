@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
-from s2d_convert.base.sessions import first_line, quiet_options
+from s2d_convert.base.sessions import first_line, quiet_options, quiet_session
 from s2d_convert.errors import ModelError
+from s2d_convert.frontend.proto import copy_of
 
 HALF_TOLERANCE = 5e-2  # the file's own arithmetic is in float16
 BATCH_TOLERANCE = 1e-3  # kernels may sum in another order when the batch is longer
+SUM_TOLERANCE = 1e-2  # probabilities may have been clipped
 ROWS = 3
+ENDS = 16
 IMAGE_TYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
@@ -88,6 +92,29 @@ def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> None:
             "the model answers an image differently in a batch and alone: an operator mixes the images of a batch or draws "
             "random numbers, or a batch of one was baked into it; export the model for inference, with a dynamic batch"
         )
+
+
+def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> str:
+    """What a model answers that does more to its logits than a Softmax: probabilities, also in percent and clipped,
+    log_probabilities, or logits. Raises ModelError when its largest answer is not that of the class with the largest logit."""
+    told = copy_of(model)
+    told.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
+    with quiet_session(told) as session:
+        images = noise((ENDS, *shape))
+        answers, raw = (a.reshape(ENDS, -1) for a in session.run(None, {session.get_inputs()[0].name: images}))
+    if (np.take_along_axis(answers, raw.argmax(axis=1)[:, None], axis=1)[:, 0] < answers.max(axis=1)).any():
+        raise ModelError(
+            f"output '{model.graph.output[0].name}' is not largest for the class whose logit in '{logits}' is; choose a tensor "
+            "that grows with the probability of each class with --output"
+        )
+    if (answers >= 0).all() and _is_even(answers.sum(axis=1)):
+        return "probabilities"
+    return "log_probabilities" if answers.max() <= SUM_TOLERANCE and _is_even(np.exp(answers).sum(axis=1)) else "logits"
+
+
+def _is_even(sums: np.ndarray) -> bool:
+    """Whether rows add up to the same."""
+    return bool(np.isfinite(sums).all() and sums.min() > 0 and sums.max() <= (1 + SUM_TOLERANCE) * sums.min())
 
 
 def noise(shape: tuple[int, ...], kind: Any = np.float32, *, seed: int = 0) -> np.ndarray:

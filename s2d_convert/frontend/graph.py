@@ -8,7 +8,7 @@ in `load`, which lists the steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -17,13 +17,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from s2d_convert.errors import ModelError
-from s2d_convert.frontend.proto import copy_of, names_read, opset_of, set_nodes, without_constants
+from s2d_convert.frontend.proto import copy_of, set_nodes
 
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
-RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 IMAGE_CHANNELS = (1, 3, 4)
-TAIL_KINDS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
+SOFTMAXES = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,9 @@ class Node:
 class Graph:
     """A simplified classifier: nodes in topological order from `image` to `output` (the logits).
 
-    `shapes` gives every computed tensor without its batch axis. `tail` is the trailing Softmax or
-    LogSoftmax that was set aside (None if the model ends in logits); it is put back at export.
+    `shapes` gives every computed tensor without its batch axis. `tail` has the nodes that make the file's answer of the logits
+    (none if the model ends in logits), and `tail_shapes` what they make; the export puts them behind every exit.
+    `output_kind` says what that answer is: logits, probabilities or log_probabilities.
     `half` says that the file had float16 weights; here all numbers are float32. `folded` has the tensors whose axis 0 is
     not the batch alone (windows as rows...), with the number of its rows per image. `types` has the numpy type of each
     tensor that is not float32 (masks, indices). `image_type` is what the file takes the image as, float32 or uint8; here it is
@@ -61,7 +60,9 @@ class Graph:
     output: str
     opset: int
     skeleton: onnx.ModelProto
-    tail: Node | None = None
+    tail: tuple[Node, ...] = ()
+    tail_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    output_kind: str = "logits"
     half: bool = False
     folded: Mapping[str, float] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +93,15 @@ class Graph:
             whole.graph.initializer.append(numpy_helper.from_array(value, name))
         return whole
 
+    def to_logits_model(self) -> onnx.ModelProto:
+        """Return the static model with one output, from which its logits can be read; that is of the kind `logits_kind`."""
+        whole = self.to_model()
+        if not self.tells_logits:
+            del whole.graph.output[:]
+            shape: list[str | int | None] = ["N", *self.shapes[self.output]]
+            whole.graph.output.append(onnx.helper.make_tensor_value_info(self.output, onnx.TensorProto.FLOAT, shape))
+        return whole
+
     @property
     def image_axis(self) -> int:
         """The axis of the image's channels, without the batch: 0, or 2 for channels last."""
@@ -103,9 +113,19 @@ class Graph:
         return int(np.prod(self.shapes[self.output]))
 
     @property
-    def output_kind(self) -> str:
-        """What the static model's output means: logits, probabilities or log_probabilities."""
-        return TAIL_KINDS[self.tail.op] if self.tail else "logits"
+    def answer_shape(self) -> tuple[int, ...]:
+        """The shape of what the file answers for an image; the logits may have more axes of one element, or fewer."""
+        return self.shapes[self.output] if self.tells_logits else self.tail_shapes[self.tail[-1].outputs[0]]
+
+    @property
+    def tells_logits(self) -> bool:
+        """Whether the answer of the file tells its logits up to a constant per image: no tail, or a Softmax alone."""
+        return not self.tail or (len(self.tail) == 1 and self.tail[0].op in SOFTMAXES)
+
+    @property
+    def logits_kind(self) -> str:
+        """What the logits are read from: an output of the kind `output_kind`, or, where that does not tell them, themselves."""
+        return self.output_kind if self.tells_logits else "logits"
 
     def computed(self, node: Node) -> tuple[str, ...]:
         """The inputs of `node` that are computed from the image, in order."""
@@ -125,98 +145,3 @@ def _take_pixels(model: onnx.ModelProto, image: str) -> None:
     for node in model.graph.node:
         node.input[:] = [cast.output[0] if name == image else name for name in node.input]
     set_nodes(model.graph, [cast, *model.graph.node])
-
-
-def graph_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
-    """The Graph of a simplified model, its trailing Softmax set aside."""
-    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    if model.graph.sparse_initializer:
-        raise ModelError("the model has sparse initializers; export it with dense weights")
-    taken: set[str] = set()
-    nodes = [_node(n, index, taken) for index, n in enumerate(model.graph.node)]
-    image, output = _input_name(model), model.graph.output[0].name
-    tail, nodes, output = _set_tail_aside(nodes, output, shapes)
-    nodes = _reaching(nodes, output)
-    convs = [n for n in nodes if n.op in ("Conv", "ConvTranspose")]
-    if not convs:
-        raise ModelError("the model has no Conv node; only convolutional classifiers can be converted")
-    logits = shapes[output][1:]
-    if sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < 2:
-        raise ModelError(
-            f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected"
-        )
-    used = set().union(*map(names_read, model.graph.node))
-    computed = {image, *(o for n in nodes for o in n.outputs)}
-    return Graph(
-        nodes=tuple(nodes),
-        constants=MappingProxyType({k: v for k, v in constants.items() if k in used}),
-        shapes=MappingProxyType({k: v[1:] for k, v in shapes.items() if k in computed}),
-        image=image,
-        output=output,
-        opset=opset_of(model),
-        skeleton=without_constants(model),
-        tail=tail,
-    )
-
-
-def _input_name(model: onnx.ModelProto) -> str:
-    constants = {i.name for i in model.graph.initializer}
-    return str(next(i.name for i in model.graph.input if i.name not in constants))
-
-
-def _node(proto: onnx.NodeProto, index: int, taken: set[str]) -> Node:
-    name = proto.name or f"{proto.op_type}_{index}"
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    attrs = {a.name: _attribute(a) for a in proto.attribute}
-    return Node(name, proto.op_type, tuple(proto.input), tuple(o for o in proto.output if o), MappingProxyType(attrs))
-
-
-def _attribute(proto: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(proto)
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
-    if isinstance(value, (int, float, str)):
-        return value
-    if isinstance(value, onnx.GraphProto):
-        return value
-    return tuple(v.decode() if isinstance(v, bytes) else v for v in value)
-
-
-def _set_tail_aside(
-    nodes: list[Node], output: str, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Node | None, list[Node], str]:
-    last = next((n for n in nodes if output in n.outputs), None)
-    if last is None:
-        raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
-    made_by = {name: n for n in nodes for name in n.outputs}
-    behind = []  # what only reshapes the answer: a Softmax before opset 13 was one over a flat copy
-    while last is not None and last.op in RESHAPING and np.count_nonzero(np.array(shapes[output][1:]) != 1) == 1:
-        behind.append(last)
-        last = made_by.get(last.inputs[0])
-    if last is None or last.op not in TAIL_KINDS:
-        return None, nodes, output
-    axis, shape = last.attrs.get("axis", -1), shapes[last.outputs[0]]
-    if shape[axis % len(shape)] != np.prod(shape[1:]):
-        return None, nodes, output
-    classes = np.flatnonzero(np.array(shapes[output]) == np.prod(shapes[output][1:]))[-1]
-    tail = replace(last, attrs=MappingProxyType({"axis": int(classes)}))
-    kept = [n for n in nodes if n is not last]
-    if not behind:
-        return tail, kept, last.inputs[0]
-    first = behind[-1]
-    moved = replace(first, inputs=(last.inputs[0], *first.inputs[1:]))
-    return tail, [moved if n is first else n for n in kept], output
-
-
-def _reaching(nodes: list[Node], output: str) -> list[Node]:
-    """The nodes that `output` depends on, in their order."""
-    needed, kept = {output}, []
-    for node in reversed(nodes):
-        if needed.intersection(node.outputs):
-            kept.append(node)
-            needed.update(node.inputs)
-    return kept[::-1]

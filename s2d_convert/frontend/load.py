@@ -17,9 +17,10 @@ from google.protobuf.message import DecodeError
 
 from s2d_convert.base.sessions import first_line, quiet_session, save
 from s2d_convert.errors import ModelError
+from s2d_convert.frontend.build import graph_of
 from s2d_convert.frontend.dynamic_batch import free_batch, is_plain
-from s2d_convert.frontend.equivalence import ask_file, check_rows, check_same
-from s2d_convert.frontend.graph import RESERVED, Graph, graph_of
+from s2d_convert.frontend.equivalence import ask_file, check_rows, check_same, kind_of_end
+from s2d_convert.frontend.graph import RESERVED, Graph
 from s2d_convert.frontend.inputs import PROBE_BATCH, choose_output, fix_input
 from s2d_convert.frontend.normalize import normalised
 from s2d_convert.frontend.proto import copy_of, without_weights
@@ -108,7 +109,10 @@ def graph_from_proto(
             f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
         )
     types = MappingProxyType(found.types)
-    return replace(graph_of(model, shapes), half=half, folded=folded, types=types, image_type=image_type)
+    graph = graph_of(model, shapes)
+    if not graph.tells_logits:
+        graph = replace(graph, output_kind=kind_of_end(model, graph.output, shape))
+    return replace(graph, half=half, folded=folded, types=types, image_type=image_type)
 
 
 def _image_shape(model: onnx.ModelProto, image: str) -> tuple[int, ...]:

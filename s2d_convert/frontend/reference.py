@@ -22,13 +22,21 @@ class StaticModel:
 
     def __init__(self, graph: Graph, running: Running = ONE_THREAD) -> None:
         self.graph = graph
-        self._session = running.session(graph.to_model().SerializeToString())
+        whole = graph.to_model()
+        self._answer, self._logits = whole.graph.output[0].name, whole.graph.output[0].name
+        if not graph.tells_logits:
+            whole.graph.output.extend(graph.to_logits_model().graph.output)
+            self._logits = graph.output
+        self._session = running.session(whole.SerializeToString())
 
     def outputs(self, images: Array) -> Array:
         """What the model answers, as it comes."""
-        result: Array = self._session.run(None, {self.graph.image: images})[0]
-        return result
+        return self._run(self._answer, images)
 
     def logits(self, images: Array) -> Array:
         """Logits float32 [B, K]."""
-        return to_logits(self.outputs(images), self.graph.output_kind)
+        return to_logits(self._run(self._logits, images), self.graph.logits_kind)
+
+    def _run(self, output: str, images: Array) -> Array:
+        result: Array = self._session.run([output], {self.graph.image: images})[0]
+        return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from s2d_convert.frontend.reference import to_logits
 from s2d_convert.plans.plan import Plan, identity_plan
 from s2d_convert.plans.weights import Weights, static_weights
 from s2d_convert.slicing.split import OUTPUT, StageModel, split
+from s2d_convert.slicing.stage_graph import LOGITS, with_logits
 
 RUN_BATCH = 64
 
@@ -78,7 +79,7 @@ def stage_logits(
 ) -> Array:
     """Return the logits float32 [S, B, K] of every stage on all images, computed by onnxruntime from the stage models."""
     running = Running(threads=min(os.cpu_count() or 1, MOST_THREADS), provider=provider)
-    sessions = [running.session(m.model.SerializeToString()) for m in models]
+    sessions = [running.session(with_logits(m.model).SerializeToString()) for m in models]
     return session_logits(sessions, images, image=graph.image, kind=graph.output_kind)
 
 
@@ -88,5 +89,10 @@ def session_logits(sessions: Sequence[ort.InferenceSession], images: Images, *, 
     batches = []
     for rows in slices(len(images), RUN_BATCH):
         values = {image: np.ascontiguousarray(images.batch(rows))}
-        batches.append(np.stack([to_logits(made[OUTPUT], kind) for _, made in run_stages(sessions, values)]))
+        batches.append(np.stack([_logits(made, kind) for _, made in run_stages(sessions, values)]))
     return np.concatenate(batches, axis=1)
+
+
+def _logits(made: Mapping[str, Array], kind: str) -> Array:
+    """Return the logits [B, K] of a stage that made these outputs."""
+    return made[LOGITS] if LOGITS in made else to_logits(made[OUTPUT], kind)

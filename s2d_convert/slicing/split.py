@@ -273,8 +273,7 @@ class _Cutter:
                 logits, _ = self.pieces.fetch(stage, tap, self.demand.every(tap), ordered=True)
             else:
                 logits = self._head(builder, stage, tap)
-            tensor = self.graph.shapes[self.graph.output]
-            builder.answer(logits, tensor, tail=self.graph.tail, temperature=self.weights.temperature(builder.number))
+            builder.answer(logits, self.graph, temperature=self.weights.temperature(builder.number))
         return tuple(builder.finish() for builder in self.stages)
 
     def _head(self, builder: StageGraph, stage: int, tap: str) -> str:

@@ -11,10 +11,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from s2d_convert.channels.kinds import Array
-from s2d_convert.frontend.graph import RESERVED, Graph, Node
-from s2d_convert.frontend.proto import without_weights
+from s2d_convert.frontend.graph import RESERVED, SOFTMAXES, Graph, Node
+from s2d_convert.frontend.proto import copy_of, without_weights
 
 OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE = RESERVED
+LOGITS = "exit.logits of an answer that does not tell them"
 MOVES = ("Slice", "Gather", "Concat", "Pad")
 
 
@@ -146,20 +147,31 @@ class StageGraph:
         name = self.op("MatMul", [source, weight.T], out, shape)
         return self.op("Add", [name, *extra], out, shape) if extra else name
 
-    def answer(self, logits: str, shape: Sequence[int], *, tail: Node | None, temperature: float) -> None:
+    def answer(self, logits: str, graph: Graph, *, temperature: float) -> None:
         """Add `output`, as the static model gives it, and `confidence`, the largest probability at the temperature.
 
         The temperature is an initializer of its own even where it is 1, so that it can be calibrated anew in the file.
         """
-        op, attrs = (tail.op, dict(tail.attrs)) if tail else ("Identity", {})
-        self._rename(self.op(op, [logits], OUTPUT, shape, attrs=attrs), OUTPUT)
-        classes = int(np.prod(shape))
+        shape, classes = graph.shapes[graph.output], graph.classes
+        self._rename(self._tail(logits, graph), OUTPUT)
         flat = logits if len(shape) == 1 else self.op("Flatten", [logits], "exit.flat", [classes], attrs={"axis": 1})
         scale = gs.Constant(INVERSE_TEMPERATURE, np.array([1.0 / temperature], dtype=np.float32))
         scaled = self.op("Mul", [flat], "exit.scaled", [classes])
         self.nodes[-1].inputs.append(scale)
         softmax = self.op("Softmax", [scaled], "exit.probabilities", [classes], attrs={"axis": 1})
         self._rename(self.reduce("ReduceMax", softmax, [1], []), CONFIDENCE)
+
+    def _tail(self, logits: str, graph: Graph) -> str:
+        """Add the nodes that make the static model's answer of its logits; returns the answer's name."""
+        if graph.tells_logits:
+            op, attrs = (graph.tail[0].op, dict(graph.tail[0].attrs)) if graph.tail else ("Identity", {})
+            return self.op(op, [logits], OUTPUT, graph.answer_shape, attrs=attrs)
+        made: dict[str, str | Array] = {**graph.constants, "": "", graph.output: logits}
+        for node in graph.tail:
+            name = OUTPUT if node is graph.tail[-1] else node.outputs[0]
+            inputs, shape = [made[n] for n in node.inputs], graph.tail_shapes[node.outputs[0]]
+            made[node.outputs[0]] = answer = self.op(node.op, inputs, name, shape, attrs=dict(node.attrs))
+        return answer
 
     def _rename(self, made: str, name: str) -> None:
         self.tensors[name] = self.tensors.pop(made)
@@ -204,6 +216,20 @@ class StageGraph:
             macs=self.macs,
             parameters=int(sum(sizes)),
         )
+
+
+def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a stage with its logits as a further output, LOGITS, if its `output` does not tell them; else the stage itself."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    (scaled,) = (n for n in model.graph.node if INVERSE_TEMPERATURE in n.input)
+    flat = next(name for name in scaled.input if name != INVERSE_TEMPERATURE)
+    alike = {flat, *(makers[flat].input if makers[flat].op_type == "Flatten" else ())}
+    if makers[OUTPUT].op_type in ("Identity", *SOFTMAXES) and makers[OUTPUT].input[0] in alike:
+        return model
+    told = copy_of(model)
+    told.graph.node.append(onnx.helper.make_node("Identity", [flat], [LOGITS], name=LOGITS))
+    told.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
+    return told
 
 
 def _constant_values(tensor: gs.Tensor) -> Array | None:

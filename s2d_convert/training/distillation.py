@@ -48,7 +48,7 @@ class Teacher:
 
 def teacher_in_onnxruntime(model: AnalysedModel, **session: Any) -> Teacher:
     """The teacher for a CPU, where onnxruntime is the quicker one; `session` as of `make_session`."""
-    source, whole = feature_source(model), model.graph.to_model()
+    source, whole = feature_source(model), model.graph.to_logits_model()
     if source is not None:
         shape: list[str | int | None] = ["N", *model.graph.shapes[source]]
         whole.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
@@ -56,7 +56,7 @@ def teacher_in_onnxruntime(model: AnalysedModel, **session: Any) -> Teacher:
 
     def say(images: Array) -> Lesson:
         logits, *features = runs.run(None, {model.graph.image: images})
-        answer = torch.from_numpy(to_logits(logits, model.graph.output_kind))
+        answer = torch.from_numpy(to_logits(logits, model.graph.logits_kind))
         if source is None:
             return Lesson(answer)
         return Lesson(answer, channel_means(torch.from_numpy(features[0]), model.channels.layouts[source].axis))

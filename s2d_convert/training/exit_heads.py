@@ -78,7 +78,7 @@ def feature_count(model: AnalysedModel, tap: str) -> int:
 
 def feature_model(model: AnalysedModel, taps: Sequence[str]) -> onnx.ModelProto:
     """The static model with the features of every tap as further outputs, in the order of `taps`."""
-    whole = model.graph.to_model()
+    whole = model.graph.to_logits_model()
     nodes = list(whole.graph.node)
     for index, tap in enumerate(taps):
         source, cell = tap, head_cell(model, tap)
@@ -129,7 +129,7 @@ class Extractor:
             for part in slices(len(images), FEATURE_BATCH):
                 batch = images.batch(part) if copy == 0 else images.augmented(part, rng, level=level, flip=flip)
                 found = self._session.run(None, {self.graph.image: np.ascontiguousarray(batch)})
-                found[0] = to_logits(found[0], self.graph.output_kind)
+                found[0] = to_logits(found[0], self.graph.logits_kind)
                 for array, value in zip(arrays, found, strict=True):
                     array[done : done + len(value)] = value
                 done += len(batch)

@@ -35,7 +35,7 @@ def describe(model: AnalysedModel) -> dict[str, Any]:
         "input": {"name": model.graph.image, "shape": ["N", *model.graph.shapes[model.graph.image]]},
         "output": {
             "name": model.graph.output,
-            "shape": ["N", *model.graph.shapes[model.graph.output]],
+            "shape": ["N", *model.graph.answer_shape],
             "kind": model.graph.output_kind,
         },
         "opset": model.graph.opset,

@@ -32,7 +32,7 @@ from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_calibration
 from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, OutputError, UsageError
-from s2d_convert.exporting.folder import MANIFEST
+from s2d_convert.exporting.folder import MANIFEST, read_stages
 from s2d_convert.exporting.measure import machine, measure, path_costs
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.quantize import set_temperature
@@ -40,6 +40,7 @@ from s2d_convert.exporting.report.gallery import gallery
 from s2d_convert.exporting.report.page import REPORT, write_report
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.slicing.chain import session_logits
+from s2d_convert.slicing.stage_graph import with_logits
 from s2d_convert.workflows.split_model import open_export
 
 FIT_SHARE = 0.2  # of the images, for temperatures and the order of the policies; a promise is tested on the others
@@ -104,7 +105,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
             classes=classes,
             reading=Reading(options.strict, warn=told.append),
         )
-        scores = read_scores(runner, static, images)
+        scores = read_scores(runner, static, images, options)
         fit, test = _divided(scores, options)
         temperatures = fit_temperatures(fit)
         cost = _costs(runner, static, images, batch=options.batch)
@@ -162,10 +163,17 @@ def _opened(options: CalibrateOptions) -> Iterator[tuple[Dispatcher, StaticModel
         yield pair
 
 
-def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images) -> Scores:
+def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, options: CalibrateOptions) -> Scores:
     """What every stage and the static model say on the images; without the latter the last stage speaks for it."""
     manifest = runner.manifest
-    logits = session_logits(runner.sessions, images, image=manifest.input.name, kind=manifest.output.kind)
+    models = [with_logits(stage.model) for stage in read_stages(options.folder, manifest)]
+    sessions = [
+        runs
+        if len(model.graph.output) == len(runs.get_outputs())
+        else options.running.session(model.SerializeToString())
+        for runs, model in zip(runner.sessions, models, strict=True)
+    ]
+    logits = session_logits(sessions, images, image=manifest.input.name, kind=manifest.output.kind)
     reference = logits[-1] if static is None else static_logits(static, images)
     return Scores(logits, reference.argmax(axis=1), images.labels)
 

@@ -84,7 +84,7 @@ def open_export(
             graph = load_graph(origin.find(static, folder), size=origin.size, output=origin.output)
         except UsageError as error:  # the record asked, not the user
             raise ModelError(f"{folder}: what it records does not fit its static model ({error})") from error
-        found = [(None, *graph.shapes[name]) for name in (graph.image, graph.output)]
+        found = [(None, *shape) for shape in (graph.shapes[graph.image], graph.answer_shape)]
         for shape, wanted in zip(found, (manifest.input.shape, manifest.output.shape), strict=True):
             if shape != wanted:
                 raise ModelError(

@@ -1,0 +1,87 @@
+"""The Graph of a model that is simple enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from s2d_convert.errors import ModelError
+from s2d_convert.frontend.ending import Region, set_end_aside
+from s2d_convert.frontend.graph import SOFTMAXES, Graph, Node
+from s2d_convert.frontend.proto import names_read, opset_of, without_constants
+
+
+def graph_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The Graph of a simplified model, its trailing Softmax set aside."""
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    if model.graph.sparse_initializer:
+        raise ModelError("the model has sparse initializers; export it with dense weights")
+    taken: set[str] = set()
+    nodes = [_node(n, index, taken) for index, n in enumerate(model.graph.node)]
+    image, output = _input_name(model), model.graph.output[0].name
+    ending = set_end_aside(Region(tuple(nodes), constants, shapes), output)
+    nodes = _reaching(ending.nodes, ending.logits)
+    convs = [n for n in nodes if n.op in ("Conv", "ConvTranspose")]
+    if not convs:
+        raise ModelError("the model has no Conv node; only convolutional classifiers can be converted")
+    logits = shapes[ending.logits][1:]
+    if sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < 2:
+        raise ModelError(
+            f"output '{ending.logits}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected"
+        )
+    used = set().union(*map(names_read, model.graph.node))
+    computed = {image, *(o for n in nodes for o in n.outputs)}
+    return Graph(
+        nodes=tuple(nodes),
+        constants=MappingProxyType({k: v for k, v in constants.items() if k in used}),
+        shapes=MappingProxyType({k: v[1:] for k, v in shapes.items() if k in computed}),
+        image=image,
+        output=ending.logits,
+        opset=opset_of(model),
+        skeleton=without_constants(model),
+        tail=ending.tail,
+        output_kind=SOFTMAXES.get(ending.tail[-1].op, "logits") if ending.tail else "logits",
+        tail_shapes=MappingProxyType({o: shapes[o][1:] for n in ending.tail for o in n.outputs}),
+    )
+
+
+def _input_name(model: onnx.ModelProto) -> str:
+    constants = {i.name for i in model.graph.initializer}
+    return str(next(i.name for i in model.graph.input if i.name not in constants))
+
+
+def _node(proto: onnx.NodeProto, index: int, taken: set[str]) -> Node:
+    name = proto.name or f"{proto.op_type}_{index}"
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    attrs = {a.name: _attribute(a) for a in proto.attribute}
+    return Node(name, proto.op_type, tuple(proto.input), tuple(o for o in proto.output if o), MappingProxyType(attrs))
+
+
+def _attribute(proto: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, onnx.GraphProto):
+        return value
+    return tuple(v.decode() if isinstance(v, bytes) else v for v in value)
+
+
+def _reaching(nodes: tuple[Node, ...], output: str) -> list[Node]:
+    """The nodes that `output` depends on, in their order."""
+    needed, kept = {output}, []
+    for node in reversed(nodes):
+        if needed.intersection(node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    return kept[::-1]

@@ -1,0 +1,154 @@
+"""The end of a classifier that only words its answer: what lies between its logits and its output is set aside.
+
+A Softmax, and what may stand behind it (clipped probabilities, percent, their logarithm, an L2 norm...), is no part of what
+stages compute, but every exit has to answer as the static model does. So the nodes behind the logits become a tail, which the
+export puts behind each exit.
+
+Look backwards from the output. As long as nodes only treat the classes of one image (element by element, or by a number over
+all classes) they may belong to the end. The logits are the last tensor that everything behind comes from and that no
+normalisation over the classes comes before. What mixes several tensors behind a Softmax (an average of probabilities) cannot
+be set aside, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+
+from s2d_convert.errors import ModelError
+from s2d_convert.frontend.dynamic_batch import ELEMENTWISE
+from s2d_convert.frontend.graph import SOFTMAXES, Node
+
+RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+OVER_AXIS = (*SOFTMAXES, "LpNormalization")
+REDUCING = tuple(f"Reduce{op}" for op in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Sum", "SumSquare"))
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Nodes [in order] up to the tensor `logits`, and the `tail` behind it, which makes the file's answer of it."""
+
+    nodes: tuple[Node, ...]
+    logits: str
+    tail: tuple[Node, ...] = ()
+
+
+def set_end_aside(graph: Region, output: str) -> Ending:
+    """Divide nodes in topological order that end in `output`.
+
+    Raises ModelError where probabilities are made in a way that exits cannot repeat.
+    """
+    if output not in graph.made_by:
+        raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
+    plain = _plain_softmax(graph, output)
+    if plain is not None:
+        return plain
+    end = graph.end(output)
+    normalising = {n.name for n in end if graph.is_normalising(n)}
+    if not normalising:
+        return Ending(graph.nodes, output)
+    for name in reversed([name for n in end for name in n.inputs if name in graph.shapes]):
+        behind = _behind(end, name, output, graph.shapes)
+        if behind >= normalising and graph.count(name) == graph.count(output):
+            tail = tuple(n for n in end if n.name in behind)
+            return Ending(tuple(n for n in graph.nodes if n.name not in behind), name, tail)
+    for node in end:
+        if node.op in SOFTMAXES and node.name in normalising:
+            raise ModelError(
+                f"{node}: what output '{output}' makes of its probabilities is no function of the logits of one layer, and early "
+                "exits could not answer likewise; choose a tensor before it with --output, or export the model with its logits"
+            )
+    return Ending(graph.nodes, output)
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is asked of a graph here: nodes in topological order, constants, and the shapes of all computed tensors, batch
+    included."""
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, np.ndarray]
+    shapes: Mapping[str, Shape]
+
+    @cached_property
+    def made_by(self) -> Mapping[str, Node]:
+        """The node that makes each tensor."""
+        return {name: n for n in self.nodes for name in n.outputs}
+
+    def count(self, name: str) -> int:
+        """How many elements a tensor has per image."""
+        return int(np.prod(self.shapes[name][1:]))
+
+    def end(self, output: str) -> list[Node]:
+        """The nodes before `output` that only treat the classes of one image, in order."""
+        classes, wanted, found = self.count(output), {output}, []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.outputs) and self._treats_classes(node, classes):
+                found.append(node)
+                wanted.update(node.inputs)
+        return found[::-1]
+
+    def _treats_classes(self, node: Node, classes: int) -> bool:
+        touched = [name for name in (*node.inputs, *node.outputs) if name in self.shapes]
+        if any(self.count(name) not in (1, classes) for name in touched):
+            return False
+        if node.op in REDUCING:
+            return 0 not in self._axes(node)
+        if node.op in OVER_AXIS:
+            return self.is_normalising(node)
+        return node.op in ELEMENTWISE or node.op in RESHAPING or node.op == "Expand"
+
+    def is_normalising(self, node: Node) -> bool:
+        """Whether a node takes all classes of an image together."""
+        shape, out = self.shapes.get(node.inputs[0]), self.shapes[node.outputs[0]]
+        if shape is None or np.prod(shape[1:]) < 2:
+            return False
+        if node.op in REDUCING:
+            return bool(np.prod(out[1:]) == 1)
+        return node.op in OVER_AXIS and shape[int(node.attrs.get("axis", -1)) % len(shape)] == np.prod(shape[1:])
+
+    def _axes(self, node: Node) -> list[int]:
+        """The axes that a reduction is over, batch included; they became an input between opsets 13 and 18."""
+        rank = len(self.shapes[node.inputs[0]])
+        given = node.attrs.get("axes")
+        if given is None and len(node.inputs) > 1 and node.inputs[1] in self.constants:
+            given = self.constants[node.inputs[1]].tolist()
+        return [int(axis) % rank for axis in given] if given else list(range(rank))
+
+
+def _behind(end: Sequence[Node], name: str, output: str, shapes: Mapping[str, Shape]) -> set[str]:
+    """The names of the nodes between a tensor and `output`; none unless all of it comes from that tensor."""
+    wanted, found = {output}, set()
+    for node in reversed(end):
+        if wanted.intersection(node.outputs):
+            wanted.difference_update(node.outputs)
+            wanted.update(n for n in node.inputs if n in shapes and n != name)
+            found.add(node.name)
+    return set() if wanted else found
+
+
+def _plain_softmax(graph: Region, output: str) -> Ending | None:
+    """The division of a model that ends in one Softmax or LogSoftmax, which may be reshaped: the Reshape moves before it."""
+    shapes, last = graph.shapes, graph.made_by.get(output)
+    behind = []  # what only reshapes the answer: a Softmax before opset 13 was one over a flat copy
+    while last is not None and last.op in RESHAPING and np.count_nonzero(np.array(shapes[output][1:]) != 1) == 1:
+        behind.append(last)
+        last = graph.made_by.get(last.inputs[0])
+    if last is None or last.op not in SOFTMAXES or not graph.is_normalising(last):
+        return None
+    if any(graph.is_normalising(n) for n in graph.end(last.inputs[0])):
+        return None
+    classes = np.flatnonzero(np.array(shapes[output]) == np.prod(shapes[output][1:]))[-1]
+    tail = replace(last, attrs=MappingProxyType({"axis": int(classes)}))
+    kept = tuple(n for n in graph.nodes if n is not last)
+    if not behind:
+        return Ending(kept, last.inputs[0], (tail,))
+    first = behind[-1]
+    moved = replace(first, inputs=(last.inputs[0], *first.inputs[1:]))
+    return Ending(tuple(moved if n is first else n for n in kept), output, (tail,))
