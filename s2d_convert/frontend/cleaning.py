@@ -9,7 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from s2d_convert.base.sessions import first_line
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.proto import FREE_INITIALIZERS, attributes_of, graphs, label, names_read, opset_of, tensors
+from s2d_convert.frontend.proto import FREE_INITIALIZERS, attributes_of, computed_names, graphs, label, names_read, opset_of, tensors
 
 MIN_OPSET = 13
 UPGRADE_OPSET = 17
@@ -34,9 +34,11 @@ def refuse_quantised(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def refuse_training(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model itself. Raises ModelError when it was exported for training: its answers depend on the other images, or on
-    chance."""
+    chance. (What has the statistics of a weight is a constant: weight standardisation is written so.)"""
     old, constants = opset_of(model) < TRAINING_MODE_OPSET, {i.name: i for i in model.graph.initializer}
+    images = computed_names(model.graph)
     norms = [n for n in model.graph.node if n.op_type == "BatchNormalization" and _trains(n, old=old)]
+    norms = [n for n in norms if n.input[0] in images]
     if norms:
         names = ", ".join(map(label, norms))
         raise ModelError(f"nodes {names}: normalisation as in training; export the model for inference (model.eval())")

@@ -97,6 +97,15 @@ def names_read(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+def computed_names(graph: onnx.GraphProto) -> set[str]:
+    """The names of everything that depends on an input, for nodes in topological order."""
+    names = {i.name for i in graph.input} - {i.name for i in graph.initializer}
+    for node in graph.node:
+        if names.intersection(names_read(node)):
+            names.update(o for o in node.output if o)
+    return names
+
+
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The tensors among the attributes of a graph's nodes."""
     return (a.t for n in graph.node for a in n.attribute if a.HasField("t"))

@@ -123,6 +123,15 @@ def test_everything_that_trains_is_refused(make: Callable[[], onnx.ModelProto]) 
         RUN["refuse normalisation and dropout as in training"](make())
 
 
+def test_the_statistics_of_a_weight_are_those_of_a_constant() -> None:
+    model = around(
+        """w, m, v = BatchNormalization<training_mode=1>(wc, ones, zeros, zeros, ones)
+        y = Conv<pads=[1,1,1,1]>(x, w)""",
+        wc=(8, 8, 3, 3), ones=np.ones(8, np.float32), zeros=np.zeros(8, np.float32),
+    )  # fmt: skip
+    assert RUN["refuse normalisation and dropout as in training"](model) is model
+
+
 def test_all_passes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[str] = []
 
