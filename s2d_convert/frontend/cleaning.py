@@ -9,9 +9,21 @@ from onnx import TensorProto, numpy_helper
 
 from s2d_convert.base.sessions import first_line
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.proto import FREE_INITIALIZERS, attributes_of, computed_names, graphs, label, names_read, opset_of, tensors
+from s2d_convert.frontend.proto import (
+    FREE_INITIALIZERS,
+    attributes_of,
+    computed_names,
+    graphs,
+    label,
+    names_read,
+    opset_of,
+    set_nodes,
+    tensors,
+)
 
 MIN_OPSET = 13
+KNOWN_DOMAINS = ("ai.onnx", "com.microsoft")
+LOOPS = ("Loop", "Scan")
 UPGRADE_OPSET = 17
 TRAINING_MODE_OPSET = 14  # before, further outputs of a BatchNormalization were what put it into training mode
 SPARE_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # that have outputs which nobody needs to name
@@ -19,6 +31,68 @@ QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger",
 # Numbers of another width than float32; they are converted, and the widths of weights can be chosen at export.
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
 OTHER_FLOATS = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
+
+
+def with_sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each node behind those that it reads from, as onnxruntime sorts them itself; where they are so already,
+    nothing moves. A circle stays as it is."""
+    for graph in list(graphs(model.graph)):
+        nodes = list(graph.node)
+        pending = {name for n in nodes for name in n.output if name}
+        ordered: list[onnx.NodeProto] = []
+        while nodes:
+            waiting = []
+            for node in nodes:
+                if pending.intersection(names_read(node)):
+                    waiting.append(node)
+                else:
+                    ordered.append(node)
+                    pending.difference_update(node.output)
+            if len(waiting) == len(nodes):
+                return model
+            nodes = waiting
+        if any(a is not b for a, b in zip(ordered, graph.node, strict=True)):
+            set_nodes(graph, ordered)
+    return model
+
+
+def with_graph_name(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a name for its graph, which the standard asks for and onnxruntime does not."""
+    model.graph.name = model.graph.name or "graph"
+    return model
+
+
+def refuse_foreign(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself. Raises ModelError naming all nodes of other domains than those that come with onnxruntime, which names
+    only one."""
+    foreign = [
+        f"node '{n.name or n.output[0]}' ({n.domain}.{n.op_type})"
+        for n in model.graph.node
+        if n.domain and not n.domain.startswith(KNOWN_DOMAINS)
+    ]
+    if foreign:
+        raise ModelError(
+            f"{len(foreign)} nodes are not of ONNX and have no definition in the file: {', '.join(foreign)}; export the model "
+            "with standard operators"
+        )
+    return model
+
+
+def refuse_control_flow(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself. Raises ModelError naming all nodes that repeat a part of it or hold something else than tensors."""
+    loops = [label(n) for n in model.graph.node if n.op_type in LOOPS]
+    if loops:
+        raise ModelError(
+            f"nodes {', '.join(loops)}: loops are not supported; export the model traced, not scripted, so that its loops are "
+            "unrolled"
+        )
+    sequences = [label(n) for n in model.graph.node if "Sequence" in n.op_type or "Optional" in n.op_type]
+    if sequences:
+        raise ModelError(
+            f"nodes {', '.join(sequences)}: sequences and optional values are not supported; export the model with tensors only "
+            "(Split and Concat in place of lists of tensors)"
+        )
+    return model
 
 
 def refuse_quantised(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from s2d_convert.base.sessions import first_line, quiet_options, quiet_session
 from s2d_convert.errors import ModelError
+from s2d_convert.frontend.inputs import Image
 from s2d_convert.frontend.proto import copy_of
 
 HALF_TOLERANCE = 5e-2  # the file's own arithmetic is in float16
@@ -40,21 +41,30 @@ class FileAnswers:
     half: bool
 
 
-def ask_file(path: Path, image: str, shape: tuple[int, ...], output: str) -> FileAnswers | None:
-    """The answers of a file as it is, for images of `shape` (without the batch).
+def ask_file(path: Path, image: Image, output: str) -> FileAnswers | None:
+    """The answers of a file as it is.
 
-    None where onnxruntime cannot run the file (some float64 operators): it is judged by what is made of it.
+    None where onnxruntime cannot run the file (some float64 operators), or where `output` is a tensor inside of it: it is
+    judged by what is made of it.
     """
     try:
         session = ort.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
-        (value,) = (i for i in session.get_inputs() if i.name == image)
+        (value,) = (i for i in session.get_inputs() if i.name == image.name)
         kind = np.dtype(IMAGE_TYPES[value.type])
-        count = value.shape[0] if isinstance(value.shape[0], int) else 2
-        images = noise((count, *shape), kind)
-        answers = session.run([output], {image: images})[0].astype(np.float32)
+        count = value.shape[0] if isinstance(value.shape[0], int) and value.shape[0] > 0 else 2
+        images = noise((count, *image.shape), kind)
+        unread = {v.name: _anything(v) for v in image.unread}
+        answers = session.run([output], {image.name: images, **unread})[0].astype(np.float32)
     except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no public base class
         return None
     return FileAnswers(path, images.astype(np.float32), answers, kind == np.float16)
+
+
+def _anything(value: onnx.ValueInfoProto) -> np.ndarray:
+    """Zeros for an input that has to be fed and that nothing reads."""
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return np.zeros([d.dim_value or 1 for d in kind.shape.dim], dtype)
 
 
 def check_same(session: ort.InferenceSession, asked: FileAnswers, *, half: bool) -> None:
@@ -68,8 +78,8 @@ def check_same(session: ort.InferenceSession, asked: FileAnswers, *, half: bool)
         )
 
 
-def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> None:
-    """Raise ModelError unless every row of a batch is answered as it is alone.
+def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> np.ndarray:
+    """The answers to some images; raises ModelError unless every row of a batch is answered as it is alone.
 
     A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
     """
@@ -92,6 +102,7 @@ def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> None:
             "the model answers an image differently in a batch and alone: an operator mixes the images of a batch or draws "
             "random numbers, or a batch of one was baked into it; export the model for inference, with a dynamic batch"
         )
+    return together
 
 
 def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ in `load`, which lists the steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -20,7 +20,6 @@ from onnx import numpy_helper
 from s2d_convert.frontend.proto import copy_of, set_nodes
 
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
-IMAGE_CHANNELS = (1, 3, 4)
 SOFTMAXES = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
@@ -48,7 +47,8 @@ class Graph:
     `half` says that the file had float16 weights; here all numbers are float32. `folded` has the tensors whose axis 0 is
     not the batch alone (windows as rows...), with the number of its rows per image. `types` has the numpy type of each
     tensor that is not float32 (masks, indices). `image_type` is what the file takes the image as, float32 or uint8; here it is
-    float32 from the first node on.
+    float32 from the first node on. `image_axis` is the axis of its channels: 0, or 2 for channels last.
+    `opset` is that of the graph here, `source_opset` that of the file.
     `skeleton` is the simplified static model without its constants, which large models should not have in memory twice;
     `to_model` puts them together.
     """
@@ -67,6 +67,8 @@ class Graph:
     folded: Mapping[str, float] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
     image_type: str = "float32"
+    image_axis: int = 0
+    source_opset: int = 0
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:
@@ -103,11 +105,6 @@ class Graph:
         return whole
 
     @property
-    def image_axis(self) -> int:
-        """The axis of the image's channels, without the batch: 0, or 2 for channels last."""
-        return channel_axis(self.shapes[self.image])
-
-    @property
     def classes(self) -> int:
         """K, the number of classes."""
         return int(np.prod(self.shapes[self.output]))
@@ -130,11 +127,6 @@ class Graph:
     def computed(self, node: Node) -> tuple[str, ...]:
         """The inputs of `node` that are computed from the image, in order."""
         return tuple(name for name in node.inputs if name in self.shapes)
-
-
-def channel_axis(shape: Sequence[int | None]) -> int:
-    """Which axis of an image [C, H, W] or [H, W, C] has the channels; the last one if only that can have them."""
-    return 2 if shape[2] in IMAGE_CHANNELS and shape[0] not in IMAGE_CHANNELS else 0
 
 
 def _take_pixels(model: onnx.ModelProto, image: str) -> None:

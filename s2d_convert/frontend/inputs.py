@@ -1,88 +1,114 @@
-"""The one image that goes in and the one tensor that comes out: which they are, and the shape and type of the image."""
+"""The one image that goes in: which input it is, its layout, and a shape and type that are fixed."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import onnx
 
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.frontend.graph import channel_axis
-from s2d_convert.frontend.proto import names_read, set_nodes
+from s2d_convert.frontend.layout import IMAGE_AXES, Layout, layout_of
+from s2d_convert.frontend.proto import names_read
 
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
-IMAGE_TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8"}
+IMAGE_TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8"}
+IMAGE_CHANNELS = (1, 3, 4)  # of pictures, for graphs that do not tell the axis
 
 
-def choose_output(model: onnx.ModelProto, output: str | None) -> None:
-    names = [o.name for o in model.graph.output]
-    if output is None and len(names) != 1:
-        raise ModelError(
-            f"the model has {len(names)} outputs ({', '.join(names)}); choose the logits with --output NAME"
-        )
-    chosen = output or names[0]
-    if chosen not in names:
-        raise UsageError(f"--output {chosen}: the model has no such output; it has {', '.join(names)}")
-    keep = next(o for o in model.graph.output if o.name == chosen)
-    del model.graph.output[:]
-    model.graph.output.append(keep)
-    needed, nodes = {chosen}, []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(names_read(node))
-    if len(nodes) < len(model.graph.node):
-        set_nodes(model.graph, reversed(nodes))
+class Image(NamedTuple):
+    """The image input: its shape without the batch, the batch length used, the type that it had (float16 and float64 are
+    float32 by now), the axis of its channels without the batch, and the other inputs that the file asks for and does not read."""
+
+    name: str
+    shape: tuple[int, ...]
+    batch: int
+    type: str
+    axis: int
+    unread: tuple[onnx.ValueInfoProto, ...]
 
 
-def fix_input(model: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, int, str]:
-    """Give the image input a concrete shape and the type float32, in place; returns its name, the batch length used, and
-    the type that it had (float16 and float64 are float32 by now)."""
-    constants = {i.name for i in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
-    read = {name for node in model.graph.node for name in names_read(node)}
-    for unread in [i for i in inputs if i.name not in read]:
-        inputs.remove(unread)
-        model.graph.input.remove(unread)
-    if len(inputs) != 1:
-        names = ", ".join(i.name for i in inputs) or "none"
-        raise ModelError(
-            f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed"
-        )
-    image = inputs[0]
+def fix_image(model: onnx.ModelProto, size: tuple[int, int] | None) -> Image:
+    """Give the image input a concrete shape and the type float32, in place. Raises ModelError when there is not exactly one,
+    UsageError when `size` (H, W) is not its own."""
+    image, unread = _only_input(model)
     kind = image.type.tensor_type
     if kind.elem_type not in IMAGE_TYPES:
-        known = onnx.TensorProto.DataType.items()
-        got = next((name.lower() for name, number in known if number == kind.elem_type), f"number {kind.elem_type}")
+        known_types = onnx.TensorProto.DataType.items()
+        got = next((name.lower() for name, n in known_types if n == kind.elem_type), f"number {kind.elem_type}")
         raise ModelError(
             f"input '{image.name}' has type {got}; float32 and uint8 are allowed: export the model in float32"
         )
     image_type = IMAGE_TYPES[kind.elem_type]
     kind.elem_type = onnx.TensorProto.FLOAT
     dims = kind.shape.dim
-    if len(dims) != 4:
+    if not kind.HasField("shape"):  # nothing is known of it
+        for _ in range(IMAGE_AXES):
+            dims.add()
+    if len(dims) != IMAGE_AXES:
         raise ModelError(f"input '{image.name}' has {len(dims)} axes; an image batch has 4 (N, C, H, W or N, H, W, C)")
     known = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
+    layout = layout_of(model.graph, image.name) or Layout(_likely_axis(known), None)
+    shape = _fixed_shape(image.name, known, layout, size)
     batch = known[0] or PROBE_BATCH
-    dims[0].dim_value = batch
-    spatial = (1, 2) if channel_axis(known[1:]) == 2 else (2, 3)
-    _fix_spatial(image, known, spatial, size)
-    return image.name, batch, image_type
+    for dim, length in zip(dims, (batch, *shape), strict=True):
+        dim.dim_value = length
+    return Image(image.name, shape, batch, image_type, layout.axis - 1, unread)
 
 
-def _fix_spatial(
-    image: onnx.ValueInfoProto, known: list[int | None], spatial: tuple[int, int], size: tuple[int, int] | None
-) -> None:
-    dims = image.type.tensor_type.shape.dim
-    channel = 3 if spatial == (1, 2) else 1
-    if known[channel] is None:
-        raise ModelError(f"input '{image.name}' has a dynamic number of channels; export it with a fixed one")
+def _only_input(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, tuple[onnx.ValueInfoProto, ...]]:
+    """The only input that is read, and copies of those that are not, which are taken away."""
+    constants = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    read = {name for node in model.graph.node for name in names_read(node)}
+    unread = [i for i in inputs if i.name not in read]
+    copies = tuple(onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in unread)
+    for spare in unread:
+        inputs.remove(spare)
+        model.graph.input.remove(spare)
+    if len(inputs) == 1:
+        return inputs[0], copies
+    names = ", ".join(i.name for i in inputs) or "none"
+    images = [i.name for i in inputs if len(i.type.tensor_type.shape.dim) == IMAGE_AXES]
+    if len(images) == 1 and len(inputs) > 1:
+        others = ", ".join(repr(i.name) for i in inputs if i.name not in images)
+        raise ModelError(
+            f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed, and nothing would "
+            f"feed {others} beside '{images[0]}': give the file their values as initializers (freeze variables before the export)"
+        )
+    raise ModelError(
+        f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed: export the model "
+        "with one"
+    )
+
+
+def _likely_axis(known: Sequence[int | None]) -> int:
+    """The axis of the channels, batch included, by the lengths alone: the last one if only that can have them."""
+    return 3 if known[3] in IMAGE_CHANNELS and known[1] not in IMAGE_CHANNELS else 1
+
+
+def _fixed_shape(
+    name: str, known: Sequence[int | None], layout: Layout, size: tuple[int, int] | None
+) -> tuple[int, ...]:
+    """The shape of the image without the batch, from what the file, the graph and `size` say."""
+    shape = list(known)
+    if shape[layout.axis] is None:
+        shape[layout.axis] = layout.channels
+    if shape[layout.axis] is None:
+        raise ModelError(
+            f"input '{name}' has a dynamic number of channels, and no convolution that reads it tells how many; export it with "
+            "a fixed one"
+        )
+    spatial = [axis for axis in range(1, IMAGE_AXES) if axis != layout.axis]
     for position, axis in enumerate(spatial):
         if size is not None and known[axis] not in (None, size[position]):
             raise UsageError(
-                f"--size {size[0]}x{size[1]}: input '{image.name}' is fixed to "
-                f"{known[spatial[0]]}x{known[spatial[1]]}; leave --size away or export with a dynamic size"
+                f"--size {size[0]}x{size[1]}: input '{name}' is fixed to "
+                f"{'x'.join(str(known[a] or 'any') for a in spatial)}; leave --size away or export with a dynamic size"
             )
-        if known[axis] is None:
+        if shape[axis] is None:
             if size is None:
-                raise ModelError(f"input '{image.name}' has a dynamic height or width; fix it with --size HxW")
-            dims[axis].dim_value = size[position]
+                raise ModelError(f"input '{name}' has a dynamic height or width; fix it with --size HxW")
+            shape[axis] = size[position]
+    return tuple(n for n in shape[1:] if n is not None)

@@ -1,39 +1,41 @@
 """Load an ONNX file as a `Graph` that is simple enough to reason about.
 
-What is read is checked, its one image input gets a concrete shape, the choice of an output is made, and then `simplify` and
-`batch` bring it into the form that `graph` describes. The result answers as the file does.
+What is read is checked and normalised (`normalize` lists the passes), its one image input gets a concrete shape, onnxruntime
+simplifies it, and the batch is freed. The result answers as the file does.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import onnx
+import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from s2d_convert.base.sessions import first_line, quiet_session, save
-from s2d_convert.errors import ModelError
+from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.frontend.build import graph_of
 from s2d_convert.frontend.dynamic_batch import free_batch, is_plain
 from s2d_convert.frontend.equivalence import ask_file, check_rows, check_same, kind_of_end
+from s2d_convert.frontend.external_data import read_external_data
 from s2d_convert.frontend.graph import RESERVED, Graph
-from s2d_convert.frontend.inputs import PROBE_BATCH, choose_output, fix_input
-from s2d_convert.frontend.normalize import normalised
-from s2d_convert.frontend.proto import copy_of, without_weights
-from s2d_convert.frontend.simplify import optimised
+from s2d_convert.frontend.inputs import PROBE_BATCH, Image, fix_image
+from s2d_convert.frontend.normalize import REPAIRS, normalised, passes
+from s2d_convert.frontend.proto import checkable, copy_of, label, opset_of
+from s2d_convert.frontend.simplify import Inferred, optimised
 
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
-KNOWN_DOMAINS = ("ai.onnx", "com.microsoft")
 
 
 def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output: str | None = None) -> Graph:
     """The simplified graph of an ONNX file.
 
-    `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs.
+    `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs, or any tensor inside.
     Raises ModelError when the file is not a static CNN classifier with one image input, UsageError when `size` or `output`
     does not fit it.
     """
@@ -41,34 +43,19 @@ def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output:
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
-    """The checked protobuf of an ONNX file, external data included. Raises ModelError, naming all nodes that are not ONNX's."""
+    """The checked protobuf of an ONNX file, external data included: what onnxruntime loads, loads. Raises ModelError."""
     path = Path(path)
     if not os.path.isfile(path):  # noqa: PTH113 - a Path raises for names that are too long
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
     try:
-        model = onnx.load(str(path), format="protobuf")
-        onnx.checker.check_model(without_weights(model))
+        model = normalised(onnx.load(str(path), format="protobuf", load_external_data=False), REPAIRS)
+        read_external_data(model, path)
+        onnx.checker.check_model(checkable(model))
     except (DecodeError, onnx.checker.ValidationError, OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: not a valid ONNX model ({first_line(error)}); export it again") from error
     if not model.graph.node:
         raise ModelError(f"{path}: not a valid ONNX model (its graph has no nodes); export it again")
-    _refuse_foreign(path, model)
     return model
-
-
-def _refuse_foreign(path: Path, model: onnx.ModelProto) -> None:
-    """Raise ModelError naming all nodes of other domains than those that come with onnxruntime, which names only one."""
-    own = {(f.domain, f.name) for f in model.functions}
-    foreign = [
-        f"node '{n.name or n.output[0]}' ({n.domain}.{n.op_type})"
-        for n in model.graph.node
-        if not n.domain.startswith(KNOWN_DOMAINS) and n.domain and (n.domain, n.op_type) not in own
-    ]
-    if foreign:
-        raise ModelError(
-            f"{path}: {len(foreign)} nodes are not of ONNX and have no definition in the file: {', '.join(foreign)}; "
-            "export the model with standard operators"
-        )
 
 
 def graph_from_proto(
@@ -82,43 +69,75 @@ def graph_from_proto(
 
     `file` is where the model was read from: it may be changed then, and must answer as the file does.
     """
+    source_opset = opset_of(model)
     half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
-    model = normalised(model if file else copy_of(model))
-    choose_output(model, output)
-    image, batch, image_type = fix_input(model, size)
+    model = normalised(model if file else copy_of(model), passes(output))
+    image = fix_image(model, size)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.onnx"
         save(model, source)
-        shape, logits = _image_shape(model, image), model.graph.output[0].name
+        answers = ask_file(file, image, model.graph.output[0].name) if file else None
         del model  # large models should not lie in memory twice
-        asked = ask_file(file, image, shape, logits) if file else None
-        model, found = optimised(source, batch)
-        other = None
-        if batch == PROBE_BATCH and not is_plain(model, batch, found.shapes):
-            other = optimised(_with_batch(source, image, OTHER_BATCH), OTHER_BATCH)[1].shapes
-        shapes, folded = free_batch(model, batch, found.shapes, other)
-    with quiet_session(model) as session:
-        check_rows(session, shape)
-        if asked is not None:
-            check_same(session, asked, half=half)
-    for value in (image, model.graph.output[0].name):
-        if value in found.types:
-            raise ModelError(f"'{value}' has type {found.types[value]}; float32 is expected: choose another --output")
-    if image in RESERVED:
-        raise ModelError(
-            f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
-        )
-    types = MappingProxyType(found.types)
+        simple = _simplified(source, image, size)
+        model, inferred = simple.model, simple.inferred
+        _check_ends(model, image.name, inferred)
+        shapes, folded = free_batch(model, image.batch, inferred.shapes, simple.other)
+        with quiet_session(model) as session:
+            _check_rows(session, simple, source)
+            if answers is not None:
+                check_same(session, answers, half=half)
     graph = graph_of(model, shapes)
     if not graph.tells_logits:
-        graph = replace(graph, output_kind=kind_of_end(model, graph.output, shape))
-    return replace(graph, half=half, folded=folded, types=types, image_type=image_type)
+        graph = replace(graph, output_kind=kind_of_end(model, graph.output, image.shape))
+    return replace(
+        graph, half=half, folded=folded, types=MappingProxyType(inferred.types), image_type=image.type,
+        image_axis=image.axis, source_opset=source_opset,
+    )  # fmt: skip
 
 
-def _image_shape(model: onnx.ModelProto, image: str) -> tuple[int, ...]:
-    """The shape of the image once it is fixed, without the batch."""
-    (value,) = (i for i in model.graph.input if i.name == image)
-    return tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
+# --- simplification ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Simplified:
+    """A model after simplification, its batch still of one length, and what is known of its tensors. `other` has the shapes
+    for a second length, where one look does not tell which axis is the batch."""
+
+    model: onnx.ModelProto
+    image: Image
+    inferred: Inferred
+    other: Mapping[str, tuple[int, ...]] | None
+
+
+def _simplified(source: Path, image: Image, size: tuple[int, int] | None) -> _Simplified:
+    """The normalised model in the file `source` after onnxruntime has simplified it."""
+    try:
+        model, inferred = optimised(source, image.batch)
+    except ModelError as error:
+        if size is None:
+            raise
+        raise UsageError(
+            f"--size {size[0]}x{size[1]}: the model does not take images of this size ({error}); choose another one"
+        ) from error
+    empty = [label(n) for n in model.graph.node for o in n.output if o and 0 in inferred.shapes[o]]
+    if size is not None and empty:
+        raise UsageError(
+            f"--size {size[0]}x{size[1]}: nothing is left of the image at node {empty[0]}; choose a larger one"
+        )
+    other = None
+    if not is_plain(model, image.batch, inferred.shapes):
+        other = _shapes_of_another_batch(source, image)
+    return _Simplified(model, image, inferred, other)
+
+
+def _shapes_of_another_batch(source: Path, image: Image) -> dict[str, tuple[int, ...]] | None:
+    """The shapes for another length of the batch; None where a file that names its own allows no other."""
+    try:
+        return optimised(_with_batch(source, image.name, OTHER_BATCH), OTHER_BATCH)[1].shapes
+    except ModelError:
+        if image.batch == PROBE_BATCH:
+            raise
+        return None
 
 
 def _with_batch(path: Path, image: str, batch: int) -> Path:
@@ -128,3 +147,53 @@ def _with_batch(path: Path, image: str, batch: int) -> Path:
     value.type.tensor_type.shape.dim[0].dim_value = batch
     save(model, path)
     return path
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def _check_ends(model: onnx.ModelProto, image: str, inferred: Inferred) -> None:
+    """Raise ModelError where what goes in or comes out cannot be handed on."""
+    name = model.graph.output[0].name
+    if name in inferred.types:
+        raise ModelError(f"'{name}' has type {inferred.types[name]}; float32 is expected: choose another --output")
+    if image in RESERVED:
+        raise ModelError(
+            f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
+        )
+    if inferred.shapes[name] == ():
+        raise ModelError(
+            f"output '{name}' is one number for the whole batch; logits of shape (N, K) are expected: choose them with --output"
+        )
+
+
+def _check_rows(session: ort.InferenceSession, simple: _Simplified, source: Path) -> None:
+    """Raise ModelError unless the freed model answers each image for itself, and not the same to all where inputs are lost."""
+    try:
+        answers = check_rows(session, simple.image.shape)
+    except ModelError as error:
+        holders = _batch_holders(simple, source)
+        if not holders:
+            raise
+        raise ModelError(
+            f"nodes {', '.join(holders)}: they read a constant that depends on the length of the batch, which has no rule here; "
+            "export the model without them (no assignments to slices, no states of recurrent layers)"
+        ) from error
+    unread = simple.image.unread
+    if unread and bool((answers == answers[:1]).all()):
+        raise ModelError(
+            f"inputs {', '.join(repr(i.name) for i in unread)}: the file asks for them, no node reads them, and the answers do "
+            "not depend on the image: the export has lost what they should feed; freeze the variables before it"
+        )
+
+
+def _batch_holders(simple: _Simplified, source: Path) -> list[str]:
+    """The nodes with a constant that is another one when the batch has another length; none where that cannot be tried."""
+    try:
+        other, _ = optimised(_with_batch(source, simple.image.name, OTHER_BATCH), OTHER_BATCH)
+    except ModelError:
+        return []
+    values = {i.name: i.SerializeToString() for i in other.graph.initializer}
+    constants = {i.name: i.SerializeToString() for i in simple.model.graph.initializer}
+    changed = {name for name, value in constants.items() if values.get(name, value) != value}
+    return [label(n) for n in simple.model.graph.node if changed.intersection(n.input)]

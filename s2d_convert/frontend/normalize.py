@@ -7,20 +7,15 @@ come after them (`load`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import onnx
 import onnx.inliner
 
-from s2d_convert.frontend.cleaning import (
-    refuse_quantised,
-    refuse_training,
-    with_float32,
-    with_recent_opset,
-    without_spare_values,
-)
-from s2d_convert.frontend.operators import with_plain_operators
+from s2d_convert.frontend import cleaning, operators
+from s2d_convert.frontend.outputs import choose_output
 
 
 class Pass(NamedTuple):
@@ -35,19 +30,32 @@ def with_functions_inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
-PASSES = (
-    Pass("inline the model's own functions", with_functions_inlined),
-    Pass("refuse quantised operators", refuse_quantised),
-    Pass("refuse normalisation and dropout as in training", refuse_training),
-    Pass("drop what nobody reads or what depends on the batch", without_spare_values),
-    Pass("make float16 and float64 float32", with_float32),
-    Pass("upgrade an old opset", with_recent_opset),
-    Pass("replace If, CastLike and GroupNormalization", with_plain_operators),
+# What onnxruntime mends too, and what onnx's checker insists on.
+REPAIRS = (
+    Pass("name the graph", cleaning.with_graph_name),
+    Pass("sort the nodes", cleaning.with_sorted_nodes),
 )
 
 
-def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model after all passes; it may be changed in place."""
-    for step in PASSES:
+def passes(output: str | None = None) -> tuple[Pass, ...]:
+    """All passes in order; `output` as of `load_graph`."""
+    return (
+        *REPAIRS,
+        Pass("inline the model's own functions", with_functions_inlined),
+        Pass("refuse quantised operators", cleaning.refuse_quantised),
+        Pass("leave one output", partial(choose_output, output=output)),
+        Pass("refuse nodes without a definition", cleaning.refuse_foreign),
+        Pass("refuse sequences and loops", cleaning.refuse_control_flow),
+        Pass("refuse normalisation and dropout as in training", cleaning.refuse_training),
+        Pass("drop what nobody reads or what depends on the batch", cleaning.without_spare_values),
+        Pass("make float16 and float64 float32", cleaning.with_float32),
+        Pass("upgrade an old opset", cleaning.with_recent_opset),
+        Pass("replace If, CastLike and GroupNormalization", operators.with_plain_operators),
+    )
+
+
+def normalised(model: onnx.ModelProto, steps: Iterable[Pass]) -> onnx.ModelProto:
+    """The model after these passes; it may be changed in place."""
+    for step in steps:
         model = step.run(model)
     return model

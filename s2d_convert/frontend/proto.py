@@ -78,6 +78,18 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return fresh
 
 
+def checkable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for onnx's checker: without large constants, and with the shapes of inputs and outputs that onnxruntime can do
+    without and the checker cannot."""
+    bare = without_weights(model)
+    for value in (*bare.graph.input, *bare.graph.output):
+        if value.type.WhichOneof("value") is None:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return bare
+
+
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and the branches of its If and Loop nodes."""
     yield graph

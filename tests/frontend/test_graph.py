@@ -171,8 +171,13 @@ POOLED = "p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, w
 @pytest.mark.parametrize(
     ("text", "shapes", "message"),
     [
-        # The number of channels is not known.
-        (f"(float[N,C,8,8] image) => (float[N,2] logits) {{ a = Conv(image, wa) {POOLED} }}", {}, "number of channels"),
+        # The number of channels is not known, and no convolution reads the image as it is.
+        (
+            f"""(float[N,C,8,8] image) => (float[N,2] logits) <int64[4] r = {{0,3,8,8}}>
+            {{ i = Reshape(image, r) a = Conv(i, wa) {POOLED} }}""",
+            {},
+            "number of channels",
+        ),
         # One class is no classification.
         (f"(float[N,3,8,8] image) => (float[N,1] logits) {{ a = Conv(image, wa) {POOLED} }}", {"wl": (1, 4)}, "K >= 2"),
         # Places of the feature map have become rows of the batch.
