@@ -143,7 +143,7 @@ def without_spare_values(model: onnx.ModelProto) -> onnx.ModelProto:
     if len(inputs) < len(model.graph.input):
         del model.graph.input[:]
         model.graph.input.extend(inputs)
-        model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
+    model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
     read = {o.name for o in model.graph.output}.union(*map(names_read, model.graph.node))
     for node in (n for n in model.graph.node if n.op_type in SPARE_OUTPUTS):
         while len(node.output) > 1 and node.output[-1] not in read:
@@ -190,7 +190,7 @@ def with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     try:
         upgraded = onnx.version_converter.convert_version(model, UPGRADE_OPSET)
-    except RuntimeError as error:
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
         raise ModelError(
             f"opset {version} could not be upgraded to {UPGRADE_OPSET} ({first_line(error)}); "
             f"export the model with opset {MIN_OPSET} or newer"

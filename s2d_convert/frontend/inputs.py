@@ -70,7 +70,7 @@ def _only_input(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, tuple[onnx
     if len(inputs) == 1:
         return inputs[0], copies
     names = ", ".join(i.name for i in inputs) or "none"
-    images = [i.name for i in inputs if len(i.type.tensor_type.shape.dim) == IMAGE_AXES]
+    images = [i.name for i in inputs if _may_be_image(i)]
     if len(images) == 1 and len(inputs) > 1:
         others = ", ".join(repr(i.name) for i in inputs if i.name not in images)
         raise ModelError(
@@ -81,6 +81,12 @@ def _only_input(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, tuple[onnx
         f"the model has {len(inputs)} inputs that are computed on ({names}); exactly one image is allowed: export the model "
         "with one"
     )
+
+
+def _may_be_image(value: onnx.ValueInfoProto) -> bool:
+    """Whether an input is a stack of pictures, and not a number per channel."""
+    dims = value.type.tensor_type.shape.dim
+    return len(dims) == IMAGE_AXES and sum(d.dim_value != 1 for d in dims[1:]) > 1
 
 
 def _likely_axis(known: Sequence[int | None]) -> int:
