@@ -14,8 +14,8 @@ from typing import NamedTuple
 import onnx
 import onnx.inliner
 
-from s2d_convert.frontend import cleaning, operators
-from s2d_convert.frontend.outputs import choose_output
+from s2d_convert.frontend.passes import cleaning, operators
+from s2d_convert.frontend.passes.outputs import choose_output
 
 
 class Pass(NamedTuple):

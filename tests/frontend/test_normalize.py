@@ -13,8 +13,8 @@ from patterns.base import around, norm, number
 from text_nets import chain
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.cleaning import MIN_OPSET
 from s2d_convert.frontend.normalize import Pass, normalised, passes
+from s2d_convert.frontend.passes.cleaning import MIN_OPSET
 from s2d_convert.frontend.proto import copy_of, opset_of, set_nodes
 
 PASSES = passes("logits")

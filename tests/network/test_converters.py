@@ -30,7 +30,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from torch import Tensor
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.cleaning import MIN_OPSET
+from s2d_convert.frontend.passes.cleaning import MIN_OPSET
 from s2d_convert.network.converters.lower import BUILDERS, Lowered, builder, lower
 from s2d_convert.network.converters.window import windows
 
