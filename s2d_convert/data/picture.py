@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +136,10 @@ def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> Im
         )
     mode = "L" if preprocess.channels == 1 else "RGB"
     try:
-        return _decoded(path, mode, side, bits=preprocess.bits)
+        # Not by its name: Pillow would map the pixels of an uncompressed TIFF into memory, and take its width for its
+        # height where it has to be turned.
+        with Path(path).open("rb") as stream:
+            return _decoded(stream, mode, side, bits=preprocess.bits)
     except UNREADABLE as error:
         bare = _without_metadata(Path(path))
         if bare is None:
@@ -147,7 +150,7 @@ def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> Im
             raise error from None  # the first one names the file
 
 
-def _decoded(file: str | os.PathLike[str] | io.BytesIO, mode: str, side: int, *, bits: int) -> Image.Image:
+def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int) -> Image.Image:
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         image.draft(None, (side, side))
         image.load()

@@ -86,6 +86,15 @@ def test_every_orientation_is_as_pillow_turns_it(turn: int, tmp_path: Path) -> N
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", RGB), turned[turn])
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_that_has_to_be_turned_is_whole(compression: str, tmp_path: Path) -> None:
+    """Pillow itself garbles an uncompressed one that it opens by its name."""
+    pixels = picture(5, 8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression=compression, exif=exif(TURNED))
+    got = read_image(tmp_path / "a.tif", make_preprocess(size=(8, 5), channels=3))
+    np.testing.assert_array_equal(got, np.rot90(pixels, -1))
+
+
 def png_with(pixels: NDArray[np.uint8], *chunks: tuple[bytes, bytes], at: int = 33) -> bytes:
     """A PNG with more chunks behind its header; a chunk of no sound checksum is one of text "bad"."""
     buffer = io.BytesIO()

@@ -80,7 +80,7 @@ def test_arrays_are_shown_too(place: Path, capsys: pytest.CaptureFixture[str]) -
     np.savez(place / "a.npz", images=np.arange(2 * 192, dtype=np.float32).reshape(2, 3, 8, 8))
     code, out, _ = call(capsys, *["inspect", "model.onnx", "--data", "a.npz"])
     assert code == 0
-    assert call(capsys, *"inspect model.onnx --data data/1/3.png".split())[1].count("3.png: 32x16 pixels") == 1
+    assert call(capsys, *["inspect", "model.onnx", "--data", "data/1/3.png"])[1].count("3.png: 32x16 pixels") == 1
     assert "row 0; channel by channel 0 to 63, mean 31.5; 64 to 127" in out
 
 
