@@ -19,7 +19,8 @@ from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
 from s2d_convert.latency.layout import layout_block
-from s2d_convert.network.staged_net import Masks, StagedNet
+from s2d_convert.network.masks import Masks
+from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.evaluate import Goal
 from s2d_convert.slicing.chain import Chain

@@ -21,7 +21,8 @@ from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.augment import Level
-from s2d_convert.network.staged_net import Masks, StagedNet
+from s2d_convert.network.masks import Masks
+from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.plan import Conversion, Plan

@@ -9,8 +9,6 @@ initialised from measured statistics, so that the function does not change, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,66 +16,18 @@ from torch import Tensor, nn
 
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.kinds import Kind
-from s2d_convert.channels.pointwise import UNDEFINED_AT_ZERO, channel_axis_of_constant
+from s2d_convert.channels.pointwise import channel_axis_of_constant
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.network.converters.lower import BUILDERS, lower
 from s2d_convert.network.layers import EPSILON, MOMENTUM, Exit, Head, Mixing, Moments, Norm, as_numpy, channel_means
+from s2d_convert.network.masks import Level, Masks, masks_of
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import identity_plan
 from s2d_convert.plans.weights import Weights, classifier_of, initial_head
 
 # Operators whose constants per channel are trained; those of the others (bounds, exponents) say what the model is.
 LEARNED = ("Add", "Div", "InstanceNormalization", "LayerNormalization", "Mul", "PRelu", "RMSNormalization", "Sub")
-
-# How a plan shows in the one dense pass, by what a node does to channels: in single `links` of a weight, in whole `rows`
-# of it, in the `levels` that a node is computed in one after the other, or not at all, because what it reads is masked.
-# TIE is missing, because a finished analysis has none: see `kinds.FINAL_KINDS`.
-SHOWN: Mapping[Kind, Literal["links", "rows", "levels", "inputs"]] = {
-    Kind.MIX: "links",
-    Kind.GROUPED: "rows",
-    Kind.MAP: "inputs",
-    Kind.JOIN: "inputs",
-    Kind.NORM: "levels",
-    Kind.REDUCE: "levels",
-    Kind.MOVE: "inputs",
-    Kind.OPAQUE: "inputs",
-}
-
-
-@dataclass(frozen=True)
-class Level:
-    """What one stage computes of a NORM or REDUCE node: the channels it reads, those it makes, and where they lie
-    among those that it reads; int64 vectors."""
-
-    read: Tensor
-    made: Tensor
-    place: Tensor
-
-
-@dataclass(frozen=True)
-class Masks:
-    """What a plan does to a StagedNet: per MIX node the mask [O, I, 1...] and the rows that have any input
-    (None where nothing is masked), per stage the tap and the head's columns, and per NORM or REDUCE node that does
-    not see all channels at once the parts that it is computed in. `live` has, for what is undefined at zero, which
-    channels of each input and of the output the plan keeps."""
-
-    mix: Mapping[str, tuple[Tensor, Tensor] | None]
-    taps: tuple[str, ...]
-    columns: tuple[Tensor | None, ...]
-    parts: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
-    live: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-
-    def faded(self, alpha: float) -> Masks:
-        """Masks whose forbidden links still have weight `alpha` (1: not masked at all, 0: these masks)."""
-        if alpha <= 0:
-            return self
-        mix = {
-            k: None if v is None else (v[0] + (1 - v[0]) * alpha, v[1] + (1 - v[1]) * alpha)
-            for k, v in self.mix.items()
-        }
-        columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
-        return Masks(mix, self.taps, columns, self.parts, self.live)
 
 
 class StagedNet(nn.Module):
@@ -132,52 +82,7 @@ class StagedNet(nn.Module):
 
     def masks(self, effective: Effective) -> Masks:
         """The masks of a plan on this module's device."""
-        device = next(self.parameters()).device
-        mix: dict[str, tuple[Tensor, Tensor] | None] = {}
-        for node in self.graph.nodes:
-            if node.name in effective.depth and self._key[node.name] in self.mixing:
-                mix[node.name] = self._mask(node, effective, device)
-        columns: list[Tensor | None] = []
-        for stage, tap in enumerate(effective.plan.taps, start=1):
-            reached = effective.readable(tap, stage)
-            free = tap == self.graph.output or bool(reached.all())
-            columns.append(None if free else torch.tensor(reached, dtype=torch.float32, device=device))
-        parts = {
-            node.name: found
-            for node in self.graph.nodes
-            if node.name in effective.depth and (found := self._parts(node, effective, device)) is not None
-        }
-        undefined = (n for n in self.graph.nodes if n.op in UNDEFINED_AT_ZERO and n.name in effective.depth)
-        live = {n.name: self._live(n, effective, device) for n in undefined if not effective.live(n.outputs[0]).all()}
-        return Masks(mix, effective.plan.taps, tuple(columns), parts, live)
-
-    def _live(self, node: Node, effective: Effective, device: torch.device) -> dict[str, Tensor]:
-        found = {}
-        for name in (*self.graph.computed(node), node.outputs[0]):
-            shape = [1] * (len(self.graph.shapes[name]) + 1)
-            shape[self.channels.layouts[name].axis + 1] = -1
-            found[name] = torch.tensor(effective.live(name), device=device).view(shape)
-        return found
-
-    def _parts(self, node: Node, effective: Effective, device: torch.device) -> tuple[Level, ...] | None:
-        if SHOWN[self.model.kind(node)] != "levels":
-            return None
-        levels = effective.levels(node)
-        if len(levels) == 1 and len(levels[0][0]) == len(self.channels.layouts[node.inputs[0]].units):
-            return None
-        return tuple(
-            Level(*(torch.tensor(v, device=device) for v in (read, made, np.searchsorted(read, made))))
-            for read, made in levels
-        )
-
-    def _mask(self, node: Node, effective: Effective, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        rank = self._mixing(node).weight.ndim
-        whole_rows = SHOWN[self.model.kind(node)] == "rows"
-        mask = effective.live(node.outputs[0])[:, None] if whole_rows else effective.mask(node)
-        if mask.all():
-            return None
-        grid = torch.tensor(mask, dtype=torch.float32, device=device)
-        return grid.view(*grid.shape, *[1] * (rank - 2)), grid.amax(1)
+        return masks_of(self.model, effective, next(self.parameters()).device)
 
     def _mixing(self, node: Node) -> Mixing:
         module = self.mixing[self._key[node.name]]

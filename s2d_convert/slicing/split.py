@@ -26,8 +26,9 @@ from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.weights import Weights, initial_head
 from s2d_convert.slicing.demand import Demand
+from s2d_convert.slicing.exits import exit_logits
 from s2d_convert.slicing.pieces import Pieces
-from s2d_convert.slicing.stage_graph import OUTPUT, StageGraph, StageModel
+from s2d_convert.slicing.stage_graph import OUTPUT, StageModel
 
 __all__ = ["OUTPUT", "StageModel", "split"]
 
@@ -272,45 +273,10 @@ class _Cutter:
             if tap == self.graph.output:
                 logits, _ = self.pieces.fetch(stage, tap, self.demand.every(tap), ordered=True)
             else:
-                logits = self._head(builder, stage, tap)
+                head = self.weights.heads.get(tap) or initial_head(self.model, tap)
+                logits = exit_logits(self.pieces, stage, tap, head)
             builder.answer(logits, self.graph, temperature=self.weights.temperature(builder.number))
         return tuple(builder.finish() for builder in self.stages)
-
-    def _head(self, builder: StageGraph, stage: int, tap: str) -> str:
-        """The logits of an exit: means over the cells of the tap, then the head's layers."""
-        layout = self.channels.layouts[tap]
-        head = self.weights.heads.get(tap) or initial_head(self.model, tap)
-        source, order = self.pieces.fetch(stage, tap, self.demand.readable(tap, stage))
-        if len(self.graph.shapes[tap]) == 3:
-            source = self._pooled(builder, tap, source, len(order), cell=head.cell)
-        first = head.first_weight(len(layout.units))[:, order]
-        weights = [first.reshape(len(first), -1), *(weight for weight, _ in head.layers[1:])]
-        for number, (weight, (_, bias)) in enumerate(zip(weights, head.layers, strict=True), start=1):
-            name, shape = ("exit.logits" if number == len(weights) else f"exit.hidden{number}"), [len(weight)]
-            source = builder.op("Gemm", [source, weight, bias], name, shape, attrs={"transB": 1})
-            if number < len(weights):
-                source = builder.op("Relu", [source], f"{name}.relu", shape)
-            builder.macs += int(weight.size)
-        shape = list(self.graph.shapes[self.graph.output])
-        if len(shape) > 1:
-            source = builder.op("Reshape", [source, np.array([0, *shape])], "exit.shaped", shape)
-        return source
-
-    def _pooled(self, builder: StageGraph, tap: str, source: str, count: int, *, cell: tuple[int, int] | None) -> str:
-        """The features of a head: the means over the cells of a map with `count` channels, channel by channel."""
-        axis, shape = self.channels.layouts[tap].axis, list(self.graph.shapes[tap])
-        if cell is None and axis == 2:
-            return builder.reduce("ReduceMean", source, [1, 2], [count])
-        if axis == 2:
-            shape = [shape[2], *shape[:2]]
-            source = builder.op("Transpose", [source], "exit.map", [count, *shape[1:]], attrs={"perm": [0, 3, 1, 2]})
-        grid = [1, 1] if cell is None else [side // step for side, step in zip(shape[1:], cell, strict=True)]
-        if cell is None:
-            source = builder.op("GlobalAveragePool", [source], "exit.pooled", [count, *grid])
-        elif cell != (1, 1):
-            steps = {"kernel_shape": list(cell), "strides": list(cell)}
-            source = builder.op("AveragePool", [source], "exit.pooled", [count, *grid], attrs=steps)
-        return builder.op("Flatten", [source], "exit.features", [count * int(np.prod(grid))], attrs={"axis": 1})
 
 
 # TIE is missing, because a finished analysis has none: see `kinds.FINAL_KINDS`.

@@ -27,7 +27,8 @@ from s2d_convert.base.arrays import Array, slices
 from s2d_convert.data.augment import Level
 from s2d_convert.data.images import Images
 from s2d_convert.errors import DataError
-from s2d_convert.network.staged_net import Masks, StagedNet
+from s2d_convert.network.masks import Masks
+from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.training.distillation import Hints, Lesson
 from s2d_convert.training.muon import Muon
 

@@ -8,7 +8,7 @@ import pytest
 
 from s2d_convert.channels.kinds import FINAL_KINDS, Kind
 from s2d_convert.channels.propagation import FOLLOW
-from s2d_convert.network.staged_net import SHOWN
+from s2d_convert.network.masks import SHOWN
 from s2d_convert.plans.liveness import LIVE, SEEN
 from s2d_convert.slicing.demand import READ
 from s2d_convert.slicing.split import EMIT

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.network.layers import EPSILON, MOMENTUM
-from s2d_convert.network.staged_net import Masks, StagedNet, unsupported_nodes
+from s2d_convert.network.masks import Masks
+from s2d_convert.network.staged_net import StagedNet, unsupported_nodes
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan, identity_plan
 from s2d_convert.plans.weights import static_weights

@@ -21,7 +21,8 @@ from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import DataError
 from s2d_convert.frontend.graph import Node
 from s2d_convert.network.converters.lower import lower
-from s2d_convert.network.staged_net import Masks, StagedNet
+from s2d_convert.network.masks import Masks
+from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import identity_plan
 from s2d_convert.slicing.split import split
