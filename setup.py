@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 # Lower bounds are the oldest versions that requirements.lock installs (those of Python 3.10); older ones are untested.
 REQUIRED = [
     "click>=8.5",
+    "jinja2>=3.1",
     "numpy>=2.2",
     "onnx>=1.23",
     "onnx-graphsurgeon>=0.6.1",
@@ -16,6 +17,7 @@ REQUIRED = [
     "rich>=15.0",
     "scipy>=1.15",
     "s2d-runtime>=0.1.0",
+    "scipy>=1.15",
     "torch>=2.13",
 ]
 # The demo trains a model and exports it, so it also needs what torch.onnx needs.
@@ -43,7 +45,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["s2d_convert", "s2d_convert.*"]),
-    package_data={"s2d_convert": ["py.typed"]},
+    package_data={"s2d_convert": ["py.typed"], "s2d_convert.exporting.report": ["*.jinja"]},
     install_requires=REQUIRED,
     extras_require={"bench": BENCH, "demo": DEMO, "dev": DEV, "serve": SERVE},
     entry_points={

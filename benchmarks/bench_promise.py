@@ -107,7 +107,8 @@ def one_draw(scores: Scores, cost: tuple[float, ...], bound: RiskBound, rows: np
         chosen = promised_policies(fit, test, temperatures, cost=cost, bound=bound, budget=None)
     except (DataError, PromiseError):
         return Outcome(math.nan, math.nan)
-    stage = exits(confidences(scores.logits, temperatures), chosen.default.thresholds)
+    thresholds = next(p.thresholds for p in chosen.policies if p.budget == chosen.default_budget)
+    stage = exits(confidences(scores.logits, temperatures), thresholds)
     risk = scores.losses[stage, np.arange(len(stage))].mean()
     return Outcome(float(risk), float((stage < len(cost) - 1).mean()))
 

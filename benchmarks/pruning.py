@@ -24,8 +24,7 @@ from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import ModelError, S2DError
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.frontend.load import load_graph
-from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.meter import Meter
+from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.converters.lower import lower
 from s2d_convert.plans.weights import classifier_of
 
@@ -206,7 +205,7 @@ def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
 
 
 def prune_to(
-    model: AnalysedModel, meter: Meter | Table, *, budget: float, block: int
+    model: AnalysedModel, meter: LatencyMeter, *, budget: float, block: int
 ) -> tuple[onnx.ModelProto, float, float]:
     """(pruned model, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or the most
     that can be pruned where nothing meets it.

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from s2d_convert.base.files import write_bytes, write_json
-from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
+from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned, make_meter
 from s2d_convert.conversion.explore import CHOSEN, make_evaluator
 from s2d_convert.conversion.finish import finish
 from s2d_convert.conversion.options import ConvertOptions, Effort
 from s2d_convert.conversion.pipeline import plan_space, play_finals
-from s2d_convert.conversion.prepare import make_meter, prepare
+from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.training_steps import finetune, train_supernet
 from s2d_convert.errors import OutputError
 from s2d_convert.exporting.provenance import model_sha256
-from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.meter import Meter
+from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
@@ -115,9 +114,9 @@ class Stand:
         return plan_space(self.ready, self.options)
 
     @cached_property
-    def meter(self) -> Meter | Table:
+    def meter(self) -> LatencyMeter:
         """Times models next to the static one, or predicts them for the device that plans are for."""
-        return make_meter(self.ready, self.options)
+        return make_meter(self.ready, self.options.running)
 
     def job(self, name: str, seed: int, **changes: Any) -> Job:
         """A conversion of its own, kept in the folder under `name`."""
@@ -133,7 +132,7 @@ class Stand:
     def evaluator(self, seed: int, budget: float) -> Evaluator:
         """The worth of plans; a candidate is timed and run once for all methods and budgets."""
         if seed not in self._evaluators:
-            self._evaluators[seed] = make_evaluator(self.ready, self.space, self.net(seed), self.options)
+            self._evaluators[seed] = make_evaluator(self.job(f"supernet-s{seed}", seed), self.space, self.net(seed))
         return self._evaluators[seed].at_budget(budget)
 
     def finalist(self, job: Job, seed: int, budget: float, first: Conversion) -> tuple[Conversion, Path | None]:

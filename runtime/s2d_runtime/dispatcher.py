@@ -328,6 +328,11 @@ class Manifest:
         """What `from_json` reads: dicts, lists, texts and numbers, a copy that may be changed."""
         return {"format": FORMAT, "version": VERSION, **_plain(self)}
 
+    @property
+    def default_policy(self) -> Policy:
+        """The policy of `default_budget`."""
+        return next(policy for policy in self.policies if policy.budget == self.default_budget)
+
     def policy_for(self, budget: float) -> Policy:
         """The policy that serves a budget in (0, 1], calibrated or not. Raises DispatcherError.
 

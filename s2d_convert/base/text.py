@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from s2d_runtime import Manifest
 
 
 def quantity(value: float) -> str:
@@ -25,29 +26,29 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "nothing"
 
 
-def promise_text(manifest: Mapping[str, Any]) -> str:
+def promise_text(manifest: Manifest) -> str:
     """The promise of the policies in a sentence; empty where there is none."""
-    promise = manifest["policies"][0]["promise"]
+    promise = manifest.default_policy.promise
     if promise is None:
         return ""
     what = (
         "accuracy is at most {} below the static model's"
-        if manifest["target"] == "accuracy"
+        if manifest.target == "accuracy"
         else "at most {} of the answers are not the static model's"
     )
-    drop, sure = f"{100 * promise['max_drop']:.4g} %", f"{100 * promise['confidence']:.4g} %"
+    drop, sure = f"{100 * promise.max_drop:.4g} %", f"{100 * promise.confidence:.4g} %"
     return (
         f"Promise, for every budget: {what.format(drop)}, with {sure} confidence over the draw of the "
-        f"{promise['images']} images that it was tested on; for images like these."
+        f"{promise.images} images that it was tested on; for images like these."
     )
 
 
-def promise_cost(manifest: Mapping[str, Any]) -> str:
+def promise_cost(manifest: Manifest) -> str:
     """What a promise costs against the budget that was asked for, in a sentence; empty where it costs nothing."""
-    policy = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
-    if policy["promise"] is None or policy["reached"]:
+    policy = manifest.default_policy
+    if policy.promise is None or policy.reached:
         return ""
     return (
-        f"the promise wins over the budget: asked was {policy['budget']:g}, the cheapest policy that keeps the promise "
-        f"costs {policy['expected_latency']:.3f}"
+        f"the promise wins over the budget: asked was {policy.budget:g}, the cheapest policy that keeps the promise "
+        f"costs {policy.expected_latency:.3f}"
     )

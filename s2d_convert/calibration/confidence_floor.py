@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime.dispatcher import Policy
 
-from s2d_convert.calibration.thresholds import NEVER, softmax
+from s2d_convert.calibration.thresholds import NEVER_LEAVES, softmax
 
 AGREEMENT = 0.95
 LEAST_EXITS = 20  # below that many rows an agreement says nothing
@@ -33,7 +33,7 @@ Bools = NDArray[np.bool_]
 def floors(confidence: Floats, agrees: Bools, *, agreement: float = AGREEMENT) -> tuple[float, ...]:
     """The lowest threshold of each exit, S - 1: rows of at least that confidence agree in the share `agreement`.
 
-    confidence: [S, B], agrees: bool [S, B]. NEVER where no LEAST_EXITS rows agree so well.
+    confidence: [S, B], agrees: bool [S, B]. NEVER_LEAVES where no LEAST_EXITS rows agree so well.
     """
     return tuple(_floor(row, right, agreement) for row, right in zip(confidence[:-1], agrees[:-1], strict=True))
 
@@ -45,7 +45,7 @@ def _floor(confidence: Floats, agrees: Bools, agreement: float) -> float:
     share = np.cumsum(right) / np.arange(1, len(right) + 1)
     last_of_value = np.append(values[1:] < values[:-1], True) if len(values) else np.zeros(0, bool)
     good = np.flatnonzero((share >= agreement) & last_of_value & (np.arange(1, len(right) + 1) >= LEAST_EXITS))
-    return float(values[good[-1]]) if len(good) else NEVER
+    return float(values[good[-1]]) if len(good) else NEVER_LEAVES
 
 
 def above(confidence: Floats, lowest: Sequence[float]) -> Floats:

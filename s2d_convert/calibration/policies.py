@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime import Policy, Promise
 
-from s2d_convert.calibration import confidence_floor as guard
-from s2d_convert.calibration import thresholds as calibrate
+from s2d_convert.calibration.confidence_floor import above, floors, raised, sure_rows
 from s2d_convert.calibration.risk_control import RiskBound, Tested, fixed_sequence, images_needed, path, stage_losses
+from s2d_convert.calibration.thresholds import (
+    best_policy,
+    budget_grid,
+    budgets_from,
+    confidences,
+    exits,
+    fit_temperature,
+    observed,
+    policy_at,
+)
 from s2d_convert.errors import DataError, PromiseError
 
 Array = NDArray[Any]
@@ -62,19 +71,10 @@ class Chosen:
     policies: tuple[Policy, ...]
     default_budget: float
 
-    @property
-    def default(self) -> Policy:
-        """The policy of `default_budget`."""
-        return next(policy for policy in self.policies if policy.budget == self.default_budget)
-
-    def to_json(self) -> dict[str, Any]:
-        """The two keys of a manifest."""
-        return {"policies": [policy_json(policy) for policy in self.policies], "default_budget": self.default_budget}
-
 
 def fit_temperatures(scores: Scores) -> tuple[float, ...]:
     """The temperature of every stage."""
-    return tuple(calibrate.fit_temperature(row, scores.target) for row in scores.logits)
+    return tuple(fit_temperature(row, scores.target) for row in scores.logits)
 
 
 def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
@@ -83,36 +83,36 @@ def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequ
     Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
     calibrated on; where that cannot be reached, at the budget itself.
     """
-    confidence, answers = calibrate.confidences(scores.logits, temperatures), scores.answers
-    budgets = calibrate.budget_grid(confidence, cost, include=[budget])
+    confidence, answers = confidences(scores.logits, temperatures), scores.answers
+    budgets = budget_grid(confidence, cost, include=[budget])
     found = (safe_policy(confidence, answers == scores.target, cost, budget) for budget in budgets)
-    return Chosen(tuple(calibrate.observed(policy, confidence, answers) for policy in found), budget)
+    return Chosen(tuple(observed(policy, confidence, answers) for policy in found), budget)
 
 
 def careful_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
-    """Like `budget_policies`, from made-up images and with the floors of `guard`; the last stage is the static model."""
-    confidence, answers = calibrate.confidences(scores.logits, temperatures), scores.answers
-    lowest = guard.floors(confidence, answers == scores.target)
-    rows = guard.sure_rows(scores.logits[-1])
+    """Like `budget_policies`, from made-up images, with the floors of `confidence_floor`; the last stage is the static model."""
+    confidence, answers = confidences(scores.logits, temperatures), scores.answers
+    lowest = floors(confidence, answers == scores.target)
+    rows = sure_rows(scores.logits[-1])
     sure, said, right = confidence[:, rows], answers[:, rows], (answers == scores.target)[:, rows]
-    kept = guard.above(sure, lowest)
-    budgets = calibrate.budget_grid(kept, cost, include=[budget])
-    found = (guard.raised(safe_policy(kept, right, cost, one), lowest) for one in budgets)
-    return Chosen(tuple(calibrate.observed(policy, sure, said) for policy in found), budget)
+    kept = above(sure, lowest)
+    budgets = budget_grid(kept, cost, include=[budget])
+    found = (raised(safe_policy(kept, right, cost, one), lowest) for one in budgets)
+    return Chosen(tuple(observed(policy, sure, said) for policy in found), budget)
 
 
 def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:
     """The best policy one standard error of the mean cost below the budget, or at the budget where that is out of reach."""
-    best = calibrate.best_policy(confidence, correct, cost=cost, budget=budget)
+    best = best_policy(confidence, correct, cost=cost, budget=budget)
     margin = _mean_cost(confidence, best.thresholds, cost)[1]
-    careful = calibrate.best_policy(confidence, correct, cost=cost, budget=budget - margin)
+    careful = best_policy(confidence, correct, cost=cost, budget=budget - margin)
     chosen = careful if careful.reached else best
-    return calibrate.policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
+    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
 
 
 def _mean_cost(confidence: Array, thresholds: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
     """Mean latency, relative to the static model, and its standard error."""
-    paid = np.cumsum(cost)[calibrate.exits(confidence, thresholds)]
+    paid = np.cumsum(cost)[exits(confidence, thresholds)]
     return float(paid.mean()), float(paid.std() / math.sqrt(len(paid)))
 
 
@@ -151,22 +151,22 @@ def promised_policies(
     """
     labelled = test.labels is not None
     check_enough(len(test), bound, labelled=labelled, share=share)
-    walk = path(calibrate.confidences(fit.logits, temperatures), fit.losses, cost=cost)
-    confidence, answers = calibrate.confidences(test.logits, temperatures), test.answers
+    walk = path(confidences(fit.logits, temperatures), fit.losses, cost=cost)
+    confidence, answers = confidences(test.logits, temperatures), test.answers
     tested = fixed_sequence(walk, confidence, test.losses, bound, paired=labelled)
     if not tested.kept:
         raise PromiseError(_refusal(tested, bound, labelled=labelled))
     kept = [tuple(map(float, row)) for row in walk[: tested.kept]]
     means = [_mean_cost(confidence, thresholds, cost) for thresholds in kept]
-    budgets = calibrate.budgets_from(means[-1][0], include=[] if budget is None else [budget])
+    budgets = budgets_from(means[-1][0], include=[] if budget is None else [budget])
     promise = Promise(bound.max_drop, bound.confidence, tested.images)
     row = []
     for wanted in budgets:
         careful = [t for t, (mean, error) in zip(kept, means, strict=True) if mean + error <= wanted]
-        found = calibrate.policy_at(
+        found = policy_at(
             confidence, answers == test.target, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0]
         )
-        row.append(replace(calibrate.observed(found, confidence, answers), promise=promise))
+        row.append(replace(observed(found, confidence, answers), promise=promise))
     return Chosen(tuple(row), budgets[0] if budget is None else budget)
 
 
@@ -186,9 +186,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
-def policy_json(policy: Policy) -> dict[str, Any]:
-    """A policy as the manifest has it, measured shares rounded to what their number of images bears."""
-    rounded = {name: round(getattr(policy, name), 5) for name in ("expected_latency", "expected_accuracy")}
-    apart = None if policy.disagreement is None else round(policy.disagreement, 5)
-    share = tuple(round(s, 5) for s in policy.exit_share)
-    return asdict(replace(policy, **rounded, disagreement=apart, exit_share=share))
+def rounded(policy: Policy) -> Policy:
+    """Return the policy with its measured shares rounded to what their number of images bears, as a manifest has it."""
+    return replace(
+        policy,
+        expected_latency=round(policy.expected_latency, 5),
+        expected_accuracy=round(policy.expected_accuracy, 5),
+        disagreement=None if policy.disagreement is None else round(policy.disagreement, 5),
+        exit_share=tuple(round(share, 5) for share in policy.exit_share),
+    )

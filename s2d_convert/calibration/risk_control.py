@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2d_convert.calibration.thresholds import ALWAYS, NEVER, exits
+from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES, exits
 from s2d_convert.errors import UsageError
 
 STEPS = 100  # a step of a path lets one part in so many of the images leave earlier
@@ -179,7 +179,7 @@ def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: in
     paid, rows = np.cumsum(cost), np.arange(sure.shape[1])
     expected = (losses - sure) / 2  # a confidence stands for 1 minus the loss
     portion = max(1, len(rows) // steps)
-    walk = [[NEVER] * (len(sure) - 1)]
+    walk = [[NEVER_LEAVES] * (len(sure) - 1)]
     stage = exits(sure, walk[0])
     while stage.any():
         options = []
@@ -191,14 +191,14 @@ def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: in
             options.append((saved / max(risk, RISK_FLOOR), -k, lower, moved))
         *_, lower, stage = max(options, key=lambda option: option[:2])
         walk.append(lower)
-    return np.array([*walk, [ALWAYS, *walk[-1][1:]]][: None if len(sure) > 1 else 1], dtype=np.float64)
+    return np.array([*walk, [ALWAYS_LEAVES, *walk[-1][1:]]][: None if len(sure) > 1 else 1], dtype=np.float64)
 
 
 def _lets_go(confidence: NDArray[np.float32], count: int) -> float:
     """The threshold at which `count` rows (more where confidences tie) leave, midway to the next confidence below."""
     ordered = np.sort(confidence)
     last = ordered[-min(count, len(ordered))]
-    below = np.append(np.float32(ALWAYS), ordered[ordered < last])[-1]
+    below = np.append(np.float32(ALWAYS_LEAVES), ordered[ordered < last])[-1]
     middle = np.float32((float(below) + float(last)) / 2)
     return float(middle if middle > below else last)
 

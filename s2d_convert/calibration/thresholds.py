@@ -18,8 +18,8 @@ from s2d_runtime import Policy, histogram, leaves
 
 from s2d_convert.errors import DataError
 
-ALWAYS = 0.0  # the threshold at which every row leaves
-NEVER = 1.01  # the threshold that no confidence reaches
+ALWAYS_LEAVES = 0.0  # the threshold at which every row leaves
+NEVER_LEAVES = 1.01  # the threshold that no confidence reaches
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 SLACK = 1e-9  # by how much a mean latency may pass the budget: float rounding, no more
 TOLD_APART = 0.005  # budgets closer than this look the same in tables
@@ -159,7 +159,7 @@ def best_policy(confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequenc
     model, so that a row that leaves at stage k pays cost[0] + ... + cost[k]. Where even the cheapest thresholds miss
     the budget they are returned with `reached` False.
 
-    1. Candidates: per stage 0, NEVER and the middles between neighbouring distinct confidences (`_candidates`).
+    1. Candidates: per stage 0, NEVER_LEAVES and the middles between neighbouring distinct confidences (`_candidates`).
     2. Grid: all combinations of at most GRID_CELLS evenly spread candidates at once (`_tables`).
     3. Zoom: the same around the best cell, until neighbours are looked at. With two stages, or few rows, step 2 has all
        combinations already and the result is the optimum.
@@ -179,7 +179,7 @@ def budget_grid(
     `include` adds budgets of the caller's, reachable or not. Where nothing below 1.0 is within reach: 1.0 and these.
     """
     never = np.zeros(np.shape(confidence), dtype=bool)
-    thresholds = [ALWAYS] * (len(confidence) - 1)
+    thresholds = [ALWAYS_LEAVES] * (len(confidence) - 1)
     cheapest = policy_at(confidence, never, cost=cost, budget=1.0, thresholds=thresholds).expected_latency
     return budgets_from(cheapest, step=step, include=include)
 
@@ -247,7 +247,7 @@ def _candidates(confidence: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = values[:-1], values[1:]
     middle = ((low.astype(np.float64) + high) / 2).astype(np.float32)
     middle = np.where(middle > low, middle, high)
-    return np.concatenate([[np.float32(ALWAYS)], middle, [np.float32(NEVER)]]).astype(np.float32)
+    return np.concatenate([[np.float32(ALWAYS_LEAVES)], middle, [np.float32(NEVER_LEAVES)]]).astype(np.float32)
 
 
 def _tables(

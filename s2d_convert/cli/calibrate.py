@@ -25,8 +25,8 @@ from s2d_convert.cli.options import (
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import policy_table
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
+from s2d_convert.exporting.renewal import undo as undo_calibration
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
-from s2d_convert.workflows.recalibrate import undo as undo_calibration
 
 DEFAULTS = {f.name: f.default for f in fields(CalibrateOptions)}
 
@@ -67,10 +67,10 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
     reporter, console = TerminalReporter(), Console(highlight=False)
     for text in found.warnings:
         reporter.warn(text)
-    console.print(policy_table(found.manifest, target=found.manifest["target"]))
+    console.print(policy_table(found.manifest))
     if text := promise_text(found.manifest):
         console.print(text, soft_wrap=True)
     if not found.reached:
-        reason = promise_cost(found.manifest) or f"budget {found.manifest['default_budget']:g} was not reached"
+        reason = promise_cost(found.manifest) or f"budget {found.manifest.default_budget:g} was not reached"
         click.echo(f"{reason}; the folder was calibrated all the same", err=True)
         sys.exit(EXIT_BUDGET_NOT_REACHED)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from s2d_runtime import Manifest
 
 from s2d_convert import conversion
 from s2d_convert.base.text import promise_cost, promise_text
@@ -126,14 +127,12 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
             click.echo("what is done so far is kept: the same command with --resume goes on", err=True)
         raise
     console = Console()
-    measured = result.manifest["measured"]
+    measured, data = result.manifest.measured, result.manifest.data
     how = f"latency {measured['latency']} for {measured['machine']}"
-    console.print(policy_table(result.manifest, target=result.manifest["target"]))
-    data = result.manifest["data"]
-    console.print(
-        measured_table(measured, title=f"{result.out} on {result.measured.images} unseen images ({data}); {how}")
-    )
-    if (classes := class_table(measured)) is not None:
+    console.print(policy_table(result.manifest))
+    title = f"{result.out} on {result.measured.images} unseen images ({data}); {how}"
+    console.print(measured_table(result.measured, title=title))
+    if (classes := class_table(result.measured)) is not None:
         console.print(classes)
     if data == "made-up":
         console.print(
@@ -159,5 +158,5 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         sys.exit(EXIT_BUDGET_NOT_REACHED)
 
 
-def _expected(manifest: Any, budget: float) -> float:
-    return float(next(p["expected_latency"] for p in manifest["policies"] if p["budget"] == budget))
+def _expected(manifest: Manifest, budget: float) -> float:
+    return next(policy.expected_latency for policy in manifest.policies if policy.budget == budget)

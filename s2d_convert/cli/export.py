@@ -133,16 +133,16 @@ def quantize(folder: Path, options: Options) -> None:
             reading=Reading(options["strict"], warn=reporter.warn),
         )
         asked = Requantization(options["quantize"], running)
-        made, _ = requantize_folder(
+        manifest, measured = requantize_folder(
             folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note
         )
     console = Console()
-    console.print(policy_table(made, target=made["target"]))
-    title = f"{options['out']} on {made['measured']['images']} unseen images ({made['data']})"
-    console.print(measured_table(made["measured"], title=title))
-    if (classes := class_table(made["measured"])) is not None:
+    console.print(policy_table(manifest))
+    title = f"{options['out']} on {measured.images} unseen images ({manifest.data})"
+    console.print(measured_table(measured, title=title))
+    if (classes := class_table(measured)) is not None:
         console.print(classes)
-    for text in made["measured"]["lost_classes"]:
+    for text in measured.lost_classes:
         reporter.warn(text)
 
 

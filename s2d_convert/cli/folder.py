@@ -62,8 +62,8 @@ def evaluate(
         click.echo(json.dumps(measured.to_json(), indent=1))
         return
     console = Console()
-    console.print(measured_table(measured.to_json(), title=f"{folder} on {measured.images} images of {data}"))
-    if (classes := class_table(measured.to_json())) is not None:
+    console.print(measured_table(measured, title=f"{folder} on {measured.images} images of {data}"))
+    if (classes := class_table(measured)) is not None:
         console.print(classes)
 
 

@@ -125,5 +125,5 @@ def split(
         raise UsageError(f"--stages: --plan {plan} has stages of its own; leave it out")
     target = out or default_out(model)
     manifest = split_model(model, plan=plan, stages=stages, out=target, output=output, size=size, weights=weights)
-    for stage in manifest["stages"]:
-        click.echo(f"{target / stage['file']}: {stage['macs']} MACs, {stage['parameters']} parameters")
+    for stage in manifest.stages:
+        click.echo(f"{target / stage.file}: {stage.macs} MACs, {stage.parameters} parameters")

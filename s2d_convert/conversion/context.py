@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.base.sessions import Running
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
@@ -17,8 +20,10 @@ from s2d_convert.data.images import Dataset
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.reference import StaticModel
+from s2d_convert.latency import LatencyMeter
 from s2d_convert.latency.device_table import Table
 from s2d_convert.latency.layout import layout_block
+from s2d_convert.latency.meter import Meter
 from s2d_convert.network.masks import Masks
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.weights import Weights
@@ -86,14 +91,38 @@ class Prepared:
         return "agreement" if self.dataset.calib.labels is None else "accuracy"
 
 
+def timing_images(ready: Prepared, batch: int) -> Array:
+    """Return the batch of real images that latency is measured on."""
+    calib = ready.dataset.calib
+    return np.ascontiguousarray(calib.batch(np.arange(batch) % len(calib)))
+
+
+def make_meter(ready: Prepared, running: Running) -> LatencyMeter:
+    """Return a meter of this machine, or the device's table where one was given."""
+    if ready.table is not None:
+        return ready.table
+    return Meter(ready.graph.to_model().SerializeToString(), timing_images(ready, running.batch), running=running)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One conversion on its way: what was asked, what is ready, where it is kept and where it reports."""
+    """One conversion on its way: what was asked, what is ready, where it is kept, where it reports, what times it."""
 
     options: ConvertOptions
     ready: Prepared
     run: RunFolder
     reporter: Reporter
+    new_meter: Callable[[Prepared, Running], LatencyMeter] = make_meter
+
+    @cached_property
+    def timed_static(self) -> StaticModel:
+        """The static model as its latency is measured; `ready.static` has as many threads as training has."""
+        return StaticModel(self.ready.graph, self.options.running)
+
+    @cached_property
+    def meter(self) -> LatencyMeter:
+        """What says how long candidates take relative to the static model."""
+        return self.new_meter(self.ready, self.options.running)
 
     @property
     def careful(self) -> bool:

@@ -28,8 +28,7 @@ from s2d_convert.conversion.context import Job, Tuned
 from s2d_convert.conversion.worth import stage_costs, timed_costs, trained_worth, worth
 from s2d_convert.data.augment import Level
 from s2d_convert.errors import ModelError
-from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.meter import Meter
+from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Conversion, Plan
@@ -139,7 +138,7 @@ Taps = tuple[int, ...]  # indices of the taps of all exits but the last, ascendi
 class DepthSearch:
     """The search for the best set of depth exits, from the logits [T, B, K] of all heads and measured latencies."""
 
-    def __init__(self, job: Job, heads: Mapping[str, ExitHead], logits: Array, meter: Meter | Table) -> None:
+    def __init__(self, job: Job, heads: Mapping[str, ExitHead], logits: Array, meter: LatencyMeter) -> None:
         self.job, self.ready, self.logits, self.meter = job, job.ready, logits, meter
         self.taps = tuple(heads)
         self.weights = job.ready.weights.with_heads(heads)
@@ -219,7 +218,7 @@ def _whole(ratios: Sequence[float]) -> tuple[float, ...]:
     return tuple(ratio / min(1.0, total) for ratio in ratios)
 
 
-def depth_candidate(job: Job, meter: Meter | Table, heads: Mapping[str, ExitHead], logits: Array) -> Candidate:
+def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead], logits: Array) -> Candidate:
     """The best chain of exits on the untouched backbone, with `trained_heads`."""
     job.reporter.step("search")
     search = DepthSearch(job, heads, logits, meter)
@@ -234,7 +233,7 @@ def depth_candidate(job: Job, meter: Meter | Table, heads: Mapping[str, ExitHead
     return Candidate(Conversion((chain.plan,)), Tuned(net, masks, chain), value)
 
 
-def cascade_candidate(job: Job, meter: Meter | Table, conversion: Conversion, tuned: Tuned) -> Candidate:
+def cascade_candidate(job: Job, meter: LatencyMeter, conversion: Conversion, tuned: Tuned) -> Candidate:
     """A trained first chain before the untouched model."""
     value = trained_worth(job, conversion, tuned.chain, partial(stage_costs, meter))
     job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))

@@ -12,7 +12,6 @@ import numpy as np
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
-from s2d_convert.conversion.prepare import make_meter
 from s2d_convert.conversion.worst_case import confirmed
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
@@ -134,19 +133,20 @@ def baselines(
     return [by_chance, uniform]
 
 
-def make_evaluator(ready: Prepared, space: PlanSpace, net: StagedNet, options: ConvertOptions) -> Evaluator:
-    """The evaluation of candidates with latency measured next to the static model."""
+def make_evaluator(job: Job, space: PlanSpace, net: StagedNet) -> Evaluator:
+    """Return the evaluation of candidates with latency measured next to the static model."""
+    ready = job.ready
     return Evaluator(
         ready.model,
         net,
-        meter=make_meter(ready, options),
+        meter=job.meter,
         images=ready.dataset.calib,
         static_logits=ready.calib_logits,
         answers=ready.answers,
-        goal=goal_of(options),
+        goal=goal_of(job.options),
         weights=ready.weights,
         # A device's table says nothing about the dispatcher there.
-        overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, options),
+        overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, job.options),
     )
 
 

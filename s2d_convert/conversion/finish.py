@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, Exactness, Manifest, Policy
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
     Chosen,
@@ -23,14 +22,13 @@ from s2d_convert.calibration.policies import (
     promised_policies,
 )
 from s2d_convert.calibration.thresholds import softmax
-from s2d_convert.conversion.context import Job, Prepared, Tuned
+from s2d_convert.conversion.context import Job, Prepared, Tuned, timing_images
 from s2d_convert.conversion.options import ConvertOptions
-from s2d_convert.conversion.prepare import promise_images, static_logits, timing_images
-from s2d_convert.conversion.run_folder import TRACE
+from s2d_convert.conversion.prepare import promise_images, static_logits
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import VerifyError
-from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
+from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, draft_manifest, new_folder
 from s2d_convert.exporting.measure import (
     Measured,
     largest_difference,
@@ -41,8 +39,6 @@ from s2d_convert.exporting.measure import (
     predicted_costs,
 )
 from s2d_convert.exporting.provenance import model_facts
-from s2d_convert.exporting.report.gallery import gallery
-from s2d_convert.exporting.report.page import REPORT, write_report
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
 from s2d_convert.plans.plan import Conversion, is_untouched
@@ -60,7 +56,7 @@ class Result:
     whether an image that runs through every stage costs at most what was allowed."""
 
     out: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     measured: Measured
     reached: bool
     within_bound: bool
@@ -73,68 +69,86 @@ def finish(
 
     `out` is the folder to write, without it the one that the options name.
     """
-    ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
+    ready, options, reporter = job.ready, job.options, job.reporter
     out = out or options.out
     reporter.step("export")
     parts = [tuned.chain, *(Chain(ready.model, c, ready.weights) for c in conversion.chains[1:])]
+    scores = calibration_scores(job, tuned, parts)
+    temperatures = fit_temperatures(scores)
+    calibrated = [replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts]
+    models = build_stages(calibrated, weights=options.weights)
+    draft = replace(
+        draft_manifest(ready.graph, conversion, models, temperatures),
+        target=ready.target,
+        data=ready.dataset.kind,
+        preprocess=recorded(ready.preprocess, ready.dataset.train, options).to_json(),
+        provenance=_provenance(ready, options, provenance),
+    )
+    with new_folder(out, draft, models, running=options.running) as writer:
+        cost = measured_costs(job, writer, models)
+        writer.calibrate(choose_policies(job, models, scores, temperatures, cost=cost), cost)
+        reporter.step("measure")
+        measured = measure_folder(job, writer, models, exact=options.exact or keeps_the_original(ready, conversion))
+        add_records(job, writer, conversion)
+    policy = writer.manifest.default_policy
+    for text in to_mind(policy, measured, ready):
+        reporter.warn(text)
+    reached = policy.reached or options.cheapest
+    within = options.max_latency is None or measured.worst_latency <= options.max_latency
+    return Result(out, writer.manifest, measured, reached, within)
+
+
+def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores:
+    """Return what the stages and the static model say on the images of calibration, once the stages are verified."""
+    ready, options = job.ready, job.options
     logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
     verify(ready, tuned, logits)
     if options.weights != "float32":
         logits = stage_logits(ready.graph, build_stages(parts, weights=options.weights), ready.dataset.calib)
-    scores = Scores(logits, ready.calib_logits.argmax(axis=1), ready.dataset.calib.labels)
-    temperatures = fit_temperatures(scores)
-    calibrated = [replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts]
-    models = build_stages(calibrated, weights=options.weights)
-    with whole_folder(out) as folder:
-        manifest = draft_manifest(ready.graph, conversion, models, temperatures)
-        manifest |= {
-            "target": ready.target,
-            "data": ready.dataset.kind,
-            "preprocess": recorded(ready.preprocess, ready.dataset.train, options).to_json(),
-            "provenance": _provenance(ready, options, provenance),
-        }
-        write_stages(folder, manifest["stages"], models)
-        write_manifest(folder, manifest)
-        timing_static = StaticModel(ready.graph, options.running)
-        with options.running.dispatcher(folder) as runner:
-            costs = path_costs(runner, timing_static, timing_images(ready, options.batch))
-        if ready.table is not None:
-            costs = predicted_costs(ready.table, models)
-        chosen = choose_policies(job, models, scores, temperatures, cost=costs.per_stage)
-        manifest |= chosen.to_json()
-        for entry, cost in zip(manifest["stages"], costs.per_stage, strict=True):
-            entry["latency_ratio"] = round(cost, 5)
-        write_manifest(folder, manifest)
-        reporter.step("measure")
-        with options.running.dispatcher(folder) as runner:
-            measured = measure(runner, timing_static, reported(job), running=options.running)
-            if options.exact or keeps_the_original(ready, conversion):
-                manifest["exactness"] = exactness(
-                    runner, timing_static, ready.dataset.calib.take(slice(0, EXACT_IMAGES))
-                )
-        if ready.table is not None:
-            measured = measured_elsewhere(measured, costs)
-        manifest["measured"] = {**measured.to_json(), **stands_for(ready.table)}
-        manifest["provenance"]["search"] = run.read_json("baselines.json") or {}
-        write_manifest(folder, manifest)
-        write_json(folder / "plan.json", conversion.to_json(ready.channels))
-        if (run.path / TRACE).exists():
-            run.rewrite_trace()  # a torn last line stays behind
-            (folder / TRACE).write_bytes((run.path / TRACE).read_bytes())
-        with options.running.dispatcher(folder) as runner:
-            pictures = gallery(runner, reported(job))
-        write_report(folder / REPORT, manifest, trace=folder / TRACE, gallery=pictures)
-    for text in to_mind(chosen, measured, ready):
-        reporter.warn(text)
-    reached = chosen.default.reached or options.cheapest
-    within = options.max_latency is None or measured.worst_latency <= options.max_latency
-    return Result(out, manifest, measured, reached, within)
+    return Scores(logits, ready.calib_logits.argmax(axis=1), ready.dataset.calib.labels)
 
 
-def to_mind(chosen: Chosen, measured: Measured, ready: Prepared) -> Iterator[str]:
-    """What the numbers do not tell by themselves: how few images they rest on, and which classes a stage loses."""
+def measured_costs(job: Job, writer: FolderWriter, models: Sequence[StageModel]) -> tuple[float, ...]:
+    """Return what every stage costs relative to the static model, by the device's table where there is one."""
+    if job.ready.table is not None:
+        return predicted_costs(job.ready.table, models).per_stage
+    with writer.dispatcher() as runner:
+        return path_costs(runner, job.timed_static, timing_images(job.ready, job.options.batch)).per_stage
+
+
+def measure_folder(job: Job, writer: FolderWriter, models: Sequence[StageModel], *, exact: bool) -> Measured:
+    """Measure the folder on the images that are reported, and write that into its manifest; `exact`: also how far its last
+    stage is from the static model."""
+    ready, changes = job.ready, dict[str, Any]()
+    with writer.dispatcher() as runner:
+        measured = measure(runner, job.timed_static, reported(job), running=job.options.running)
+        if exact:
+            images = ready.dataset.calib.take(slice(0, EXACT_IMAGES))
+            changes["exactness"] = exactness(runner, job.timed_static, images)
+    if ready.table is not None:
+        measured = measured_elsewhere(measured, predicted_costs(ready.table, models))
+    search = job.run.read_baselines()
+    writer.update(
+        measured={**measured.to_json(), **stands_for(ready.table)},
+        provenance={**writer.manifest.provenance, "search": search},
+        **changes,
+    )
+    return measured
+
+
+def add_records(job: Job, writer: FolderWriter, conversion: Conversion) -> None:
+    """Write the plan, the search's trace and the report."""
+    writer.add_json(PLAN, conversion.to_json(job.ready.channels))
+    trace = job.run.whole_trace()
+    if trace is not None:
+        writer.add(TRACE, trace)
+    writer.add_report(reported(job), trace=writer.folder / TRACE)
+
+
+def to_mind(policy: Policy, measured: Measured, ready: Prepared) -> Iterator[str]:
+    """Yield what the numbers do not tell by themselves: how few images they rest on, and which classes a stage loses."""
     calib = ready.dataset.calib
-    few = few_images(f"expected {ready.target}", chosen.default.expected_accuracy, len(calib))
+    few = few_images(f"expected {ready.target}", policy.expected_accuracy, len(calib))
     if few:
         yield f"{few}; `s2d calibrate` with some hundred images sets thresholds that can be relied on"
     yield from measured.lost_classes
@@ -157,15 +171,15 @@ def keeps_the_original(ready: Prepared, conversion: Conversion) -> bool:
     return len(conversion.chains) > 1 and is_untouched(ready.graph, conversion.chains[-1])
 
 
-def exactness(runner: Dispatcher, static: StaticModel, images: Images) -> dict[str, str | float]:
-    """The manifest's `exactness`, measured in onnxruntime. Raises VerifyError when it is more than rounding."""
+def exactness(runner: Dispatcher, static: StaticModel, images: Images) -> Exactness:
+    """Return the manifest's `exactness`, measured in onnxruntime. Raises VerifyError when it is more than rounding."""
     difference, scale = largest_difference(runner, static, images)
     if not difference <= VERIFY_TOLERANCE * max(1.0, scale):
         raise VerifyError(
             f"without exits the folder differs from the static model by {difference:.1e} (at most "
             f"{VERIFY_TOLERANCE * max(1.0, scale):.0e} is allowed); please report this model"
         )
-    return {"equal": "close" if difference else "identical", "max_difference": difference}
+    return Exactness("close" if difference else "identical", difference)
 
 
 def choose_policies(

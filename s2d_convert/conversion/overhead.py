@@ -7,16 +7,13 @@ stand out most.
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from s2d_convert.conversion.context import Prepared
+from s2d_convert.conversion.context import Prepared, timing_images
 from s2d_convert.conversion.options import ConvertOptions
-from s2d_convert.conversion.prepare import timing_images
-from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
+from s2d_convert.exporting.folder import draft_manifest, trial_folder
 from s2d_convert.exporting.measure import thresholds_for_exit
 from s2d_convert.latency.meter import interleave
 from s2d_convert.plans.plan import Conversion, Plan
@@ -34,18 +31,13 @@ def dispatch_overhead(ready: Prepared, space: PlanSpace, options: ConvertOptions
     models = build_stages([Chain(ready.model, chain, ready.weights) for chain in conversion.chains])
     image = timing_images(ready, options.batch)
     sessions = [options.running.session(m.model.SerializeToString()) for m in models]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        manifest = draft_manifest(ready.graph, conversion, models, [1.0, 1.0])
-        write_stages(folder, manifest["stages"], models)
-        write_manifest(folder, manifest)
-        with options.running.dispatcher(folder) as runner:
-            calls = [
-                *(partial(s.run, None, {ready.graph.image: image}) for s in sessions),
-                *(partial(runner, image, thresholds=thresholds_for_exit(2, k)) for k in (1, 2)),
-            ]
-            for call in calls * WARM_UP:
-                call()
-            medians = 1e3 * np.median(interleave(calls, SECONDS), axis=0)
+    with trial_folder(draft_manifest(ready.graph, conversion, models), models, running=options.running) as runner:
+        calls = [
+            *(partial(s.run, None, {ready.graph.image: image}) for s in sessions),
+            *(partial(runner, image, thresholds=thresholds_for_exit(2, k)) for k in (1, 2)),
+        ]
+        for call in calls * WARM_UP:
+            call()
+        medians = 1e3 * np.median(interleave(calls, SECONDS), axis=0)
     beyond = medians[2:] - np.cumsum(medians[:2])
     return max(0.0, float(beyond[0])), max(0.0, float(beyond[1] - beyond[0]))

@@ -24,7 +24,7 @@ from s2d_convert.conversion.explore import CHOSEN, choose, make_evaluator, searc
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
 from s2d_convert.conversion.options import PLANS, ConvertOptions
-from s2d_convert.conversion.prepare import make_meter, prepare
+from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.training_steps import finetune, new_net, train_supernet, tried_out, try_out
@@ -32,9 +32,7 @@ from s2d_convert.conversion.worst_case import keeps_bound, possible
 from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
-from s2d_convert.frontend.reference import StaticModel
-from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.meter import Meter
+from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.divisions import divide
@@ -92,14 +90,12 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     shutil.rmtree(plain, ignore_errors=True)
     finish(job, tuned, conversion, provenance=provenance, out=plain)
     job.reporter.step("quantize")
-    static = StaticModel(ready.graph, options.running)
-    asked = Requantization(options.quantize, options.running)
+    asked = Requantization(options.quantize, options.running, careful=job.careful)
     manifest, measured = requantize(
-        plain, options.out, asked, dataset=ready.dataset, static=static, note=job.reporter.note, careful=job.careful
+        plain, options.out, asked, dataset=ready.dataset, static=job.timed_static, note=job.reporter.note
     )
-    default = next(p for p in manifest["policies"] if p["budget"] == manifest["default_budget"])
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
-    return Result(options.out, manifest, measured, bool(default["reached"]), within)
+    return Result(options.out, manifest, measured, manifest.default_policy.reached, within)
 
 
 def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
@@ -108,7 +104,7 @@ def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tu
     with _timed(job.run, "supernet"):
         net = train_supernet(job, space, others=own)
     with _timed(job.run, "search"):
-        evaluate = make_evaluator(job.ready, space, net, job.options)
+        evaluate = make_evaluator(job, space, net)
         conversion = search(job, space, evaluate, given)
     with _timed(job.run, "finals"):
         conversion, start = play_finals(job, space, net, conversion, evaluate)
@@ -158,7 +154,7 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
     are exits by depth only.
     """
     ready = job.ready
-    meter = make_meter(ready, job.options)
+    meter = job.meter
     with _timed(job.run, "heads"):
         heads, logits = trained_heads(job)
     with _timed(job.run, "search"):
@@ -169,7 +165,7 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
     return best.conversion, best.tuned
 
 
-def narrow_chain(job: Job, space: PlanSpace, meter: Meter | Table) -> tuple[Conversion, Tuned]:
+def narrow_chain(job: Job, space: PlanSpace, meter: LatencyMeter) -> tuple[Conversion, Tuned]:
     """The simple first chain before the untouched model that finals prefer, then trained for long."""
     ready, run = job.ready, job.run
     job.reporter.step("finals")

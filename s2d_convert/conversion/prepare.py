@@ -28,7 +28,6 @@ from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.frontend.static_check import check_static
 from s2d_convert.latency.device_table import Table, read_table
-from s2d_convert.latency.meter import Meter
 from s2d_convert.network.staged_net import unsupported_nodes
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.search.evaluate import reference_answers
@@ -194,21 +193,6 @@ def _without_data(options: ConvertOptions) -> str:
 def static_logits(static: StaticModel, images: Images) -> Array:
     """The static model's logits [B, K] on images without augmentation."""
     return np.concatenate([static.logits(np.ascontiguousarray(images.batch(p))) for p in slices(len(images), 100)])
-
-
-def timing_images(ready: Prepared, batch: int) -> Array:
-    """The batch of real images that latency is measured on."""
-    calib = ready.dataset.calib
-    return np.ascontiguousarray(calib.batch(np.arange(batch) % len(calib)))
-
-
-def make_meter(ready: Prepared, options: ConvertOptions) -> Meter | Table:
-    """What says how long candidates take relative to the static model: a meter of this machine, or a device's table."""
-    if ready.table is not None:
-        return ready.table
-    image = timing_images(ready, options.batch)
-    model = ready.graph.to_model().SerializeToString()
-    return Meter(model, image, running=options.running)
 
 
 def static_check(

@@ -6,28 +6,22 @@ Letters: B images, S stages; N rows that reach a stage.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from s2d_runtime import Manifest, leaves
 
 from s2d_convert.base.arrays import Array, slices
-from s2d_convert.base.files import whole_folder
 from s2d_convert.base.sessions import ONE_THREAD, Running, make_session, run_stages
 from s2d_convert.calibration.policies import Scores, budget_policies, careful_policies, fit_temperatures
 from s2d_convert.conversion.prepare import static_logits
-from s2d_convert.conversion.run_folder import TRACE
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.errors import ModelError, OutputError
-from s2d_convert.exporting.folder import read_stages, write_manifest, write_stages
+from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, new_folder, read_stages, with_stages
 from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
 from s2d_convert.exporting.quantize import check_runs, float16_stage, int8_stage, set_temperature
-from s2d_convert.exporting.report.gallery import gallery
-from s2d_convert.exporting.report.page import REPORT, write_report
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.slicing.chain import stage_logits
 from s2d_convert.slicing.split import StageModel
@@ -36,66 +30,57 @@ from s2d_convert.slicing.stage_graph import CONFIDENCE
 DRAWN, USED, AT_LEAST = 2048, 512, 64  # images: drawn, used at a stage, and used even where fewer reach it
 MOST_BYTES = 2**30  # of the images and links that are held at a time
 RUN_BATCH = 64
-KEPT = ("plan.json", "search.jsonl")  # files of the folder that stay as they are
+KEPT = (PLAN, TRACE)  # files of the folder that stay as they are
 
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Requantization:
-    """How the stages are to compute ('int8', 'int8:early', 'fp16'), and how they are run when latency is measured."""
+    """How the stages are to compute ('int8', 'int8:early', 'fp16'), how they are run when latency is measured, and whether
+    their thresholds have the floors of `confidence_floor`."""
 
     kind: str
     running: Running = ONE_THREAD
+    careful: bool = False
 
 
 def requantize(
-    folder: Path,
-    out: Path,
-    asked: Requantization,
-    *,
-    dataset: Dataset,
-    static: StaticModel,
-    note: Note,
-    careful: bool = False,
-) -> tuple[dict[str, Any], Measured]:
-    """Write `folder` in another arithmetic to `out`; returns the new manifest, and what it was measured to do.
+    folder: Path, out: Path, asked: Requantization, *, dataset: Dataset, static: StaticModel, note: Note
+) -> tuple[Manifest, Measured]:
+    """Write `folder` in another arithmetic to `out`; return the new manifest, and what it was measured to do.
 
     The ranges of activations come from training images, temperatures and thresholds from those held out for calibration,
-    what was measured from those held back; `careful`: thresholds have the floors of `guard`. Raises ModelError for a stage
-    that cannot be converted; nothing is written then.
+    what was measured from those held back. Raises ModelError for a stage that cannot be converted; nothing is written then.
     """
     with asked.running.dispatcher(folder) as runner:
-        manifest = runner.manifest
-    if (own := manifest.provenance.get("arithmetic")) is not None:
-        raise OutputError(f"{folder}: its stages are in {own} already; give the float32 folder that it was made from")
-    if any(policy.promise for policy in manifest.policies):
+        before = runner.manifest
+    if (arithmetic := before.provenance.get("arithmetic")) is not None:
+        raise OutputError(
+            f"{folder}: its stages are in {arithmetic} already; give the float32 folder that it was made from"
+        )
+    if any(policy.promise for policy in before.policies):
         note("what was promised of the folder does not hold for other arithmetic: the new policies promise nothing")
-    before = read_stages(folder, manifest)
-    models = convert_stages(manifest, before, dataset.train, kind=asked.kind)
+    stages = read_stages(folder, before)
+    models = convert_stages(before, stages, dataset.train, kind=asked.kind)
     logits = stage_logits(static.graph, models, dataset.calib, provider=asked.running.provider)
-    for number, same in enumerate(_agreement(static, before, dataset.calib, logits), start=1):
+    for number, same in enumerate(_agreement(static, stages, dataset.calib, logits), start=1):
         note(f"stage {number}: answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
     scores = Scores(logits, static_logits(static, dataset.calib).argmax(axis=1), dataset.calib.labels)
     temperatures = fit_temperatures(scores)
-    with whole_folder(out) as place:
-        made = _draft(manifest, temperatures, asked.kind)
-        for model, temperature in zip(models, temperatures, strict=True):
-            set_temperature(model.model, temperature)
-        write_stages(place, made["stages"], models)
+    for model, temperature in zip(models, temperatures, strict=True):
+        set_temperature(model.model, temperature)
+    draft = _draft(before, temperatures, asked.kind, dataset)
+    with new_folder(out, draft, models, running=asked.running) as writer:
+        _calibrate_anew(writer, static, dataset.calib, scores, careful=asked.careful)
+        with writer.dispatcher() as runner:
+            measured = measure(runner, static, dataset.test, running=asked.running)
+        writer.update(measured={**measured.to_json(), "machine": machine(), "latency": "measured"})
         for name in KEPT:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, place / name)
-        write_manifest(place, made)
-        made |= {"target": "agreement" if dataset.calib.labels is None else "accuracy", "data": dataset.kind}
-        _calibrate_anew(place, made, asked, static=static, images=dataset.calib, scores=scores, careful=careful)
-        with asked.running.dispatcher(place) as runner:
-            measured = measure(runner, static, dataset.test, running=asked.running)
-            pictures = gallery(runner, dataset.test)
-        made["measured"] = {**measured.to_json(), "machine": machine(), "latency": "measured"}
-        write_manifest(place, made)
-        write_report(place / REPORT, made, trace=place / TRACE, gallery=pictures)
-    return made, measured
+                writer.add(name, (folder / name).read_bytes())
+        writer.add_report(dataset.test, trace=writer.folder / TRACE)
+    return writer.manifest, measured
 
 
 def convert_stages(
@@ -103,7 +88,7 @@ def convert_stages(
 ) -> tuple[StageModel, ...]:
     """The stages in another arithmetic. Each is shown the images that reach it under the default policy, with the links
     that the converted stages before it make."""
-    thresholds = manifest.policy_for(manifest.default_budget).thresholds
+    thresholds = manifest.default_policy.thresholds
     values: dict[str, Array] = {manifest.input.name: _drawn(manifest, images)}
     made: list[StageModel] = []
     for number, (stage, own) in enumerate(zip(stages, kinds_of(kind, len(stages)), strict=True), start=1):
@@ -164,35 +149,29 @@ def _agreement(static: StaticModel, before: Sequence[StageModel], images: Images
     return list((said == logits.argmax(axis=2)).mean(axis=1))
 
 
-def _draft(manifest: Manifest, temperatures: Sequence[float], kind: str) -> dict[str, Any]:
-    """The manifest before anything is measured. Only a last stage that stays as it is, and takes no links, is still exact."""
-    made = manifest.to_json()
-    for entry, temperature in zip(made["stages"], temperatures, strict=True):
-        entry["temperature"] = temperature
-    if kinds_of(kind, len(temperatures))[-1] != "float32" or manifest.stages[-1].links_in:
-        made["exactness"] = None
-    made["measured"] = {}
-    made["provenance"]["arithmetic"] = kind
-    return made
+def _draft(before: Manifest, temperatures: Sequence[float], kind: str, dataset: Dataset) -> Manifest:
+    """Return the manifest before anything is measured. Only a last stage that stays as it is, and takes no links, is still
+    exact."""
+    keeps_last = kinds_of(kind, len(temperatures))[-1] == "float32" and not before.stages[-1].links_in
+    return replace(
+        before,
+        stages=with_stages(before, temperature=temperatures),
+        exactness=before.exactness if keeps_last else None,
+        target="agreement" if dataset.calib.labels is None else "accuracy",
+        data=dataset.kind,
+        measured={},
+        provenance={**before.provenance, "arithmetic": kind},
+    )
 
 
 def _calibrate_anew(
-    place: Path,
-    made: dict[str, Any],
-    asked: Requantization,
-    *,
-    static: StaticModel,
-    images: Images,
-    scores: Scores,
-    careful: bool,
+    writer: FolderWriter, static: StaticModel, images: Images, scores: Scores, *, careful: bool
 ) -> None:
     """Measure the stages, and choose the policies with what they said on `images`, `careful` ones or others."""
-    timed = np.ascontiguousarray(images.batch(np.arange(asked.running.batch) % len(images)))
-    with asked.running.dispatcher(place) as runner:
+    timed = np.ascontiguousarray(images.batch(np.arange(writer.running.batch) % len(images)))
+    with writer.dispatcher() as runner:
         cost = path_costs(runner, static, timed).per_stage
-    temperatures = [entry["temperature"] for entry in made["stages"]]
+    temperatures = [stage.temperature for stage in writer.manifest.stages]
     choose = careful_policies if careful else budget_policies
-    made |= choose(scores, temperatures, cost=cost, budget=made["default_budget"]).to_json()
-    for entry, ratio in zip(made["stages"], cost, strict=True):
-        entry["latency_ratio"] = round(ratio, 5)
-    write_manifest(place, made)
+    budget = writer.manifest.default_budget
+    writer.calibrate(choose(scores, temperatures, cost=cost, budget=budget), cost)

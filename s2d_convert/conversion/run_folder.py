@@ -14,8 +14,9 @@ from typing import Any
 
 from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.errors import OutputError
+from s2d_convert.exporting.folder import TRACE
 
-CONFIG, TRACE = "config.json", "search.jsonl"
+CONFIG, BASELINES = "config.json", "baselines.json"
 
 
 class RunFolder:
@@ -63,6 +64,10 @@ class RunFolder:
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
+    def read_baselines(self) -> dict[str, Any]:
+        """Return what the search and its baselines found, {} where there was no search."""
+        return dict(self.read_json(BASELINES) or {})
+
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file whole."""
         write_json(self.path / name, data)
@@ -87,6 +92,13 @@ class RunFolder:
         """Drop a torn last line, so that new lines start clean."""
         lines = [json.dumps(entry) + "\n" for entry in self.trace()]
         write_bytes(self.path / TRACE, "".join(lines).encode())
+
+    def whole_trace(self) -> bytes | None:
+        """Return the trace without a torn last line, None where there is none."""
+        if not (self.path / TRACE).exists():
+            return None
+        self.rewrite_trace()
+        return (self.path / TRACE).read_bytes()
 
     def remove(self) -> None:
         """Delete the folder; the run is whole."""

@@ -5,16 +5,12 @@ The worst case is an image that runs through every stage.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from s2d_convert.conversion.context import Job
-from s2d_convert.conversion.prepare import make_meter, timing_images
-from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
+from s2d_convert.conversion.context import Job, timing_images
+from s2d_convert.exporting.folder import draft_manifest, trial_folder
 from s2d_convert.exporting.measure import path_costs
-from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import SearchResult, Trial, ranked
@@ -38,7 +34,7 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
     stored: Any = job.run.read_json(KINDS_FILE)
     if stored is None:
         stages = _models(job, space.decode(space.narrowest(CASCADE)))
-        least = sum(make_meter(job.ready, job.options).measure([m.model.SerializeToString() for m in stages]).ratios)
+        least = sum(job.meter.measure([m.model.SerializeToString() for m in stages]).ratios)
         stored = {
             "least_cascade": least,
             "kinds": [k for k in space.kinds if k != CASCADE or least <= limit * HOPELESS],
@@ -52,7 +48,12 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
     return PlanSpace(space.model, space.divisions, stages=space.stages, kinds=stored["kinds"])
 
 
-def confirmed(job: Job, results: Sequence[SearchResult[Conversion]]) -> Trial[Conversion]:
+def confirmed(
+    job: Job,
+    results: Sequence[SearchResult[Conversion]],
+    *,
+    measure_worst: Callable[[Job, Conversion], float] | None = None,
+) -> Trial[Conversion]:
     """The best trial; with a bound, the best that keeps it when it is measured again, from files and through the dispatcher.
 
     The search picks the best of many noisy measurements, so those near the bound are the lucky ones. Where none of the
@@ -64,7 +65,7 @@ def confirmed(job: Job, results: Sequence[SearchResult[Conversion]]) -> Trial[Co
         return order[0]
     closest, least = order[0], float("inf")
     for trial in order[:MOST_CONFIRMED]:
-        worst = rehearse(job, trial.plan)
+        worst = (measure_worst or rehearse)(job, trial.plan)
         if _within(worst, limit):
             return trial
         job.reporter.note(f"measured again, a plan costs {worst:.3f} where every stage runs (--max-latency {limit:g})")
@@ -87,14 +88,9 @@ def _within(worst: float, limit: float) -> bool:
 def rehearse(job: Job, conversion: Conversion) -> float:
     """The worst latency of a conversion relative to static, from stage files with the static model's weights."""
     models, options = _models(job, conversion), job.options
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        manifest = draft_manifest(job.ready.graph, conversion, models, [1.0] * len(models))
-        write_stages(folder, manifest["stages"], models)
-        write_manifest(folder, manifest)
-        static = StaticModel(job.ready.graph, options.running)
-        with options.running.dispatcher(folder) as runner:
-            return path_costs(runner, static, timing_images(job.ready, options.batch)).ratios[-1]
+    draft = draft_manifest(job.ready.graph, conversion, models)
+    with trial_folder(draft, models, running=options.running) as runner:
+        return path_costs(runner, job.timed_static, timing_images(job.ready, options.batch)).ratios[-1]
 
 
 def _models(job: Job, conversion: Conversion) -> tuple[StageModel, ...]:

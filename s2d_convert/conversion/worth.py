@@ -9,11 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.calibration import confidence_floor as guard
+from s2d_convert.calibration.confidence_floor import above, floors, sure_rows
 from s2d_convert.calibration.thresholds import confidences, fit_temperature
 from s2d_convert.conversion.context import Job, goal_of
-from s2d_convert.latency.device_table import Table
-from s2d_convert.latency.meter import Meter
+from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.search.base import Evaluation
 from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
@@ -29,14 +28,14 @@ def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
     correct = logits.argmax(axis=2) == ready.answers
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
     if job.careful:  # as the policies of the folder will be chosen
-        rows = guard.sure_rows(ready.calib_logits)
-        confidence = guard.above(confidence, guard.floors(confidence, correct))[:, rows]
+        rows = sure_rows(ready.calib_logits)
+        confidence = above(confidence, floors(confidence, correct))[:, rows]
         correct = correct[:, rows]
     value = goal_of(job.options).value(confidence, correct, cost)
     return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
 
 
-def stage_costs(meter: Meter | Table, models: Sequence[StageModel]) -> tuple[float, ...]:
+def stage_costs(meter: LatencyMeter, models: Sequence[StageModel]) -> tuple[float, ...]:
     """What the meter says that stages cost, relative to static."""
     return meter.measure([m.model.SerializeToString() for m in models]).ratios
 

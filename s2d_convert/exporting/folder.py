@@ -1,110 +1,215 @@
-"""The exported folder: its files written and read, its manifest drafted and checked."""
+"""The exported folder: the one way it is drafted, written, tried and published, and its stage files read back.
+
+No folder is published that its own dispatcher has not opened and run. `new_folder` makes one; `trial_folder` is for
+stages that are only to be measured; `renewal` brings a new calibration into a folder that is there.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
-from s2d_runtime import Manifest, Policy, Stage, dispatcher
+from s2d_runtime import Dispatcher, DispatcherError, Link, Manifest, OutputSpec, Policy, Stage, TensorSpec, dispatcher
 
-from s2d_convert.base.files import write_json
-from s2d_convert.calibration.thresholds import NEVER
+from s2d_convert.base.files import whole_folder, write_json
+from s2d_convert.base.sessions import ONE_THREAD, Running
+from s2d_convert.calibration.policies import Chosen, rounded
+from s2d_convert.calibration.thresholds import NEVER_LEAVES
+from s2d_convert.data.images import Images
 from s2d_convert.errors import OutputError
+from s2d_convert.exporting.report.gallery import gallery
+from s2d_convert.exporting.report.page import page
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.slicing.split import StageModel
 
-MANIFEST = "manifest.json"
-
-
-def stage_entries(graph: Graph, conversion: Conversion, models: Sequence[StageModel]) -> list[dict[str, Any]]:
-    """The `stages` part of a manifest, without what is only known later (sha256, latency)."""
-    chains = [number for number, chain in enumerate(conversion.chains, start=1) for _ in range(chain.stages)]
-    return [
-        {
-            "file": f"stage{number}.onnx",
-            "chain": chain,
-            "image": model.image,
-            "links_in": list(model.links_in),
-            "links_out": [{"name": name, "shape": [None, *shape]} for name, shape in model.links_out],
-            "macs": model.macs,
-            "parameters": model.parameters,
-        }
-        for number, (chain, model) in enumerate(zip(chains, models, strict=True), start=1)
-    ]
-
-
-def manifest_base(graph: Graph) -> dict[str, Any]:
-    """The parts of a manifest that depend on the static model only."""
-    return {
-        "format": "s2d-convert",
-        "version": 1,
-        "input": {"name": graph.image, "shape": [None, *graph.shapes[graph.image]], "dtype": graph.image_type},
-        "output": {"shape": [None, *graph.answer_shape], "kind": graph.output_kind},
-    }
+MANIFEST, PLAN, TRACE, REPORT, DISPATCHER = (
+    "manifest.json", "plan.json", "search.jsonl", "report.html", "dispatcher.py",
+)  # fmt: skip
+NOT_WRITTEN = "0" * 64  # stands for the hash of a stage file that is still to be written
+TRIED_BATCHES = (1, 3)
 
 
 def draft_manifest(
-    graph: Graph, conversion: Conversion, models: Sequence[StageModel], temperatures: Sequence[float]
-) -> dict[str, Any]:
-    """A manifest with one policy that never leaves early, for folders that are not calibrated (yet)."""
-    entries = stage_entries(graph, conversion, models)
-    for entry, temperature in zip(entries, temperatures, strict=True):
-        entry |= {"temperature": temperature, "latency_ratio": 1.0}
-    stages = len(models)
+    graph: Graph, conversion: Conversion, models: Sequence[StageModel], temperatures: Sequence[float] | None = None
+) -> Manifest:
+    """Return a manifest with one policy that never leaves early, for stages that are not calibrated (yet) and not written.
+    Raises OutputError where the runtime's checks refuse it."""
+    chains = [number for number, chain in enumerate(conversion.chains, start=1) for _ in range(chain.stages)]
+    rows = zip(chains, models, temperatures or [1.0] * len(models), strict=True)
+    early = len(models) - 1
     policy = Policy(
         budget=1.0,
-        thresholds=(NEVER,) * (stages - 1),
+        thresholds=(NEVER_LEAVES,) * early,
         expected_latency=1.0,
         expected_accuracy=0.0,
-        exit_share=(0.0,) * (stages - 1) + (1.0,),
+        exit_share=(0.0,) * early + (1.0,),
         reached=False,
     )
-    return {**manifest_base(graph), "target": "agreement", "data": "none", "exactness": None, "stages": entries,
-            "policies": [asdict(policy)], "default_budget": 1.0,
-            "preprocess": None, "measured": {}, "provenance": {}}  # fmt: skip
+    with _as_fault():
+        return Manifest(
+            input=TensorSpec(graph.image, (None, *graph.shapes[graph.image]), graph.image_type),
+            output=OutputSpec((None, *graph.answer_shape), graph.output_kind),
+            target="agreement",
+            data="none",
+            exactness=None,
+            stages=tuple(_stage_entry(number, *row) for number, row in enumerate(rows, start=1)),
+            policies=(policy,),
+            default_budget=policy.budget,
+            preprocess=None,
+            measured={},
+            provenance={},
+        )
 
 
-def write_stages(folder: Path, entries: Sequence[dict[str, Any]], models: Sequence[StageModel]) -> None:
-    """Write the stage files and the dispatcher into `folder` and add each file's sha256 to its entry."""
-    for entry, model in zip(entries, models, strict=True):
-        data = model.model.SerializeToString()
-        (folder / entry["file"]).write_bytes(data)
-        entry["sha256"] = hashlib.sha256(data).hexdigest()
-    shutil.copyfile(dispatcher.__file__, folder / "dispatcher.py")
+def _stage_entry(number: int, chain: int, model: StageModel, temperature: float) -> Stage:
+    return Stage(
+        file=f"stage{number}.onnx",
+        sha256=NOT_WRITTEN,
+        chain=chain,
+        image=model.image,
+        links_in=tuple(model.links_in),
+        links_out=tuple(Link(name, (None, *shape)) for name, shape in model.links_out),
+        temperature=temperature,
+        latency_ratio=1.0,
+        macs=model.macs,
+        parameters=model.parameters,
+    )
+
+
+def with_stages(manifest: Manifest, **columns: Sequence[Any]) -> tuple[Stage, ...]:
+    """Return the stages of a manifest with other values in some fields, one for every stage."""
+    rows = zip(*columns.values(), strict=True)
+    return tuple(
+        replace(stage, **dict(zip(columns, row, strict=True))) for stage, row in zip(manifest.stages, rows, strict=True)
+    )
+
+
+class FolderWriter:
+    """A folder in the making, where nobody reads it yet: its files, and the manifest that goes with them by now.
+
+    running: how its stages are run when they are tried and timed.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, running: Running) -> None:
+        self.folder, self.manifest, self.running = folder, manifest, running
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write a file."""
+        (self.folder / name).write_bytes(data)
+
+    def add_json(self, name: str, data: object) -> None:
+        """Write a file of JSON."""
+        write_json(self.folder / name, data)
+
+    def add_stages(self, files: Sequence[bytes]) -> None:
+        """Write the stage files under the names that the manifest has for them, and their hashes into the manifest."""
+        for stage, data in zip(self.manifest.stages, files, strict=True):
+            self.add(stage.file, data)
+        hashes = [hashlib.sha256(data).hexdigest() for data in files]
+        self.update(stages=with_stages(self.manifest, sha256=hashes))
+
+    def update(self, **changes: Any) -> None:
+        """Change parts of the manifest, and write it. Raises OutputError where the runtime's checks refuse it."""
+        with _as_fault():
+            self.manifest = replace(self.manifest, **changes)
+            write_json(self.folder / MANIFEST, self.manifest.to_json())
+            self.manifest = Manifest.load(self.folder)
+
+    def calibrate(self, chosen: Chosen, cost: Sequence[float], **changes: Any) -> None:
+        """Write the policies, and what every stage costs relative to the static model."""
+        stages = with_stages(self.manifest, latency_ratio=[round(ratio, 5) for ratio in cost])
+        self.update(
+            policies=tuple(map(rounded, chosen.policies)),
+            default_budget=chosen.default_budget,
+            stages=stages,
+            **changes,
+        )
+
+    def dispatcher(self) -> Dispatcher:
+        """Open what is written so far."""
+        return self.running.dispatcher(self.folder)
+
+    def add_report(self, images: Images, *, trace: Path | None = None) -> None:
+        """Write the report, with some of the images; trace: the search's, which need not exist."""
+        lines = trace.read_text(encoding="utf-8").splitlines() if trace is not None and trace.is_file() else []
+        with self.dispatcher() as runner:
+            pictures = gallery(runner, images)
+        self.add(REPORT, page(self.manifest, [json.loads(line) for line in lines], pictures).encode())
+
+    def try_out(self) -> None:
+        """Open the folder and run every stage. Raises OutputError where its dispatcher refuses or fails."""
+        with _as_fault(), self.dispatcher() as runner:
+            for batch in TRIED_BATCHES:
+                runner.warm_up(batch)
+
+
+@contextmanager
+def new_folder(
+    out: Path, manifest: Manifest, models: Sequence[StageModel], *, running: Running = ONE_THREAD
+) -> Iterator[FolderWriter]:
+    """A folder with these stages, to be completed in the block; it becomes `out` when the block ends well and its
+    dispatcher has run it, and vanishes otherwise. Raises OutputError."""
+    with whole_folder(out) as place:
+        writer = _written(place, manifest, models, running)
+        yield writer
+        writer.try_out()
+
+
+@contextmanager
+def trial_folder(
+    manifest: Manifest, models: Sequence[StageModel], *, running: Running = ONE_THREAD
+) -> Iterator[Dispatcher]:
+    """The dispatcher of a folder with these stages, which nobody else sees and which vanishes with the block."""
+    with (
+        tempfile.TemporaryDirectory() as place,
+        _written(Path(place), manifest, models, running).dispatcher() as runner,
+    ):
+        yield runner
+
+
+def _written(place: Path, manifest: Manifest, models: Sequence[StageModel], running: Running) -> FolderWriter:
+    writer = FolderWriter(place, manifest, running)
+    writer.add_stages([model.model.SerializeToString() for model in models])
+    shutil.copyfile(dispatcher.__file__, place / DISPATCHER)
+    return writer
+
+
+@contextmanager
+def _as_fault() -> Iterator[None]:
+    """What the runtime refuses of a folder that is being written here is a fault of the export: OutputError."""
+    try:
+        yield
+    except DispatcherError as error:
+        raise OutputError(f"the export does not pass the runtime's checks ({error}); please report this") from error
 
 
 def read_stages(folder: Path, manifest: Manifest) -> tuple[StageModel, ...]:
-    """The stages of a folder. Raises OutputError when a file is not the one that the manifest was checked with."""
-    return tuple(_read_stage(folder / stage.file, stage) for stage in manifest.stages)
-
-
-def _read_stage(path: Path, stage: Stage) -> StageModel:
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != stage.sha256:
-        raise OutputError(f"{path}: changed while it was read; try again")
-    links = tuple((link.name, tuple(n or 0 for n in link.shape[1:])) for link in stage.links_out)
-    return StageModel(
-        model=onnx.load_model_from_string(data),
-        image=stage.image,
-        links_in=stage.links_in,
-        links_out=links,
-        macs=stage.macs,
-        parameters=stage.parameters,
+    """Return the stages of a folder. Raises OutputError when a file is not the one that the manifest was checked with."""
+    return tuple(
+        StageModel(
+            model=onnx.load_model_from_string(read_stage(folder, stage)),
+            image=stage.image,
+            links_in=stage.links_in,
+            links_out=tuple((link.name, tuple(n or 0 for n in link.shape[1:])) for link in stage.links_out),
+            macs=stage.macs,
+            parameters=stage.parameters,
+        )
+        for stage in manifest.stages
     )
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json and read it back through the runtime's own checks. Raises OutputError if it is refused."""
-    write_json(folder / MANIFEST, manifest)
-    try:
-        dispatcher.Manifest.load(folder)
-    except dispatcher.DispatcherError as error:
-        raise OutputError(
-            f"{folder}: the export does not pass the runtime's checks ({error}); please report this"
-        ) from error
+def read_stage(folder: Path, stage: Stage) -> bytes:
+    """Return a stage file. Raises OutputError when it is not the one that the manifest was checked with."""
+    data = (folder / stage.file).read_bytes()
+    if hashlib.sha256(data).hexdigest() != stage.sha256:
+        raise OutputError(f"{folder / stage.file}: changed while it was read; try again")
+    return data

@@ -7,7 +7,7 @@ with the share of exits on *all* images, so that it does not hang on the few tha
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import Running
-from s2d_convert.calibration.thresholds import ALWAYS, NEVER
+from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.per_class import ClassResult, answers_on, class_results, lost_classes
 from s2d_convert.exporting.provenance import Origin
@@ -81,13 +81,13 @@ class Measured:
 
 def thresholds_for_exit(stages: int, exit_stage: int) -> tuple[float, ...]:
     """Thresholds with which every image leaves at `exit_stage` (1-based)."""
-    return tuple(ALWAYS if k + 1 == exit_stage else NEVER for k in range(stages - 1))
+    return tuple(ALWAYS_LEAVES if k + 1 == exit_stage else NEVER_LEAVES for k in range(stages - 1))
 
 
-def worst_case(stages: Sequence[Mapping[str, Any]], thresholds: Sequence[float]) -> float:
-    """The latency ratio of an image that leaves as late as the thresholds allow; `stages` as in a manifest."""
-    last = next((k for k, t in enumerate(thresholds) if t <= ALWAYS), len(thresholds))
-    return float(sum(stage["latency_ratio"] for stage in stages[: last + 1]))
+def worst_case(ratios: Sequence[float], thresholds: Sequence[float]) -> float:
+    """Return the latency ratio of an image that leaves as late as the thresholds allow. ratios: of every stage alone."""
+    last = next((k for k, t in enumerate(thresholds) if t <= ALWAYS_LEAVES), len(thresholds))
+    return float(sum(ratios[: last + 1]))
 
 
 def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds: float = 1.5) -> PathCosts:

@@ -15,7 +15,7 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.calibration.thresholds import best_policy, confidences, fit_temperature
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
-from s2d_convert.latency.meter import Timing
+from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Conversion, is_untouched
@@ -51,13 +51,6 @@ class Goal:
                 "exit_accuracy": [round(float(a), 4) for a in correct.mean(axis=1)],
             },
         )
-
-
-class Latencies(Protocol):
-    """Says how long stages take: measures them, or knows."""
-
-    def measure(self, models: Sequence[bytes], /) -> Timing:
-        """The latency of stages that hand links on in this order."""
 
 
 class Logits(Protocol):
@@ -117,7 +110,7 @@ class Evaluator:
         model: AnalysedModel,
         net: StagedNet,
         *,
-        meter: Latencies,
+        meter: LatencyMeter,
         images: Images,
         static_logits: Array,
         answers: Array,

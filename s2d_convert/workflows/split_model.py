@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from s2d_runtime import Dispatcher, Manifest
 
-from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.base.sessions import ONE_THREAD, Running
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.options import FLOATS, check_choice
 from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
+from s2d_convert.exporting.folder import PLAN, draft_manifest, new_folder
 from s2d_convert.exporting.provenance import Origin, model_facts, model_sha256
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
@@ -38,7 +37,7 @@ def split_model(
     output: str | None = None,
     size: tuple[int, int] | None = None,
     weights: str = "float32",
-) -> dict[str, Any]:
+) -> Manifest:
     """Cut a model by a named or written plan into the folder `out`, without training; returns the manifest."""
     check_choice("weights", weights, FLOATS)
     if not 1 <= stages <= MAX_STAGES:
@@ -48,16 +47,14 @@ def split_model(
     check_conversion(analysed, conversion)
     static = static_weights(analysed.graph, analysed.channels)
     models = build_stages([Chain(analysed, chain, static) for chain in conversion.chains], weights=weights)
-    with whole_folder(out) as folder:
-        manifest = draft_manifest(analysed.graph, conversion, models, [1.0] * len(models))
-        manifest["provenance"] = {
-            "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(analysed),
-            "input_size": size, "output_name": output,
-        }  # fmt: skip
-        write_stages(folder, manifest["stages"], models)
-        write_json(folder / "plan.json", conversion.to_json(analysed.channels))
-        write_manifest(folder, manifest)
-    return manifest
+    draft = draft_manifest(analysed.graph, conversion, models)
+    provenance = {
+        "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(analysed),
+        "input_size": size, "output_name": output,
+    }  # fmt: skip
+    with new_folder(out, replace(draft, provenance=provenance), models) as writer:
+        writer.add_json(PLAN, conversion.to_json(analysed.channels))
+    return writer.manifest
 
 
 def make_plan(model: AnalysedModel, plan: str, stages: int) -> Conversion:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2d_convert.calibration import confidence_floor as guard
-from s2d_convert.calibration.thresholds import NEVER, exits, policy_at
+from s2d_convert.calibration.thresholds import NEVER_LEAVES, exits, policy_at
 
 
 @given(st.integers(0, 10**6), st.integers(1, 120), st.sampled_from([0.5, 0.9, 0.95, 1.0]))
@@ -24,7 +24,7 @@ def test_a_floor_is_the_lowest_threshold_that_agrees_enough(seed: int, rows: int
             t for t in np.unique(row[~np.isnan(row)])
             if (row >= t).sum() >= guard.LEAST_EXITS and right[row >= t].mean() >= agreement
         ]  # fmt: skip
-        assert floor == (min(good) if good else NEVER)
+        assert floor == (min(good) if good else NEVER_LEAVES)
 
 
 def test_a_policy_that_was_chosen_above_the_floors_does_the_same_when_it_is_raised() -> None:
@@ -32,7 +32,7 @@ def test_a_policy_that_was_chosen_above_the_floors_does_the_same_when_it_is_rais
     confidence, correct = rng.random((3, 200)).astype(np.float32), rng.random((3, 200)) < 0.7
     lowest = (0.6, 0.8)
     kept = guard.above(confidence, lowest)
-    for thresholds in ([0.0, 0.0], [0.7, 0.0], [0.9, 0.9], [NEVER, 0.5]):
+    for thresholds in ([0.0, 0.0], [0.7, 0.0], [0.9, 0.9], [NEVER_LEAVES, 0.5]):
         chosen = policy_at(kept, correct, cost=(0.2, 0.3, 0.6), budget=1.0, thresholds=thresholds)
         raised = guard.raised(chosen, lowest)
         assert all(t >= f for t, f in zip(raised.thresholds, lowest, strict=True))

@@ -20,7 +20,7 @@ from s2d_convert.calibration.risk_control import (
     path,
     upper_share,
 )
-from s2d_convert.calibration.thresholds import ALWAYS, NEVER, confidences, exits
+from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES, confidences, exits
 from s2d_convert.errors import UsageError
 
 
@@ -129,12 +129,12 @@ def test_a_path_goes_down_from_nobody_to_everybody(stages: int) -> None:
     confidence = confidences(people.logits, [3.0] * stages)
     confidence[0, :5] = np.nan
     walk = path(confidence, people.losses(paired=True), cost=people.cost)
-    assert (walk[0] == NEVER).all()
+    assert (walk[0] == NEVER_LEAVES).all()
     assert (np.diff(walk, axis=0) <= 0).all()
     last = exits(np.nan_to_num(confidence, nan=0), walk[-1].tolist())
     assert (last == 0).all()
     if stages > 1:
-        assert walk[-1][0] == ALWAYS
+        assert walk[-1][0] == ALWAYS_LEAVES
         leaves = [exits(confidence, row.tolist()) for row in walk]
         moved = [int((before != after).sum()) for before, after in pairwise(leaves)]
         assert max(moved[:-1]) <= 0.02 * 500  # fine steps, so that little is lost between two of them
@@ -147,14 +147,14 @@ def test_a_path_prefers_the_stage_that_saves_more_at_no_loss() -> None:
     losses = np.zeros((3, 200), np.int8)
     losses[1] = 1
     walk = path(sure, losses, cost=[0.2, 0.4, 0.4])
-    assert (walk[:, 1] == NEVER).all()
+    assert (walk[:, 1] == NEVER_LEAVES).all()
 
 
 def test_the_test_stops_at_the_first_policy_that_fails() -> None:
     confidence = np.stack([np.linspace(0, 1, 1000), np.ones(1000)]).astype(np.float32)
     losses = np.zeros((2, 1000), np.int8)
     losses[0, :500] = 1  # all that are less sure than a half
-    walk = np.array([[NEVER], [0.9], [0.6], [0.51], [0.4], [0.55]], np.float32)
+    walk = np.array([[NEVER_LEAVES], [0.9], [0.6], [0.51], [0.4], [0.55]], np.float32)
     tested = fixed_sequence(walk, confidence, losses, RiskBound(0.01), paired=False)
     assert (tested.kept, tested.images) == (4, 1000)
     assert tested.risk == pytest.approx(0.1, abs=0.002)

@@ -15,8 +15,8 @@ from s2d_runtime import Policy
 
 from s2d_convert.calibration import thresholds as calibrate
 from s2d_convert.calibration.thresholds import (
-    ALWAYS,
-    NEVER,
+    ALWAYS_LEAVES,
+    NEVER_LEAVES,
     SLACK,
     best_policy,
     budget_grid,
@@ -66,7 +66,7 @@ def brute_force(problem: Problem, budget: float) -> tuple[bool, float, float]:
     """(reached, accuracy, latency) of the best combination of thresholds, row by row in plain Python."""
     confidence, correct, cost = problem
     paid = np.cumsum(cost)
-    steps = [[0.0, *np.nextafter(np.unique(c), np.float32(2)), NEVER] for c in confidence[:-1]]
+    steps = [[0.0, *np.nextafter(np.unique(c), np.float32(2)), NEVER_LEAVES] for c in confidence[:-1]]
     found = []
     for thresholds in product(*steps):
         hits, latency = 0, 0.0
@@ -211,7 +211,7 @@ def test_a_policy_keeps_what_it_promises(case: tuple[Problem, float]) -> None:
     assert found == policy_at(confidence, correct, cost=cost, budget=budget, thresholds=found.thresholds)
     for row, threshold in zip(confidence, found.thresholds, strict=False):
         assert threshold == np.float32(threshold)  # what the runtime compares with, to the last bit
-        assert threshold in (ALWAYS, float(np.float32(NEVER))) or row.min() < threshold <= row.max()
+        assert threshold in (ALWAYS_LEAVES, float(np.float32(NEVER_LEAVES))) or row.min() < threshold <= row.max()
 
 
 def test_what_else_a_policy_does_is_observed() -> None:
@@ -262,7 +262,7 @@ def test_a_budget_out_of_reach_gives_the_cheapest(stages: int) -> None:
     confidence, correct, cost = scores(3, stages=stages, rows=50)
     policy = best_policy(confidence, correct, cost=cost, budget=cost[0] / 2)
     assert not policy.reached
-    assert policy.thresholds[0] == ALWAYS
+    assert policy.thresholds[0] == ALWAYS_LEAVES
     assert policy.expected_latency == pytest.approx(cost[0])
 
 

@@ -83,7 +83,7 @@ def test_an_image_may_be_named_like_something_in_a_stage(image: str, tmp_path: P
         node.input[:] = [image if name == "image" else name for name in node.input]
     model.graph.input[0].name = image
     manifest = split_model(stored(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out")
-    assert manifest["input"]["name"] == image
+    assert manifest.input.name == image
 
 
 def test_a_second_input_of_another_output_does_not_matter(tmp_path: Path) -> None:

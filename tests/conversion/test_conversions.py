@@ -52,8 +52,8 @@ def check_conversion(place: Path, model: onnx.ModelProto, **changes: Any) -> Non
         answer, last = runner(pixels[:9]), runner(pixels[:9], exits=False)
     assert answer.output.shape == last.output.shape
     assert np.isfinite(last.output).all()
-    assert set(answer.stage) <= set(range(1, len(result.manifest["stages"]) + 1))
-    if result.manifest["exactness"] is not None:
+    assert set(answer.stage) <= set(range(1, len(result.manifest.stages) + 1))
+    if result.manifest.exactness is not None:
         (expected,) = run(place / "tiny.onnx", {name: pixels[:9]}).values()
         assert_close(last.output, expected, rel=1e-3)
 

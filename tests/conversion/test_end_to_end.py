@@ -18,7 +18,7 @@ import pytest
 from command_line import call
 from helpers import assert_close, run
 from PIL import Image
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, Promise
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort, written_plan
 
 from s2d_convert.conversion import finish
@@ -94,13 +94,13 @@ def test_unlabelled_images_are_judged_by_agreement(place: Path) -> None:
     np.savez(place / "data.npz", images=images)
     result = convert(ask(place), Listener())
     assert result.measured.correct_dynamic is None
-    assert (result.manifest["target"], result.manifest["data"]) == ("agreement", "unlabelled")
+    assert (result.manifest.target, result.manifest.data) == ("agreement", "unlabelled")
 
 
 def test_without_data_the_words_are_plain(place: Path) -> None:
     listener = Listener()
     result = convert(ask(place, data=None), listener)
-    assert result.manifest["data"] == "made-up"
+    assert result.manifest.data == "made-up"
     assert any("made up" in text for text in listener.texts)
     with Dispatcher(place / "out") as model:
         assert model(quadrants(5, 0)[0]).output.shape == (5, 4)
@@ -114,14 +114,16 @@ def test_class_folders_of_pictures_convert(place: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{row}.png")
     result = convert(ask(place, data=place / "pictures", preprocess="signed"), Listener())
-    assert result.manifest["preprocess"]["size"] == [12, 12]
+    assert result.manifest.preprocess is not None
+    assert result.manifest.preprocess["size"] == [12, 12]
 
 
 def test_pixels_are_refused_where_nobody_said_what_becomes_of_them(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = convert(ask(place, plan=written_plan(place)), Listener())
-    assert result.manifest["preprocess"]["known"] is False
+    assert result.manifest.preprocess is not None
+    assert result.manifest.preprocess["known"] is False
     picture = np.zeros((12, 12, 3), np.uint8)
     Image.fromarray(picture).save(place / "one.png")
     np.savez(place / "pixels.npz", images=np.stack([picture] * 30), labels=np.zeros(30, np.int64))
@@ -139,7 +141,8 @@ def test_pixels_are_refused_where_nobody_said_what_becomes_of_them(
 def test_preprocessing_that_was_given_is_recorded_for_pictures(place: Path) -> None:
     listener = Listener()
     result = convert(ask(place, plan=written_plan(place), preprocess="unit"), listener)
-    assert result.manifest["preprocess"]["known"] is True
+    assert result.manifest.preprocess is not None
+    assert result.manifest.preprocess["known"] is True
     assert any("recorded for pictures that come later" in text for text in listener.texts)
 
 
@@ -154,7 +157,7 @@ def test_a_model_that_answers_with_probabilities_converts(place: Path, tail: str
         "train": {"plan": written_plan(place)}, "exact": {"mode": "exact"}, "no data": {"data": None}
     }  # fmt: skip
     result = convert(ask(place, **changes[mode]), Listener())
-    assert result.manifest["output"]["kind"] == {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}[tail]
+    assert result.manifest.output.kind == {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}[tail]
     images, _ = quadrants(50, 3)
     with Dispatcher(place / "out") as runner:
         answer, all_stages = runner(images), runner(images, exits=False)
@@ -166,8 +169,8 @@ def test_a_model_that_answers_with_probabilities_converts(place: Path, tail: str
 def test_a_budget_out_of_reach_is_flagged(place: Path) -> None:
     result = convert(ask(place, budget=0.001), Listener())
     assert not result.reached
-    policy = next(p for p in result.manifest["policies"] if p["budget"] == 0.001)
-    assert not policy["reached"]
+    policy = next(p for p in result.manifest.policies if p.budget == 0.001)
+    assert not policy.reached
 
 
 @pytest.mark.parametrize("step", ["supernet", "search", "finals", "fine-tune"])
@@ -245,7 +248,7 @@ def test_a_promise_is_tested_on_images_of_its_own_and_a_refusal_loses_no_work(
     assert "reward" not in " ".join(listener.texts)  # not searched again
     assert result.reached
     assert result.measured.images == 50  # the other half of what is held back
-    policies = result.manifest["policies"]
-    assert {tuple(p["promise"].values()) for p in policies} == {(0.3, 0.95, 50)}
-    assert result.manifest["default_budget"] == policies[0]["budget"]
+    policies = result.manifest.policies
+    assert {p.promise for p in policies} == {Promise(0.3, 0.95, 50)}
+    assert result.manifest.default_budget == policies[0].budget
     assert "Promise, for every budget" in (place / "out" / "report.html").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import run
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, Exactness
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
 from s2d_convert.conversion.exact import HEADS, Candidate, better
@@ -89,14 +89,14 @@ def test_training_without_data_is_warned_of(place: Path) -> None:
 def test_unlabelled_images_give_the_better_of_two_kinds(place: Path) -> None:
     listener = Listener()
     result = convert(ask(place, mode="exact"), listener)
-    assert result.manifest["exactness"] is not None
-    assert result.manifest["target"] == "agreement"
+    assert result.manifest.exactness is not None
+    assert result.manifest.target == "agreement"
     rewards = {
         text.split(":")[0]: float(text.split("reward ")[1].split()[0])
         for text in listener.texts
         if text.startswith(("depth exits", "narrow chain"))
     }
-    chains = {stage["chain"] for stage in result.manifest["stages"]}
+    chains = {stage.chain for stage in result.manifest.stages}
     first, second = rewards["depth exits"], rewards["narrow chain before the untouched model"]
     assert first == second or len(chains) == (2 if second > first else 1)  # they are told to four digits
     difference, scale = answers_as_static(place, place / "out")
@@ -122,7 +122,7 @@ def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
 def test_quantised_without_data_exits_stay_careful(place: Path) -> None:
     result = convert(ask(place, data=None, budget=0.05, quantize="int8:early"), Listener())
     assert not result.reached, "no budget may push the thresholds below their floors"
-    assert all(threshold > 0.3 for policy in result.manifest["policies"] for threshold in policy["thresholds"])
+    assert all(threshold > 0.3 for policy in result.manifest.policies for threshold in policy.thresholds)
 
 
 @pytest.mark.parametrize("step", ["finals", "fine-tune"])
@@ -165,10 +165,10 @@ def test_what_equal_means_is_measured(place: Path) -> None:
     with Dispatcher(place / "out") as runner:
         own, scale = largest_difference(runner, static, images)
         said = exactness(runner, static, images)
-        assert said == {"equal": "close" if own else "identical", "max_difference": own}
+        assert said == Exactness("close" if own else "identical", own)
         assert own <= 1e-5 * scale
         near = exactness(runner, Shifted(1e-4), images)  # type: ignore[arg-type]
-        assert near["equal"] == "close"
-        assert near["max_difference"] == pytest.approx(1e-4, rel=0.1)
+        assert near.equal == "close"
+        assert near.max_difference == pytest.approx(1e-4, rel=0.1)
         with pytest.raises(VerifyError, match="without exits the folder differs from the static model by"):
             exactness(runner, Shifted(0.1 * scale), images)  # type: ignore[arg-type]

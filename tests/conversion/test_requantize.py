@@ -23,7 +23,7 @@ from s2d_runtime import Dispatcher
 from text_nets import chain, net, residual
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.calibration.thresholds import ALWAYS
+from s2d_convert.calibration.thresholds import ALWAYS_LEAVES
 from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.requantize import AT_LEAST, convert_stages, kinds_of, staying_rows
@@ -308,8 +308,8 @@ def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path, monkeypatc
     images = load_all(tmp_path / "data.npz", preprocess=preprocess, classes=3)
     with Dispatcher(tmp_path / "out") as runner:
         whole = images.batch(slice(None))
-        first = float(np.median(runner(whole, thresholds=[ALWAYS, ALWAYS]).confidence))
-        second = float(np.median(runner(whole, thresholds=[first, ALWAYS]).confidence))
+        first = float(np.median(runner(whole, thresholds=[ALWAYS_LEAVES, ALWAYS_LEAVES]).confidence))
+        second = float(np.median(runner(whole, thresholds=[first, ALWAYS_LEAVES]).confidence))
         answer = runner(whole, thresholds=[first, second])
         policies = tuple(replace(policy, thresholds=(first, second)) for policy in runner.manifest.policies)
         manifest = replace(runner.manifest, policies=policies)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.calibration.thresholds import ALWAYS, NEVER
+from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.cli import convert as cli_convert
 from s2d_convert.cli.main import main
-from s2d_convert.conversion import pipeline
-from s2d_convert.conversion import worst_case as bound
+from s2d_convert.conversion.context import Job
+from s2d_convert.conversion.pipeline import plan_space
+from s2d_convert.conversion.prepare import prepare
+from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.worst_case import confirmed, possible
 from s2d_convert.exporting.measure import worst_case
 from s2d_convert.latency.meter import Timing
@@ -53,23 +55,15 @@ class FakeMeter:
 
 
 @pytest.mark.parametrize(("least", "kinds"), [(0.04, {LINKED, CASCADE}), (0.2, {LINKED})])
-def test_a_kind_that_cannot_keep_the_bound_is_left_out(
-    place: Path, monkeypatch: pytest.MonkeyPatch, least: float, kinds: set[int]
-) -> None:
-    seen: list[set[int]] = []
-
-    def spy(job: Any, space: Any) -> Any:
-        monkeypatch.setattr(bound, "make_meter", lambda *_: FakeMeter(least, 1.0))
-        found = possible(job, space)
-        monkeypatch.setattr(bound, "make_meter", lambda *_: FakeMeter(9.0, 9.0))
-        assert possible(job, space).kinds == found.kinds  # a resumed run keeps what was found
-        seen.append(set(found.kinds))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "possible", spy)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.convert(ask(place, max_latency=1.05), Listener())
-    assert seen == [kinds]
+def test_a_kind_that_cannot_keep_the_bound_is_left_out(place: Path, least: float, kinds: set[int]) -> None:
+    options, listener = ask(place, max_latency=1.05), Listener()
+    ready, run = prepare(options, listener), RunFolder(options.out)
+    run.open({})
+    space = plan_space(ready, options)
+    found = possible(Job(options, ready, run, listener, lambda *_: FakeMeter(least, 1.0)), space)
+    again = possible(Job(options, ready, run, listener, lambda *_: FakeMeter(9.0, 9.0)), space)
+    assert again.kinds == found.kinds  # a resumed run keeps what was found
+    assert set(found.kinds) == kinds
 
 
 def trial(plan: str, accuracy: float, worst: float) -> Trial[Any]:
@@ -92,15 +86,13 @@ def job_with(reporter: Listener, **ready: Any) -> Any:
         ({"a": 1.09, "b": 1.08, "c": 1.07}, "c"),
     ],
 )
-def test_the_best_plan_that_keeps_the_bound_when_measured_again_wins(
-    monkeypatch: pytest.MonkeyPatch, again: dict[str, float], chosen: str
-) -> None:
+def test_the_best_plan_that_keeps_the_bound_when_measured_again_wins(again: dict[str, float], chosen: str) -> None:
     trials = (trial("a", 0.9, 1.04), trial("b", 0.8, 1.02), trial("c", 0.95, 1.2))
-    monkeypatch.setattr(bound, "rehearse", lambda _job, plan: again[plan])
     job: Any = SimpleNamespace(
         options=SimpleNamespace(max_latency=1.05), ready=SimpleNamespace(table=None), reporter=Listener()
     )
-    best: Any = confirmed(job, [SearchResult(trials[0], trials, "test")])
+    results: Any = [SearchResult(trials[0], trials, "test")]
+    best: Any = confirmed(job, results, measure_worst=lambda _job, plan: again[plan])  # type: ignore[index]
     assert best.plan == chosen
 
 
@@ -111,19 +103,20 @@ def test_without_a_bound_nothing_is_measured_again() -> None:
     assert best.plan == "b"
 
 
-def test_what_a_table_says_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bound, "rehearse", lambda *_: pytest.fail("measured here"))
+def test_what_a_table_says_is_not_measured_again() -> None:
     trials = (trial("a", 0.9, 1.04), trial("b", 0.8, 1.0))
-    best: Any = confirmed(job_with(Listener(), table=object()), [SearchResult(trials[0], trials, "test")])
+    results: Any = [SearchResult(trials[0], trials, "test")]
+    job = job_with(Listener(), table=object())
+    best: Any = confirmed(job, results, measure_worst=lambda *_: pytest.fail("measured here"))
     assert best.plan == "a"
 
 
 def test_the_worst_case_of_a_policy_is_as_late_as_its_thresholds_allow() -> None:
-    stages = [{"latency_ratio": r} for r in (0.25, 0.5, 1.0)]
-    assert worst_case(stages, (NEVER, 0.9)) == pytest.approx(1.75)
-    assert worst_case(stages, (0.5, ALWAYS)) == pytest.approx(0.75)
-    assert worst_case(stages, (ALWAYS, 0.9)) == pytest.approx(0.25)
-    assert worst_case(stages[:1], ()) == pytest.approx(0.25)
+    ratios = (0.25, 0.5, 1.0)
+    assert worst_case(ratios, (NEVER_LEAVES, 0.9)) == pytest.approx(1.75)
+    assert worst_case(ratios, (0.5, ALWAYS_LEAVES)) == pytest.approx(0.75)
+    assert worst_case(ratios, (ALWAYS_LEAVES, 0.9)) == pytest.approx(0.25)
+    assert worst_case(ratios[:1], ()) == pytest.approx(0.25)
 
 
 def test_a_bound_that_nothing_keeps_is_told(

@@ -14,7 +14,7 @@ from text_nets import residual
 import s2d_convert.exporting.measure as measure_module
 from s2d_convert.base.files import check_out, whole_folder
 from s2d_convert.base.sessions import Running, make_session
-from s2d_convert.calibration.thresholds import NEVER
+from s2d_convert.calibration.thresholds import NEVER_LEAVES
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import OutputError, UsageError
@@ -54,7 +54,7 @@ def test_a_folder_that_never_exits_answers_as_the_static_model(folder: Path, bat
 
 
 def test_thresholds_send_every_row_to_one_exit(folder: Path) -> None:
-    assert thresholds_for_exit(3, 2) == (NEVER, 0.0)
+    assert thresholds_for_exit(3, 2) == (NEVER_LEAVES, 0.0)
     with Dispatcher(folder) as runner:
         for stage in (1, 2):
             answer = runner(images_of(5).batch(np.arange(5)), thresholds=thresholds_for_exit(2, stage))

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from s2d_runtime import Manifest
 
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
@@ -55,15 +56,23 @@ def read(text: str) -> Reader:
     return reader
 
 
-def manifest(name: str = "model.onnx", **changes: Any) -> dict[str, Any]:
-    """What `page` reads of a manifest."""
-    policy = {"thresholds": [0.9], "exit_share": [0.7, 0.3], "reached": True, "disagreement": 0.02,
+def manifest(name: str = "model.onnx", **changes: Any) -> Manifest:
+    """A manifest whose texts are `name`."""
+    policy = {"thresholds": [0.9], "exit_share": [0.7, 0.3], "reached": True, "disagreement": 0.02, "confidence_histogram": [],
               "promise": {"max_drop": 0.01, "confidence": 0.95, "images": 500}}  # fmt: skip
     measured = {"images": 100, "exit_share": [0.7, 0.3], "correct_static": 0.9, "correct_dynamic": 0.89, "agreement": 0.97,
                 "static_ms": 1.0, "mean_latency": 0.6, "median_latency": 0.4, "worst_latency": 1.2, "static_macs": 1000,
                 "mean_macs": 500.0, "static_parameters": 10, "parameters": 12, "threads": 1, "batch": 1,
                 "machine": name}  # fmt: skip
-    return {
+    stage = {"sha256": "0" * 64, "chain": 1, "image": True, "links_in": [], "links_out": [], "latency_ratio": 0.4, "macs": 5,
+             "parameters": 6, "temperature": 1.2}  # fmt: skip
+    data = {
+        "format": "s2d-convert",
+        "version": 1,
+        "input": {"name": "image", "shape": [None, 3, 8, 8], "dtype": "float32"},
+        "output": {"shape": [None, 4], "kind": "logits"},
+        "exactness": None,
+        "preprocess": None,
         "target": "accuracy",
         "data": "labelled",
         "default_budget": 0.6,
@@ -71,14 +80,12 @@ def manifest(name: str = "model.onnx", **changes: Any) -> dict[str, Any]:
             {**policy, "budget": 0.6, "expected_latency": 0.55, "expected_accuracy": 0.88},
             {**policy, "budget": 1.0, "expected_latency": 0.9, "expected_accuracy": 0.9, "thresholds": [1.01]},
         ],
-        "stages": [
-            {"file": f"stage{k}.onnx", "latency_ratio": 0.4, "macs": 5, "parameters": 6, "temperature": 1.2}
-            for k in (1, 2)
-        ],
+        "stages": [{**stage, "file": f"stage{k}.onnx"} for k in (1, 2)],
         "measured": measured,
         "provenance": {"model": f"/somewhere/{name}", "options": {"data": name}, "versions": {"numpy": "2"}},
         **changes,
     }
+    return Manifest.from_json(data)
 
 
 TRACE = [{"method": m, "index": i, "reward": 0.1 * i} for m in ("random", "reinforce") for i in range(4)]

@@ -22,10 +22,11 @@ from test_dispatcher import assert_same, call_strategy
 from text_nets import net, residual
 from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, stage_text, write_export
 
-from s2d_convert.calibration.thresholds import ALWAYS, NEVER
+from s2d_convert.base.sessions import ONE_THREAD
+from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.errors import OutputError, VerifyError
-from s2d_convert.exporting.folder import draft_manifest, write_manifest, write_stages
+from s2d_convert.exporting.folder import FolderWriter, draft_manifest
 from s2d_convert.exporting.single import ANSWER, POLICIES, THRESHOLDS, write_single
 from s2d_convert.plans.plan import Conversion, identity_plan
 from s2d_convert.slicing.chain import Chain, build_stages
@@ -55,9 +56,8 @@ def write_conversion(folder: Path, model: onnx.ModelProto, seed: int, *, cascade
     graph, channels, weights = analysed(model)
     chains = (random_plan(graph, channels, seed), *([identity_plan(AnalysedModel(graph, channels))] if cascade else []))
     models = build_stages([Chain(AnalysedModel(graph, channels), chain, weights) for chain in chains])
-    manifest = draft_manifest(graph, Conversion(chains), models, [1.0] * len(models))
-    write_stages(folder, manifest["stages"], models)
-    write_manifest(folder, manifest)
+    writer = FolderWriter(folder, draft_manifest(graph, Conversion(chains), models), ONE_THREAD)
+    writer.add_stages([stage.model.SerializeToString() for stage in models])
 
 
 def between(confidence: Array) -> float:
@@ -70,11 +70,11 @@ def between(confidence: Array) -> float:
 def ways(runner: Dispatcher, images: Array) -> Iterator[list[float]]:
     """Thresholds with which, at every stage in turn, all rows leave, or some; and with which none ever does."""
     stages = len(runner.manifest.stages)
-    yield [NEVER] * (stages - 1)
+    yield [NEVER_LEAVES] * (stages - 1)
     for k in range(stages - 1):
-        early = [NEVER] * k
-        yield [*early, ALWAYS, *[NEVER] * (stages - 2 - k)]
-        reached = runner(images, thresholds=[*early, ALWAYS, *[NEVER] * (stages - 2 - k)]).confidence
+        early = [NEVER_LEAVES] * k
+        yield [*early, ALWAYS_LEAVES, *[NEVER_LEAVES] * (stages - 2 - k)]
+        reached = runner(images, thresholds=[*early, ALWAYS_LEAVES, *[NEVER_LEAVES] * (stages - 2 - k)]).confidence
         yield [*early, between(reached), *[between(reached)] * (stages - 2 - k)]
 
 

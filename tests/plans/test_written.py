@@ -121,7 +121,7 @@ def test_a_written_plan_may_have_exits_where_no_search_puts_one(
     result = convert(ask(template, out=tmp_path / "out", plan=str(plan)), Listener())
     made = json.loads((result.out / "plan.json").read_text())
     assert [chain["taps"] for chain in made["chains"]] == [chain["taps"] for chain in chains]
-    assert len(result.manifest["stages"]) == (3 if linked else 2)
+    assert len(result.manifest.stages) == (3 if linked else 2)
 
 
 def test_what_would_not_be_trained_is_refused(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

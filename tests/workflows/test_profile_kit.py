@@ -19,7 +19,7 @@ from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.cli import profile as cli_profile
 from s2d_convert.cli.main import main
-from s2d_convert.conversion import prepare
+from s2d_convert.conversion import context
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.latency.device_table import fit, read_board
@@ -99,7 +99,7 @@ def test_a_conversion_for_another_device_takes_its_latencies_from_the_table(
         raise AssertionError("measured here")
 
     use_tiny_effort(monkeypatch)
-    monkeypatch.setattr(prepare, "Meter", refuse)
+    monkeypatch.setattr(context, "Meter", refuse)
     out, listener = tmp_path / "out", Listener()
     result = convert(ask(profiled, out=out, latency=profiled / "board.json", max_latency=50.0), listener)
     assert any("A board" in text and "predicted" in text for text in listener.texts)

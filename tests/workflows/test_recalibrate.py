@@ -14,7 +14,7 @@ import pytest
 from command_line import call
 from helpers import assert_close
 from PIL import Image
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, Promise
 from tiny import EFFORT, TINY, Listener, ask, make_model, quadrants, written_plan
 
 from s2d_convert.calibration.thresholds import confidences
@@ -22,10 +22,11 @@ from s2d_convert.conversion import options
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import PromiseError
 from s2d_convert.exporting import measure
+from s2d_convert.exporting.renewal import undo
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.workflows import recalibrate
-from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder, read_scores, undo
+from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder, read_scores
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_the_folder_does_what_its_new_manifest_says(place: Path) -> None:
     before = manifest_of(place)
     found = again(place, budget=0.6)
     after = manifest_of(place)
-    assert after == json.loads(json.dumps(found.manifest))
+    assert after == json.loads(json.dumps(found.manifest.to_json()))
     assert after["default_budget"] == 0.6
     assert [s["temperature"] for s in after["stages"]] != [s["temperature"] for s in before["stages"]]
     assert [s["macs"] for s in after["stages"]] == [s["macs"] for s in before["stages"]]
@@ -94,8 +95,8 @@ def test_the_new_temperatures_are_inside_the_files(place: Path) -> None:
     images, _ = quadrants(50, 3)
     with Dispatcher(place / "out") as runner:
         alone = runner(images, exits=False)
-    assert len({s["temperature"] for s in found["stages"]}) == len(found["stages"])
-    expected = confidences(alone.output[None], [found["stages"][-1]["temperature"]])[0]
+    assert len({s.temperature for s in found.stages}) == len(found.stages)
+    expected = confidences(alone.output[None], [found.stages[-1].temperature])[0]
     assert_close(alone.confidence, expected)
 
 
@@ -120,27 +121,25 @@ def test_undo_brings_back_every_byte(place: Path) -> None:
 
 def test_an_unlabelled_calibration_speaks_of_agreement(place: Path) -> None:
     found = again(place, data=place / "unlabelled.npz").manifest
-    assert (found["target"], found["data"]) == ("agreement", "unlabelled")
-    assert found["measured"]["correct_static"] is None
+    assert (found.target, found.data) == ("agreement", "unlabelled")
+    assert found.measured["correct_static"] is None
 
 
 def test_every_policy_keeps_the_promise_on_other_images(place: Path) -> None:
     found = again(place, max_drop=0.1)
     assert found.reached
-    policies = found.manifest["policies"]
-    assert all(p["promise"] == {"max_drop": 0.1, "confidence": 0.95, "images": 720} for p in policies)
-    assert found.manifest["default_budget"] == policies[0]["budget"]
-    assert policies[0]["expected_latency"] == min(p["expected_latency"] for p in policies)
+    policies = found.manifest.policies
+    assert all(p.promise == Promise(0.1, 0.95, 720) for p in policies)
+    assert found.manifest.default_budget == policies[0].budget
+    assert policies[0].expected_latency == min(p.expected_latency for p in policies)
     images, labels = quadrants(4000, 99)
     static = StaticModel(load_graph(place / "tiny.onnx"))
     right = static.logits(images).argmax(axis=1) == labels
     with Dispatcher(place / "out") as runner:
-        for budget in [p["budget"] for p in policies]:
+        for budget in [p.budget for p in policies]:
             drop = right.mean() - (runner(images, budget=budget).output.argmax(axis=1) == labels).mean()
             assert drop <= 0.1
-        assert (
-            runner.set_budget(policies[0]["budget"] / 2).budget == policies[0]["budget"]
-        )  # cheaper ones are not there
+        assert runner.set_budget(policies[0].budget / 2).budget == policies[0].budget  # cheaper ones are not there
 
 
 def test_the_promise_wins_over_the_budget(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
