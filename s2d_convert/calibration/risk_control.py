@@ -1,4 +1,4 @@
-"""Thresholds that keep a bound on the risk with a stated confidence; numpy only, no files, no clocks.
+"""Thresholds that keep a bound on the risk with a stated confidence; numpy and scipy.special only, no files, no clocks.
 
 The risk of a policy is the mean loss of an image, static against dynamic. With labels the loss is the paired difference
 ``(static right) - (dynamic right)``: 1 lost, -1 gained, 0 the same, so that the risk is the drop in accuracy. Without
@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr, betaincinv, gammaln, xlog1py, xlogy
 
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES, exits
 from s2d_convert.errors import UsageError
@@ -31,7 +31,6 @@ from s2d_convert.errors import UsageError
 STEPS = 100  # a step of a path lets one part in so many of the images leave earlier
 RISK_FLOOR = 1e-3  # losses expected of a step, at least: what saves without a risk goes first, most saving first
 NUISANCE_SHARE = 0.05  # the part of 1 - confidence that is spent on bounding how often the two models differ
-BISECTIONS = 60
 
 Floats = NDArray[np.floating[Any]]
 Losses = NDArray[np.signedinteger[Any]]
@@ -83,19 +82,12 @@ def p_value(lost: int, gained: int, images: int, bound: RiskBound, *, paired: bo
 
 def binomial_tail(count: int, trials: int, chance: float) -> float:
     """P(X <= count) for X binomial."""
-    if not 0 < chance < 1:
-        return float(count >= (trials if chance >= 1 else 0))
-    return float(_binomial(trials, chance, upto=count).sum()) if count < trials else 1.0
+    return float(bdtr(count, trials, min(max(chance, 0.0), 1.0)))
 
 
-@lru_cache(maxsize=4096)
 def upper_share(count: int, trials: int, level: float) -> float:
     """The share that is exceeded with a chance of at most `level`, after `count` of `trials` (Clopper and Pearson)."""
-    low, high = count / trials, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if binomial_tail(count, trials, middle) > level else (low, middle)
-    return high
+    return float(betaincinv(count + 1, trials - count, 1 - level)) if count < trials else 1.0
 
 
 def difference_tail(difference: int, trials: int, drop: float, differing: float) -> float:
@@ -117,26 +109,18 @@ def difference_tail(difference: int, trials: int, drop: float, differing: float)
     if differing > 0.5 or difference > (trials - 1) * drop - 2:
         return 1.0
     less = (1 - drop - math.sqrt(1 + drop**2 - 2 * differing)) / 2
-    gains = _binomial(trials, less, upto=trials)
-    losses = np.cumsum(_binomial(trials, less + drop, upto=trials))
+    gains = _binomial(trials, max(0.0, less))
+    losses = np.cumsum(_binomial(trials, less + drop))
     reach = np.arange(trials + 1) + difference  # D <= difference: at most so many losses beside so many gains
     tail = gains * np.where(reach >= 0, losses[np.clip(reach, 0, trials)], 0.0)
     return float(min(1.0, tail.sum()))
 
 
-def _binomial(trials: int, chance: float, *, upto: int) -> NDArray[np.float64]:
-    """P(X = 0), ..., P(X = upto) for X binomial."""
-    if chance <= 0:
-        return np.eye(1, upto + 1, dtype=np.float64)[0]
-    counts = np.arange(upto + 1)
-    logs = _log_factorials(trials)
-    log = logs[trials] - logs[counts] - logs[trials - counts]
-    return np.exp(log + counts * math.log(chance) + (trials - counts) * math.log1p(-chance))
-
-
-@lru_cache(maxsize=16)
-def _log_factorials(upto: int) -> NDArray[np.float64]:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, upto + 1)))])
+def _binomial(trials: int, chance: float) -> NDArray[np.float64]:
+    """P(X = 0), ..., P(X = trials) for X binomial."""
+    counts = np.arange(trials + 1)
+    log_ways = gammaln(trials + 1) - gammaln(counts + 1) - gammaln(trials - counts + 1)
+    return np.exp(log_ways + xlogy(counts, chance) + xlog1py(trials - counts, -chance))
 
 
 def images_needed(bound: RiskBound, *, paired: bool) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 from s2d_runtime.profile import BOARD_FORMAT, BOARD_VERSION, LAYOUTS
+from scipy.optimize import nnls
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
@@ -32,7 +33,6 @@ FOLDS = 5
 RIDGE = 0.1  # pull to zero, in units of what a kind of work costs in the mean file
 REWEIGHTINGS = 4
 TYPICAL_ERROR = 0.02  # beyond this relative error a measurement counts less
-MOST_STEPS = 3  # per coordinate
 MOST_BYTES = 64 * 2**20
 KEY = re.compile(r"[^|]+\|[^|]*\|(calls|mmac|kin|kout)")
 
@@ -142,35 +142,10 @@ def _fit_costs(amounts: Array, ratios: Array) -> Array:
 
 
 def _nonnegative(matrix: Array, target: Array, *, ridge: float) -> Array:
-    """The x >= 0 that minimises |matrix x - target|^2 + |ridge x|^2.
-
-    The active-set method of Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23: let in the coordinate
-    that helps most, solve for those that are in, and take out those that would turn negative on the way there.
-    """
-    gram = matrix.T @ matrix + ridge**2 * np.eye(matrix.shape[1])
-    pull, x = matrix.T @ target, np.zeros(matrix.shape[1])
-    inside = np.zeros(len(x), dtype=bool)
-    for _ in range(MOST_STEPS * len(x)):
-        slope = np.where(inside, -np.inf, pull - gram @ x)
-        if slope.max() <= 1e-9 * np.abs(pull).max():
-            break
-        inside[int(slope.argmax())] = True
-        x = _settled(gram, pull, x, inside)
-    return x
-
-
-def _settled(gram: Array, pull: Array, x: Array, inside: Array) -> Array:
-    """The minimum over the coordinates `inside`, of which those that it would make negative are taken out, in place."""
-    while True:
-        wanted = np.zeros(len(x))
-        wanted[inside] = np.linalg.solve(gram[np.ix_(inside, inside)], pull[inside])
-        below = inside & (wanted <= 0)
-        if not below.any():
-            return wanted
-        step = float(np.min(x[below] / (x[below] - wanted[below])))
-        x = x + step * (wanted - x)
-        inside &= x > 1e-12
-        x = np.where(inside, x, 0.0)
+    """Return the x >= 0 that minimises |matrix x - target|^2 + |ridge x|^2."""
+    columns = matrix.shape[1]
+    x, _ = nnls(np.vstack([matrix, ridge * np.eye(columns)]), np.concatenate([target, np.zeros(columns)]))
+    return np.asarray(x)
 
 
 # --- the file ---------------------------------------------------------------------------------------------
