@@ -15,7 +15,6 @@ REQUIRED = [
     "pillow>=12.3",
     "protobuf",  # its range is onnx's business
     "rich>=15.0",
-    "scipy>=1.15",
     "s2d-runtime>=0.1.0",
     "scipy>=1.15",
     "torch>=2.13",
