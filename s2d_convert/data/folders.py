@@ -226,12 +226,12 @@ def _to_mind(path: Path, files: Sequence[str], look: Look, preprocess: Preproces
     if look.largest < DARK:
         yield (
             f"{path}: no pixel of the {len(files) - len(look.broken)} images is brighter than {look.largest} of 255; 16-bit "
-            "pictures that hold fewer bits look like that: say how many with --bits, such as --bits 12 (grey pictures), or "
-            "scale the pixels up to their full range"
+            "pictures that hold fewer bits look like that: convert with --bits, such as --bits 12 (grey pictures), or scale "
+            "the pixels up to their full range"
         )
     if look.cut_away > MOST_CUT_AWAY:
         height, width = preprocess.size
         yield (
             f"{path}: {100 * look.cut_away:.0f} % of the pictures is cropped away, because their aspect ratio is not that of "
-            f"the model ({height}x{width}); --resize stretch or --resize pad keeps all of it, if the model was trained like that"
+            f"the model ({height}x{width}); convert with --resize stretch or pad if the model was trained like that"
         )
