@@ -56,7 +56,7 @@ def evaluate(
         if not len(images):
             raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
         measured = measure(runner, reference, images, running=running, budget=budget)
-    for text in measured.lost_classes:
+    for text in measured.to_mind():
         say_warning(text)
     if as_json:
         click.echo(json.dumps(measured.to_json(), indent=1))

@@ -151,7 +151,7 @@ def to_mind(policy: Policy, measured: Measured, ready: Prepared) -> Iterator[str
     few = few_images(f"expected {ready.target}", policy.expected_accuracy, len(calib))
     if few:
         yield f"{few}; `s2d calibrate` with some hundred images sets thresholds that can be relied on"
-    yield from measured.lost_classes
+    yield from measured.to_mind()
 
 
 def recorded(preprocess: Preprocess, images: Images, options: ConvertOptions) -> Preprocess:

@@ -39,11 +39,14 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Look:
-    """What decoding some files has shown: the reason for each row that cannot be read; of the others the largest pixel, and
-    the share of the pictures that is cropped away because of their aspect ratio (mean)."""
+    """What decoding some files has shown: the reason for each row that cannot be read; of the others the largest pixel, how
+    many are grey with more than 8 bits and their largest pixel, and the share of the pictures that is cropped away because of
+    their aspect ratio (mean)."""
 
     broken: Mapping[int, str]
     largest: int
+    wide: int
+    largest_of_wide: int
     cut_away: float
 
     def refusal(self, files: Sequence[str]) -> DataError:
@@ -64,16 +67,18 @@ def decode(
 ) -> Look:
     """Decode every file into its row of `out`, uint8 [B, H, W, C]; without it they are only looked at. Rows that cannot be
     read are left as they are."""
-    largest, lost = np.zeros(len(files), np.uint8), np.zeros(len(files))
+    largest, lost, wide = np.zeros(len(files), np.uint8), np.zeros(len(files)), np.zeros(len(files), bool)
 
     def keep(row: int, picture: Picture) -> None:
         largest[row], lost[row] = picture.pixels.max(), cut_away(picture.source, preprocess)
+        wide[row] = picture.wide
         if out is not None:
             out[row] = picture.pixels
 
     broken = _for_each(files, preprocess, keep, progress)
     whole = max(1, len(files) - len(broken))
-    return Look(broken, int(largest.max(initial=0)), float(lost.sum() / whole))
+    brightest = int(largest.max(initial=0)), int(wide.sum()), int(largest[wide].max(initial=0))
+    return Look(broken, *brightest, float(lost.sum() / whole))
 
 
 def _for_each(

@@ -74,6 +74,7 @@ def read_folder(
 
 def _list_folders(path: Path, classes: int, choose: Choose, warn: Warn) -> dict[str, _Folder]:
     """The image files of every chosen split; all are labelled by the class folders of train, or none is."""
+    path = _unpacked(path)
     splits = _find_splits(path, warn)
     if not splits:
         return {"train": _list_folder(path, classes, warn)}
@@ -92,7 +93,7 @@ def _find_splits(path: Path, warn: Warn) -> dict[str, Path]:
     """The folders train, val and test inside `path` by role; empty when `path` is not divided like that."""
     entries = _scan(path)
     roles = {folder: role_of(folder.name) for folder in entries.folders}
-    found = {role: folder for folder, role in roles.items() if role}
+    found = {role: _unwrapped(folder, role) for folder, role in roles.items() if role}
     others = [folder.name for folder, role in roles.items() if not role]
     if not found or entries.images:
         return {}
@@ -107,6 +108,23 @@ def _find_splits(path: Path, warn: Warn) -> dict[str, Path]:
     if len(found) < len(roles):
         raise DataError(f"{path}: {listed([folder.name for folder in roles])} mean the same split twice; keep one")
     return found
+
+
+def _unpacked(path: Path) -> Path:
+    """The folder of folders that alone lies in `path`, as archives are often unpacked, or else `path` itself."""
+    entries = _scan(path)
+    if len(entries.folders) == 1 and not entries.images + entries.strays and not role_of(entries.folders[0].name):
+        inner = _scan(entries.folders[0])
+        if inner.folders and not inner.images:
+            return entries.folders[0]
+    return path
+
+
+def _unwrapped(path: Path, role: str) -> Path:
+    """The folder of the same role that alone lies in `path`, such as seg_train/seg_train, or else `path` itself."""
+    entries = _scan(path)
+    alone = len(entries.folders) == 1 and not entries.images + entries.strays
+    return entries.folders[0] if alone and role_of(entries.folders[0].name) == role else path
 
 
 def _list_folder(path: Path, classes: int, warn: Warn, *, names: tuple[str, ...] | None = None) -> _Folder:
@@ -223,11 +241,15 @@ def _to_mind(path: Path, files: Sequence[str], look: Look, preprocess: Preproces
             f"{path}: {len(rows)} of {len(files)} images cannot be read and are left out: {', '.join(named)}{more}; replace "
             "them, or refuse such data with --strict"
         )
-    if look.largest < DARK:
+    if look.wide and look.largest_of_wide < DARK:
         yield (
-            f"{path}: no pixel of the {len(files) - len(look.broken)} images is brighter than {look.largest} of 255; 16-bit "
-            "pictures that hold fewer bits look like that: convert with --bits, such as --bits 12 (grey pictures), or scale "
-            "the pixels up to their full range"
+            f"{path}: no pixel of the {look.wide} grey images of 16 bits is brighter than {look.largest_of_wide} of 255: they "
+            f"hold fewer bits, and only the upper eight of {preprocess.bits} are kept; convert with --bits, such as --bits 12"
+        )
+    elif look.largest < DARK:
+        yield (
+            f"{path}: no pixel of the {len(files) - len(look.broken)} images is brighter than {look.largest} of 255; if they "
+            "hold fewer bits than their files have, scale the pixels up to their full range"
         )
     if look.cut_away > MOST_CUT_AWAY:
         height, width = preprocess.size

@@ -66,11 +66,12 @@ _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}) 
 
 @dataclass(frozen=True)
 class Picture:
-    """The pixels as the model's preprocessing takes them, uint8 [H, W, C], and the (width, height) of the upright picture
-    that they come from."""
+    """The pixels as the model's preprocessing takes them, uint8 [H, W, C], the (width, height) of the upright picture that
+    they come from, and whether that is grey with more than 8 bits."""
 
     pixels: NDArray[np.uint8]
     source: tuple[int, int]
+    wide: bool
 
 
 def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -87,9 +88,9 @@ def load_picture(path: str | os.PathLike[str], preprocess: Preprocess) -> Pictur
     """Like `read_image`, with the size of the picture in the file."""
     height, width = preprocess.size
     side = round(2 * max(height, width) / preprocess.crop_ratio)
-    image = _open(path, preprocess, side)
+    image, wide = _open(path, preprocess, side)
     pixels = np.asarray(_fitted(image, preprocess), np.uint8).reshape(height, width, preprocess.channels)
-    return Picture(pixels, image.size)
+    return Picture(pixels, image.size, wide)
 
 
 def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
@@ -97,7 +98,7 @@ def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int
 
     Raises as `read_image` does.
     """
-    image = _open(path, preprocess, side)
+    image, _ = _open(path, preprocess, side)
     image.thumbnail((side, side))
     return np.asarray(image, np.uint8).reshape(image.height, image.width, preprocess.channels)
 
@@ -128,8 +129,9 @@ def cut_away(source: tuple[int, int], preprocess: Preprocess) -> float:
     return 1 - min(ratio, 1 / ratio)
 
 
-def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> Image.Image:
-    """The upright picture in the model's mode; a large JPEG is decoded with no more detail than `side` pixels need."""
+def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> tuple[Image.Image, bool]:
+    """The upright picture in the model's mode, and whether it was wide; a large JPEG is decoded with no more detail than
+    `side` pixels need."""
     if preprocess.channels not in {1, 3}:
         raise DataError(
             f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
@@ -150,12 +152,13 @@ def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> Im
             raise error from None  # the first one names the file
 
 
-def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int) -> Image.Image:
+def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int) -> tuple[Image.Image, bool]:
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         image.draft(None, (side, side))
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
-        return _to_mode(image if turn is None else image.transpose(turn), mode, bits=bits).copy()
+        upright = image if turn is None else image.transpose(turn)
+        return _to_mode(upright, mode, bits=bits).copy(), _is_wide(image)
 
 
 def _orientation(image: Image.Image) -> object:
@@ -190,7 +193,7 @@ def _to_mode(image: Image.Image, mode: str, *, bits: int) -> Image.Image:
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels are not supported")
-    if image.mode.startswith("I"):
+    if _is_wide(image):
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() >= 2**bits:
             raise ValueError(f"pixels from {wide.min()} to {wide.max()} do not fit into {bits} bits")
@@ -198,6 +201,10 @@ def _to_mode(image: Image.Image, mode: str, *, bits: int) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about the transparency
     return image if image.mode == mode else image.convert(mode)
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode.startswith("I")  # I;16, and I of 32 bits
 
 
 def _fitted(image: Image.Image, preprocess: Preprocess) -> Image.Image:

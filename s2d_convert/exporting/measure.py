@@ -19,6 +19,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import Running
+from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.per_class import ClassResult, answers_on, class_results, lost_classes
@@ -77,6 +78,14 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
         return asdict(self)
+
+    def to_mind(self) -> tuple[str, ...]:
+        """What the numbers do not tell by themselves: that they rest on few images, and the classes that a stage loses."""
+        what, share = ("agreement", self.agreement)
+        if self.correct_dynamic is not None:
+            what, share = "accuracy", self.correct_dynamic
+        few = few_images(f"measured {what}", share, self.images)
+        return (*([few] if few else []), *self.lost_classes)
 
 
 def thresholds_for_exit(stages: int, exit_stage: int) -> tuple[float, ...]:

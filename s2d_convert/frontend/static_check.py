@@ -97,7 +97,7 @@ def _near_chance(static: StaticModel, images: Images, judged: Judged, note: str,
         f"the static model's accuracy is {100 * judged.accuracy:.1f} % on {judged.images} images, near chance: not better than "
         f"{largest} with {sure} confidence{lost}; {CHECK}{f'; {hint}' if hint else '; no preset of --preprocess does better'}"
     )
-    return Checked(note, (_refused(problem, force=force), *_lost(judged, images)))
+    return Checked(note, (_refused(problem, force=force),))
 
 
 def _refused(problem: str, *, force: bool) -> str:
@@ -140,7 +140,7 @@ def _better_way(static: StaticModel, images: Images) -> str:
         return judged.accuracy if judged.better_than_largest or judged.knows_classes else 0.0
 
     pixels = images.raw(some)
-    base = accuracy(now, pixels)
+    base = judge(static.logits(now(pixels)).argmax(axis=1), labels, classes).accuracy
     ways = [(accuracy(other, pixels), option, other) for option, other in _other_numbers(now)]
     numbers = max(ways, key=lambda way: way[0])
     best: Sequence[tuple[float, str]] = [numbers[:2]]

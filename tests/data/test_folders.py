@@ -348,10 +348,12 @@ def test_twelve_bits_in_sixteen_are_warned_about_and_can_be_said(
     wide = np.random.default_rng(0).integers(0, 4096, (24, 8, 8), dtype=np.uint16)
     for number, pixels in enumerate(wide):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+    Image.fromarray(pixels_of(0)).save(tmp_path / "of 8 bits.png")  # hides nothing
     load(tmp_path)
-    assert "no pixel of the 24 images is brighter than 15 of 255" in caplog.text
+    assert "no pixel of the 24 grey images of 16 bits is brighter than 15 of 255" in caplog.text
     assert "--bits 12" in caplog.text
     caplog.clear()
+    (tmp_path / "of 8 bits.png").unlink()
     twelve = make_preprocess(size=(8, 8), channels=1, pixels=PixelOptions(bits=12))
     images = load_all(tmp_path, preprocess=twelve, classes=2)
     np.testing.assert_array_equal(images.raw(slice(None))[..., 0], wide >> 4)
