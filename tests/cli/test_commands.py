@@ -80,7 +80,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("convert model.onnx --data there", 5, "empty"),
         ("convert model.onnx --data high.npz", 5, "label"),
         ("convert model.onnx --data nan.npz", 5, "nan.npz"),
-        ("convert model.onnx --data random.npz", 7, "near chance"),
+        ("convert model.onnx --data random.npz", 7, "near chance: not better than always answering"),
         ("convert model.onnx --latency none.json --data random.npz", 2, "no such file"),
         ("convert model.onnx --latency plan.json --data random.npz", 2, "not readable as JSON"),
         ("profile model.onnx", 2, "nothing to do"),
