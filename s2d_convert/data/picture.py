@@ -218,6 +218,10 @@ def _fitted(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         return image.resize((width, height), method, box=(left, top, image.width - left, image.height - top))
     if preprocess.fit == "crop":
         return ImageOps.fit(image, (width, height), method=method, bleed=(1 - ratio) / 2)
-    centre = (0.5, 0.5) if preprocess.fit == "pad" else (0.0, 0.0)
+    scale = min(width / image.width, height / image.height)
+    inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), method)
     colour = preprocess.fill if preprocess.channels == 1 else (preprocess.fill,) * 3
-    return ImageOps.pad(image, (width, height), method=method, color=colour, centering=centre)
+    padded = Image.new(image.mode, (width, height), colour)
+    share = 0.5 if preprocess.fit == "pad" else 0.0
+    padded.paste(inner, (round(share * (width - inner.width)), round(share * (height - inner.height))))
+    return padded

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from s2d_convert.data.picture import read_image
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
@@ -194,6 +194,33 @@ def test_padding_keeps_the_whole_picture(channels: int, tmp_path: Path) -> None:
     assert (wide[:2, 2:6] != 9).all()
     assert (tall[:, 2:] == 9).all()
     assert (tall[2:6, :2] != 9).all()
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad", "pad-right"])
+@pytest.mark.parametrize("source", [(1, 3000), (3000, 1), (1, 1)])
+def test_a_line_of_pixels_is_a_picture(fit: str, source: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", source, (10, 20, 30)).save(tmp_path / "a.png")
+    got = read_image(tmp_path / "a.png", asked(resize=fit, fill=200))
+    assert {tuple(pixel) for pixel in got.reshape(-1, 3).tolist()} <= {(10, 20, 30), (200, 200, 200)}
+    assert (got == [10, 20, 30]).all(axis=2).any()
+
+
+def test_padding_is_pillows_pad(tmp_path: Path) -> None:
+    for number, size in enumerate([(64, 16), (31, 50), (8, 8), (100, 99)]):
+        image = Image.fromarray(picture(size[1], size[0], number))
+        image.save(tmp_path / "a.png")
+        want = ImageOps.pad(image, (24, 16), method=Image.Resampling.BICUBIC, color=(7, 7, 7))
+        np.testing.assert_array_equal(
+            read_image(tmp_path / "a.png", asked((16, 24), resize="pad", fill=7)), np.asarray(want)
+        )
+
+
+def test_a_photograph_with_a_preview_behind_it_is_read(tmp_path: Path) -> None:
+    """Phones write several pictures into one JPEG (MPO); the first counts."""
+    image = Image.fromarray(picture(8, 8))
+    image.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[image.transpose(Image.Transpose.ROTATE_90)])
+    with Image.open(tmp_path / "a.jpg") as first:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", RGB), np.asarray(first))
 
 
 # ---- channels and scale --------------------------------------------------------------------------------------------
