@@ -1,6 +1,6 @@
 """Channel analysis: which channels, all over the graph, must live or die together.
 
-Each pass (`walk`) goes over the graph in topological order and runs every operator on channel *identities*
+Each pass (`Propagation`) goes over the graph in topological order and runs every operator on channel *identities*
 instead of values:
 
 1. every tensor that is really computed (a *root*) gives each position on its channel axis an *atom*;
@@ -10,9 +10,9 @@ instead of values:
    channel shuffle or a zero-padded shortcut needs no case of its own. If the result only permutes,
    selects or pads channels of roots it stays a *view* that costs nothing; else it is a root itself.
 
-Ties found late can turn what looked like a mixture into something simple, so the walk repeats until
+Ties found late can turn what looked like a mixture into something simple, so passes repeat until
 the ties are stable. Until then an operator that looks opaque ties nothing: only when nothing else is left
-to find are its ties drawn, and the walk goes on. Units are then the connected components of the ties, and
+to find are its ties drawn, and the passes go on. Units are then the connected components of the ties, and
 classes the units that are made by the same nodes.
 
 An operand with one channel that is spread over many (a spatial gate, a mean over the channels) is
@@ -34,7 +34,7 @@ from s2d_convert.channels.propagation import FREE, Propagation
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.graph import Graph, Node
 
-MAX_WALKS = 100
+MAX_PASSES = 100
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Layout:
         return bool((self.units == self.units[0]).all())
 
     def gather(self, tables: Sequence[Array], constants: Array) -> Array:
-        """Values [C, ...] of the tensor from those of its roots (`tables`, in the order of `roots`), and `constants` [C, ...]
-        where a position is a constant."""
+        """Return values [C, ...] of the tensor, given those of its roots (`tables`, in the order of `roots`). Positions that are
+        constants take theirs from `constants` [C, ...]."""
         if len(tables) == 1 and (self.root >= 0).all():
             return tables[0][self.position]
         values = constants.copy()
@@ -96,7 +96,7 @@ class Channels:
     units: int
 
     def is_root(self, name: str) -> bool:
-        """Whether the tensor is computed (and not a view of others, or the inside of a movement)."""
+        """Return whether the tensor is computed (and not a view of others, or the inside of a movement)."""
         layout = self.layouts.get(name)
         return layout is not None and layout.roots == (name,)
 
@@ -122,38 +122,40 @@ class AnalysedModel:
         return AnalysedModel(graph, analyse(graph))
 
     def kind(self, node: Node) -> Kind:
-        """What `node` does to channels."""
+        """Return what `node` does to channels."""
         return self.channels.roles[node.name].kind
 
     def layout(self, tensor: str) -> Layout:
-        """Where the channels of a tensor lie."""
+        """Return where the channels of a tensor lie. Raises KeyError for a tensor that exists only inside a movement."""
         return self.channels.layouts[tensor]
 
 
 def analyse(graph: Graph) -> Channels:
-    """The channel units, classes and layouts of a graph. Source of the idea: DepGraph (Fang et al., CVPR 2023),
-    done here on identities rather than per layer type."""
+    """Find the channel units, classes and layouts of a graph. Raises ModelError when the passes do not settle.
+
+    The idea is DepGraph's (Fang et al., CVPR 2023), applied to channel identities rather than to layer types.
+    """
     labels = np.zeros(0, dtype=np.int64)
     anchored = np.zeros(0, dtype=np.int64)
     settled: set[str] = set()
-    for _ in range(MAX_WALKS):
-        walk = Propagation(graph, labels, anchored, settled)
-        walk.run()
-        # Ties only ever grow, so the walk must settle.
-        found = _components(walk.raw_count, [*walk.edges, (np.arange(len(labels)), labels)])
-        pending = walk.pending[Kind.TIE] or walk.pending[Kind.OPAQUE]
-        free = np.unique(found[np.concatenate([anchored, *walk.anchored])])
-        if not (np.array_equal(found, labels) and np.array_equal(free, anchored)):
-            labels, anchored = found, free
+    for _ in range(MAX_PASSES):
+        propagation = Propagation(graph, labels, anchored, settled)
+        propagation.run()
+        # Ties only ever grow, so the passes must settle.
+        components = _components(propagation.raw_count, [*propagation.edges, (np.arange(len(labels)), labels)])
+        pending = propagation.pending[Kind.TIE] or propagation.pending[Kind.OPAQUE]
+        free = np.unique(components[np.concatenate([anchored, *propagation.anchored])])
+        if not (np.array_equal(components, labels) and np.array_equal(free, anchored)):
+            labels, anchored = components, free
         elif pending:
             settled.update(pending)
         else:
-            return _result(walk)
+            return _result(propagation)
     raise ModelError("channel analysis did not settle; please report this model")
 
 
 def _components(count: int, edges: Sequence[tuple[Array, Array]]) -> Array:
-    """For each of `count` elements the smallest element of its connected component."""
+    """Return, for each of `count` elements, the smallest element of its connected component, int64 [count]."""
     left = np.concatenate([e[0] for e in edges])
     right = np.concatenate([e[1] for e in edges])
     links = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(count, count))
@@ -162,58 +164,58 @@ def _components(count: int, edges: Sequence[tuple[Array, Array]]) -> Array:
     return smallest[component]
 
 
-def _result(walk: Propagation) -> Channels:
-    """What the last pass, whose ties are settled, found out. Raises ModelError where a kind is left that is not final."""
-    for name, role in walk.roles.items():
+def _result(last: Propagation) -> Channels:
+    """Return what the last pass found out. Raises ModelError if a node has a kind that is not final."""
+    for name, role in last.roles.items():
         if role.kind not in FINAL_KINDS:
             raise ModelError(f"node '{name}': channel analysis did not settle what it ties; please report this model")
-    labels = walk.labels
-    used = np.unique(walk.atom_raw[walk.atom_raw != FREE])
+    labels = last.labels
+    used = np.unique(last.atom_raw[last.atom_raw != FREE])
     # Labels are smallest members, so that sorting them is sorting by appearance.
-    order = np.setdiff1d(labels[used], np.flatnonzero(walk.free))
-    number = np.full(walk.raw_count + 1, FREE)
+    order = np.setdiff1d(labels[used], np.flatnonzero(last.free))
+    number = np.full(last.raw_count + 1, FREE)
     number[order] = np.arange(len(order))
     layouts = {}
-    for name in walk.atoms:
-        axis = walk.axis(name)
-        if axis is not None and name not in walk.inside:
-            layouts[name] = _layout(walk, name, axis, number)
-    classes = _classes(walk, layouts, len(order))
-    return Channels(layouts, dict(walk.roles), classes, len(order))
+    for name in last.atoms:
+        axis = last.axis(name)
+        if axis is not None and name not in last.inside:
+            layouts[name] = _layout(last, name, axis, number)
+    classes = _classes(last, layouts, len(order))
+    return Channels(layouts, dict(last.roles), classes, len(order))
 
 
-def _layout(walk: Propagation, name: str, axis: int, number: Array) -> Layout:
-    count = walk.shape(name)[axis] if walk.shape(name) else 1
-    atoms = walk.atoms[name]
+def _layout(last: Propagation, name: str, axis: int, number: Array) -> Layout:
+    count = last.shape(name)[axis] if last.shape(name) else 1
+    atoms = last.atoms[name]
     if atoms.ndim:
         line = np.moveaxis(atoms, axis, 0).reshape(atoms.shape[axis], -1)[:, 0]
         line = np.broadcast_to(line, (count,))
     else:
         line = atoms.reshape(1)
-    raw = np.where(line < 0, FREE, walk.atom_raw[np.maximum(line, 0)])
-    units = np.where(raw == FREE, FREE, number[walk.labels[np.maximum(raw, 0)]] if len(walk.labels) else FREE)
-    owner = np.where(line < 0, -1, np.searchsorted(walk.offsets, line, side="right") - 1)
+    raw = np.where(line < 0, FREE, last.atom_raw[np.maximum(line, 0)])
+    units = np.where(raw == FREE, FREE, number[last.labels[np.maximum(raw, 0)]] if len(last.labels) else FREE)
+    owner = np.where(line < 0, -1, np.searchsorted(last.offsets, line, side="right") - 1)
     owners, first = np.unique(owner[owner >= 0], return_index=True)
     owners = owners[np.argsort(first)]
-    number_of = np.full(len(walk.offsets) + 1, -1)
+    number_of = np.full(len(last.offsets) + 1, -1)
     number_of[owners] = np.arange(len(owners))
-    position = np.where(line < 0, 0, line - np.array(walk.offsets)[np.maximum(owner, 0)])
+    position = np.where(line < 0, 0, line - np.array(last.offsets)[np.maximum(owner, 0)])
     fill = np.zeros(count, dtype=np.float32)
-    fill[line < 0] = np.array(walk.fills, dtype=np.float32)[-1 - line[line < 0]]
-    roots, root = tuple(walk.roots[o] for o in owners.tolist()), number_of[owner]
+    fill[line < 0] = np.array(last.fills, dtype=np.float32)[-1 - line[line < 0]]
+    roots, root = tuple(last.roots[o] for o in owners.tolist()), number_of[owner]
     return Layout(axis, units, roots, root, position, fill)
 
 
-def _classes(walk: Propagation, layouts: Mapping[str, Layout], units: int) -> tuple[ChannelClass, ...]:
+def _classes(last: Propagation, layouts: Mapping[str, Layout], units: int) -> tuple[ChannelClass, ...]:
     makers: list[list[str]] = [[] for _ in range(units)]
     widths: dict[str, int] = {}
-    for node in walk.graph.nodes:
-        if walk.roles[node.name].kind in (Kind.MIX, Kind.GROUPED, Kind.OPAQUE) and node.outputs[0] in layouts:
+    for node in last.graph.nodes:
+        if last.roles[node.name].kind in (Kind.MIX, Kind.GROUPED, Kind.OPAQUE) and node.outputs[0] in layouts:
             made = layouts[node.outputs[0]].units
             widths[node.name] = len(made)
             for unit in np.unique(made[made != FREE]).tolist():
                 makers[unit].append(node.name)
-    fixed = set(layouts[walk.graph.output].units.tolist())
+    fixed = set(layouts[last.graph.output].units.tolist())
     groups: dict[tuple[str, ...], list[int]] = {}
     for unit, made_by in enumerate(makers):
         groups.setdefault(tuple(made_by), []).append(unit)

@@ -10,11 +10,11 @@ LOST: Tag = ((-1, 0),)
 
 
 def shared_out(tags: list[Tag], lengths: list[int]) -> list[Tag]:
-    """The tags of axes of these `lengths` that together are the axes tagged `tags`; LOST where one is cut."""
+    """Distribute the parts of axes tagged `tags` over axes of these `lengths`; a tag is LOST where a part would be cut."""
     parts = [part for tag in tags for part in tag]
     if LOST in tags:
         return [LOST] * len(lengths)
-    found: list[Tag] = []
+    shared: list[Tag] = []
     for index, length in enumerate(lengths):
         taken: list[tuple[int, int]] = []
         last = index == len(lengths) - 1
@@ -22,12 +22,12 @@ def shared_out(tags: list[Tag], lengths: list[int]) -> list[Tag]:
             taken.append(parts.pop(0))
         if int(np.prod([n for _, n in taken])) != length:
             return [LOST] * len(lengths)
-        found.append(tuple(taken))
-    return found
+        shared.append(tuple(taken))
+    return shared
 
 
 def aligned(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """The finest pairs of axis runs with equal products that a reshape maps onto each other."""
+    """Return the finest pairs of axis runs with equal products that a reshape maps onto each other."""
     pairs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):

@@ -70,19 +70,19 @@ class Context(Protocol):
     constants: Mapping[str, Array]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a computed tensor, without the batch."""
+        """Return the shape of a computed tensor, without the batch."""
 
     def computed(self, node: Node) -> tuple[str, ...]:
-        """The computed inputs of a node."""
+        """Return the computed inputs of a node."""
 
     def varying(self, name: str) -> list[int]:
-        """The axes along which the units of a computed tensor differ."""
+        """Return the axes along which the units of a computed tensor differ."""
 
     def axis(self, name: str) -> int | None:
-        """The channel axis of a computed tensor, None where its units lie on several axes."""
+        """Return the channel axis of a computed tensor, None where its units lie on several axes."""
 
     def has_axis(self, name: str, axis: int) -> bool:
-        """Whether `axis` is the channel axis of the tensor, or can be taken as it (one unit in all)."""
+        """Return whether `axis` is the channel axis of the tensor, or can be taken as it (one unit in all)."""
 
 
 @dataclass(frozen=True)
@@ -119,20 +119,20 @@ def rule(
 
 
 def role_of(node: Node, context: Context) -> Role:
-    """The role of a node; OPAQUE for operators without a rule."""
-    found = RULES.get(node.op)
-    if found is None:
+    """Return the role of a node; OPAQUE for operators without a rule."""
+    known = RULES.get(node.op)
+    if known is None:
         return opaque(f"operator {node.op} has no channel rule")
-    return found.role(node, context)
+    return known.role(node, context)
 
 
 def opaque(reason: str) -> Role:
-    """The role of a node whose channels cannot be told apart."""
+    """Return the role of a node whose channels cannot be told apart."""
     return Role(Kind.OPAQUE, None, reason)
 
 
 def mapped(node: Node, context: Context, axis: int | None = None) -> Role:
-    """MAP that keeps the channel axis (or moves it to `axis`), if there is one."""
+    """Return a MAP that keeps the channel axis (or moves it to `axis`), OPAQUE where the input has no single one."""
     source = context.axis(context.computed(node)[0])
     if source is None:
         return opaque("its input has units on several axes")

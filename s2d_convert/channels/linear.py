@@ -37,7 +37,7 @@ def _linear(node: Node, context: Context) -> Role:
 
 
 def mix_weights(node: Node, constants: Mapping[str, Array]) -> tuple[Array, Array | None]:
-    """The weight [O, I, *kernel] and the bias [O] (or None) of a MIX or GROUPED node, scale factors folded in.
+    """Return the weight [O, I, *kernel] and the bias [O] (or None) of a MIX or GROUPED node, scale factors folded in.
 
     With groups the second axis is I / groups, as in ONNX.
     """
@@ -56,6 +56,6 @@ def mix_weights(node: Node, constants: Mapping[str, Array]) -> tuple[Array, Arra
 
 
 def transposed_kernel(weight: Array, groups: int) -> Array:
-    """Between the weight of a ConvTranspose [I, O / groups, *kernel] and [O, I / groups, *kernel]; its own inverse."""
+    """Convert the weight of a ConvTranspose [I, O / groups, *kernel] to [O, I / groups, *kernel], or back."""
     parts = weight.reshape(groups, len(weight) // groups, *weight.shape[1:]).swapaxes(1, 2)
     return parts.reshape(-1, *parts.shape[2:])

@@ -10,7 +10,7 @@ PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def macs_of(node: Node, graph: Graph) -> int:
-    """Multiply-accumulates per image of one of `PRODUCTS`, whole."""
+    """Return the multiply-accumulates per image of a node whose operator is one of `PRODUCTS`."""
     out, rows = graph.shapes[node.outputs[0]], graph.folded.get(node.outputs[0], 1)
     for name in node.inputs[1::-1]:
         if name in graph.constants:
@@ -20,7 +20,7 @@ def macs_of(node: Node, graph: Graph) -> int:
 
 
 def macs_per_weight(node: Node, shape_in: tuple[int, ...], shape_out: tuple[int, ...]) -> int:
-    """How many multiply-accumulates one entry of the [O, I, *kernel] weight takes per image."""
+    """Return how many multiply-accumulates one entry of the [O, I, *kernel] weight takes per image."""
     if node.op == "ConvTranspose":
         return int(np.prod(shape_in[1:]))
     if node.op == "Conv":
@@ -29,10 +29,10 @@ def macs_per_weight(node: Node, shape_in: tuple[int, ...], shape_out: tuple[int,
 
 
 def node_macs(graph: Graph) -> dict[str, int]:
-    """Multiply-accumulates per image of every convolution and matrix product, by node name."""
+    """Return multiply-accumulates per image of every convolution and matrix product, by node name."""
     return {n.name: macs_of(n, graph) for n in graph.nodes if n.op in PRODUCTS}
 
 
 def total_macs(graph: Graph) -> int:
-    """Multiply-accumulates per image of the whole graph."""
+    """Return multiply-accumulates per image of the whole graph."""
     return sum(node_macs(graph).values())

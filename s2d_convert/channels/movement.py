@@ -79,7 +79,7 @@ def _move_or_map(node: Node, context: Context) -> Role:
 
 
 def _touched_axes(node: Node, context: Context) -> set[int]:
-    """The axes (without the batch) that a Slice, Split, Gather or Pad changes."""
+    """Return the axes (without the batch) that a Slice, Split, Gather or Pad changes."""
     shape = context.shape(node.inputs[0])
     if node.op in ("Gather", "Split"):
         return {node.attrs.get("axis", 0) % (len(shape) + 1) - 1}
@@ -95,7 +95,7 @@ def _touched_axes(node: Node, context: Context) -> set[int]:
 
 
 def tiled_axes(node: Node, constants: Mapping[str, Array]) -> set[int]:
-    """The axes (without the batch) along which a Tile repeats."""
+    """Return the axes (without the batch) along which a Tile repeats."""
     return {a - 1 for a, times in enumerate(constants[node.inputs[1]].tolist()) if times != 1}
 
 
@@ -111,25 +111,25 @@ def _pads(node: Node, constants: Mapping[str, Array], rank: int) -> list[tuple[i
 
 
 def keeps_zero(node: Node, constants: Mapping[str, Array]) -> bool:
-    """Whether zero inputs give a zero output."""
+    """Return whether zero inputs give a zero output."""
     if node.op == "Pad" and pad_value(node, constants) != 0:
         return False
     if node.op == "Clip":
-        low, high = (_bound(node, constants, place) for place in (1, 2))
+        low, high = (_bound(node, constants, index) for index in (1, 2))
         return (low is None or low <= 0) and (high is None or high >= 0)
     return node.op in RULES and RULES[node.op].keeps_zero
 
 
-def _bound(node: Node, constants: Mapping[str, Array], place: int) -> float | None:
-    """The lower (1) or upper (2) bound of a Clip, None where it has none; not a number where it is computed."""
-    name = node.inputs[place] if len(node.inputs) > place else ""
+def _bound(node: Node, constants: Mapping[str, Array], index: int) -> float | None:
+    """Return the lower (1) or upper (2) bound of a Clip: None where it has none, nan where it is computed."""
+    name = node.inputs[index] if len(node.inputs) > index else ""
     if not name:
         return None
     return float(constants[name].reshape(-1)[0]) if name in constants else math.nan
 
 
 def pad_value(node: Node, constants: Mapping[str, Array]) -> float:
-    """The constant that a Pad node fills with."""
+    """Return the constant that a Pad node fills with."""
     if len(node.inputs) > 2 and node.inputs[2]:
         return float(constants[node.inputs[2]].reshape(-1)[0])
     return 0.0
@@ -140,19 +140,19 @@ def _slices(node: Node, constants: Mapping[str, Array], rank: int) -> list[tuple
     starts, ends = given[:2]
     axes = given[2] if len(given) > 2 and given[2] else list(range(len(starts)))
     steps = given[3] if len(given) > 3 and given[3] else [1] * len(starts)
-    found = []
+    slices = []
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         # A negative step runs to before the first element, which Python only spells as None.
         stop = None if step < 0 and end < -(2**30) else end
-        found.append((axis % rank, slice(start, stop, step)))
-    return found
+        slices.append((axis % rank, slice(start, stop, step)))
+    return slices
 
 
 def move(node: Node, inputs: list[Array], constants: Mapping[str, Array], *, fill: int) -> list[Array]:
-    """The outputs of a movement operator applied to integer arrays with a batch axis of length 1.
+    """Apply a movement operator to integer arrays with a batch axis of length 1, and return its outputs.
 
-    Padded positions take the value `fill`. This is the reference semantics that channel analysis
-    runs on identities instead of values. Raises ModelError for an operator that is not movement.
+    Padded positions take the value `fill`. This is the reference semantics that channel analysis runs on identities instead
+    of values. Raises ModelError for an operator that does more than move channels.
     """
     data = inputs[0]
     if node.op == "Concat":
@@ -195,7 +195,7 @@ def _move_blocks(node: Node, data: Array) -> Array:
 
 
 def block_channels(node: Node, channels: Array) -> Array:
-    """Which channels a DepthToSpace turns into one: [channels out, blocksize squared] of the vector `channels`."""
+    """Return which channels a DepthToSpace turns into one: [channels out, blocksize squared] of the vector `channels`."""
     squared = int(node.attrs["blocksize"]) ** 2
     return channels.reshape(squared, -1).T if node.attrs.get("mode", "DCR") == "DCR" else channels.reshape(-1, squared)
 

@@ -28,7 +28,7 @@ def _elementwise(node: Node, context: Context) -> Role:
 
 
 def _tied(node: Node, context: Context, varying: list[int], *, free: tuple[int, ...] = ()) -> Role:
-    """TIE that keeps the longest axis with different units (none of `free`)."""
+    """Return a TIE that keeps the longest axis along which units differ (none of `free`)."""
     shape = context.shape(node.outputs[0])
     kept = max((a for a in varying if a not in free), key=lambda a: shape[a])
     return Role(Kind.TIE, kept)
@@ -125,7 +125,7 @@ def _reduce(node: Node, context: Context) -> Role:
 
 
 def reduced_axes(node: Node, constants: Mapping[str, Array], rank: int) -> tuple[int, ...]:
-    """The ONNX axes that a Reduce node reduces, from its attribute or its second input."""
+    """Return the ONNX axes that a Reduce node reduces, from its attribute or its second input."""
     if "axes" in node.attrs:
         return tuple(node.attrs["axes"])
     if len(node.inputs) > 1 and node.inputs[1]:
@@ -167,24 +167,24 @@ def _operands(node: Node, context: Context) -> Role:
 
 
 def _common_axis(tensors: tuple[str, ...], context: Context) -> int:
-    """The channel axis of operands with one unit each: that of the largest."""
+    """Return the channel axis of operands with one unit each: that of the largest."""
     axis = context.axis(max(tensors, key=lambda t: int(np.prod(context.shape(t)))))
     assert axis is not None, "a tensor of one unit has its channels on any axis"
     return axis
 
 
 def channel_axis_of_constant(node: Node, index: int, value: Array, *, rank: int, axis: int) -> int | None:
-    """The axis of constant input `index` that runs over the channels of the data, None if it has none.
+    """Return the axis of constant input `index` that runs over the channels of the data, None if it has none.
 
     `rank` is the rank of the data without the batch, `axis` its channel axis.
     """
-    found = RULES[node.op]
-    if index in found.vectors:
+    rule_of_node = RULES[node.op]
+    if index in rule_of_node.vectors:
         return 0
-    if not found.broadcasts:
+    if not rule_of_node.broadcasts:
         return None
-    own = axis + 1 - (rank + 1 - value.ndim)
-    return None if own < 0 or value.shape[own] == 1 else own
+    channel_axis = axis + 1 - (rank + 1 - value.ndim)
+    return None if channel_axis < 0 or value.shape[channel_axis] == 1 else channel_axis
 
 
 def slice_constant(node: Node, index: int, value: Array, *, rank: int, axis: int, positions: Array) -> Array:
@@ -192,5 +192,5 @@ def slice_constant(node: Node, index: int, value: Array, *, rank: int, axis: int
 
     `rank` is the rank of the data without the batch, `axis` its channel axis.
     """
-    own = channel_axis_of_constant(node, index, value, rank=rank, axis=axis)
-    return value if own is None else np.take(value, positions, axis=own)
+    channel_axis = channel_axis_of_constant(node, index, value, rank=rank, axis=axis)
+    return value if channel_axis is None else np.take(value, positions, axis=channel_axis)

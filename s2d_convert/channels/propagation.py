@@ -74,7 +74,7 @@ class Propagation:
         return np.where((ids >= 0) & self.free[np.maximum(ids, 0)], FREE, ids)
 
     def _known(self, raw: Array) -> Array:
-        """The labels of raw ids: themselves in the first pass, FREE for FREE."""
+        """Return the labels of raw ids: themselves in the first pass, FREE for FREE."""
         return np.where(raw == FREE, FREE, self.labels[np.maximum(raw, 0)]) if len(self.labels) else raw
 
     # --- the pass ---
@@ -108,7 +108,7 @@ class Propagation:
         return np.arange(self._next_raw, self._next_raw + count)
 
     def _raws(self, name: str, axis: int) -> Array:
-        """Raw ids along the channel axis, FREE for constants; one id, repeated, for a uniform tensor."""
+        """Return the raw ids along the channel axis, FREE for constants; a uniform tensor repeats its one id."""
         atoms = self.atoms[name]
         count = self.shape(name)[axis] if self.shape(name) else 1
         if atoms.ndim and atoms.shape[axis] == count:
@@ -123,12 +123,12 @@ class Propagation:
         self.edges.append((left[both], right[both]))
 
     def follow_mix(self, node: Node, role: Role) -> None:
-        """New channels."""
+        """Give the output new channels."""
         name = node.outputs[0]
         self._root(name, _axis(role), self._fresh(self.shape(name)[_axis(role)]))
 
     def follow_grouped(self, node: Node, role: Role) -> None:
-        """New channels, tied by group with one another and with what the group reads."""
+        """Give the output new channels; tie those of one group to one another and to what the group reads."""
         name, groups = node.outputs[0], int(node.attrs["group"])
         raws = self._fresh(self.shape(name)[0])
         heads = np.repeat(raws.reshape(groups, -1)[:, :1], len(raws) // groups, axis=1).reshape(-1)
@@ -138,7 +138,7 @@ class Propagation:
         self._root(name, 0, raws)
 
     def follow_map(self, node: Node, role: Role) -> None:
-        """The channels of the input."""
+        """Pass the channels of the input on."""
         source = self.computed(node)[0]
         raws = self._raws(source, self.axis(source) or 0)
         for name in node.outputs:
@@ -148,7 +148,7 @@ class Propagation:
             self._root(name, _axis(role), raws if len(raws) == count else np.repeat(raws[:1], count))
 
     def follow_join(self, node: Node, role: Role) -> None:
-        """The channels of all operands, tied position by position."""
+        """Pass the channels of all operands on, tied position by position."""
         name, axis = node.outputs[0], _axis(role)
         merged = np.full(self.shape(name)[axis], FREE)
         for operand in self.computed(node):
@@ -161,7 +161,7 @@ class Propagation:
         self._root(name, axis, merged)
 
     def follow_reduce(self, node: Node, role: Role) -> None:
-        """One new channel."""
+        """Give the output one new channel."""
         self._one_unit(node.outputs[0], self._fresh(1))
 
     def _one_unit(self, name: str, raw: Array) -> None:
@@ -169,7 +169,7 @@ class Propagation:
         self._root(name, 0, np.repeat(raw, shape[0] if shape else 1))
 
     def follow_tie(self, node: Node, role: Role) -> None:
-        """Tie the channels that the node mixes, once it is settled; nothing is known of its output before."""
+        """Tie the channels that the node mixes, once it is settled. Before that, nothing is known of its output."""
         if node.name in self.settled:
             for source in self.computed(node):
                 atoms = np.moveaxis(self.atoms[source], _axis(role), 0)
@@ -184,7 +184,7 @@ class Propagation:
             self._one_unit(name, np.array([FREE]))
 
     def follow_opaque(self, node: Node, role: Role) -> None:
-        """Tie all channels that the node reads, once it is settled; its output is of the same unit."""
+        """Tie all channels that the node reads, once it is settled; its output belongs to the same unit."""
         if node.name not in self.settled:
             self.pending[Kind.OPAQUE].append(node.name)
             for name in node.outputs:
@@ -205,7 +205,7 @@ class Propagation:
         return self.atom_raw[atoms[atoms >= 0]]
 
     def follow_move(self, node: Node, role: Role) -> None:
-        """Move the atoms themselves."""
+        """Apply the movement to the atoms."""
         sources = self.computed(node)
         if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
             self._reshape(sources[0], node.outputs[0])
@@ -231,7 +231,8 @@ class Propagation:
         return self._root(node.outputs[0], 0, heads)
 
     def _settle(self, node: Node, name: str, sources: tuple[str, ...]) -> bool:
-        """Decide what a movement output is: the inside of a movement, a view or a root; False if none fits."""
+        """Decide what the output of a movement is: the inside of a longer movement, a view or a root. Returns False if
+        none fits."""
         varying = self.varying(name)
         if len(varying) > 1:
             return True
@@ -248,7 +249,7 @@ class Propagation:
         return True
 
     def _any_axis(self, node: Node, name: str) -> int:
-        """The axis that atoms vary on in a tensor of one unit; that of its source if they do not vary, or the first."""
+        """Return a channel axis for a tensor of one unit: the one its atoms vary on, else its source's, else the first."""
         form, source = self.atoms[name].shape, self.computed(node)[0]
         kept = self.own_axis.get(source, 0) if node.op not in SHAPING and len(self.shape(source)) == len(form) else 0
         return next((a for a, length in enumerate(form) if length > 1), kept)
@@ -337,7 +338,7 @@ FOLLOW: Mapping[Kind, Callable[[Propagation, Node, Role], None]] = {
 
 
 def _most_channels(graph: Graph, node: Node) -> int:
-    """How many new raw ids a node can need at most."""
+    """Return how many new raw ids a node can need at most."""
     return max((max(graph.shapes[name], default=1) for name in node.outputs), default=1)
 
 

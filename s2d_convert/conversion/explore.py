@@ -15,8 +15,8 @@ from s2d_convert.conversion.overhead import dispatch_overhead
 from s2d_convert.conversion.worst_case import confirmed
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.plan_option import restricted, trainable_plan
 from s2d_convert.plans.space import PlanSpace
-from s2d_convert.plans.written import restricted, trainable_plan
 from s2d_convert.search.base import (
     Evaluation,
     SearchResult,

@@ -73,7 +73,7 @@ class Mixing(nn.Module):
         return y
 
     def folded(self) -> Affine:
-        """The weight and bias with the norm folded in, as numpy."""
+        """Return the weight and bias with the norm folded in, as numpy."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if self.norm is not None:
@@ -83,12 +83,12 @@ class Mixing(nn.Module):
 
 
 def _transposed_kernel(weight: Tensor, groups: int) -> Tensor:
-    """The weight [O, I / groups, *kernel] as ConvTranspose has it; see `rules.transposed_kernel`."""
+    """Return the weight [O, I / groups, *kernel] as ConvTranspose has it; see `channels.linear.transposed_kernel`."""
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def channel_means(x: Tensor, axis: int) -> Tensor:
-    """The mean of every channel [B, C] of a tensor [B, ...] whose channels lie on this axis, counted without the batch."""
+    """Return the mean of every channel [B, C] of a tensor [B, ...] whose channels lie on this axis, counted without the batch."""
     others = [a for a in range(1, x.ndim) if a != axis + 1]
     return x.mean(others) if others else x
 
@@ -116,7 +116,7 @@ class Head(nn.Module):
         return Exit(self.logits(features), features)
 
     def features(self, x: Tensor) -> Tensor:
-        """The means over the cells, [B, C * cells]."""
+        """Return the means over the cells, [B, C * cells]."""
         if self.cell is None:
             return channel_means(x, self.axis)
         return F.avg_pool2d(x if self.axis == 0 else x.movedim(-1, 1), self.cell).flatten(1)
@@ -127,13 +127,13 @@ class Head(nn.Module):
         return int(next(iter(self.weights)).shape[1])
 
     def logits(self, features: Tensor) -> Tensor:
-        """The logits [B, K] from features."""
+        """Return the logits [B, K] from features."""
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             features = F.linear(F.relu(features) if index else features, weight, bias)
         return features
 
     def numpy(self) -> ExitHead:
-        """The head as it is now."""
+        """Return the head as it is now."""
         layers = zip(self.weights, self.biases, strict=True)
         return ExitHead(tuple((as_numpy(w), as_numpy(b)) for w, b in layers), self.cell)
 
@@ -157,7 +157,7 @@ class Moments:
         self.count += value.numel() // value.shape[1]
 
     def norm(self) -> Norm:
-        """A norm that undoes itself on these moments and adds the bias."""
+        """Return a norm that undoes itself on these moments and adds the bias."""
         mean = self.total / self.count
         var = (self.squares / self.count - mean.square()).clamp_min(1e-8)
         bias = self.module.bias
@@ -166,5 +166,5 @@ class Moments:
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A contiguous copy on the host; training may have stored it channels last."""
+    """Return a contiguous copy on the host; training may have stored it channels last."""
     return np.ascontiguousarray(tensor.detach().cpu().numpy()).copy()

@@ -45,13 +45,13 @@ class Level:
 class Masks:
     """What a plan does to a StagedNet: per MIX node the mask [O, I, 1...] and the rows that have any input
     (None where nothing is masked), per stage the tap and the head's columns, and per NORM or REDUCE node that does
-    not see all channels at once the parts that it is computed in. `live` has, for what is undefined at zero, which
+    not see all channels at once the `levels` that it is computed in. `live` has, for what is undefined at zero, which
     channels of each input and of the output the plan keeps."""
 
     mix: Mapping[str, tuple[Tensor, Tensor] | None]
     taps: tuple[str, ...]
     columns: tuple[Tensor | None, ...]
-    parts: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
+    levels: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
     live: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def faded(self, alpha: float) -> Masks:
@@ -63,11 +63,11 @@ class Masks:
             for k, v in self.mix.items()
         }
         columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
-        return Masks(mix, self.taps, columns, self.parts, self.live)
+        return Masks(mix, self.taps, columns, self.levels, self.live)
 
 
 def masks_of(model: AnalysedModel, effective: Effective, device: torch.device) -> Masks:
-    """The masks of a plan, on a device."""
+    """Return the masks of a plan, on a device."""
     nodes = [node for node in model.graph.nodes if node.name in effective.depth]
     weighted = [node for node in nodes if SHOWN[model.kind(node)] in ("links", "rows")]
     columns: list[Tensor | None] = []
@@ -81,7 +81,7 @@ def masks_of(model: AnalysedModel, effective: Effective, device: torch.device) -
         {node.name: _weight_mask(model, node, effective, device) for node in weighted},
         effective.plan.taps,
         tuple(columns),
-        {name: parts for name, parts in levels.items() if parts is not None},
+        {name: steps for name, steps in levels.items() if steps is not None},
         {node.name: _live(model, node, effective, device) for node in undefined},
     )
 
@@ -89,7 +89,7 @@ def masks_of(model: AnalysedModel, effective: Effective, device: torch.device) -
 def _weight_mask(
     model: AnalysedModel, node: Node, effective: Effective, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
-    """The mask [O, I, 1...] of a weight and its rows [O] that have any input, None where nothing is masked."""
+    """Return the mask [O, I, 1...] of a weight and its rows [O] that have any input, None where nothing is masked."""
     whole_rows = SHOWN[model.kind(node)] == "rows"
     mask = effective.live(node.outputs[0])[:, None] if whole_rows else effective.mask(node)
     if mask.all():
@@ -100,7 +100,7 @@ def _weight_mask(
 
 
 def _levels(model: AnalysedModel, node: Node, effective: Effective, device: torch.device) -> tuple[Level, ...] | None:
-    """The levels of a NORM or REDUCE node that does not see all channels at once, None for all other nodes."""
+    """Return the levels of a NORM or REDUCE node that does not see all channels at once, None for all other nodes."""
     if SHOWN[model.kind(node)] != "levels":
         return None
     levels = effective.levels(node)
@@ -113,7 +113,7 @@ def _levels(model: AnalysedModel, node: Node, effective: Effective, device: torc
 
 
 def _live(model: AnalysedModel, node: Node, effective: Effective, device: torch.device) -> dict[str, Tensor]:
-    """Which channels of each computed input and of the output a plan keeps, shaped to broadcast over the batch."""
+    """Return which channels of each computed input and of the output a plan keeps, shaped to broadcast over the batch."""
     live = {}
     for name in (*model.graph.computed(node), node.outputs[0]):
         shape = [1] * (len(model.graph.shapes[name]) + 1)

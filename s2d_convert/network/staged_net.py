@@ -70,7 +70,7 @@ class StagedNet(nn.Module):
                     self.register_buffer(f"{key}_{index}", value, persistent=False)
 
     def _is_learned(self, node: Node, index: int) -> bool:
-        """Whether a constant is a scale, shift or slope per channel of what the model computes (not of the image)."""
+        """Tell whether a constant is a scale, shift or slope per channel of what the model computes (not of the image)."""
         value, source = self.graph.constants[node.inputs[index]], self.graph.computed(node)[0]
         layout = self.channels.layouts.get(source)
         if node.op not in LEARNED or value.dtype != np.float32 or layout is None or (layout.units == FREE).all():
@@ -81,7 +81,7 @@ class StagedNet(nn.Module):
     # --- plans --------------------------------------------------------------------------------------
 
     def masks(self, effective: Effective) -> Masks:
-        """The masks of a plan on this module's device."""
+        """Return the masks of a plan on this module's device."""
         return masks_of(self.model, effective, next(self.parameters()).device)
 
     def _mixing(self, node: Node) -> Mixing:
@@ -92,30 +92,30 @@ class StagedNet(nn.Module):
     # --- forward ------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor, masks: Masks) -> list[Tensor]:
-        """The logits [B, K] of every stage of the plan behind `masks`."""
+        """Return the logits [B, K] of every stage of the plan behind `masks`."""
         return [found.logits for found in self.exits(images, masks)]
 
     def exits(self, images: Tensor, masks: Masks) -> list[Exit]:
-        """What every stage of the plan behind `masks` answers, and from which features."""
+        """Return the exits of all stages of the plan behind `masks`: logits, and the features that they come from."""
         wanted = set(masks.taps)
         kept = wanted | {self._source}
-        found: dict[str, Tensor] = {}
+        kept_values: dict[str, Tensor] = {}
         values = {self.graph.image: images.float()}
         for index, node in enumerate(self.graph.nodes):
             outputs = self._run(node, values, masks)
             values.update(zip(node.outputs, outputs, strict=True))
-            found.update((name, values[name]) for name in node.outputs if name in kept)
-            if wanted <= found.keys():
+            kept_values.update((name, values[name]) for name in node.outputs if name in kept)
+            if wanted <= kept_values.keys():
                 break
             for name in self.graph.computed(node):
                 if self._last_use[name] == index:
                     values.pop(name, None)
-        return [self._exit(tap, found, columns) for tap, columns in zip(masks.taps, masks.columns, strict=True)]
+        return [self._exit(tap, kept_values, columns) for tap, columns in zip(masks.taps, masks.columns, strict=True)]
 
-    def _exit(self, tap: str, found: Mapping[str, Tensor], columns: Tensor | None) -> Exit:
+    def _exit(self, tap: str, values: Mapping[str, Tensor], columns: Tensor | None) -> Exit:
         if tap == self.graph.output:
-            return Exit(found[tap].flatten(1), self._features(found))
-        answer: Exit = self._head(tap)(found[tap], columns)
+            return Exit(values[tap].flatten(1), self._features(values))
+        answer: Exit = self._head(tap)(values[tap], columns)
         return answer
 
     def _head(self, tap: str) -> Head:
@@ -123,11 +123,11 @@ class StagedNet(nn.Module):
         assert isinstance(head, Head), "heads holds Head modules only"
         return head
 
-    def _features(self, found: Mapping[str, Tensor]) -> Tensor | None:
-        """The features of the model's own logits."""
+    def _features(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the features of the model's own logits."""
         if self._source is None:
             return None
-        return channel_means(found[self._source], self.channels.layouts[self._source].axis)
+        return channel_means(values[self._source], self.channels.layouts[self._source].axis)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ class StagedNet(nn.Module):
         return (*self._head_key, self.graph.output)
 
     def feature_count(self, tap: str) -> int | None:
-        """How many features the exit at this tap, or at the output, has; None: it has none."""
+        """Return how many features the exit at this tap, or at the output, has; None if it has none."""
         if tap != self.graph.output:
             return self._head(tap).width
         return None if self._source is None else len(self.channels.layouts[self._source].units)
@@ -150,8 +150,8 @@ class StagedNet(nn.Module):
         inputs = [
             values[n] if n in values else getattr(self, f"{key}_{i}") if n else None for i, n in enumerate(node.inputs)
         ]
-        if node.name in masks.parts:
-            return (self._run_parts(node, inputs, masks.parts[node.name]),)
+        if node.name in masks.levels:
+            return (self._run_levels(node, inputs, masks.levels[node.name]),)
         live = masks.live.get(node.name, {})
         inputs = [
             x if x is None or n not in live else torch.where(live[n], x, 1.0)
@@ -163,27 +163,28 @@ class StagedNet(nn.Module):
             torch.where(live[n], y, 0.0) if n in live else y for n, y in zip(node.outputs, outputs, strict=False)
         )
 
-    def _run_parts(self, node: Node, inputs: Sequence[Tensor | None], parts: tuple[Level, ...]) -> Tensor:
-        """A NORM or REDUCE node, stage by stage on the channels that exist by then; the others are zero."""
+    def _run_levels(self, node: Node, inputs: Sequence[Tensor | None], levels: tuple[Level, ...]) -> Tensor:
+        """Compute a NORM or REDUCE node stage by stage, on the channels that exist by then; the others are zero."""
         x = inputs[0]
         assert x is not None, "a norm has an input"
         source, rank = node.inputs[0], x.ndim - 1
         axis = self.channels.layouts[source].axis
         out = x.new_zeros((len(x), *self.graph.shapes[node.outputs[0]]))
-        for part in parts:
-            if not len(part.read):
+        for level in levels:
+            if not len(level.read):
                 continue
-            cut = [x.index_select(axis + 1, part.read)]
+            cut: list[Tensor | None] = [x.index_select(axis + 1, level.read)]
             for index, value in enumerate(inputs[1:], start=1):
                 constant = self.graph.constants.get(node.inputs[index])
-                own = None if constant is None else channel_axis_of_constant(
-                    node, index, constant, rank=rank, axis=axis)  # fmt: skip
-                cut.append(value if value is None or own is None else value.index_select(own, part.read))  # type: ignore[arg-type]
+                if value is not None and constant is not None:
+                    channel_axis = channel_axis_of_constant(node, index, constant, rank=rank, axis=axis)
+                    value = value if channel_axis is None else value.index_select(channel_axis, level.read)
+                cut.append(value)
             y = self._functions[node.name](*cut)
             assert isinstance(y, Tensor), "a norm has one output"
-            if self.channels.roles[node.name].kind is Kind.REDUCE:
+            if self.model.kind(node) is Kind.REDUCE:
                 return y
-            out = out.index_copy(axis + 1, part.made, y.index_select(axis + 1, part.place))
+            out = out.index_copy(axis + 1, level.made, y.index_select(axis + 1, level.place))
         return out
 
     # --- normalisation ------------------------------------------------------------------------------
@@ -216,7 +217,8 @@ class StagedNet(nn.Module):
         return int(np.prod(shape[1:])) > 1 and readers != ["BatchNormalization"]
 
     def hidden_weights(self) -> list[Tensor]:
-        """The weights [O, I, ...] of the layers in which every output reads every input, without the layer of the logits."""
+        """Return the weights [O, I, ...] of the layers in which every output reads every input, without the layer of the
+        logits."""
         return [
             module.weight
             for node in self.graph.nodes
@@ -250,7 +252,7 @@ class StagedNet(nn.Module):
     # --- out ----------------------------------------------------------------------------------------
 
     def weights(self) -> Weights:
-        """The parameters as numpy, norms folded, ready for `split`."""
+        """Return the parameters as numpy, norms folded, ready for `split`."""
         mix = {
             node.name: self._mixing(node).folded() for node in self.graph.nodes if self._key[node.name] in self.mixing
         }
@@ -269,12 +271,14 @@ class StagedNet(nn.Module):
 
 
 def feature_source(model: AnalysedModel) -> str | None:
-    """The tensor that the layer of the logits reads, None where no single layer that mixes channels makes them, or it reads
-    the image."""
+    """Return the tensor that the layer of the logits reads.
+
+    None where no single layer that mixes channels makes the logits, or where that layer reads the image.
+    """
     classifier = classifier_of(model)
     return classifier.inputs[0] if classifier is not None and classifier.inputs[0] in model.graph.producer else None
 
 
 def unsupported_nodes(graph: Graph) -> tuple[Node, ...]:
-    """The nodes that have no torch builder, all of them at once."""
+    """Return all nodes that have no torch builder."""
     return tuple(n for n in graph.nodes if n.op not in BUILDERS)

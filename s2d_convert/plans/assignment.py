@@ -52,18 +52,18 @@ class Effective:
     @cached_property
     def depth(self) -> Mapping[str, int]:
         """d(n) by node name: the first stage whose tap has n among its ancestors. Nodes that no tap needs are absent."""
-        found: dict[str, int] = {}
+        depth: dict[str, int] = {}
         for stage, tap in enumerate(self.plan.taps, start=1):
             pending = [tap]
             while pending:
                 node = self.graph.producer.get(pending.pop())
-                if node is not None and node.name not in found:
-                    found[node.name] = stage
+                if node is not None and node.name not in depth:
+                    depth[node.name] = stage
                     pending.extend(self.graph.computed(node))
-        return found
+        return depth
 
     def of(self, tensor: str) -> Array:
-        """e per position of a tensor with a layout, int64 [C]; 0 for the image and constants, NO_STAGE if pruned."""
+        """Return e for every position of a tensor with a layout, int64 [C]: 0 for the image and constants, NO_STAGE if pruned."""
         if tensor not in self._cache:
             layout = self.channels.layouts[tensor]
             if layout.roots == (tensor,):
@@ -80,33 +80,33 @@ class Effective:
         return np.maximum(self._stage_of_unit[layout.units], depth)
 
     def live(self, tensor: str) -> Array:
-        """Which positions of a tensor can be other than zero, bool [C].
+        """Return which positions of a tensor can be other than zero, bool [C].
 
-        A mixing row that may read no live channel is zero, bias included: that is what lets a residual block
-        whose inner class has no unit in a stage vanish from it.
+        A mixing row that reads no live channel counts as zero, bias included. This lets a residual block whose inner class has no
+        unit in a stage vanish from that stage.
         """
         live: Array = self._liveness.live(tensor)[:, 0] != 0
         return live
 
     def readable(self, tensor: str, stage: int) -> Array:
-        """The positions of a tensor that exist by the end of `stage` and can be other than zero, bool [C]."""
+        """Return the positions of a tensor that exist by the end of `stage` and can be other than zero, bool [C]."""
         return (self.of(tensor) <= stage) & self.live(tensor)
 
     def sees(self, tensor: str, stage: int) -> Array:
-        """Which of the readable positions depend on the image, bool [C]: a bias behind channels of zeros does not."""
+        """Return which of the readable positions depend on the image, bool [C]. A bias behind channels of zeros does not."""
         seen: Array = self._liveness.seen(tensor)[:, 0] != 0
         return self.readable(tensor, stage) & seen
 
     def mask(self, node: Node) -> Array:
-        """M[o, i] = e(i) <= e(o) of a MIX node, bool [O, I], without columns that are always zero and pruned rows."""
+        """Return M[o, i] = e(i) <= e(o) of a MIX node, bool [O, I]. Pruned rows and columns that are always zero are False."""
         source = node.inputs[0]
         rows, columns = self.of(node.outputs[0])[:, None], self.columns(node, self.of(source))[None, :]
         return (columns <= rows) & (rows < NO_STAGE) & self.columns(node, self.live(source))[None, :]
 
     def levels(self, node: Node) -> tuple[tuple[Array, Array], ...]:
-        """How a NORM or REDUCE node is computed: for every stage the positions that it reads and those that it makes.
+        """Return, for every stage of a NORM or REDUCE node, the positions that it reads and those that it makes.
 
-        A channel that is zero because the plan took away what it was made of has no part in statistics, and stays zero.
+        A channel that is zero because the plan pruned what it was made of takes no part in statistics and stays zero.
         """
         out = node.outputs[0]
         made = self.of(out)
@@ -117,18 +117,18 @@ class Effective:
         return tuple((self.counted(node, k), np.flatnonzero(live & (made == k))) for k in stages)
 
     def counted(self, node: Node, stage: int) -> Array:
-        """The input positions that a NORM or REDUCE node reads in a stage: what exists by then, constants included."""
+        """Return the input positions that a NORM or REDUCE node reads in a stage: all that exist by then, constants included."""
         source = node.inputs[0]
         free = self.channels.layouts[source].units == FREE
         return np.flatnonzero((self.of(source) <= stage) & (self.live(source) | free))
 
     def columns(self, node: Node, values: Array) -> Array:
-        """Per-position `values` of a MIX node's input as per-column values [I]. A tensor of one unit may be read
-        along any axis."""
+        """Convert per-position `values` of a MIX node's input to per-column values [I]. A tensor of one unit may be
+        read along any axis."""
         shape = self.graph.shapes[node.inputs[0]]
         axis = 0 if node.op in ("Conv", "ConvTranspose") else len(shape) - 1
-        own = self.channels.layouts[node.inputs[0]].axis
-        return values if own == axis else np.broadcast_to(values.max(keepdims=True), (shape[axis],))
+        channel_axis = self.channels.layouts[node.inputs[0]].axis
+        return values if channel_axis == axis else np.broadcast_to(values.max(keepdims=True), (shape[axis],))
 
     @cached_property
     def _liveness(self) -> Liveness:

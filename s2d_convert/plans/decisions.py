@@ -26,11 +26,11 @@ class Space(Protocol[PlanT_co]):
         """Options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
 
     def decode(self, actions: Actions, /) -> PlanT_co:
-        """The plan that a full sequence stands for."""
+        """Return the plan that a full sequence stands for."""
 
 
 def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
-    """A sequence whose every decision is drawn evenly from what is allowed."""
+    """Draw a sequence, every decision evenly among the allowed options."""
     actions: Actions = ()
     for _ in space.sizes:
         actions = (*actions, int(rng.choice(np.flatnonzero(space.allowed(actions)))))
@@ -38,7 +38,7 @@ def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
 
 
 def checked(space: Space[Any], actions: Sequence[int]) -> Actions:
-    """The sequence itself, once every decision of it is allowed. Raises ValueError where one is not."""
+    """Return the sequence as a tuple of ints. Raises ValueError if a decision is not allowed."""
     sequence = tuple(int(a) for a in actions)
     if len(sequence) != len(space.sizes):
         raise ValueError(f"sequence {sequence}: got {len(sequence)} decisions; expected {len(space.sizes)}")

@@ -15,8 +15,10 @@ from s2d_convert.plans.weights import Weights
 
 
 def importance(model: AnalysedModel, weights: Weights) -> Array:
-    """A score per unit, float64 [U]: squared norms of the rows that make it and the columns that read it, each
-    relative to its layer's mean, so that wide layers do not outvote narrow ones."""
+    """Return a score per unit, float64 [U]: squared norms of the rows that make it and of the columns that read it.
+
+    Each norm is relative to its layer's mean, so that wide layers do not outvote narrow ones.
+    """
     score = np.zeros(model.channels.units)
     for node in model.graph.nodes:
         if node.name not in weights.mix:
@@ -60,7 +62,7 @@ class Division:
 
 
 def divide(model: AnalysedModel, weights: Weights, *, groups: int, block: int) -> tuple[Division, ...]:
-    """Every splittable class, cut into at most `groups` groups of whole layout blocks where it is wide enough."""
+    """Cut every splittable class into at most `groups` groups, of whole layout blocks where the class is wide enough."""
     score = importance(model, weights)
     divisions = []
     optional = optional_classes(model)

@@ -7,7 +7,7 @@ from s2d_convert.channels.kinds import Kind
 
 
 def pooled_axis(model: AnalysedModel, tap: str) -> int | None:
-    """The channel axis at which an exit head can read `tap` (pooling every other axis), None if it cannot."""
+    """Return the channel axis at which an exit head can read `tap` (pooling every other axis), None if it cannot."""
     layout, shape = model.channels.layouts.get(tap), model.graph.shapes.get(tap, ())
     if (
         layout is None
@@ -21,10 +21,10 @@ def pooled_axis(model: AnalysedModel, tap: str) -> int | None:
 
 
 def candidate_taps(model: AnalysedModel) -> tuple[str, ...]:
-    """Tensors that carry all that later nodes need, in order; the last of each run without a mixing operator.
+    """Return the tensors that carry all that later nodes need, in order; of each run without a mixing operator only the last.
 
-    A tensor qualifies when, right after its node, every tensor still to be read shows only channels of
-    the same roots (so a DenseNet's growing Concat qualifies, the inside of a residual block does not).
+    A tensor qualifies when, right after its node, every tensor still to be read shows only channels of the same roots. So a
+    DenseNet's growing Concat qualifies, and the inside of a residual block does not.
     """
     last_use = {name: index for index, node in enumerate(model.graph.nodes) for name in model.graph.computed(node)}
     live: set[str] = set()

@@ -20,7 +20,7 @@ SIMPLE_DEPTHS = (1.0, 0.75)  # of the candidate taps
 
 
 def depth_plan(model: AnalysedModel, stages: int) -> Conversion:
-    """Exits at the taps nearest to equal shares of the multiply-accumulates; everything belongs to stage 1."""
+    """Put exits at the taps nearest to equal shares of the multiply-accumulates; all units belong to stage 1."""
     taps = _space(model).taps
     if len(taps) < stages - 1:
         raise UsageError(f"--stages {stages}: the model has {len(taps)} candidate taps; fewer stages are possible")
@@ -34,7 +34,7 @@ def depth_plan(model: AnalysedModel, stages: int) -> Conversion:
 
 
 def width_plan(model: AnalysedModel, stages: int) -> Conversion:
-    """Every class divided evenly, the most important units first; all taps at the end."""
+    """Divide every class evenly among the stages, the most important units first; all taps are at the end."""
     taps = _space(model).taps
     if not taps:
         raise UsageError("--plan width: the model has no tensor at which an exit could be put; `s2d inspect` shows why")
@@ -53,7 +53,7 @@ def _space(model: AnalysedModel) -> PlanSpace:
 
 
 def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
-    """A conversion drawn from the space; a quarter have the same share of all classes, and a quarter have fewer blocks."""
+    """Draw a conversion from the space. A quarter have the same share of all classes, and a quarter have fewer blocks."""
     shape, kind = rng.random(), int(rng.choice(space.kinds))
     if shape < 0.25:
         return space.decode(space.thinned(kind, rng.uniform(0.25, 0.75), rng.uniform(0.25, 1.0)))
@@ -65,10 +65,10 @@ def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
 
 
 def simple_chains(space: PlanSpace, budget: float) -> dict[Conversion, Actions]:
-    """Simple first chains before the untouched model, with their decisions: uniform ones of several widths and depths, and
-    such with fewer blocks.
+    """Return simple first chains before the untouched model, with their decisions: several widths and depths, and chains with
+    fewer blocks.
 
-    Those with more of the multiply-accumulates than the budget are left out; where all have, the least one stays.
+    Chains with more multiply-accumulates than the budget allows are left out; if all have, the smallest one stays.
     """
     pairs = PlanSpace(space.model, space.divisions, stages=2, kinds=(CASCADE,))
     last = len(pairs.taps) - 1
@@ -78,7 +78,7 @@ def simple_chains(space: PlanSpace, budget: float) -> dict[Conversion, Actions]:
         for fraction in SIMPLE_FRACTIONS
     ]
     every += [pairs.thinned(CASCADE, keep, fraction) for keep in BLOCKS for fraction in (1.0, 0.5)]
-    found = {pairs.decode(actions): actions for actions in reversed(every)}
-    cost = {c: chain_macs(space.model, c.chains[0]) for c in reversed(found)}
+    chains = {pairs.decode(actions): actions for actions in reversed(every)}
+    cost = {c: chain_macs(space.model, c.chains[0]) for c in reversed(chains)}
     limit = max(budget * total_macs(space.graph), min(cost.values()) + 1)
-    return {c: found[c] for c in cost if cost[c] < limit}
+    return {c: chains[c] for c in cost if cost[c] < limit}

@@ -26,7 +26,7 @@ Words = Array  # uint64 [C, W]
 
 
 def words_of(bits: Array) -> Words:
-    """The words uint64 [C, 1] of one plan, from its booleans [C]."""
+    """Convert the booleans [C] of one plan to words, uint64 [C, 1]."""
     return np.where(bits, ALL_PLANS, NO_PLAN)[:, None]
 
 
@@ -48,11 +48,12 @@ class Liveness:
     words: int = 1
 
     def live(self, tensor: str) -> Words:
-        """The plans in which each channel of a tensor with a layout can be other than zero."""
+        """Return the plans in which each channel of a tensor with a layout can be other than zero, uint64 [C, W]."""
         return self._live.of(tensor)
 
     def seen(self, tensor: str) -> Words:
-        """The plans in which each channel depends on the image: constants, and a bias behind channels of zeros, do not."""
+        """Return the plans in which each channel depends on the image, uint64 [C, W]. Constants do not, nor does a bias behind
+        channels of zeros."""
         return self._seen.of(tensor)
 
     @cached_property
@@ -64,7 +65,7 @@ class Liveness:
         return self._run(SEEN, self._live.of, constants=False)
 
     def _run(self, table: Mapping[Kind, Handler], most: Callable[[str], Words], *, constants: bool) -> Spread:
-        """Go over the graph once; `most` bounds the words of every root."""
+        """Go over the graph once; `most` limits the words of every root."""
         model = self.model
         spread = Spread(model, self.stages, self.words, constants, {})
         spread.roots[model.graph.image] = _all_plans(len(model.layout(model.graph.image).units), self.words)
@@ -89,7 +90,7 @@ class Spread:
     roots: dict[str, Words]
 
     def of(self, tensor: str) -> Words:
-        """The words of a tensor with a layout, as its roots show them."""
+        """Return the words of a tensor with a layout, as its roots show them."""
         layout = self.model.layout(tensor)
         filled = words_of((layout.fill != 0) & self.constants).repeat(self.words, axis=1)
         return layout.gather([self.roots[root] for root in layout.roots], filled)
@@ -99,16 +100,16 @@ class Spread:
         return len(self.model.layout(tensor).units)
 
     def free(self, tensor: str) -> Array:
-        """Which channels belong to no unit, bool [C]: constants, zeros among them, and what is made of the image alone."""
+        """Return which channels belong to no unit, bool [C]: constants, zeros among them, and what is made of the image alone."""
         free: Array = self.model.layout(tensor).units == FREE
         return free
 
     def source(self, node: Node) -> str:
-        """The computed input of a node that has one."""
+        """Return the computed input of a node that has one."""
         return self.model.graph.computed(node)[0]
 
     def operands(self, node: Node, name: str) -> list[Words]:
-        """The words of all computed inputs, spread over the channels of the output `name`."""
+        """Return the words of all computed inputs, spread over the channels of the output `name`."""
         return [_over(self.of(tensor), self.count(name)) for tensor in self.model.graph.computed(node)]
 
 
@@ -116,12 +117,12 @@ Handler = Callable[[Spread, Node, str], Words]
 
 
 def _over(words: Words, count: int) -> Words:
-    """Words over `count` channels: an operand of one unit may have its channels on another axis."""
+    """Spread words over `count` channels, because an operand of one unit may have its channels on another axis."""
     return words if len(words) == count else np.bitwise_or.reduce(words, axis=0)[None].repeat(count, axis=0)
 
 
 def _read_by_then(spread: Spread, node: Node, name: str, words: Words) -> Words:
-    """What the channels of an output read that may read every input channel i with e(i) <= e(o)."""
+    """Return, for every output channel o, in which plans any input channel i with e(i) <= e(o) has its bit in `words`."""
     stages, made = spread.stages(spread.source(node)), spread.stages(name)
     read = np.zeros((len(made), spread.words), dtype=np.uint64)
     for stage in np.unique(made).tolist():
@@ -130,12 +131,12 @@ def _read_by_then(spread: Spread, node: Node, name: str, words: Words) -> Words:
 
 
 def _by_then(spread: Spread, node: Node, name: str) -> Words:
-    """Live, or seen, where any channel is that it may read."""
+    """Mark an output channel where it may read any marked input channel."""
     return _read_by_then(spread, node, name, spread.of(spread.source(node)))
 
 
 def _live_statistics(spread: Spread, node: Node, name: str) -> Words:
-    """Statistics have a value as soon as anything exists, constants included."""
+    """Mark what has statistics: all of it as soon as anything exists, constants included."""
     source = spread.source(node)
     words = spread.of(source)
     words[spread.free(source)] = ALL_PLANS
@@ -143,14 +144,14 @@ def _live_statistics(spread: Spread, node: Node, name: str) -> Words:
 
 
 def _merged_groups(spread: Spread, node: Node, name: str) -> Words:
-    """Live, or seen, where any channel of the group is."""
+    """Mark a whole conv group where any channel that it reads is marked."""
     groups = int(node.attrs["group"])
     merged = np.bitwise_or.reduce(spread.of(spread.source(node)).reshape(groups, -1, spread.words), axis=1)
     return merged.repeat(spread.count(name) // groups, axis=0)
 
 
 def _live_groups(spread: Spread, node: Node, name: str) -> Words:
-    """A group of constants alone (channels of zeros) still makes its bias: no plan took anything from it."""
+    """As `_merged_groups`; a group that reads constants alone (channels of zeros) still makes its bias."""
     groups = int(node.attrs["group"])
     constant = spread.free(spread.source(node)).reshape(groups, -1).all(axis=1)
     words = _merged_groups(spread, node, name)
@@ -159,7 +160,7 @@ def _live_groups(spread: Spread, node: Node, name: str) -> Words:
 
 
 def _moved(spread: Spread, node: Node, name: str) -> Words:
-    """The words of the units that the movement shows."""
+    """Mark every unit that the movement shows as its input does."""
     source = spread.source(node)
     table = np.zeros((spread.model.channels.units + 1, spread.words), dtype=np.uint64)  # FREE (-1) reads the last row
     np.bitwise_or.at(table, spread.model.layout(source).units, spread.of(source))
@@ -168,31 +169,31 @@ def _moved(spread: Spread, node: Node, name: str) -> Words:
 
 
 def _seen_move(spread: Spread, node: Node, name: str) -> Words:
-    """Where a block of channels becomes one, a channel of the image may lie among those of a unit."""
+    """As `_moved`; where a block of channels becomes one, a channel of the image may lie among those of a unit."""
     source = spread.source(node)
     image = spread.of(source)[spread.free(source)]
     return _moved(spread, node, name) | np.bitwise_or.reduce(image, axis=0, initial=NO_PLAN)
 
 
 def _any_operand(spread: Spread, node: Node, name: str) -> Words:
-    """Live, or seen, where any operand is."""
+    """Mark a channel where any operand is marked."""
     return np.asarray(np.bitwise_or.reduce(spread.operands(node, name)))
 
 
 def _everything(spread: Spread, node: Node, name: str) -> Words:
-    """Live in every plan."""
+    """Mark every channel in every plan."""
     return _all_plans(spread.count(name), spread.words)
 
 
 def _live_map(spread: Spread, node: Node, name: str) -> Words:
-    """What keeps zero at zero is as live as its input; what is undefined at zero stays zero there."""
+    """An operator that keeps zero, or is undefined at zero, is as live as its input; any other is live everywhere."""
     if keeps_zero(node, spread.model.graph.constants) or node.op in UNDEFINED_AT_ZERO:
         return _any_operand(spread, node, name)
     return _everything(spread, node, name)
 
 
 def _live_join(spread: Spread, node: Node, name: str) -> Words:
-    """A product, and what is undefined at zero, needs all its operands; a sum of computed operands needs any of them."""
+    """A product, or an operator undefined at zero, needs all its operands; a sum of computed operands needs any of them."""
     if node.op == "Mul" or node.op in UNDEFINED_AT_ZERO:
         return np.asarray(np.bitwise_and.reduce(spread.operands(node, name)))
     if node.op in ADDITIVE and len(spread.model.graph.computed(node)) == len(node.inputs):
@@ -201,7 +202,7 @@ def _live_join(spread: Spread, node: Node, name: str) -> Words:
 
 
 def _seen_opaque(spread: Spread, node: Node, name: str) -> Words:
-    """All of it, where anything that it reads is seen; what has no layout counts as seen."""
+    """Mark all channels where any input is marked; an input without a layout counts as marked."""
     inputs = spread.model.graph.computed(node)
     if any(tensor not in spread.model.channels.layouts for tensor in inputs):
         return _everything(spread, node, name)
@@ -232,7 +233,7 @@ SEEN: Mapping[Kind, Handler] = {
 
 
 def optional_classes(model: AnalysedModel) -> Array:
-    """For each class whether all logits still depend on the image when none of its units exists, bool [classes].
+    """Return, for each class, whether all logits still depend on the image when none of its units exists, bool [classes].
 
     This is `Effective.sees` of one plan per class: bit k stands for the plan in which class k is pruned.
     """

@@ -14,7 +14,7 @@ from s2d_convert.plans.plan import Plan
 
 
 def mac_shares(model: AnalysedModel, taps: Sequence[str]) -> dict[str, float]:
-    """For each tap the share of the static multiply-accumulates that lie before it."""
+    """Return, for each tap, the share (0 to 1) of the static multiply-accumulates that lie before it."""
     counts = node_macs(model.graph)
     total = max(1, sum(counts.values()))
     ones = (1,) * model.channels.units
@@ -23,8 +23,10 @@ def mac_shares(model: AnalysedModel, taps: Sequence[str]) -> dict[str, float]:
 
 
 def chain_macs(model: AnalysedModel, plan: Plan) -> int:
-    """Multiply-accumulates per image of all stages of a chain, counted without building them: exit heads are left out, and
-    what linked stages compute but nobody reads counts too."""
+    """Count the multiply-accumulates per image of all stages of a chain without building them.
+
+    Exit heads are left out. What linked stages compute but nobody reads is counted too.
+    """
     effective = Effective(model, plan)
     total = 0.0
     for node in model.graph.nodes:

@@ -1,7 +1,7 @@
 """Plans: which channel unit belongs to which stage, and where every stage is tapped.
 
 A `Plan` is one chain; a `Conversion` is one or several chains, run one after the other. Both are plain
-data: canonical, hashable and JSON. What a plan means is in `effective`.
+data: canonical, hashable and JSON. What a plan means is in `assignment`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Conversion:
         return sum(chain.stages for chain in self.chains)
 
     def to_json(self, channels: Channels) -> dict[str, Any]:
-        """A JSON-able dict; units are listed per class as run lengths such as '1x8 2x8'."""
+        """Return a JSON-able dict; units are listed per class as run lengths such as '1x8 2x8'."""
         return {"version": FORMAT_VERSION, "chains": [_chain_to_json(c, channels) for c in self.chains]}
 
     @staticmethod
     def from_json(data: Any, channels: Channels) -> Conversion:
-        """The conversion that `to_json` wrote. Raises UsageError naming what is wrong."""
+        """Read the dict that `to_json` wrote. Raises UsageError naming what is wrong."""
         if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
             raise UsageError(f'plan: expected an object with "version": {FORMAT_VERSION}; see docs/plan.md')
         chains = data.get("chains")
@@ -64,7 +64,7 @@ class Conversion:
         return Conversion(tuple(_chain_from_json(c, i, channels) for i, c in enumerate(chains)))
 
     def digest(self) -> str:
-        """A short hash; equal conversions of one model have equal digests."""
+        """Return a short hash; equal conversions of one model have equal hashes."""
         text = json.dumps([[c.taps, c.stages_of_units] for c in self.chains])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -80,35 +80,35 @@ def _chain_to_json(plan: Plan, channels: Channels) -> dict[str, Any]:
 
 
 def _chain_from_json(data: Any, index: int, channels: Channels) -> Plan:
-    place = f"plan: chain {index + 1}"
+    where = f"plan: chain {index + 1}"
     if not isinstance(data, dict) or not isinstance(data.get("taps"), list) or not isinstance(data.get("units"), dict):
-        raise UsageError(f'{place}: expected "taps" (a list) and "units" (an object); see docs/plan.md')
+        raise UsageError(f'{where}: expected "taps" (a list) and "units" (an object); see docs/plan.md')
     taps = data["taps"]
     if not all(isinstance(t, str) for t in taps) or not 1 <= len(taps) <= MAX_STAGES:
-        raise UsageError(f'{place}: "taps" must be 1 to {MAX_STAGES} tensor names, got {taps!r}')
+        raise UsageError(f'{where}: "taps" must be 1 to {MAX_STAGES} tensor names, got {taps!r}')
     known = {group.name: group for group in channels.classes}
     unknown = [name for name in data["units"] if name not in known]
     if unknown:
-        raise UsageError(f"{place}: the model has no channel class {unknown[0]!r}; `s2d inspect` lists its classes")
+        raise UsageError(f"{where}: the model has no channel class {unknown[0]!r}; `s2d inspect` lists its classes")
     stages = np.ones(channels.units, dtype=np.int64)
     for name, runs in data["units"].items():
-        stages[list(known[name].units)] = _read_runs(runs, len(known[name].units), f"{place}: class {name!r}")
+        stages[list(known[name].units)] = _read_runs(runs, len(known[name].units), f"{where}: class {name!r}")
     return Plan(tuple(taps), tuple(stages.tolist()))
 
 
-def _read_runs(runs: Any, expected: int, place: str) -> list[int]:
+def _read_runs(runs: Any, expected: int, where: str) -> list[int]:
     try:
         pairs = [tuple(int(n) for n in run.split("x")) for run in runs.split()]
         stages = [stage for stage, count in pairs for _ in range(min(count, expected + 1))]
     except (AttributeError, ValueError) as error:
-        raise UsageError(f"{place}: expected run lengths such as '1x8 2x8', got {runs!r}") from error
+        raise UsageError(f"{where}: expected run lengths such as '1x8 2x8', got {runs!r}") from error
     if len(stages) != expected or not all(0 <= stage <= MAX_STAGES for stage in stages):
-        raise UsageError(f"{place}: {runs!r} names {len(stages)} units; the class has {expected}, stages are 0 to S")
+        raise UsageError(f"{where}: {runs!r} names {len(stages)} units; the class has {expected}, stages are 0 to S")
     return stages
 
 
 def identity_plan(model: AnalysedModel) -> Plan:
-    """One stage that holds everything: the static model."""
+    """Return the plan of one stage that holds everything: the static model."""
     return Plan((model.graph.output,), (1,) * model.channels.units)
 
 
@@ -138,5 +138,5 @@ def check_plan(model: AnalysedModel, plan: Plan) -> None:
 
 
 def is_untouched(graph: Graph, plan: Plan) -> bool:
-    """Whether a chain is the static model as it is."""
+    """Return whether a chain is the static model as it is."""
     return plan == Plan((graph.output,), (1,) * len(plan.stages_of_units))

@@ -58,7 +58,7 @@ class PlanSpace:
         self.sizes: tuple[int, ...] = (len(KINDS), *(per_stage * (stages - 1)))
 
     def restricted(self, kinds: Sequence[int], shape: Shape) -> PlanSpace:
-        """The part of this space that has these kinds and this shape."""
+        """Return the part of this space that has these kinds and this shape."""
         return PlanSpace(
             self.model, self.divisions, stages=self.stages,
             kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape,
@@ -71,7 +71,7 @@ class PlanSpace:
         return tuple(frozenset(Effective(self.model, Plan((tap,), ones)).depth) for tap in self.taps)
 
     def allowed(self, prefix: tuple[int, ...]) -> Array:
-        """Which options decision `len(prefix)` has, bool [sizes[len(prefix)]]; never none."""
+        """Return the options that decision `len(prefix)` has, bool [sizes[len(prefix)]]; at least one is True."""
         mask = np.zeros(self.sizes[len(prefix)], dtype=bool)
         if not prefix:
             mask[list(self.kinds)] = True
@@ -92,11 +92,11 @@ class PlanSpace:
         return mask
 
     def _computes(self, exit: int, division: Division) -> bool:
-        """Whether a stage with this exit computes anything of the class of a division."""
+        """Return whether a stage with this exit computes anything of the class of a division."""
         return not self._reach[exit].isdisjoint(division.group.producers)
 
     def decode(self, actions: tuple[int, ...]) -> Conversion:
-        """The conversion that a full sequence of options stands for; stages that add nothing are dropped."""
+        """Return the conversion that a full sequence of options stands for. Stages that add nothing are dropped."""
         choices = Choices.read(actions, len(self.divisions))
         return self._conversion(tuple(dict.fromkeys(choices.stages)), choices.kind == CASCADE)
 
@@ -118,7 +118,7 @@ class PlanSpace:
         return Conversion((self._alive(Plan(taps, units)), identity_plan(self.model)))
 
     def _alive(self, plan: Plan) -> Plan:
-        """The plan itself, or with every first group in stage 1 where a tap would show nothing of the image."""
+        """Return the plan, with the first group of every class moved to stage 1 if a tap would show nothing of the image."""
         effective = Effective(self.model, plan, check_taps=False)
         if all(effective.sees(tap, s).any() for s, tap in enumerate(plan.taps, start=1)):
             return plan
@@ -129,7 +129,7 @@ class PlanSpace:
         return Plan(plan.taps, tuple(stages))
 
     def actions(self, kind: int, taps: Sequence[int], fractions: Sequence[float]) -> tuple[int, ...]:
-        """The decisions for taps (indices) and one fraction of every class per stage, made valid step by step."""
+        """Return the decisions nearest to these tap indices and these fractions of every class, valid step by step."""
         chosen: list[int] = [kind]
         for tap, fraction in zip(taps, fractions, strict=True):
             wanted = [tap, *(max(1, round(fraction * d.levels)) for d in self.divisions)]
@@ -139,15 +139,19 @@ class PlanSpace:
         return tuple(chosen)
 
     def narrowest(self, kind: int) -> tuple[int, ...]:
-        """The decisions for the least first stage of a kind: the earliest tap, and of every class as little as allowed."""
+        """Return the decisions for the smallest first stage of a kind: the earliest tap, and as little of every class as
+        allowed."""
         chosen: tuple[int, ...] = (kind,)
         while len(chosen) < len(self.sizes):
             chosen = (*chosen, int(np.flatnonzero(self.allowed(chosen))[0]))
         return chosen
 
     def thinned(self, kind: int, keep: float, fraction: float) -> tuple[int, ...]:
-        """The decisions for a first stage to the very end that has only the share `keep`, evenly spread, of the classes that
-        it can do without (the insides of residual blocks, mostly), and this fraction of all others."""
+        """Return the decisions for a first stage that ends at the last tap with fewer blocks.
+
+        Of the classes that the stage can do without (mostly the insides of residual blocks) it has the share `keep`, evenly
+        spread; of all others it has the share `fraction`.
+        """
         last = [len(self.taps) - 1] * (self.stages - 1)
         choices = Choices.read(self.actions(kind, last, self._fractions(fraction)), len(self.divisions))
         first = choices.stages[0]
@@ -160,26 +164,26 @@ class PlanSpace:
         return replace(choices, stages=(replace(first, levels=tuple(levels)), *choices.stages[1:])).actions()
 
     def starts(self) -> tuple[tuple[int, ...], ...]:
-        """Simple conversions to start from and to compare with: depth splits, uniform widths, fewer blocks."""
+        """Return simple conversions to start from and to compare with: depth splits, uniform widths, fewer blocks."""
         last = len(self.taps) - 1
         options = [(kind, tap, f) for kind in self.kinds for tap in range(len(self.taps)) for f in (1.0, 0.5)]
         options += [(kind, last, f) for kind in self.kinds for f in (0.25, 0.75)]
-        found = [self.actions(k, self._spread(tap), self._fractions(f)) for k, tap, f in options]
-        found += [
+        sequences = [self.actions(k, self._spread(tap), self._fractions(f)) for k, tap, f in options]
+        sequences += [
             self.thinned(kind, keep, f) for kind in self.kinds for keep in BLOCKS for f in (1.0, 0.5)
             if kind == CASCADE or f < 1  # a linked stage 2 could add nothing to channels that stage 1 has whole
         ]  # fmt: skip
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(sequences))
 
     def uniform(self) -> tuple[tuple[int, ...], ...]:
-        """Uniform plans only: every class divided at one fraction, all taps at the end (the baseline)."""
+        """Return the baseline of uniform plans: every class divided at one fraction, all taps at the end."""
         levels = max((d.levels for d in self.divisions), default=1)
         last = [len(self.taps) - 1] * (self.stages - 1)
         grid = [(k, i / (2 * levels)) for k in self.kinds for i in range(1, 2 * levels)]
         return tuple(dict.fromkeys(self.actions(k, last, self._fractions(f)) for k, f in grid))
 
     def _spread(self, tap: int) -> list[int]:
-        """Taps of all stages but the last when the first is at `tap`."""
+        """Return the taps of all stages but the last when the first is at `tap`."""
         return [round(tap + (len(self.taps) - 1 - tap) * s / max(1, self.stages - 1)) for s in range(self.stages - 1)]
 
     def _fractions(self, first: float) -> list[float]:
@@ -187,14 +191,14 @@ class PlanSpace:
 
 
 def depth_taps(model: AnalysedModel) -> tuple[str, ...]:
-    """Where an exit on the untouched model can save something: candidate taps, evenly spread, without the very last."""
+    """Return the taps at which an exit on the untouched model can save something: evenly spread, the very last left out."""
     taps = candidate_taps(model)
     share = mac_shares(model, taps)
     return _thinned(model, tuple(t for t in taps if share[t] <= MAX_TAP_SHARE) or taps)
 
 
 def _thinned(model: AnalysedModel, taps: tuple[str, ...]) -> tuple[str, ...]:
-    """At most MAX_TAPS taps, evenly spread over the multiply-accumulates, without those that come too early."""
+    """Choose at most MAX_TAPS taps, evenly spread over the multiply-accumulates, none too early."""
     share = mac_shares(model, taps)
     late = [t for t in taps if share[t] >= MIN_TAP_SHARE] or list(taps[-1:])
     if len(late) <= MAX_TAPS:

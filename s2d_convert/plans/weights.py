@@ -28,13 +28,13 @@ class ExitHead:
     cell: tuple[int, int] | None = None
 
     def first_weight(self, channels: int) -> Array:
-        """The first layer's weight by channel, [O, C, cells]."""
+        """Return the first layer's weight by channel, [O, C, cells]."""
         weight = self.layers[0][0]
         return weight.reshape(len(weight), channels, -1)
 
 
 def linear_head(weight: Array, bias: Array) -> ExitHead:
-    """The plain exit head: one linear layer on the mean of every channel."""
+    """Return the plain exit head: one linear layer on the mean of every channel."""
     return ExitHead(((weight, bias),))
 
 
@@ -55,20 +55,20 @@ class Weights:
 
     def operand(self, graph: Graph, node: Node, index: int) -> Array:
         """Constant input `index` of a node."""
-        found = self.operands.get((node.name, index))
-        return graph.constants[node.inputs[index]] if found is None else found
+        replaced = self.operands.get((node.name, index))
+        return graph.constants[node.inputs[index]] if replaced is None else replaced
 
     def temperature(self, stage: int) -> float:
-        """The temperature of stage `stage` (1-based); 1 where none was calibrated."""
+        """Return the temperature of stage `stage` (1-based); 1 where none was calibrated."""
         return self.temperatures[stage - 1] if self.temperatures else 1.0
 
     def with_heads(self, heads: Mapping[str, ExitHead]) -> Weights:
-        """The same weights with other exit heads."""
+        """Return the same weights with other exit heads."""
         return replace(self, heads={**self.heads, **heads})
 
 
 def static_weights(graph: Graph, channels: Channels) -> Weights:
-    """The weights of the static model, without exit heads."""
+    """Return the weights of the static model, without exit heads."""
     mixing = (Kind.MIX, Kind.GROUPED)
     return Weights(
         {n.name: mix_weights(n, graph.constants) for n in graph.nodes if channels.roles[n.name].kind in mixing}
@@ -76,7 +76,7 @@ def static_weights(graph: Graph, channels: Channels) -> Weights:
 
 
 def classifier_of(model: AnalysedModel) -> Node | None:
-    """The mixing node that makes the logits, through operators that only map or move; None if no single one does."""
+    """Return the one mixing node that makes the logits, through operators that only map or move; None if there is none."""
     node = model.graph.producer.get(model.graph.output)
     while node is not None and len(model.graph.computed(node)) == 1 and model.kind(node) in (Kind.MAP, Kind.MOVE):
         node = model.graph.producer.get(model.graph.computed(node)[0])
@@ -84,7 +84,7 @@ def classifier_of(model: AnalysedModel) -> Node | None:
 
 
 def initial_head(model: AnalysedModel, tap: str, *, seed: int = 0) -> ExitHead:
-    """A linear exit head for a tap, without data.
+    """Make a linear exit head for a tap, without data.
 
     Channels that the classifier reads too take its columns; the others are drawn at random, small.
     """

@@ -38,7 +38,7 @@ class Chain:
 
 
 def build_stages(chains: Sequence[Chain], *, weights: str = "float32") -> tuple[StageModel, ...]:
-    """The stage models of all chains, in order; `weights` is the type that their weights are stored in."""
+    """Return the stage models of all chains, in order; `weights` is the type that their weights are stored in."""
     models: list[StageModel] = []
     for chain in chains:
         models += split(chain.model.graph, chain.model.channels, chain.plan, chain.weights, first_stage=len(models) + 1)
@@ -68,7 +68,7 @@ def store_as_float16(model: onnx.ModelProto) -> None:
 
 
 def read_chain(path: Path) -> Chain:
-    """A stage file as a chain of its own: without the channels that the stage lacks, it trains at the cost of what is left."""
+    """Read a stage file as a chain of its own, which trains faster because the channels that the stage lacks are gone."""
     graph = load_graph(path, output=OUTPUT)
     model = AnalysedModel.of(graph)
     return Chain(model, identity_plan(model), static_weights(graph, model.channels))

@@ -12,7 +12,7 @@ from s2d_convert.slicing.stage_graph import StageGraph
 
 
 def exit_logits(pieces: Pieces, stage: int, tap: str, head: ExitHead) -> str:
-    """The logits of an exit: means over the cells of the tap, then the head's layers."""
+    """Add the logits of an exit: means over the cells of the tap, then the layers of the head. Returns their runtime name."""
     graph, layout, builder = pieces.graph, pieces.channels.layouts[tap], pieces.stages[stage - 1]
     source, order = pieces.fetch(stage, tap, pieces.demand.readable(tap, stage))
     if len(graph.shapes[tap]) == 3:
@@ -34,7 +34,7 @@ def exit_logits(pieces: Pieces, stage: int, tap: str, head: ExitHead) -> str:
 def _pooled(
     builder: StageGraph, form: Sequence[int], axis: int, source: str, count: int, *, cell: tuple[int, int] | None
 ) -> str:
-    """The features of a head: the means over the cells of a map of this `form` with `count` channels along `axis`."""
+    """Add the features of a head: the means over the cells of a map of this `form` with `count` channels along `axis`."""
     shape = list(form)
     if cell is None and axis == 2:
         return builder.reduce("ReduceMean", source, [1, 2], [count])

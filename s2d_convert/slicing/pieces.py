@@ -41,7 +41,7 @@ Segment = tuple[Piece | None, list[int]]  # a piece and the indices to take of i
 
 
 def _turns(index: Array) -> list[Array]:
-    """Where the first, the second... occurrence of every number of `index` lies."""
+    """Return where the first occurrences of all numbers of `index` lie, then the second ones, and so on."""
     order = np.argsort(index, kind="stable")
     values = index[order]
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
@@ -66,22 +66,22 @@ class Pieces:
         return self._pieces[key]
 
     def keep(self, tensor: str, stage: int, name: str, positions: Array, *, home: int | None = None) -> None:
-        """A stage has a piece of a tensor now, under this runtime name; `home` is where it was computed, if elsewhere."""
+        """Record that a stage has a piece of a tensor under this runtime name; `home` is the stage that made it, if another."""
         self._pieces[tensor, stage] = Piece(name, positions, stage if home is None else home)
 
     def shape(self, tensor: str, count: int) -> list[int]:
-        """The shape of a piece with `count` positions."""
+        """Return the shape of a piece with `count` positions."""
         shape = list(self.graph.shapes[tensor])
         if shape:
             shape[self.channels.layouts[tensor].axis] = count
         return shape
 
     def _dtype(self, tensor: str) -> Any:
-        """The numpy type of a tensor; masks and indices are not float32."""
+        """Return the numpy type of a tensor; masks and indices are not float32."""
         return self.graph.types.get(tensor, np.float32)
 
     def _constant(self, builder: StageGraph, tensor: str, positions: Array, values: Array) -> str:
-        """A constant feature map of the batch's length: rare, so built from the shape of any input."""
+        """Add a constant feature map of the batch's length. It is rare, so it is built from the shape of any input."""
         shape = self.shape(tensor, len(positions))
         axis = self.channels.layouts[tensor].axis
         pattern = values.astype(self._dtype(tensor)).reshape(
@@ -99,7 +99,7 @@ class Pieces:
         return builder.op("Expand", [pattern, target], tensor, shape)
 
     def fetch(self, stage: int, tensor: str, positions: Array, *, ordered: bool = False) -> tuple[str, Array]:
-        """The runtime tensor in `stage` that holds `positions` of `tensor`, and the order in which it does.
+        """Return the runtime tensor in `stage` that holds `positions` of `tensor`, and the order in which it does.
 
         Without `ordered` the order is whatever costs least.
         """
@@ -111,8 +111,8 @@ class Pieces:
                 segments, order = runs, positions.tolist()
         name = self._join_segments(builder, tensor, segments)
         if ordered and order != positions.tolist():
-            place = {p: i for i, p in enumerate(order)}
-            index = np.array([place[p] for p in positions.tolist()])
+            index_of = {p: i for i, p in enumerate(order)}
+            index = np.array([index_of[p] for p in positions.tolist()])
             name = builder.op("Gather", [name, index], tensor, self.shape(tensor, len(index)), attrs={"axis": axis + 1})
             order = positions.tolist()
         return name, np.array(order, dtype=np.int64)
@@ -136,7 +136,7 @@ class Pieces:
         return name
 
     def arrange(self, tensor: str, positions: Array) -> tuple[list[Segment], list[int]]:
-        """The cheapest arrangement: per piece (None: constants) the indices to take, and the positions in that order."""
+        """Return the cheapest arrangement: per piece (None: constants) the indices to take, and the positions in that order."""
         segments: list[Segment] = []
         order: list[int] = []
         for root, stage, mine in self.demand.sources(tensor, positions):
@@ -153,7 +153,7 @@ class Pieces:
         return segments, order
 
     def _runs(self, tensor: str, positions: Array) -> list[Segment]:
-        """The wanted order as runs of consecutive channels of one piece."""
+        """Return the wanted order as runs of consecutive channels of one piece."""
         layout = self.channels.layouts[tensor]
         wanted: list[tuple[Piece | None, int]] = [(None, p) for p in positions.tolist()]
         for root, stage, mine in self.demand.sources(tensor, positions):
@@ -176,7 +176,7 @@ class Pieces:
         return self.cut(builder, tensor, self._use(builder, piece), index, len(piece.positions))
 
     def cut(self, builder: StageGraph, tensor: str, name: str, index: list[int], count: int) -> str:
-        """The channels `index` of a runtime tensor with `count` of them."""
+        """Return the channels `index` of a runtime tensor with `count` of them."""
         shape, axis = self.shape(tensor, len(index)), self.channels.layouts[tensor].axis
         return builder.cut(name, index, tensor, shape, axis=axis, count=count)
 
@@ -194,7 +194,7 @@ class Pieces:
         return self._received(home, builder, piece.name)
 
     def _received(self, home: StageGraph, builder: StageGraph, name: str) -> str:
-        """A mask or an index of an earlier stage; links are float32, so it is cast on its way, which is exact up to 2^24."""
+        """Receive a mask or an index of an earlier stage. Links are float32, so it is cast on its way (exact up to 2^24)."""
         made = home.tensors[name]
         shape, dtype = made.shape[1:], np.dtype(made.dtype)
         if (name, home.number) not in self._casts:

@@ -38,7 +38,7 @@ SUMS = ("Add", "Sum")
 def split(
     graph: Graph, channels: Channels, plan: Plan, weights: Weights, *, first_stage: int = 1
 ) -> tuple[StageModel, ...]:
-    """The stages of one chain, in order. `first_stage` is the number of its first stage in the conversion.
+    """Return the stages of one chain, in order. `first_stage` is the number of its first stage in the conversion.
 
     Exit heads that `weights` lacks are initialised from the classifier. Raises UsageError when the plan does not fit.
     """
@@ -48,7 +48,7 @@ def split(
 
 
 def _taken(weight: Array, index: Array, axis: int) -> Array:
-    """The positions `index` along an axis of a weight; itself, not a copy, where these are all in order."""
+    """Take the positions `index` along an axis of a weight; the weight itself, not a copy, if these are all in order."""
     whole = len(index) == weight.shape[axis] and bool((index == np.arange(len(index))).all())
     return weight if whole else weight.take(index, axis=axis)
 
@@ -74,7 +74,7 @@ class _Cutter:
                     EMIT[self.model.kind(node)](self, node, stage)
 
     def emit_mix(self, node: Node, stage: int) -> None:
-        """The rows of this stage, and the columns that exist by then."""
+        """Emit the rows of this stage, with the columns that exist by then."""
         out, builder = node.outputs[0], self.stages[stage - 1]
         rows, columns = self.demand.made(node, stage), self.demand.readable(node.inputs[0], stage)
         weight, bias = self.weights.mix[node.name]
@@ -90,7 +90,7 @@ class _Cutter:
         self.pieces.keep(out, stage, name, rows)
 
     def emit_grouped(self, node: Node, stage: int) -> None:
-        """The conv groups of this stage."""
+        """Emit the conv groups of this stage."""
         out, builder = node.outputs[0], self.stages[stage - 1]
         by_group = self.demand.group_columns(node, stage)
         wanted = np.concatenate(list(by_group.values()))
@@ -114,7 +114,7 @@ class _Cutter:
         self.pieces.keep(out, stage, name, rows)
 
     def emit_map(self, node: Node, stage: int) -> None:
-        """The same operator on the channels of this stage."""
+        """Emit the same operator on the channels of this stage."""
         source, builder = self.graph.computed(node)[0], self.stages[stage - 1]
         positions = self.demand.same_positions(source, node, stage)
         made = self.demand.made(node, stage)
@@ -129,7 +129,7 @@ class _Cutter:
             self.pieces.keep(tensor, stage, name, kept)
 
     def emit_join(self, node: Node, stage: int) -> None:
-        """The same operator on the channels of this stage, its operands in one order; a sum leaves out what is zero."""
+        """Emit the same operator on the channels of this stage, its operands in one order; a sum leaves out what is zero."""
         out, builder = node.outputs[0], self.stages[stage - 1]
         made, inputs = self.demand.made(node, stage), self.graph.computed(node)
         if node.op in SUMS and len(inputs) == len(node.inputs):
@@ -150,7 +150,7 @@ class _Cutter:
         return self.pieces.keep(out, stage, builder.op(node.op, operands, out, shape, attrs=dict(node.attrs)), order)
 
     def _lead(self, node: Node, stage: int, inputs: tuple[str, ...]) -> str:
-        """The operand of a JOIN that the others are put in order by: of full width, if possible without constants."""
+        """Choose the operand of a JOIN that sets the order of the others: of full width, if possible without constants."""
         layouts, out = self.channels.layouts, node.outputs[0]
         full = [t for t in inputs if not self.demand.is_spread(t, out)]
         if not layouts[out].uniform:  # what comes from the image alone has no order to follow
@@ -162,7 +162,7 @@ class _Cutter:
     def _fetch_operand(
         self, node: Node, stage: int, tensor: str, positions: Array, *, ordered: bool
     ) -> tuple[str, Array]:
-        """The runtime tensor that holds `positions` of a JOIN's output in one of its operands, and their order."""
+        """Fetch the runtime tensor that holds `positions` of a JOIN's output in one of its operands, and their order."""
         out, layouts, builder = node.outputs[0], self.channels.layouts, self.stages[stage - 1]
         if not layouts[tensor].uniform:
             return self.pieces.fetch(stage, tensor, positions, ordered=ordered)
@@ -174,7 +174,7 @@ class _Cutter:
         return builder.cut(name, positions.tolist(), tensor, shape, axis=axis, count=whole[axis]), positions
 
     def _summands(self, node: Node, stage: int) -> tuple[str, ...]:
-        """The operands of a sum that are not all zero, and as many others as give the sum its shape."""
+        """Return the operands of a sum that are not all zero, and as many others as give the sum its shape."""
         inputs, shapes = self.graph.computed(node), self.graph.shapes
         kept = [t for t in inputs if self.effective.live(t)[self.demand.same_positions(t, node, stage)].any()]
         for tensor in inputs:
@@ -185,7 +185,7 @@ class _Cutter:
         return tuple(t for t in inputs if t in kept)
 
     def emit_norm(self, node: Node, stage: int) -> None:
-        """Statistics over all channels up to this stage, then only those of this stage are kept."""
+        """Emit the norm over all channels up to this stage, then keep only those of this stage."""
         source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
         data, order = self.pieces.fetch(stage, source, self.effective.counted(node, stage), ordered=node.op == "LRN")
         operands = self._operands(node, {source: data}, source, order)
@@ -194,7 +194,7 @@ class _Cutter:
         self.pieces.keep(out, stage, self.pieces.cut(builder, out, name, index.tolist(), len(order)), order[index])
 
     def emit_reduce(self, node: Node, stage: int) -> None:
-        """The value over all channels up to this stage."""
+        """Emit the value over all channels up to this stage."""
         source, out, builder = node.inputs[0], node.outputs[0], self.stages[stage - 1]
         data, order = self.pieces.fetch(stage, source, self.effective.counted(node, stage))
         operands = self._operands(node, {source: data}, source, order)
@@ -215,7 +215,7 @@ class _Cutter:
         return True
 
     def emit_opaque(self, node: Node, stage: int) -> None:
-        """The node as it is."""
+        """Emit the node as it is."""
         builder = self.stages[stage - 1]
         fetched = {}
         for tensor in self.graph.computed(node):
@@ -229,7 +229,7 @@ class _Cutter:
             self.pieces.keep(tensor, stage, name, self.demand.every(tensor))
 
     def emit_move(self, node: Node, stage: int) -> None:
-        """A movement that must really run (Flatten, Transpose...): the same one on fewer channels."""
+        """Emit a movement that must really run (Flatten, Transpose...) on the channels of this stage."""
         source, out, builder = self.graph.computed(node)[0], node.outputs[0], self.stages[stage - 1]
         if (out, stage) not in self.pieces and not self.channels.is_root(out):
             return  # a view: its channels are found through its roots
@@ -249,7 +249,7 @@ class _Cutter:
         self.pieces.keep(out, stage, name, kept)
 
     def _operands(self, node: Node, fetched: dict[str, str], data: str, order: Array) -> list[str | Array]:
-        """The inputs of an emitted MAP or JOIN node: fetched tensors, and constants cut to `order`."""
+        """Return the inputs of an emitted MAP or JOIN node: fetched tensors, and constants cut to `order`."""
         rank, axis = len(self.graph.shapes[data]), self.channels.layouts[data].axis
         operands: list[str | Array] = []
         for index, name in enumerate(node.inputs):

@@ -49,7 +49,7 @@ class StageGraph:
         self._names = {graph.image, *RESERVED}
 
     def unique(self, name: str) -> str:
-        """A tensor name that this stage does not have yet, marked with the stage's number."""
+        """Return a tensor name that this stage does not have yet, marked with the stage's number."""
         fresh = base = f"{name}.s{self.number}"
         count = 1
         while fresh in self._names:
@@ -59,7 +59,7 @@ class StageGraph:
         return fresh
 
     def take_image(self, graph: Graph) -> str:
-        """The runtime name of the image in float32; the stage has it as an input from the first call on."""
+        """Return the runtime name of the image in float32; the stage has it as an input from the first call on."""
         if self.image is None:
             name, shape = graph.image, graph.shapes[graph.image]
             self.image = gs.Variable(name, dtype=np.dtype(graph.image_type), shape=["N", *shape])
@@ -120,7 +120,7 @@ class StageGraph:
         return made
 
     def cut(self, source: str, index: list[int], name: str, shape: Sequence[int], *, axis: int, count: int) -> str:
-        """The positions `index` of the `count` along `axis` (without the batch), with the cheapest operator."""
+        """Take the positions `index` of the `count` along `axis` (without the batch), with the cheapest operator."""
         if index == list(range(count)):
             return source
         if index == list(range(index[0], index[0] + len(index))):
@@ -194,7 +194,7 @@ class StageGraph:
             self.nodes.append(gs.Node("Identity", name=f"{link.name}.copy", inputs=[inner], outputs=[link]))
 
     def finish(self) -> StageModel:
-        """The stage as a checked model."""
+        """Return the stage as a checked model."""
         self._copy_shared_links()
         inputs = ([self.image] if self.image is not None else []) + list(self.links_in.values())
         outputs = [self.tensors[OUTPUT], self.tensors[CONFIDENCE], *self.links_out.values()]
@@ -233,7 +233,7 @@ def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _constant_values(tensor: gs.Tensor) -> Array | None:
-    """The values of a float constant that counts as a parameter (scalars do not)."""
+    """Return the values of a float constant that counts as a parameter (scalars do not)."""
     if isinstance(tensor, gs.Constant) and tensor.values.dtype == np.float32 and tensor.values.ndim:
         return np.asarray(tensor.values)
     return None

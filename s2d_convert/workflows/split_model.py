@@ -21,8 +21,8 @@ from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.plans.assignment import check_conversion
 from s2d_convert.plans.heuristics import depth_plan, width_plan
 from s2d_convert.plans.plan import MAX_STAGES, Conversion, identity_plan
+from s2d_convert.plans.plan_option import read_plan
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.plans.written import read_plan
 from s2d_convert.slicing.chain import Chain, build_stages
 
 PLAN_NAMES = ("identity", "depth", "width")

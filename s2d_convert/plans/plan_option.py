@@ -26,12 +26,12 @@ LIMITS: Mapping[str, tuple[tuple[int, ...], Shape]] = MappingProxyType(
 
 
 def restricted(space: PlanSpace, plan: str) -> PlanSpace:
-    """The part of the space that `--plan` leaves to the search."""
+    """Return the part of the space that `--plan` leaves to the search."""
     return space.restricted(*LIMITS[plan])
 
 
 def read_plan(text: str, channels: Channels, *, names: Sequence[str]) -> Conversion:
-    """The conversion in the JSON file that `--plan` names; `names` are what else it could have been. Raises UsageError."""
+    """Read the JSON file that `--plan` names; `names` are the words it could have been instead. Raises UsageError."""
     path = Path(text)
     if not path.is_file():
         raise UsageError(f"--plan {text}: expected {', '.join(names)} or the path of a JSON file; see docs/plan.md")
@@ -43,7 +43,8 @@ def read_plan(text: str, channels: Channels, *, names: Sequence[str]) -> Convers
 
 
 def trainable_plan(text: str, model: AnalysedModel, *, names: Sequence[str]) -> Conversion:
-    """The same, for a plan that is to be trained. Raises UsageError when it does not fit, or asks for what is not trained."""
+    """Read a plan that is to be trained. Raises UsageError when it does not fit the model, or asks for something that cannot be
+    trained."""
     conversion = read_plan(text, model.channels, names=names)
     check_conversion(model, conversion)
     for number, chain in enumerate(conversion.chains[1:], start=2):

@@ -22,7 +22,7 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.decisions import random_actions
 from s2d_convert.plans.exit_points import candidate_taps
 from s2d_convert.plans.plan import PRUNED, Conversion, Plan, identity_plan
-from s2d_convert.plans.written import LIMITS, restricted
+from s2d_convert.plans.plan_option import LIMITS, restricted
 
 
 @pytest.fixture(scope="module")
