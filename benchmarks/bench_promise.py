@@ -47,7 +47,7 @@ def main() -> None:
     )
     print("| risk | bound | images | broken | no promise | risk, mean | risk, largest | leave early |")
     print("|---|---|---|---|---|---|---|---|")
-    kinds = [("disagreement", Scores(scores.logits, scores.said, None))]
+    kinds = [("disagreement", Scores(scores.logits, scores.static_classes, None))]
     kinds += [("accuracy drop", scores)] if scores.labels is not None else []
     for name, kind in kinds:
         for drop in DROPS:
@@ -78,7 +78,7 @@ def load(arguments: argparse.Namespace) -> tuple[Scores, tuple[float, ...]]:
         scores = read_scores(runner, static, images, CalibrateOptions(arguments.folder, arguments.data))
     if arguments.cache:
         labels = np.empty(0, np.int64) if scores.labels is None else scores.labels
-        np.savez(arguments.cache, logits=scores.logits, said=scores.said, labels=labels)
+        np.savez(arguments.cache, logits=scores.logits, said=scores.static_classes, labels=labels)
     return scores, cost
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.stand import BenchOptions, Stand
 from s2d_convert.base.files import write_json
 from s2d_convert.cli.progress import TerminalReporter
-from s2d_convert.conversion.explore import policy_search
+from s2d_convert.conversion.explore import controller_search
 from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
 from s2d_convert.exporting.measure import machine
@@ -43,7 +43,7 @@ def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[floa
     found: dict[str, list[list[float]]] = {"reinforce": [], "random": [], "uniform": [best_so_far(uniform, total)]}
     for seed in range(seeds):
         stand.reporter.step(f"search with seed {seed}")
-        found["reinforce"].append(best_so_far(policy_search(space, evaluate, total, seed), total))
+        found["reinforce"].append(best_so_far(controller_search(space, evaluate, total, seed), total))
         found["random"].append(best_so_far(random_search(space, evaluate, evaluations=total, seed=seed), total))
         stand.reporter.note(f"seed {seed}: " + ", ".join(f"{name} {rows[-1][-1]:.4f}" for name, rows in found.items()))
     return found

@@ -88,7 +88,7 @@ def _only_errors() -> Iterator[None]:
 
 
 def validation_accuracy(ready: Prepared, model: bytes) -> float:
-    """The share of calibration images that a model answers as `ready.answers` says."""
+    """The share of calibration images that a model answers as `ready.right_classes` says."""
     session, images = make_session(model), ready.dataset.calib
     said = [
         to_logits(
@@ -96,4 +96,4 @@ def validation_accuracy(ready: Prepared, model: bytes) -> float:
         )
         for p in slices(len(images), BATCH)
     ]
-    return float((np.concatenate(said).argmax(axis=1) == ready.answers).mean())
+    return float((np.concatenate(said).argmax(axis=1) == ready.right_classes).mean())

@@ -16,12 +16,12 @@ from typing import Any
 
 from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned, make_meter
-from s2d_convert.conversion.explore import CHOSEN, make_evaluator
+from s2d_convert.conversion.explore import make_evaluator
 from s2d_convert.conversion.finish import finish
 from s2d_convert.conversion.options import ConvertOptions, Effort
 from s2d_convert.conversion.pipeline import plan_space, play_finals
 from s2d_convert.conversion.prepare import prepare
-from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.conversion.run_folder import CHOSEN, RunFolder
 from s2d_convert.conversion.training_steps import finetune, train_supernet
 from s2d_convert.errors import OutputError
 from s2d_convert.exporting.provenance import model_sha256

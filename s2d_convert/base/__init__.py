@@ -1,1 +1,19 @@
-"""Foundations that know nothing of models: sessions of onnxruntime, files written whole, numbers in words."""
+"""Foundations that know nothing of models: files written whole, arrays, numbers in words; `base.sessions` has the sessions of
+onnxruntime, apart from this door, so that the list of commands can be shown without loading onnx."""
+
+from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.files import check_out, whole_folder, write_bytes, write_json
+from s2d_convert.base.text import listed, promise_cost, promise_text, quantity
+
+__all__ = [
+    "Array",
+    "check_out",
+    "listed",
+    "promise_cost",
+    "promise_text",
+    "quantity",
+    "slices",
+    "whole_folder",
+    "write_bytes",
+    "write_json",
+]

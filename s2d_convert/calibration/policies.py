@@ -34,34 +34,39 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Answers on images. logits: float32 [S, B, K] of every stage; said: int [B], the static model's class; labels: int [B],
-    or None, and then what the static model says counts as right."""
+    """What stages and static model say on images.
+
+    logits: float32 [S, B, K] of every stage; static_classes: int [B], the static model's class; labels: int [B], or None,
+    and then what the static model says counts as right.
+    """
 
     logits: Array
-    said: Array
+    static_classes: Array
     labels: Array | None
 
     def __len__(self) -> int:
-        return len(self.said)
+        return len(self.static_classes)
 
     @property
     def target(self) -> Array:
         """The class that counts as right, int [B]."""
-        return self.said if self.labels is None else self.labels
+        return self.static_classes if self.labels is None else self.labels
 
     @property
-    def answers(self) -> Array:
+    def classes(self) -> Array:
         """The class that every stage says, int [S, B]."""
         return self.logits.argmax(axis=2)
 
     @property
     def losses(self) -> NDArray[np.int8]:
         """What every stage loses against the static model, int8 [S, B]; see `promise`."""
-        return stage_losses(self.said == self.target, self.answers == self.target)
+        return stage_losses(self.static_classes == self.target, self.classes == self.target)
 
     def take(self, rows: Array) -> Scores:
         """The answers on some of the images."""
-        return Scores(self.logits[:, rows], self.said[rows], None if self.labels is None else self.labels[rows])
+        return Scores(
+            self.logits[:, rows], self.static_classes[rows], None if self.labels is None else self.labels[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,18 @@ def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequ
     Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
     calibrated on; where that cannot be reached, at the budget itself.
     """
-    confidence, answers = confidences(scores.logits, temperatures), scores.answers
+    confidence, classes = confidences(scores.logits, temperatures), scores.classes
     budgets = budget_grid(confidence, cost, include=[budget])
-    found = (safe_policy(confidence, answers == scores.target, cost, budget) for budget in budgets)
-    return Chosen(tuple(observed(policy, confidence, answers) for policy in found), budget)
+    found = (safe_policy(confidence, classes == scores.target, cost, budget) for budget in budgets)
+    return Chosen(tuple(observed(policy, confidence, classes) for policy in found), budget)
 
 
 def careful_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
     """Like `budget_policies`, from made-up images, with the floors of `confidence_floor`; the last stage is the static model."""
-    confidence, answers = confidences(scores.logits, temperatures), scores.answers
-    lowest = floors(confidence, answers == scores.target)
+    confidence, classes = confidences(scores.logits, temperatures), scores.classes
+    lowest = floors(confidence, classes == scores.target)
     rows = sure_rows(scores.logits[-1])
-    sure, said, right = confidence[:, rows], answers[:, rows], (answers == scores.target)[:, rows]
+    sure, said, right = confidence[:, rows], classes[:, rows], (classes == scores.target)[:, rows]
     kept = above(sure, lowest)
     budgets = budget_grid(kept, cost, include=[budget])
     found = (raised(safe_policy(kept, right, cost, one), lowest) for one in budgets)
@@ -152,7 +157,7 @@ def promised_policies(
     labelled = test.labels is not None
     check_enough(len(test), bound, labelled=labelled, share=share)
     walk = path(confidences(fit.logits, temperatures), fit.losses, cost=cost)
-    confidence, answers = confidences(test.logits, temperatures), test.answers
+    confidence, classes = confidences(test.logits, temperatures), test.classes
     tested = fixed_sequence(walk, confidence, test.losses, bound, paired=labelled)
     if not tested.kept:
         raise PromiseError(_refusal(tested, bound, labelled=labelled))
@@ -164,9 +169,9 @@ def promised_policies(
     for wanted in budgets:
         careful = [t for t, (mean, error) in zip(kept, means, strict=True) if mean + error <= wanted]
         found = policy_at(
-            confidence, answers == test.target, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0]
+            confidence, classes == test.target, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0]
         )
-        row.append(replace(observed(found, confidence, answers), promise=promise))
+        row.append(replace(observed(found, confidence, classes), promise=promise))
     return Chosen(tuple(row), budgets[0] if budget is None else budget)
 
 

@@ -58,7 +58,7 @@ class Prepared:
     dataset: Dataset
     static: StaticModel
     calib_logits: Array
-    answers: Array
+    right_classes: Array
     device: torch.device
     provider: str = "CPUExecutionProvider"
     table: Table | None = None

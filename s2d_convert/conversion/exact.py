@@ -25,6 +25,7 @@ import torch
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.conversion.context import Job, Tuned
+from s2d_convert.conversion.run_folder import DEPTH, FEATURES, HEADS
 from s2d_convert.conversion.worth import stage_costs, timed_costs, trained_worth, worth
 from s2d_convert.data.augment import Level
 from s2d_convert.errors import ModelError
@@ -39,7 +40,7 @@ from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.training.exit_heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
 from s2d_convert.training.loop import Progress
 
-HEADS, DEPTH, FEATURES = "heads.npz", "depth.json", "features"
+TAPS = "taps"  # of a depth trial in the trace, by their indices
 BEAM = 6
 LEAST_SHARE = 0.01  # an exit that fewer images take only costs
 LEAST_MEASURED = 4  # sets of exits whose latency is measured, at least
@@ -83,7 +84,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
         )  # fmt: skip
         _write_heads(run.path / HEADS, heads)
     logits = head_logits(ready.model, heads, extractor.features(ready.dataset.calib))
-    agree = (logits.argmax(axis=2) == ready.answers).mean(axis=1)
+    agree = (logits.argmax(axis=2) == ready.right_classes).mean(axis=1)
     reporter.note("heads: right on held-out images " + ", ".join(f"{100 * a:.0f} %" for a in agree))
     return heads, logits
 
@@ -190,7 +191,7 @@ class DepthSearch:
         cost drowns in noise. Every measured set goes to the trace, and an interrupted run measures none of them again."""
         job, found = self.job, []
         job.run.rewrite_trace()
-        known = {tuple(e["actions"]): evaluation_from_json(e) for e in job.run.trace() if e["method"] == "depth"}
+        known = {tuple(line[TAPS]): evaluation_from_json(line) for line in job.run.trace() if TAPS in line}
         listed = self.shortlist(max(LEAST_MEASURED, job.options.work.evaluations // 4))
         for number, taps in enumerate(listed):
             if taps not in known:
@@ -206,8 +207,9 @@ class DepthSearch:
         started = time.perf_counter()
         value = self.measured(taps)
         conversion = Conversion((self.chain(taps).plan,))
-        trial = Trial(index, "depth", taps, conversion, value, False, time.perf_counter() - started)
-        self.job.run.append_trace(trial_to_json(trial, conversion.to_json(self.ready.channels)))
+        trial = Trial(index, "depth", (), conversion, value, False, time.perf_counter() - started)
+        line = trial_to_json(trial, conversion.to_json(self.ready.channels))
+        self.job.run.append_trace({**line, TAPS: list(taps)})
         return value
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
+from s2d_convert.conversion.run_folder import BASELINES
 from s2d_convert.conversion.worst_case import confirmed
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
@@ -27,10 +28,8 @@ from s2d_convert.search.base import (
     trial_to_json,
 )
 from s2d_convert.search.evaluate import Evaluator
-from s2d_convert.search.ray import spread_over
+from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import reinforce
-
-CHOSEN = "chosen.json"
 
 
 def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
@@ -40,7 +39,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
     """
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     reporter.step("search")
-    found = run.read_json("plan.json")
+    found = run.read_plan()
     if found is not None:
         return Conversion.from_json(found, ready.channels)
     if given is not None:
@@ -62,7 +61,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
             detail = f"plans of {trial.method}, reward {trial.evaluation.reward:.4f}"
             reporter.progress(met[trial.method], options.work.evaluations, detail, math.nan)
 
-    with spread_over(options.ray, evaluate, threads=options.threads):
+    with on_cluster(options.ray, evaluate, threads=options.threads):
         results = _explore(space, evaluate, options=options, on_trial=on_trial, known=known)
     for result in results:
         value = result.best.evaluation
@@ -71,7 +70,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
             f"worst {value.info['worst_latency']:.3f})"
         )
     best = confirmed(job, results)
-    run.write_json("baselines.json", {r.method: _summary(r) for r in results})
+    run.write_json(BASELINES, {r.method: _summary(r) for r in results})
     choose(job, best.plan, best.evaluation)
     return best.plan
 
@@ -85,8 +84,8 @@ def written_plan(options: ConvertOptions, ready: Prepared) -> Conversion | None:
 
 def choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:
     """Leave the chosen conversion in the run folder."""
-    job.run.write_json(CHOSEN, {**evaluation.info, "reward": evaluation.reward, "plan": conversion.digest()})
-    job.run.write_json("plan.json", conversion.to_json(job.ready.channels))
+    known = {**evaluation.info, "reward": evaluation.reward, "plan": conversion.digest()}
+    job.run.write_plan(conversion.to_json(job.ready.channels), known)
 
 
 def _explore(
@@ -97,17 +96,17 @@ def _explore(
     on_trial: Any,
     known: Mapping[Conversion, Evaluation],
 ) -> list[SearchResult[Conversion]]:
-    """What each search found: the policy's, and those of the baselines where they are wanted."""
+    """What each search found: the controller's, and those of the baselines where they are wanted."""
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
-    learned = policy_search(space, evaluate, total, seed, on_trial, known)
+    learned = controller_search(space, evaluate, total, seed, on_trial, known)
     if not options.work.baselines or options.plan != "search":
         return [learned]
     return [learned, *baselines(space, evaluate, total, seed, on_trial, known)]
 
 
-def policy_search(
+def controller_search(
     space: PlanSpace,
     evaluate: Any,
     total: int,
@@ -115,7 +114,7 @@ def policy_search(
     on_trial: Any = None,
     known: Mapping[Conversion, Evaluation] | None = None,
 ) -> SearchResult[Conversion]:
-    """The search by the policy; a quarter of its evaluations go to simple plans first."""
+    """The search by the controller; a quarter of its evaluations go to simple plans first."""
     starts = space.starts()
     some = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
     warm_start = tuple(starts[i] for i in some)
@@ -142,7 +141,7 @@ def make_evaluator(job: Job, space: PlanSpace, net: StagedNet) -> Evaluator:
         meter=job.meter,
         images=ready.dataset.calib,
         static_logits=ready.calib_logits,
-        answers=ready.answers,
+        right_classes=ready.right_classes,
         goal=goal_of(job.options),
         weights=ready.weights,
         # A device's table says nothing about the dispatcher there.

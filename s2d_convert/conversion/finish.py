@@ -59,7 +59,7 @@ class Result:
     manifest: Manifest
     measured: Measured
     reached: bool
-    within_bound: bool
+    within_max_latency: bool
 
 
 def finish(
@@ -189,19 +189,19 @@ def choose_policies(
     ready, options = job.ready, job.options
     if job.careful:
         return careful_policies(scores, temperatures, cost=cost, budget=options.budget)
-    if options.bound is None:
+    if options.risk_bound is None:
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
     images = promise_images(ready.dataset)
     said = static_logits(ready.static, images).argmax(axis=1)
     test = Scores(stage_logits(ready.graph, models, images), said, images.labels)
     budget = None if options.cheapest else options.budget
-    return promised_policies(scores, test, temperatures, cost=cost, bound=options.bound, budget=budget)
+    return promised_policies(scores, test, temperatures, cost=cost, bound=options.risk_bound, budget=budget)
 
 
 def reported(job: Job) -> Images:
     """The images on which nothing was chosen at all."""
     test = job.ready.dataset.test
-    return test if job.options.bound is None else test.take(slice(len(promise_images(job.ready.dataset)), None))
+    return test if job.options.risk_bound is None else test.take(slice(len(promise_images(job.ready.dataset)), None))
 
 
 def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:

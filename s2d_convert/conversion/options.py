@@ -55,7 +55,7 @@ def check_budget(name: str, budget: float) -> None:
         raise UsageError(f"--{name} {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
 
 
-def risk_bound(max_drop: float | None, confidence: float) -> RiskBound | None:
+def risk_bound_of(max_drop: float | None, confidence: float) -> RiskBound | None:
     """The bound behind --max-drop and --confidence, None without the former. Raises UsageError."""
     bound = RiskBound(0.01 if max_drop is None else max_drop, confidence)
     return None if max_drop is None else bound
@@ -138,9 +138,9 @@ class ConvertOptions:
             raise UsageError(
                 f"--plan {self.plan}: exact mode has plans of its own; leave --plan out, or give --mode train"
             )
-        if self.bound is not None and (self.data is None or self.picture is not None):
+        if self.risk_bound is not None and (self.data is None or self.picture is not None):
             raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")
-        if self.bound is not None and self.quantize is not None:
+        if self.risk_bound is not None and self.quantize is not None:
             raise UsageError(
                 "--quantize with --max-drop: the promise would be tested before the stages change; convert first, then "
                 "s2d export OUT --quantize, then s2d calibrate on what that writes"
@@ -165,9 +165,9 @@ class ConvertOptions:
         return Running(self.threads, self.batch, self.provider)
 
     @property
-    def bound(self) -> RiskBound | None:
+    def risk_bound(self) -> RiskBound | None:
         """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
-        return risk_bound(self.max_drop, self.confidence)
+        return risk_bound_of(self.max_drop, self.confidence)
 
     @property
     def exact(self) -> bool:

@@ -20,15 +20,15 @@ import numpy as np
 from s2d_convert.base.files import check_out
 from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
 from s2d_convert.conversion.exact import better, cascade_candidate, depth_candidate, trained_heads
-from s2d_convert.conversion.explore import CHOSEN, choose, make_evaluator, search, written_plan
+from s2d_convert.conversion.explore import choose, make_evaluator, search, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.requantize import Requantization, requantize
-from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.conversion.run_folder import CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
 from s2d_convert.conversion.training_steps import finetune, new_net, train_supernet, tried_out, try_out
-from s2d_convert.conversion.worst_case import keeps_bound, possible
+from s2d_convert.conversion.worst_case import keeps_max_latency, possible
 from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
@@ -43,8 +43,6 @@ from s2d_convert.search.base import Evaluation
 from s2d_convert.search.evaluate import Evaluator
 
 __all__ = ["Reporter", "Result", "convert"]
-
-SECONDS, FINALS, PLAIN = "seconds.json", "finals.json", "float32"
 
 
 def convert(options: ConvertOptions, reporter: Reporter) -> Result:
@@ -127,7 +125,7 @@ def play_finals(
         if options.plan in ("search", "cascade") and CASCADE in space.kinds:
             rivals = {**rivals, **simple_chains(space, options.budget)}
         contenders = {first: rivals.get(first, ())}
-        contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_bound(job, c)}
+        contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}
         winner, value, file = _finals(job, net, contenders, evaluate.cost, place).best()
         done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
         run.write_json(FINALS, done)

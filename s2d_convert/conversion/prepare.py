@@ -30,7 +30,7 @@ from s2d_convert.frontend.static_check import check_static
 from s2d_convert.latency.device_table import Table, read_table
 from s2d_convert.network.staged_net import unsupported_nodes
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.search.evaluate import reference_answers
+from s2d_convert.search.evaluate import right_classes
 
 TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
 
@@ -78,16 +78,16 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     static = StaticModel(graph, Running(threads=min(torch.get_num_threads(), MOST_THREADS), provider=options.provider))
     reporter.step("data")
     dataset = read_dataset(graph, preprocess, options, reporter, logits=static.logits)
-    if options.bound is not None:
+    if options.risk_bound is not None:
         images = promise_images(dataset)
         share = len(images) / sum(map(len, (dataset.train, dataset.calib, dataset.test)))
-        check_enough(len(images), options.bound, labelled=images.labels is not None, share=share)
+        check_enough(len(images), options.risk_bound, labelled=images.labels is not None, share=share)
     reporter.step("static check")
     logits = static_logits(static, dataset.calib)
     static_check(static, dataset.calib, logits, options, reporter)
-    answers = reference_answers(dataset.calib, logits)
+    right = right_classes(dataset.calib, logits)
     weights = static_weights(graph, model.channels)
-    return Prepared(model, weights, preprocess, dataset, static, logits, answers, device, options.provider, table)
+    return Prepared(model, weights, preprocess, dataset, static, logits, right, device, options.provider, table)
 
 
 def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:

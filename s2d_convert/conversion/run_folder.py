@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.errors import OutputError
-from s2d_convert.exporting.folder import TRACE
+from s2d_convert.exporting.folder import PLAN, TRACE
 
-CONFIG, BASELINES = "config.json", "baselines.json"
+# Everything that may lie in a run folder, in the order in which it is made; the trace and the plan have the names that they
+# have in the exported folder.
+CONFIG = "config.json"  # options and hashes that a resumed run must share
+SECONDS = "seconds.json"  # spent on every step so far
+SUPERNET = "supernet.pt"
+HEADS, FEATURES, DEPTH = "heads.npz", "features", "depth.json"  # of exact mode: heads, their inputs, the chosen taps
+KINDS = "kinds.json"  # which kinds of plan can keep --max-latency
+BASELINES = "baselines.json"
+CHOSEN = "chosen.json"  # the evaluation of the plan
+FINALS = "finals.json"
+FIRST_CHAIN, FINETUNED = "chain1.onnx", "finetuned.pt"
+PLAIN = "float32"  # the folder before it is quantised
 
 
 class RunFolder:
@@ -67,6 +78,19 @@ class RunFolder:
     def read_baselines(self) -> dict[str, Any]:
         """Return what the search and its baselines found, {} where there was no search."""
         return dict(self.read_json(BASELINES) or {})
+
+    def checkpoint(self, training: str) -> Path:
+        """Return where an unfinished training is kept."""
+        return self.path / f"{training}.part.pt"
+
+    def read_plan(self) -> Any:
+        """Return the chosen plan as JSON, None while there is none."""
+        return self.read_json(PLAN)
+
+    def write_plan(self, plan: Any, chosen: Mapping[str, Any]) -> None:
+        """Keep the chosen plan, and what is known of it."""
+        self.write_json(CHOSEN, chosen)
+        self.write_json(PLAN, plan)
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file whole."""

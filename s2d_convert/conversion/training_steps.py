@@ -20,6 +20,7 @@ from s2d_convert.base.files import write_bytes
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
 from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.run_folder import FINETUNED, FIRST_CHAIN, SUPERNET
 from s2d_convert.data.augment import Level
 from s2d_convert.network.masks import Masks
 from s2d_convert.network.staged_net import StagedNet
@@ -37,7 +38,6 @@ SUPERNET_RATE, FINETUNE_RATE, COMPACT_RATE = 0.02, 0.03, 0.05
 MUON = 0.16  # of these rates: what Muon moves a weight by in a step, relative to its size
 MOST_PASSES = 3.0
 MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make a training step faster
-COMPACT = "chain1.onnx"
 
 
 def new_net(ready: Prepared, taps: Sequence[str]) -> StagedNet:
@@ -77,7 +77,7 @@ def train_supernet(job: Job, space: PlanSpace, *, others: Sequence[str] = ()) ->
     job.reporter.step("supernet")
     taps = tuple(dict.fromkeys([*space.taps, *others]))
     net = new_net(ready, taps)
-    done = run.path / "supernet.pt"
+    done = run.path / SUPERNET
     if _load_finished(net, done):
         return net
     work = options.work
@@ -121,7 +121,7 @@ def _train(
         settings=settings,
         seed=seed,
         hints=Hints(net, teacher.width).to(job.ready.device) if hinted and teacher.width is not None else None,
-        checkpoint=None if name is None else job.run.path / f"{name}.part.pt",
+        checkpoint=None if name is None else job.run.checkpoint(name),
         on_step=_training_progress(job.reporter),
     )
 
@@ -138,7 +138,7 @@ def finetune(job: Job, net: StagedNet, conversion: Conversion, *, start: Path | 
     job.reporter.step("fine-tune")
     ready, chain = job.ready, conversion.chains[0]
     if chain.stages == 1:
-        file = job.run.path / COMPACT
+        file = job.run.path / FIRST_CHAIN
         if not file.exists():
             write_bytes(file, _compact(ready, net, chain) if start is None else start.read_bytes())
         small = read_chain(file)
@@ -250,7 +250,7 @@ def _finetuning(job: Job, rate: float, passes: float) -> TrainSettings:
 def _finetune(job: Job, net: StagedNet, masks: Masks, choose: Choose, *, rate: float, passes: float) -> None:
     """Train `net` in place and measure its statistics anew, or load what an interrupted run has finished."""
     ready, options, run = job.ready, job.options, job.run
-    done = run.path / "finetuned.pt"
+    done = run.path / FINETUNED
     if _load_finished(net, done):
         return
     settings = _finetuning(job, rate, passes)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from s2d_convert.conversion.context import Job, timing_images
+from s2d_convert.conversion.run_folder import KINDS
 from s2d_convert.exporting.folder import draft_manifest, trial_folder
 from s2d_convert.exporting.measure import path_costs
 from s2d_convert.plans.plan import Conversion
@@ -17,7 +18,6 @@ from s2d_convert.search.base import SearchResult, Trial, ranked
 from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.slicing.split import StageModel
 
-KINDS_FILE = "kinds.json"
 HOPELESS = 1.03  # a kind is left out when its least plan misses the bound by more than this factor, beyond noise
 MARGIN = 0.01  # by how much a plan must stay below the bound before it is trained: the noise of measuring again
 MOST_CONFIRMED = 8
@@ -31,7 +31,7 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
     limit, reporter = job.options.max_latency, job.reporter
     if limit is None or CASCADE not in space.kinds or len(space.kinds) == 1:
         return space
-    stored: Any = job.run.read_json(KINDS_FILE)
+    stored: Any = job.run.read_json(KINDS)
     if stored is None:
         stages = _models(job, space.decode(space.narrowest(CASCADE)))
         least = sum(job.meter.measure([m.model.SerializeToString() for m in stages]).ratios)
@@ -39,7 +39,7 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
             "least_cascade": least,
             "kinds": [k for k in space.kinds if k != CASCADE or least <= limit * HOPELESS],
         }
-        job.run.write_json(KINDS_FILE, stored)
+        job.run.write_json(KINDS, stored)
     if CASCADE not in stored["kinds"]:
         reporter.note(
             f"no cascades: even the least costs {stored['least_cascade']:.3f} of static where every stage runs "
@@ -74,7 +74,7 @@ def confirmed(
     return closest
 
 
-def keeps_bound(job: Job, conversion: Conversion) -> bool:
+def keeps_max_latency(job: Job, conversion: Conversion) -> bool:
     """Whether a conversion keeps `--max-latency` when it is measured from files; without a bound every one does."""
     limit = job.options.max_latency
     return limit is None or job.ready.table is not None or _within(rehearse(job, conversion), limit)

@@ -24,8 +24,8 @@ Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage take
 def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
     """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
     ready = job.ready
-    confidence = confidences(logits, [fit_temperature(row, ready.answers) for row in logits])
-    correct = logits.argmax(axis=2) == ready.answers
+    confidence = confidences(logits, [fit_temperature(row, ready.right_classes) for row in logits])
+    correct = logits.argmax(axis=2) == ready.right_classes
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
     if job.careful:  # as the policies of the folder will be chosen
         rows = sure_rows(ready.calib_logits)

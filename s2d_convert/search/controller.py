@@ -28,7 +28,7 @@ class Sample:
     entropy: Tensor
 
 
-class LSTMPolicy(nn.Module):
+class LSTMController(nn.Module):
     """A distribution over sequences of T decisions with `sizes[t]` options each; uniform per decision at first."""
 
     first: Tensor
@@ -36,7 +36,7 @@ class LSTMPolicy(nn.Module):
     def __init__(self, sizes: Sequence[int], *, hidden: int = 64, seed: int = 0) -> None:
         super().__init__()
         if not sizes or min(sizes) < 1:
-            raise ValueError(f"policy: got the sizes {tuple(sizes)}; expected at least one decision with options")
+            raise ValueError(f"controller: got the sizes {tuple(sizes)}; expected at least one decision with options")
         generator = torch.Generator().manual_seed(seed)
         self.sizes = tuple(sizes)
         # One table of embeddings for all steps: `first[t] + option` is the row of an option of step t - 1; row 0 starts.
@@ -99,6 +99,6 @@ class LSTMPolicy(nn.Module):
 
 
 def _mixture(scores: Tensor, mask: Tensor, explore: float) -> Tensor:
-    """Probabilities of the options: (1 - explore) of the policy's own, explore of the even ones over what is allowed."""
+    """Probabilities of the options: (1 - explore) of the controller's own, explore of the even ones over what is allowed."""
     own = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
     return (1 - explore) * own + explore * mask / mask.sum(dim=-1, keepdim=True)

@@ -102,7 +102,7 @@ class Evaluator:
 
     The latency of every stage is what `meter` says of its ONNX model, plus what the dispatcher adds to the first and to
     each further stage (`overhead_ms`); the accuracy is that of the best thresholds that meet the budget on `images`.
-    `answers` are the labels, or the static model's answers.
+    `right_classes` are the labels, or the static model's answers.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Evaluator:
         meter: LatencyMeter,
         images: Images,
         static_logits: Array,
-        answers: Array,
+        right_classes: Array,
         goal: Goal,
         weights: Weights,
         overhead_ms: tuple[float, float] = (0.0, 0.0),
@@ -121,7 +121,7 @@ class Evaluator:
         self.model, self.net, self.meter, self.goal = model, net, meter, goal
         count = min(MAX_IMAGES, len(images))
         self.images = images.take(slice(0, count))
-        self.static_logits, self.answers = static_logits[:count], answers[:count]
+        self.static_logits, self.right_classes = static_logits[:count], right_classes[:count]
         self.weights, self.overhead_ms = weights, overhead_ms
         self.logits: Logits = SupernetLogits(model, net, self.images, self.static_logits)
         self._looks: dict[Conversion, Look] = {}
@@ -144,8 +144,8 @@ class Evaluator:
             cost = self.latency(conversion)
             seconds = time.monotonic() - started
             logits = self.logits(conversion)
-            temperatures = [fit_temperature(row, self.answers) for row in logits]
-            correct = logits.argmax(axis=2) == self.answers
+            temperatures = [fit_temperature(row, self.right_classes) for row in logits]
+            correct = logits.argmax(axis=2) == self.right_classes
             self._looks[conversion] = Look(cost, confidences(logits, temperatures), correct, seconds)
         return self._looks[conversion]
 
@@ -164,6 +164,6 @@ class Evaluator:
         self.logits.ahead(conversions)
 
 
-def reference_answers(images: Images, static_logits: Array) -> Array:
+def right_classes(images: Images, static_logits: Array) -> Array:
     """What counts as right: the labels, or without labels the static model's answers, int64 [B]."""
     return static_logits.argmax(axis=1) if images.labels is None else images.labels

@@ -78,7 +78,7 @@ class ClusterLogits:
 
 
 @contextmanager
-def spread_over(address: str | None, evaluator: Evaluator, *, threads: int) -> Iterator[None]:
+def on_cluster(address: str | None, evaluator: Evaluator, *, threads: int) -> Iterator[None]:
     """Within the block the evaluator's logits come from the Ray cluster at `address` (None: from here, as ever).
 
     address: as ray.init takes it: auto, local or HOST:PORT. threads: of onnxruntime; this thread is pinned to as many

@@ -1,4 +1,4 @@
-"""The search by a policy that learns: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
+"""The search by a controller that learns: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
 
 It is made frugal: it also imitates the best plans so far (self-imitation: Oh et al., ICML 2018), because at a second per
 evaluation a hundred rewards must do.
@@ -17,7 +17,7 @@ import torch
 
 from s2d_convert.plans.decisions import Actions, Allowed, PlanT, Space, checked
 from s2d_convert.search.base import GIVE_UP, Book, Evaluate, Evaluation, OnTrial, SearchResult, Trial
-from s2d_convert.search.controller import LSTMPolicy
+from s2d_convert.search.controller import LSTMController
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def reinforce(
     warm_start: Sequence[Actions] = (),
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
-    """The trials of an LSTM policy that learns to propose plans of high reward.
+    """The trials of an LSTM controller that learns to propose plans of high reward.
 
     Ends after `evaluations` distinct plans, or when the space has no other. The `warm_start` sequences are evaluated
     first (and count); those that stay among the best are imitated. A plan in `known` takes its evaluation from there but
@@ -82,14 +82,14 @@ def reinforce(
 
 
 class _Learner:
-    """The policy, its optimizer and its moving averages."""
+    """The controller, its optimizer and its moving averages."""
 
     def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
         self.settings = settings
-        self.policy = LSTMPolicy(space.sizes, hidden=settings.hidden, seed=seed)
+        self.controller = LSTMController(space.sizes, hidden=settings.hidden, seed=seed)
         self.allowed: Allowed = lru_cache(maxsize=2**16)(space.allowed)
         self._generator = torch.Generator().manual_seed(seed)
-        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.learning_rate)
+        self._optimizer = torch.optim.Adam(self.controller.parameters(), lr=settings.learning_rate)
         self._entropy = settings.entropy
         self._mean: float | None = None
         self._variance: float | None = None
@@ -102,9 +102,9 @@ class _Learner:
         return min(1.0, usual + stuck)
 
     def propose(self, explore: float) -> Sequence[Actions]:
-        """A batch of sequences drawn from the policy."""
+        """A batch of sequences drawn from the controller."""
         with torch.no_grad():
-            drawn = self.policy.sample(
+            drawn = self.controller.sample(
                 self.allowed, generator=self._generator, count=self.settings.batch, explore=explore
             )
         return drawn.actions
@@ -116,7 +116,7 @@ class _Learner:
         """
         s, count = self.settings, len(episodes)
         elites = book.elites(s.elites) if s.imitation else []
-        scores = self.policy.log_prob([t.actions for t in [*episodes, *elites]], self.allowed, explore=explore)
+        scores = self.controller.log_prob([t.actions for t in [*episodes, *elites]], self.allowed, explore=explore)
         gain = (self._advantages(episodes) * scores.log_prob[:count]).mean()
         loss = -gain - self._entropy * scores.entropy[:count].mean()
         if elites:
@@ -124,7 +124,7 @@ class _Learner:
             loss = loss - s.imitation * (weights / weights.sum() * scores.log_prob[count:]).sum()
         self._optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip)
+        torch.nn.utils.clip_grad_norm_(self.controller.parameters(), s.clip)
         self._optimizer.step()
         self._entropy *= s.entropy_decay
 

@@ -16,7 +16,7 @@ from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
 from s2d_convert.calibration.risk_control import RiskBound
-from s2d_convert.conversion.options import check_budget, risk_bound
+from s2d_convert.conversion.options import check_budget, risk_bound_of
 from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_calibration
@@ -56,7 +56,7 @@ class CalibrateOptions:
         _ = self.running
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} is allowed")
-        _ = self.bound
+        _ = self.risk_bound
 
     @property
     def running(self) -> Running:
@@ -64,9 +64,9 @@ class CalibrateOptions:
         return Running(self.threads, self.batch, self.provider)
 
     @property
-    def bound(self) -> RiskBound | None:
+    def risk_bound(self) -> RiskBound | None:
         """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
-        return risk_bound(self.max_drop, self.confidence)
+        return risk_bound_of(self.max_drop, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
             if static is not None:
                 writer.update(measured=_measured(writer, static, images))
             writer.add_report(images, trace=options.folder / TRACE)
-    reached = writer.manifest.default_policy.reached or (options.budget is None and options.bound is not None)
+    reached = writer.manifest.default_policy.reached or (options.budget is None and options.risk_bound is not None)
     return Calibrated(
         writer.manifest, reached, (*told, *_warnings(before, options, static), *_to_mind(writer.manifest, images))
     )
@@ -152,7 +152,7 @@ def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, 
 
 def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]:
     """What is fitted on and what a promise is tested on; without a promise both are everything."""
-    if options.bound is None:
+    if options.risk_bound is None:
         return scores, scores
     order = np.random.default_rng(options.seed).permutation(len(scores))
     count = round(FIT_SHARE * len(order))
@@ -163,11 +163,11 @@ def _choose(
     fit: Scores, test: Scores, temperatures: tuple[float, ...], *, cost: tuple[float, ...], options: CalibrateOptions,
     budget: float,
 ) -> Chosen:  # fmt: skip
-    if options.bound is None:
+    if options.risk_bound is None:
         return budget_policies(fit, temperatures, cost=cost, budget=options.budget or budget)
     share = 1 - FIT_SHARE
     return promised_policies(
-        fit, test, temperatures, cost=cost, bound=options.bound, budget=options.budget, share=share
+        fit, test, temperatures, cost=cost, bound=options.risk_bound, budget=options.budget, share=share
     )
 
 
@@ -199,4 +199,4 @@ def _to_mind(manifest: Manifest, images: Images) -> Iterator[str]:
 
 def _provenance(options: CalibrateOptions, images: Images) -> dict[str, Any]:
     return {"data": str(options.data.resolve()), "images": len(images), "seed": options.seed,
-            "max_drop": options.max_drop, "confidence": options.confidence if options.bound else None}  # fmt: skip
+            "max_drop": options.max_drop, "confidence": options.confidence if options.risk_bound else None}  # fmt: skip

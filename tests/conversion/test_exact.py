@@ -12,11 +12,12 @@ from helpers import run
 from s2d_runtime import Dispatcher, Exactness
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.conversion.exact import HEADS, Candidate, better
+from s2d_convert.conversion.exact import TAPS, Candidate, better
 from s2d_convert.conversion.finish import exactness
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.prepare import prepare
+from s2d_convert.conversion.run_folder import HEADS
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import VerifyError
@@ -116,7 +117,7 @@ def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
     assert convert(replace(options, resume=True), listener).out.exists()
     lines = [json.loads(line) for line in (place / "out" / "search.jsonl").read_text().splitlines()]
     assert len({(line["method"], line["index"]) for line in lines}) == len(lines)
-    assert len({tuple(line["actions"]) for line in lines}) == len(lines), "no set of exits is measured twice"
+    assert len({tuple(line[TAPS]) for line in lines}) == len(lines), "no set of exits is measured twice"
 
 
 def test_quantised_without_data_exits_stay_careful(place: Path) -> None:

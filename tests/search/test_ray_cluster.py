@@ -19,7 +19,7 @@ from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import UsageError
 from s2d_convert.search import ray as spread
 from s2d_convert.search.base import Evaluation, SearchResult, evaluate_all, random_search
-from s2d_convert.search.ray import ClusterLogits, spread_over
+from s2d_convert.search.ray import ClusterLogits, on_cluster
 from s2d_convert.search.reinforce import reinforce
 
 
@@ -184,7 +184,7 @@ def test_chunks_are_even_and_what_fails_is_computed_here() -> None:
 
 def test_without_an_address_nothing_changes() -> None:
     evaluator: Any = SimpleNamespace(logits="own")
-    with spread_over(None, evaluator, threads=1):
+    with on_cluster(None, evaluator, threads=1):
         assert evaluator.logits == "own"
 
 

@@ -24,7 +24,7 @@ from s2d_convert.search.base import (
     reward,
     trial_to_json,
 )
-from s2d_convert.search.controller import LSTMPolicy
+from s2d_convert.search.controller import LSTMController
 from s2d_convert.search.reinforce import Settings, reinforce
 
 Search = Callable[..., SearchResult[Actions]]
@@ -125,7 +125,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def stirred(policy: LSTMPolicy, seed: int) -> LSTMPolicy:
+def stirred(policy: LSTMController, seed: int) -> LSTMController:
     """The policy with scores that are far from even."""
     with torch.no_grad():
         policy.head.copy_(2 * torch.randn(policy.head.shape, generator=generator(seed)))
@@ -138,7 +138,7 @@ def stirred(policy: LSTMPolicy, seed: int) -> LSTMPolicy:
 @settings(max_examples=15)
 @given(spaces(), st.integers(0, 99), st.sampled_from([0.0, 0.3, 1.0]))
 def test_the_policy_is_a_distribution_over_the_space(space: Free, seed: int, explore: float) -> None:
-    policy = stirred(LSTMPolicy(space.sizes, hidden=8, seed=seed), seed)
+    policy = stirred(LSTMController(space.sizes, hidden=8, seed=seed), seed)
     with torch.no_grad():
         found = policy.log_prob(sequences(space), space.allowed, explore=explore)
     chances = found.log_prob.double().exp()
@@ -150,7 +150,7 @@ def test_the_policy_is_a_distribution_over_the_space(space: Free, seed: int, exp
 @settings(max_examples=15)
 @given(spaces(), st.integers(0, 99), st.sampled_from([0.0, 0.3]))
 def test_what_is_drawn_is_allowed_and_has_its_probability(space: Free, seed: int, explore: float) -> None:
-    policy = stirred(LSTMPolicy(space.sizes, hidden=8, seed=seed), seed)
+    policy = stirred(LSTMController(space.sizes, hidden=8, seed=seed), seed)
     drawn = policy.sample(space.allowed, generator=generator(seed), count=5, explore=explore)
     assert set(drawn.actions) <= set(sequences(space))
     again = policy.log_prob(drawn.actions, space.allowed, explore=explore)
@@ -160,7 +160,7 @@ def test_what_is_drawn_is_allowed_and_has_its_probability(space: Free, seed: int
 
 def test_draws_are_as_frequent_as_they_say() -> None:
     space = Rising(3, 3)
-    policy = stirred(LSTMPolicy(space.sizes, hidden=8, seed=3), 3)
+    policy = stirred(LSTMController(space.sizes, hidden=8, seed=3), 3)
     drawn = policy.sample(space.allowed, generator=generator(0), count=4000, explore=0.2)
     scored = policy.log_prob(sequences(space), space.allowed, explore=0.2)
     for actions, log_prob in zip(scored.actions, scored.log_prob.tolist(), strict=True):
@@ -169,7 +169,7 @@ def test_draws_are_as_frequent_as_they_say() -> None:
 
 def test_the_policy_starts_even_and_repeatable_and_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    first, second = LSTMPolicy((2, 3, 4), seed=5), LSTMPolicy((2, 3, 4), seed=5)
+    first, second = LSTMController((2, 3, 4), seed=5), LSTMController((2, 3, 4), seed=5)
     space = Free(2, 3, 4)
     drawn = first.sample(space.allowed, generator=generator(1), count=3)
     assert drawn.actions == second.sample(space.allowed, generator=generator(1), count=3).actions
@@ -179,7 +179,7 @@ def test_the_policy_starts_even_and_repeatable_and_leaves_the_global_generator_a
 
 def test_the_policy_can_tie_decisions_together() -> None:
     space, wanted = Free(2, 2, 2), [(0, 0, 1), (1, 1, 0)]
-    policy = LSTMPolicy(space.sizes, hidden=16, seed=0)
+    policy = LSTMController(space.sizes, hidden=16, seed=0)
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.03)
     for _ in range(60):
         optimizer.zero_grad()
@@ -190,11 +190,11 @@ def test_the_policy_can_tie_decisions_together() -> None:
 
 
 def test_a_policy_without_choice_is_named() -> None:
-    policy = LSTMPolicy((2, 2))
+    policy = LSTMController((2, 2))
     with pytest.raises(ValueError, match=r"decision 0 after \(\): no option is allowed"):
         policy.sample(lambda prefix: np.zeros(2, dtype=bool), generator=generator(0))
     with pytest.raises(ValueError, match="at least one decision"):
-        LSTMPolicy(())
+        LSTMController(())
 
 
 # The searches

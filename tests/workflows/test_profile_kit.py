@@ -114,7 +114,7 @@ def test_a_conversion_for_another_device_takes_its_latencies_from_the_table(
     assert measured["mean_latency"] == pytest.approx(float(np.array(measured["exit_share"]) @ np.cumsum(ratios)))
     assert measured["static_ms"] == pytest.approx(table.board.static_ms)
     assert manifest["provenance"]["options"]["latency"].endswith("board.json")
-    assert result.within_bound
+    assert result.within_max_latency
 
 
 def test_a_board_of_another_model_stops_before_anything_is_trained(profiled: Path, tmp_path: Path) -> None:
