@@ -1,0 +1,132 @@
+"""Rows of policies from what stages say: the budgets that are served, floors, rounding, too few images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from s2d_convert.calibration.policies import (
+    Chosen,
+    Scores,
+    budget_policies,
+    careful_policies,
+    check_enough,
+    fit_temperatures,
+    promised_policies,
+    rounded,
+    safe_policy,
+)
+from s2d_convert.calibration.risk_control import RiskBound, images_needed
+from s2d_convert.calibration.thresholds import confidences, exits, policy_at
+from s2d_convert.errors import DataError, PromiseError
+
+COST = (0.25, 0.75)
+CLASSES = 4
+
+
+def scores_of(count: int, seed: int, *, labelled: bool = True, weak: float = 0.15) -> Scores:
+    """Two stages: the first is wrong on a share `weak` of the images, and unsure of them; the second is the static model."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    last = np.eye(CLASSES)[labels] * 6 + rng.normal(0, 0.3, (count, CLASSES))
+    hard = rng.random(count) < weak
+    first = np.eye(CLASSES)[np.where(hard, (labels + 1) % CLASSES, labels)] * np.where(hard, 1.0, 5.0)[:, None]
+    first = first + rng.normal(0, 0.3, (count, CLASSES))
+    logits = np.stack([first, last]).astype(np.float32)
+    return Scores(logits, last.argmax(axis=1), labels if labelled else None)
+
+
+def test_what_counts_as_right_and_what_is_lost() -> None:
+    logits = np.array([[[2, 0], [2, 0], [0, 2]], [[2, 0], [0, 2], [0, 2]]], np.float32)
+    labelled = Scores(logits, np.array([0, 1, 1]), np.array([0, 1, 0]))
+    assert labelled.classes.tolist() == [[0, 0, 1], [0, 1, 1]]
+    assert labelled.target.tolist() == [0, 1, 0]
+    assert labelled.losses.tolist() == [[0, 1, 0], [0, 0, 0]]
+    unlabelled = Scores(logits, np.array([0, 1, 1]), None)
+    assert unlabelled.target.tolist() == [0, 1, 1]
+    assert unlabelled.losses.tolist() == [[0, 1, 0], [0, 0, 0]]
+    some = labelled.take(np.array([2, 0]))
+    assert (len(some), some.target.tolist(), some.logits.shape) == (2, [0, 0], (2, 2, 2))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_every_policy_does_what_it_says(labelled: bool) -> None:
+    scores = scores_of(800, 0, labelled=labelled)
+    temperatures = fit_temperatures(scores)
+    chosen = budget_policies(scores, temperatures, cost=COST, budget=0.6)
+    confidence = confidences(scores.logits, temperatures)
+    budgets = [policy.budget for policy in chosen.policies]
+    assert budgets == sorted(budgets)
+    assert chosen.default_budget == 0.6
+    assert 0.6 in budgets
+    for policy in chosen.policies:
+        stage = exits(confidence, policy.thresholds)
+        rows = np.arange(len(scores))
+        assert policy.exit_share == pytest.approx([(stage == k).mean() for k in (0, 1)])
+        assert policy.expected_latency == pytest.approx(np.cumsum(COST)[stage].mean())
+        assert policy.expected_accuracy == pytest.approx((scores.classes[stage, rows] == scores.target).mean())
+        assert policy.reached == (policy.expected_latency <= policy.budget + 1e-9)
+        assert policy.disagreement == pytest.approx((scores.classes[stage, rows] != scores.classes[-1]).mean())
+        assert [sum(row) for row in policy.confidence_histogram] == [len(scores), int((stage > 0).sum())]
+
+
+def test_thresholds_aim_one_standard_error_below_the_budget() -> None:
+    scores = scores_of(300, 1)
+    confidence, right = confidences(scores.logits, (1.0, 1.0)), scores.classes == scores.target
+    policy = safe_policy(confidence, right, COST, 0.5)
+    paid = np.cumsum(COST)[exits(confidence, policy.thresholds)]
+    assert policy.reached
+    assert paid.mean() <= 0.5 - 0.5 * paid.std() / np.sqrt(len(paid))
+    out_of_reach = safe_policy(confidence, right, COST, 0.1)
+    assert not out_of_reach.reached
+    assert out_of_reach.expected_latency == pytest.approx(COST[0])
+
+
+def test_no_budget_pushes_careful_thresholds_below_their_floor() -> None:
+    scores = scores_of(600, 2)
+    plain = budget_policies(scores, (1.0, 1.0), cost=COST, budget=0.3)
+    careful = careful_policies(scores, (1.0, 1.0), cost=COST, budget=0.3)
+    floor = min(policy.thresholds[0] for policy in careful.policies)
+    assert min(policy.thresholds[0] for policy in plain.policies) < floor
+    leaving = confidences(scores.logits, (1.0, 1.0))[0] >= np.float32(floor)
+    assert (scores.classes[0] == scores.target)[leaving].mean() >= 0.95
+
+
+def test_promised_policies_keep_the_promise_on_the_images_of_the_test() -> None:
+    fit, test = scores_of(400, 3), scores_of(2000, 4)
+    bound = RiskBound(0.05, 0.95)
+    chosen: Chosen = promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=bound, budget=None)
+    assert chosen.default_budget == chosen.policies[0].budget
+    confidence, rows = confidences(test.logits, (1.0, 1.0)), np.arange(len(test))
+    for policy in chosen.policies:
+        assert policy.promise is not None
+        assert (policy.promise.max_drop, policy.promise.confidence, policy.promise.images) == (0.05, 0.95, 2000)
+        assert test.losses[exits(confidence, policy.thresholds), rows].mean() <= 0.05
+
+
+def test_a_last_stage_that_breaks_the_promise_is_refused() -> None:
+    test = scores_of(2000, 5)
+    test.logits[-1, :400] = -test.logits[-1, :400]
+    with pytest.raises(PromiseError, match="no policy keeps the promise: the last stage"):
+        promised_policies(scores_of(400, 6), test, (1.0, 1.0), cost=COST, bound=RiskBound(0.02), budget=None)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_too_few_images_are_told_before_anything_is_tried(labelled: bool) -> None:
+    bound = RiskBound(0.01, 0.95)
+    needed = images_needed(bound, paired=labelled)
+    check_enough(needed, bound, labelled=labelled)
+    with pytest.raises(DataError, match=f"takes at least {needed}, .* give at least {2 * needed} images"):
+        check_enough(needed - 1, bound, labelled=labelled, share=0.5)
+
+
+def test_a_manifest_has_rounded_shares_and_exact_thresholds() -> None:
+    scores = scores_of(700, 7)
+    confidence, right = confidences(scores.logits, (1.0, 1.0)), scores.classes == scores.target
+    policy = policy_at(confidence, right, cost=COST, budget=1.0, thresholds=(0.7,))
+    short = rounded(policy)
+    assert short.thresholds == policy.thresholds
+    for value in (short.expected_latency, short.expected_accuracy, *short.exit_share):
+        assert value == round(value, 5)
+    assert short.exit_share == pytest.approx(policy.exit_share, abs=5e-6)
+    assert rounded(short) == short
