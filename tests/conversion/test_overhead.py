@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from text_nets import chain, residual
 
-from s2d_convert.channels.analysis import analyse
+from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
@@ -32,6 +32,7 @@ def prepared(model: Any) -> Any:
     pixels = np.zeros((4, *shape), dtype=np.float32)
     images = Images(pixels, preprocess, np.arange(4), np.zeros(4, dtype=np.int64), "labelled")
     ready: Any = SimpleNamespace(graph=graph, channels=channels, weights=static_weights(graph, channels))
+    ready.model = AnalysedModel(graph, channels)
     ready.dataset = SimpleNamespace(calib=images)
     return ready
 
