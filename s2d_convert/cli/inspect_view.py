@@ -45,7 +45,7 @@ class InspectView:
         rows = [
             ("input", f"{_shape(source['shape'])}  {self._short(source['name'], 40)}"),
             ("output", f"{_shape(result['shape'])}  {self._short(result['name'], 40)}  ({result['kind']})"),
-            ("operators", f"{about['nodes']} (opset {about['opset']})"),
+            ("operators", f"{about['nodes']} ({_opset(about)})"),
             ("cost", f"{quantity(about['macs'])} MACs per image, {quantity(about['parameters'])} parameters"),
             ("can be split by channels", f"{_percent(about['splittable_macs'])} of the MACs"),
             ("can be split by depth", f"at {len(about['taps'])} candidate taps"),
@@ -255,3 +255,9 @@ def _shape(shape: Sequence[Any]) -> str:
 
 def _nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _opset(about: Mapping[str, Any]) -> str:
+    """The opset of the file, and the one that it was upgraded to."""
+    before, now = about["opset"], about["simplified_opset"]
+    return f"opset {before}" if now == before else f"opset {before}, upgraded to {now}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -11,20 +10,41 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.ending import Region, set_end_aside
+from s2d_convert.frontend.ending import Region, set_end_aside, with_softmax_behind
 from s2d_convert.frontend.graph import SOFTMAXES, Graph, Node
 from s2d_convert.frontend.proto import names_read, opset_of, without_constants
 
 
-def graph_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
-    """The Graph of a simplified model, its trailing Softmax set aside."""
+def graph_of(
+    model: onnx.ModelProto,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    probabilities: bool = False,
+    ends_in_softmax: bool = False,
+) -> Graph:
+    """The Graph of a simplified model, its trailing Softmax set aside; `probabilities`: it is known to answer
+    some; `ends_in_softmax`: nothing before its last Softmax is to be set aside.
+
+    Where no Softmax at the end makes them, one is put there, in the model and its `shapes` too.
+    """
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     if model.graph.sparse_initializer:
         raise ModelError("the model has sparse initializers; export it with dense weights")
     taken: set[str] = set()
     nodes = [_node(n, index, taken) for index, n in enumerate(model.graph.node)]
     image, output = _input_name(model), model.graph.output[0].name
-    ending = set_end_aside(Region(tuple(nodes), constants, shapes), output)
+    if all(output not in n.outputs for n in nodes):
+        raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
+    ending = set_end_aside(Region(tuple(nodes), constants, shapes), output, as_it_is=ends_in_softmax)
+    if probabilities and not ending.tail:
+        with_softmax_behind(model, shapes)
+        return graph_of(model, shapes, ends_in_softmax=True)
+    if ending.made_of_probabilities:
+        raise ModelError(
+            f"{ending.made_of_probabilities}: what output '{output}' makes of its probabilities is no function of the logits of "
+            "one layer, and early exits could not answer likewise; choose a tensor before it with --output, or export the model "
+            "with its logits"
+        )
     nodes = _reaching(ending.nodes, ending.logits)
     convs = [n for n in nodes if n.op in ("Conv", "ConvTranspose")]
     if not convs:

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.proto import label
+from s2d_convert.frontend.proto import attributes_of, label
 
 # Operators that broadcast their operands, so that an operand needs no expanding.
 BROADCASTING = {
@@ -33,6 +33,19 @@ Shape = tuple[int, ...]
 def is_plain(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape]) -> bool:
     """Whether axis 0 of everything that is computed has the length of the batch."""
     return all(shapes[o][:1] == (batch,) for n in model.graph.node for o in n.output if o)
+
+
+def joins_rows(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a reduction is over axis 0. In a file for one image that axis may have one row and not be the batch."""
+    constants = {i.name: i for i in model.graph.initializer}
+    for node in (n for n in model.graph.node if n.op_type.startswith("Reduce") and n.input[0] in shapes):
+        axes = attributes_of(node).get("axes")
+        if axes is None and len(node.input) > 1 and node.input[1] in constants:
+            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        rank = len(shapes[node.input[0]])
+        if not axes or 0 in [int(axis) % rank for axis in axes]:
+            return True
+    return False
 
 
 def free_batch(

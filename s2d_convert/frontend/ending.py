@@ -6,8 +6,9 @@ export puts behind each exit.
 
 Look backwards from the output. As long as nodes only treat the classes of one image (element by element, or by a number over
 all classes) they may belong to the end. The logits are the last tensor that everything behind comes from and that no
-normalisation over the classes comes before. What mixes several tensors behind a Softmax (an average of probabilities) cannot
-be set aside, and is refused.
+normalisation over the classes comes before. What mixes several tensors behind a Softmax cannot be set aside. If it is
+probabilities still (their average over several heads), their logarithms are logits as good as any: a logarithm and a Softmax
+are put behind. Else the model is refused.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
-from s2d_convert.errors import ModelError
 from s2d_convert.frontend.dynamic_batch import ELEMENTWISE
 from s2d_convert.frontend.graph import SOFTMAXES, Node
 
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+CHOOSING = ("Concat", "Expand", "Gather", "GatherElements", "Slice", "Split", "Transpose")
 OVER_AXIS = (*SOFTMAXES, "LpNormalization")
+SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
 REDUCING = tuple(f"Reduce{op}" for op in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Sum", "SumSquare"))
 
 Shape = tuple[int, ...]
@@ -32,39 +36,30 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Ending:
-    """Nodes [in order] up to the tensor `logits`, and the `tail` behind it, which makes the file's answer of it."""
+    """Nodes [in order] up to the tensor `logits`, and the `tail` behind it, which makes the file's answer of it.
+
+    `made_of_probabilities` names a Softmax that could not be set aside.
+    """
 
     nodes: tuple[Node, ...]
     logits: str
     tail: tuple[Node, ...] = ()
+    made_of_probabilities: str = ""
 
 
-def set_end_aside(graph: Region, output: str) -> Ending:
-    """Divide nodes in topological order that end in `output`.
-
-    Raises ModelError where probabilities are made in a way that exits cannot repeat.
-    """
-    if output not in graph.made_by:
-        raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
+def set_end_aside(graph: Region, output: str, *, as_it_is: bool = False) -> Ending:
+    """Divide nodes in topological order that end in `output`; `as_it_is`: a last Softmax is all there is to set aside."""
     plain = _plain_softmax(graph, output)
-    if plain is not None:
+    if plain is not None and (as_it_is or not any(map(graph.is_normalising, graph.end(plain.logits)))):
         return plain
     end = graph.end(output)
     normalising = {n.name for n in end if graph.is_normalising(n)}
-    if not normalising:
-        return Ending(graph.nodes, output)
     for name in reversed([name for n in end for name in n.inputs if name in graph.shapes]):
         behind = _behind(end, name, output, graph.shapes)
-        if behind >= normalising and graph.count(name) == graph.count(output):
+        if normalising and behind >= normalising and graph.count(name) == graph.count(output):
             tail = tuple(n for n in end if n.name in behind)
             return Ending(tuple(n for n in graph.nodes if n.name not in behind), name, tail)
-    for node in end:
-        if node.op in SOFTMAXES and node.name in normalising:
-            raise ModelError(
-                f"{node}: what output '{output}' makes of its probabilities is no function of the logits of one layer, and early "
-                "exits could not answer likewise; choose a tensor before it with --output, or export the model with its logits"
-            )
-    return Ending(graph.nodes, output)
+    return Ending(graph.nodes, output, made_of_probabilities=graph.softmax_before(output))
 
 
 @dataclass(frozen=True)
@@ -104,6 +99,18 @@ class Region:
             return self.is_normalising(node)
         return node.op in ELEMENTWISE or node.op in RESHAPING or node.op == "Expand"
 
+    def softmax_before(self, output: str) -> str:
+        """How messages name a Softmax over all classes whose probabilities `output` is made of; '' if there is none."""
+        wanted = {output}
+        for node in reversed(self.nodes):
+            if not wanted.intersection(node.outputs):
+                continue
+            if node.op in SOFTMAXES and self.is_normalising(node):
+                return str(node)
+            if node.op in ELEMENTWISE or node.op in (*RESHAPING, *REDUCING, *CHOOSING):
+                wanted.update(node.inputs)
+        return ""
+
     def is_normalising(self, node: Node) -> bool:
         """Whether a node takes all classes of an image together."""
         shape, out = self.shapes.get(node.inputs[0]), self.shapes[node.outputs[0]]
@@ -142,8 +149,6 @@ def _plain_softmax(graph: Region, output: str) -> Ending | None:
         last = graph.made_by.get(last.inputs[0])
     if last is None or last.op not in SOFTMAXES or not graph.is_normalising(last):
         return None
-    if any(graph.is_normalising(n) for n in graph.end(last.inputs[0])):
-        return None
     classes = np.flatnonzero(np.array(shapes[output]) == np.prod(shapes[output][1:]))[-1]
     tail = replace(last, attrs=MappingProxyType({"axis": int(classes)}))
     kept = tuple(n for n in graph.nodes if n is not last)
@@ -152,3 +157,21 @@ def _plain_softmax(graph: Region, output: str) -> Ending | None:
     first = behind[-1]
     moved = replace(first, inputs=(last.inputs[0], *first.inputs[1:]))
     return Ending(tuple(moved if n is first else n for n in kept), output, (tail,))
+
+
+def with_softmax_behind(model: onnx.ModelProto, shapes: dict[str, Shape]) -> None:
+    """Let a model that answers probabilities make them by a Softmax of their logarithms, in place; `shapes` as well."""
+    (answer,) = model.graph.output
+    names = [f"{answer.name}.{part}" for part in ("positive", "logarithm", "probabilities")]
+    smallest = numpy_helper.from_array(np.array(SMALLEST, np.float32), f"{answer.name}.smallest")
+    model.graph.initializer.append(smallest)
+    axis = int(np.argmax(shapes[answer.name][1:])) + 1
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Clip", [answer.name, smallest.name], names[:1], name=names[0]),
+            onnx.helper.make_node("Log", names[:1], names[1:2], name=names[1]),
+            onnx.helper.make_node("Softmax", names[1:2], names[2:], name=names[2], axis=axis),
+        ]
+    )
+    shapes.update(dict.fromkeys(names, shapes[answer.name]))
+    answer.name = names[2]

@@ -31,6 +31,10 @@ IMAGE_TYPES = {
 }
 
 
+class DoesNotRunError(ModelError):
+    """onnxruntime loads a model and cannot run it."""
+
+
 @dataclass(frozen=True, eq=False)
 class FileAnswers:
     """What a file answers: images float32 [B, ...] and answers float32 [B, ...]; `half` if it computes in float16."""
@@ -88,7 +92,7 @@ def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> np.ndar
     try:
         alone = np.concatenate([session.run(None, {image: images[i : i + 1]})[0] for i in range(ROWS)])
     except Exception as error:
-        raise ModelError(
+        raise DoesNotRunError(
             f"the model does not run in onnxruntime ({first_line(error)}); check it there first"
         ) from error
     try:
@@ -121,6 +125,12 @@ def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> 
     if (answers >= 0).all() and _is_even(answers.sum(axis=1)):
         return "probabilities"
     return "log_probabilities" if answers.max() <= SUM_TOLERANCE and _is_even(np.exp(answers).sum(axis=1)) else "logits"
+
+
+def are_probabilities(answers: np.ndarray) -> bool:
+    """Whether answers [B, ...] are a distribution over the classes for each image."""
+    flat = answers.reshape(len(answers), -1)
+    return bool((flat >= 0).all() and (np.abs(flat.sum(axis=1) - 1) <= BATCH_TOLERANCE).all())
 
 
 def _is_even(sums: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
@@ -20,8 +21,15 @@ from google.protobuf.message import DecodeError
 from s2d_convert.base.sessions import first_line, quiet_session, save
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.frontend.build import graph_of
-from s2d_convert.frontend.dynamic_batch import free_batch, is_plain
-from s2d_convert.frontend.equivalence import ask_file, check_rows, check_same, kind_of_end
+from s2d_convert.frontend.dynamic_batch import free_batch, is_plain, joins_rows
+from s2d_convert.frontend.equivalence import (
+    DoesNotRunError,
+    are_probabilities,
+    ask_file,
+    check_rows,
+    check_same,
+    kind_of_end,
+)
 from s2d_convert.frontend.external_data import read_external_data
 from s2d_convert.frontend.graph import RESERVED, Graph
 from s2d_convert.frontend.inputs import PROBE_BATCH, Image, fix_image
@@ -83,10 +91,10 @@ def graph_from_proto(
         _check_ends(model, image.name, inferred)
         shapes, folded = free_batch(model, image.batch, inferred.shapes, simple.other)
         with quiet_session(model) as session:
-            _check_rows(session, simple, source)
+            rows = _check_rows(session, simple, source, size)
             if answers is not None:
                 check_same(session, answers, half=half)
-    graph = graph_of(model, shapes)
+    graph = graph_of(model, shapes, probabilities=are_probabilities(rows))
     if not graph.tells_logits:
         graph = replace(graph, output_kind=kind_of_end(model, graph.output, image.shape))
     return replace(
@@ -116,18 +124,22 @@ def _simplified(source: Path, image: Image, size: tuple[int, int] | None) -> _Si
     except ModelError as error:
         if size is None:
             raise
-        raise UsageError(
-            f"--size {size[0]}x{size[1]}: the model does not take images of this size ({error}); choose another one"
-        ) from error
+        raise _unfit_size(size, error) from error
     empty = [label(n) for n in model.graph.node for o in n.output if o and 0 in inferred.shapes[o]]
     if size is not None and empty:
         raise UsageError(
             f"--size {size[0]}x{size[1]}: nothing is left of the image at node {empty[0]}; choose a larger one"
         )
     other = None
-    if not is_plain(model, image.batch, inferred.shapes):
+    if not is_plain(model, image.batch, inferred.shapes) or (image.batch == 1 and joins_rows(model, inferred.shapes)):
         other = _shapes_of_another_batch(source, image)
     return _Simplified(model, image, inferred, other)
+
+
+def _unfit_size(size: tuple[int, int], error: ModelError) -> UsageError:
+    return UsageError(
+        f"--size {size[0]}x{size[1]}: the model does not take images of this size ({error}); choose another one"
+    )
 
 
 def _shapes_of_another_batch(source: Path, image: Image) -> dict[str, tuple[int, ...]] | None:
@@ -167,12 +179,17 @@ def _check_ends(model: onnx.ModelProto, image: str, inferred: Inferred) -> None:
         )
 
 
-def _check_rows(session: ort.InferenceSession, simple: _Simplified, source: Path) -> None:
-    """Raise ModelError unless the freed model answers each image for itself, and not the same to all where inputs are lost."""
+def _check_rows(
+    session: ort.InferenceSession, simple: _Simplified, source: Path, size: tuple[int, int] | None
+) -> np.ndarray:
+    """What the freed model answers to some images; raises ModelError unless it answers each for itself, and not the same to
+    all where inputs are lost."""
     try:
         answers = check_rows(session, simple.image.shape)
     except ModelError as error:
         holders = _batch_holders(simple, source)
+        if not holders and size is not None and isinstance(error, DoesNotRunError):
+            raise _unfit_size(size, error) from error
         if not holders:
             raise
         raise ModelError(
@@ -185,6 +202,7 @@ def _check_rows(session: ort.InferenceSession, simple: _Simplified, source: Path
             f"inputs {', '.join(repr(i.name) for i in unread)}: the file asks for them, no node reads them, and the answers do "
             "not depend on the image: the export has lost what they should feed; freeze the variables before it"
         )
+    return answers
 
 
 def _batch_holders(simple: _Simplified, source: Path) -> list[str]:

@@ -50,7 +50,7 @@ def passes(output: str | None = None) -> tuple[Pass, ...]:
         Pass("drop what nobody reads or what depends on the batch", cleaning.without_spare_values),
         Pass("make float16 and float64 float32", cleaning.with_float32),
         Pass("upgrade an old opset", cleaning.with_recent_opset),
-        Pass("replace If, CastLike and GroupNormalization", operators.with_plain_operators),
+        Pass("replace If, CastLike, GroupNormalization and Attention", operators.with_plain_operators),
     )
 
 

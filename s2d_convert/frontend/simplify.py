@@ -17,7 +17,7 @@ from onnx import TensorProto
 from s2d_convert.base.sessions import first_line, quiet_options
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.dynamic_batch import is_plain
-from s2d_convert.frontend.proto import attributes_of, opset_of, without_weights
+from s2d_convert.frontend.proto import attributes_of, label, opset_of, without_weights
 
 
 class Inferred(NamedTuple):
@@ -51,6 +51,11 @@ def _optimised(path: Path, without: tuple[str, ...]) -> onnx.ModelProto:
     if foreign:
         names = ", ".join(f"'{n.name or n.output[0]}' ({n.domain}.{n.op_type})" for n in foreign)
         raise ModelError(f"operators outside the ONNX standard are not supported: {names}; export without them")
+    decided = [label(n) for n in simplified.graph.node if n.op_type == "If"]
+    if decided:
+        raise ModelError(
+            f"nodes {', '.join(decided)}: which branch is taken depends on the image; export the model traced, with one branch"
+        )
     version = opset_of(simplified)
     del simplified.opset_import[:]
     simplified.opset_import.append(onnx.helper.make_opsetid("", version))

@@ -130,11 +130,41 @@ def test_the_folder_answers_likewise_in_batches(tmp_path: Path) -> None:
     assert_close(early.output.sum(axis=1), np.full(6, 100, np.float32))
 
 
-def test_probabilities_of_several_layers_are_refused() -> None:
-    model = model_ending_in(
-        "a = Softmax<axis=1>(q)  r = Neg(q)  w = Mul(wl, hundred)  v = Gemm<transB=1>(f, w)  "
-        "b = Softmax<axis=1>(v)  logits = Mean(a, b)"
-    )
+TWO_HEADS = LINEAR + "w = Mul(wl, hundred)  v = Gemm<transB=1>(f, w)  a = Softmax<axis=1>(q)  b = Softmax<axis=1>(v)  "
+AVERAGES = {
+    "of heads": TWO_HEADS + "logits = Mean(a, b)",
+    "of places": "c = Conv(z, wc)  k = Softmax<axis=1>(c)  g = GlobalAveragePool(k)  logits = Flatten(g)",
+    "over a new axis": TWO_HEADS
+    + """c = Unsqueeze(a, zero)  d = Unsqueeze(b, zero)  h = Concat<axis=0>(c, d)
+    logits = ReduceMean<axes=[0], keepdims=0>(h)""",
+}
+
+
+@pytest.mark.parametrize("average", list(AVERAGES))
+def test_averages_of_probabilities_are_probabilities_from_every_exit(average: str) -> None:
+    model = ending(AVERAGES[average], NUMBERS, wc=(10, 16, 1, 1), zero=[0])
+    graph, channels, weights = analysed(model)
+    assert (graph.output_kind, [n.op for n in graph.tail]) == ("probabilities", ["Softmax"])
+    (plan,) = depth_plan(AnalysedModel(graph, channels), 2).chains
+    feeds = random_images(model, 5, 0)
+    early, last = run_chain(split(graph, channels, plan, weights), feeds)
+    static = run(model, feeds)["logits"]
+    assert_close(early["output"].sum(axis=1), np.ones(5, np.float32))
+    assert_close(last["output"], static)
+    assert_close(last["confidence"], static.max(axis=1))
+    assert_close(StaticModel(graph).outputs(feeds["image"]), static)
+
+
+@pytest.mark.parametrize(
+    ("end", "shape"),
+    [
+        ("logits = Mul(a, b)", ""),  # no longer probabilities
+        ("logits = Slice(a, one, ten, one)", "N,9"),  # one class is left out
+        ("logits = Concat<axis=1>(a, b)", "N,20"),
+    ],
+)
+def test_what_else_is_made_of_probabilities_is_refused(end: str, shape: str) -> None:
+    model = ending(TWO_HEADS + end, NUMBERS, logits=shape, ten=[10])
     with pytest.raises(ModelError, match=r"\(Softmax\): .*'logits'.*no function of the logits of one layer.*--output"):
         graph_from_proto(model)
 

@@ -92,7 +92,7 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[onnx.ModelProto]
         lambda m: all(i.data_type != TensorProto.FLOAT16 for i in m.graph.initializer),
     ),
     "upgrade an old opset": (old, lambda m: opset_of(m) >= MIN_OPSET),
-    "replace If, CastLike and GroupNormalization": (
+    "replace If, CastLike, GroupNormalization and Attention": (
         lambda: around("y = CastLike(x, two)", two=number(2)),
         lambda m: "CastLike" not in operators(m),
     ),

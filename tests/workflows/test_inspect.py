@@ -289,6 +289,7 @@ SCHEMA: dict[str, Any] = {
     "input": {"name": str, "shape": list},
     "output": {"name": str, "shape": list, "kind": str},
     "opset": int,
+    "simplified_opset": int,
     "nodes": int,
     "macs": int,
     "parameters": int,

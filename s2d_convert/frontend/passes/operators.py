@@ -9,13 +9,17 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
+from s2d_convert.frontend.passes.attention import plain_attention
 from s2d_convert.frontend.proto import attributes_of, label, opset_of, set_nodes, without_weights
+
+NEED_TYPES = ("Attention", "CastLike")
 
 
 def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without If nodes that are decided already, CastLike and GroupNormalization, in place: onnxruntime
-    trips over the first, does not fold the second, and puts the third into words whose shapes nobody infers."""
-    kinds = _types(model) if any(n.op_type == "CastLike" for n in model.graph.node) else {}
+    """The model without If nodes that are decided already, CastLike, GroupNormalization and Attention, in place: onnxruntime
+    trips over the first, does not fold the second, and puts the third into words whose shapes nobody infers; the fourth is
+    newer than the words that the rest of the package knows. Raises ModelError for an If that the image decides."""
+    kinds = _types(model) if any(n.op_type in NEED_TYPES for n in model.graph.node) else {}
     known = {i.name: i for i in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -28,6 +32,8 @@ def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
             if not to:
                 raise ModelError(f"node {label(node)}: the type of its second input is not known; export with types")
             nodes.append(onnx.helper.make_node("Cast", node.input[:1], node.output, name=node.name, to=to))
+        elif node.op_type == "Attention" and not node.domain:
+            nodes.extend(plain_attention(model, node, kinds))
         elif node.op_type == "GroupNormalization":
             nodes.extend(_plain_group_norm(model, node))
         else:
