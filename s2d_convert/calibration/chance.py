@@ -20,6 +20,7 @@ SURE = 3.0  # standard deviations that hits lie above those of a random order
 UNEQUAL = 1.5  # times the mean: so large is the largest class where classes are unequal
 LOST = 0.05  # a class of which no larger share is answered rightly is lost
 FEW_OF_CLASS = 5  # images, of which nothing is said
+ONE_SIDED = 0.95  # share of one class from which the numbers say little of the others
 FEW = 100  # images on which an accuracy is known to no better than some ten points
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s2d_convert.base.text import listed
-from s2d_convert.calibration.chance import FEW_OF_CLASS, LOST, Classes, unequal
+from s2d_convert.calibration.chance import FEW_OF_CLASS, LOST, ONE_SIDED, Classes, unequal
 from s2d_convert.data.images import Images
 
 MOST_ROWS = 30
@@ -76,8 +76,16 @@ def _gain(row: ClassResult) -> tuple[float, float]:
 
 def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ...]:
     """A sentence for every stage that hardly answers a class rightly which the static model knows on the same images, and
-    for classes that the static model does not know itself."""
+    for classes that the static model does not know itself; and one where nearly all images are of one class."""
     texts = []
+    counts = np.bincount(answers.truth, minlength=answers.classes)
+    most = int(counts.argmax())
+    share = counts[most] / max(1, len(answers.truth))
+    if answers.classes > 1 and share >= ONE_SIDED:
+        texts.append(
+            f"{100 * share:.1f} % of the images are of class '{names[most] if names else most}': the numbers say little of the "
+            "other classes; give more images of them"
+        )
     for stage in np.unique(answers.exits):
         lost = list(_lost_at(answers, answers.exits == stage))
         if lost:

@@ -9,7 +9,7 @@ import numpy as np
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.text import listed
-from s2d_convert.calibration.chance import LEVEL, Judged, judge
+from s2d_convert.calibration.chance import LEVEL, ONE_SIDED, Judged, judge
 from s2d_convert.data.decode import ImageFiles
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
@@ -19,7 +19,6 @@ from s2d_convert.frontend.reference import StaticModel
 
 TRIED = 200  # images on which other ways from pixels to model input are tried
 BETTER = 0.1  # accuracy that another way must be better by to be named
-ONE_SIDED = 0.95  # share of one answer from which agreement says little of the others
 FITS = ("crop", "stretch", "pad", "pad-right")
 CHECK = (
     "check how pictures become model input (--preprocess, --mean, --std, --scale, --order rgb or bgr or grey, --resize crop or "

@@ -53,3 +53,11 @@ def test_a_class_that_the_static_model_does_not_know_is_said_too() -> None:
     assert lost_classes(answers(NEVER, NEVER, np.ones(100, int)), ("no", "yes")) == (
         "the static model itself hardly answers an image of class 'yes' rightly",
     )
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_of_one_class_alone_say_little(labelled: bool) -> None:
+    same = np.zeros(100, int)
+    alone = Answers(same, same, same, np.ones(100, int), 2, labelled)
+    (text,) = lost_classes(alone, ("no", "yes"))
+    assert text.startswith("100.0 % of the images are of class 'no': the numbers say little of the other classes")
