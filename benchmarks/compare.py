@@ -118,6 +118,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--latency", type=Path, help="board file of the machine that plans are for, as of s2d-convert")
     parser.add_argument("--no-flip", action="store_true", help="do not mirror training images")
     parser.add_argument("--preprocess", help="a preset, as of s2d-convert")
+    parser.add_argument("--mean", type=numbers, help="per channel in 0..1 units, as of s2d-convert")
+    parser.add_argument("--std", type=numbers, help="per channel in 0..1 units, as of s2d-convert")
+    parser.add_argument("--size", type=height_and_width, help="HxW, for a model whose input size is dynamic")
     parser.add_argument("--build-only", action="store_true", help="make the models, measure nothing")
     parser.add_argument("--measure-only", action="store_true", help="measure what is made already")
     args = parser.parse_args(argv)
@@ -126,6 +129,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
         print("torch-pruning is not installed: the method `pruned` is left out (pip install --no-deps torch-pruning)")
         args.methods.remove("pruned")
     return args
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a list with commas."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Return the two numbers of HxW."""
+    height, width = text.split("x")
+    return int(height), int(width)
 
 
 def options_of(args: argparse.Namespace) -> BenchOptions:
@@ -149,6 +163,9 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
         effort=args.effort,
         flip=not args.no_flip,
         preprocess=args.preprocess,
+        mean=args.mean,
+        std=args.std,
+        size=args.size,
         amounts=amounts,
     )
 
@@ -157,6 +174,7 @@ def begun_with(args: argparse.Namespace) -> dict[str, str]:
     """What must be the same when a run goes on, as text; of model and board what is in them."""
     kept = ("data", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
     own = {name: str(getattr(args, name)) for name in kept}
+    own |= {name: str(getattr(args, name)) for name in ("mean", "std", "size") if getattr(args, name) is not None}
     for name, digest in (("model", model_sha256), ("latency", sha256_of)):
         path = getattr(args, name)
         own[name] = digest(path) if path is not None and path.is_file() else str(path)

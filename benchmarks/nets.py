@@ -1,4 +1,8 @@
-"""Classifiers for 32x32 images, written from their papers, with random weights: `NETS[name](classes)`."""
+"""Classifiers written from their papers, with random weights: `NETS[name](classes)` for small images (28 or 32 pixels).
+
+`LARGE_NETS` are the same families for 160 pixels and more, with the stems and strides that their papers have. `channels` is the
+number of channels of the image.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,9 @@ def tail(channels: int, classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
 
 
-def vgg(layout: Sequence[int | str], classes: int) -> nn.Sequential:
+def vgg(layout: Sequence[int | str], classes: int, channels: int = 3) -> nn.Sequential:
     """Convolutions of these widths, "M" for max pooling (Simonyan and Zisserman, 2015), with BatchNorm and one linear layer."""
     layers: list[nn.Module] = []
-    channels = 3
     for item in layout:
         if isinstance(item, int):
             layers += [*conv_norm(channels, item), nn.ReLU()]
@@ -34,10 +37,10 @@ def vgg(layout: Sequence[int | str], classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, *tail(channels, classes))
 
 
-def wide4(classes: int) -> nn.Sequential:
+def wide4(classes: int, channels: int = 3) -> nn.Sequential:
     """Four wide convolutions, three of them strided: 19 M multiply-accumulates, a wide net that a CPU can train."""
     layers: list[nn.Module] = []
-    for c_in, c_out, stride in ((3, 64, 2), (64, 128, 2), (128, 256, 2), (256, 256, 1)):
+    for c_in, c_out, stride in ((channels, 64, 2), (64, 128, 2), (128, 256, 2), (256, 256, 1)):
         layers += [*conv_norm(c_in, c_out, stride=stride), nn.ReLU()]
     return nn.Sequential(*layers, *tail(256, classes))
 
@@ -56,14 +59,21 @@ class Basic(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x))
 
 
-def resnet18(classes: int) -> nn.Sequential:
-    """ResNet-18 with a 3x3 stem and no pooling before the blocks."""
-    layers: list[nn.Module] = [*conv_norm(3, 64), nn.ReLU()]
-    channels = 64
-    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        layers += [Basic(channels, width, stride), Basic(width, width, 1)]
-        channels = width
-    return nn.Sequential(*layers, *tail(channels, classes))
+def resnet(
+    widths: Sequence[int], blocks: int, classes: int, channels: int = 3, *, large: bool = False
+) -> nn.Sequential:
+    """Return `blocks` basic blocks of every width, all but the first width with stride 2, projecting where shapes change.
+
+    The stem is a 3x3 convolution, or for large images a 7x7 one with stride 2 and max pooling.
+    """
+    made = widths[0]
+    layers: list[nn.Module] = [*conv_norm(channels, made, 7 if large else 3, stride=2 if large else 1), nn.ReLU()]
+    layers += [nn.MaxPool2d(3, 2, 1)] if large else []
+    for width in widths:
+        for index in range(blocks):
+            layers.append(Basic(made, width, 2 if index == 0 and width != widths[0] else 1))
+            made = width
+    return nn.Sequential(*layers, *tail(made, classes))
 
 
 class PreActivation(nn.Module):
@@ -88,15 +98,15 @@ class PreActivation(nn.Module):
         return made + (x if self.shortcut is None else self.shortcut(start))
 
 
-def wide_resnet(depth: int, factor: int, classes: int) -> nn.Sequential:
+def wide_resnet(depth: int, factor: int, classes: int, channels: int = 3) -> nn.Sequential:
     """WRN-`depth`-`factor`."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False)]
-    channels = 16
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
+    made = 16
     for width, first in ((16 * factor, 1), (32 * factor, 2), (64 * factor, 2)):
         for index in range((depth - 4) // 6):
-            layers.append(PreActivation(channels, width, first if index == 0 else 1))
-            channels = width
-    return nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU(), *tail(channels, classes))
+            layers.append(PreActivation(made, width, first if index == 0 else 1))
+            made = width
+    return nn.Sequential(*layers, nn.BatchNorm2d(made), nn.ReLU(), *tail(made, classes))
 
 
 class Inverted(nn.Module):
@@ -116,27 +126,39 @@ class Inverted(nn.Module):
         return x + made if self.residual else made
 
 
-def mobilenet_v2(classes: int) -> nn.Sequential:
-    """MobileNetV2 for small images: the stem and the first two groups of blocks keep the size."""
-    layers: list[nn.Module] = [*conv_norm(3, 32), nn.ReLU6()]
-    channels = 32
-    plan = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-    for expand, width, count, first in plan:
+def mobilenet_v2(classes: int, channels: int = 3, *, factor: float = 1.0, large: bool = False) -> nn.Sequential:
+    """MobileNetV2 at a width factor; for small images, the stem and the first two groups of blocks keep the size."""
+    early = 2 if large else 1
+    made = round(32 * factor)
+    layers: list[nn.Module] = [*conv_norm(channels, made, stride=early), nn.ReLU6()]
+    first_groups = ((1, 16, 1, 1), (6, 24, 2, early))
+    plan = (*first_groups, (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    for expand, full_width, count, first in plan:
+        width = round(full_width * factor)
         for index in range(count):
-            layers.append(Inverted(channels, width, first if index == 0 else 1, expand))
-            channels = width
-    return nn.Sequential(*layers, *conv_norm(channels, 1280, 1), nn.ReLU6(), *tail(1280, classes))
+            layers.append(Inverted(made, width, first if index == 0 else 1, expand))
+            made = width
+    return nn.Sequential(*layers, *conv_norm(made, 1280, 1), nn.ReLU6(), *tail(1280, classes))
 
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
-NETS: Mapping[str, Callable[[int], nn.Sequential]] = MappingProxyType(
+NETS: Mapping[str, Callable[..., nn.Sequential]] = MappingProxyType(
     {
         "vgg16-bn": partial(vgg, VGG16),
         "wide4": wide4,
-        "resnet18": resnet18,
+        "resnet18": partial(resnet, (64, 128, 256, 512), 2),
+        "resnet20": partial(resnet, (16, 32, 64), 3),
         "wrn-16-4": partial(wide_resnet, 16, 4),
         "wrn-16-2": partial(wide_resnet, 16, 2),
         "mobilenet-v2": mobilenet_v2,
+        "mobilenet-v2-half": partial(mobilenet_v2, factor=0.5),
+    }
+)
+
+LARGE_NETS: Mapping[str, Callable[..., nn.Sequential]] = MappingProxyType(
+    {
+        "resnet18": partial(resnet, (64, 128, 256, 512), 2, large=True),
+        "mobilenet-v2": partial(mobilenet_v2, large=True),
     }
 )
