@@ -104,7 +104,14 @@ def _fitting_labels(path: Path, labels: NDArray[Any], count: int, classes: int) 
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        hint = "; use labels.argmax(axis=1)" if labels.ndim == 2 else ""
+        hint = ""
+        if labels.ndim == 2:
+            several = (labels != 0).sum(axis=1) != 1
+            hint = (
+                f"; {int(several.sum())} rows give several labels or none, which cannot be converted yet"
+                if several.any()
+                else "; use labels.argmax(axis=1)"
+            )
         raise DataError(
             f"{path}: labels are {labels.dtype} of shape {labels.shape}, expected whole numbers of shape (B,){hint}"
         )

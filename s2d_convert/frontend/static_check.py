@@ -19,6 +19,8 @@ from s2d_convert.frontend.reference import StaticModel
 
 TRIED = 200  # images on which other ways from pixels to model input are tried
 BETTER = 0.1  # accuracy that another way must be better by to be named
+POSITIVE = 0.5  # a label is given where its probability is larger
+SEVERAL = 0.1  # a share of images that is no accident
 FITS = ("crop", "stretch", "pad", "pad-right")
 CHECK = (
     "check how pictures become model input (--preprocess, --mean, --std, --scale, --order rgb or bgr or grey, --resize crop or "
@@ -41,6 +43,7 @@ def check_static(static: StaticModel, images: Images, logits: Array, *, force: b
         raise StaticCheckError(
             "the static model answers NaN or infinity on the data; check the images and the preprocessing"
         )
+    _refuse_several_labels(static, logits)
     said, classes = logits.argmax(axis=1), logits.shape[1]
     if images.labels is None:
         return _unlabelled(images, said, classes, force=force)
@@ -54,6 +57,17 @@ def check_static(static: StaticModel, images: Images, logits: Array, *, force: b
         other = _better_way(static, images)
         warnings += [f"the static model's accuracy is {100 * judged.accuracy:.1f} %; {other}"] if other else []
     return Checked(note, tuple(warnings))
+
+
+def _refuse_several_labels(static: StaticModel, answers: Array) -> None:
+    """Raise StaticCheckError where a Sigmoid at the end gives many images several labels: they are not one class of many."""
+    several = float(((answers > POSITIVE).sum(axis=1) > 1).mean())
+    if several > SEVERAL and (last := static.graph.producer[static.graph.output]).op == "Sigmoid":
+        raise StaticCheckError(
+            f"{last}: the model ends in a Sigmoid and gives {100 * several:.0f} % of the images several labels (answers above "
+            f"{POSITIVE}); networks with several labels per image cannot be converted yet, and as one class of many they would "
+            "be trained wrongly"
+        )
 
 
 def _unlabelled(images: Images, said: Array, classes: int, *, force: bool) -> Checked:

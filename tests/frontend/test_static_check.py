@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from text_nets import net
 
 from s2d_convert.data.images import Images
 from s2d_convert.data.loading import load_all
@@ -129,3 +130,15 @@ def test_the_way_that_does_better_is_named(blue: bool, said: str, resize: str, h
     images = load_all(tmp_path, preprocess=preprocess, classes=2)
     with pytest.raises(StaticCheckError, match=hint):
         check_static(static, images, static.logits(images.batch(slice(None))), force=False)
+
+
+def test_several_labels_behind_a_sigmoid_are_refused_for_now() -> None:
+    model = net(
+        "g (float[N,3,8,8] image) => (float[N,3] y) { c = Conv(image, w)  p = GlobalAveragePool(c)  f = Flatten(p) "
+        "y = Sigmoid(f) }",
+        w=(3, 3, 1, 1),
+    )
+    static = StaticModel(graph_from_proto(model))
+    answers = np.array([[0.9, 0.8, 0.1], [0.1, 0.8, 0.2], [0.9, 0.1, 0.2]], np.float32)
+    with pytest.raises(StaticCheckError, match=r"ends in a Sigmoid and gives 33 % of the images several labels"):
+        check_static(static, images_of(None, 3), answers, force=True)
