@@ -58,10 +58,15 @@ class Layout:
         """Whether all positions belong to one unit, so that the tensor is never cut by channels."""
         return bool((self.units == self.units[0]).all())
 
+    @cached_property
+    def without_constants(self) -> bool:
+        """Whether every position shows a root."""
+        return bool((self.root >= 0).all())
+
     def gather(self, tables: Sequence[Array], constants: Array) -> Array:
         """Return values [C, ...] of the tensor, given those of its roots (`tables`, in the order of `roots`). Positions that are
         constants take theirs from `constants` [C, ...]."""
-        if len(tables) == 1 and (self.root >= 0).all():
+        if len(tables) == 1 and self.without_constants:
             return tables[0][self.position]
         values = constants.copy()
         for number, table in enumerate(tables):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from s2d_convert.channels.kinds import Array
 
 # What an axis is made of: the (axis, length) of one axis of the roots, or of several that were merged.
 Tag = tuple[tuple[int, int], ...]
@@ -51,3 +55,19 @@ def aligned(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
                 j += 1
         pairs.append((left, right))
     return pairs
+
+
+def reshaped(
+    atoms: Array, tags: Sequence[Tag], before: tuple[int, ...], after: tuple[int, ...]
+) -> tuple[Array, tuple[Tag, ...]]:
+    """Reshape atoms of a tensor of shape `before` to `after`; axes that the atoms do not vary on keep the length 1."""
+    form: list[int] = []
+    whole: list[int] = []
+    tags_after: list[Tag] = []
+    for left, right in aligned(before, after):
+        lengths = [after[a] for a in right]
+        flat = all(atoms.shape[a] == 1 for a in left)
+        form += [1] * len(right) if flat else lengths
+        whole += [1 if flat else before[a] for a in left]
+        tags_after += shared_out([tags[a] for a in left], lengths)
+    return np.broadcast_to(atoms, whole).reshape(form), tuple(tags_after)

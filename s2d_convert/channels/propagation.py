@@ -6,11 +6,11 @@ is a constant. `analysis` says what the passes are for and what becomes of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from s2d_convert.channels.axes import LOST, Tag, aligned, shared_out
+from s2d_convert.channels.axes import LOST, Tag, reshaped
 from s2d_convert.channels.kinds import Array, Kind, Role, opaque, role_of
 from s2d_convert.channels.movement import block_channels, move, pad_value, tiled_axes
 from s2d_convert.frontend.graph import Graph, Node
@@ -267,45 +267,23 @@ class Propagation:
             for r in roots
         )
 
+    def _reshape(self, source: str, name: str) -> None:
+        atoms, tags = self.atoms[source], self.tags[source]
+        self.atoms[name], self.tags[name] = reshaped(atoms, tags, self.shape(source), self.shape(name))
+
     def _transpose(self, node: Node) -> None:
         source, name = node.inputs[0], node.outputs[0]
-        rank = len(self.shape(source)) + 1
-        perm = node.attrs.get("perm", tuple(reversed(range(rank))))
+        perm = node.attrs.get("perm", tuple(reversed(range(len(self.shape(source)) + 1))))
         inner = [p - 1 for p in perm[1:]]
         self.atoms[name] = self.atoms[source].transpose(inner)
         self.tags[name] = tuple(self.tags[source][p] for p in inner)
 
-    def _reshape(self, source: str, name: str) -> None:
-        before, after = self.shape(source), self.shape(name)
-        form: list[int] = []
-        whole: list[int] = []
-        tags: list[Tag] = []
-        atoms = self.atoms[source]
-        for left, right in aligned(before, after):
-            lengths = [after[a] for a in right]
-            flat = all(atoms.shape[a] == 1 for a in left)
-            form += [1] * len(right) if flat else lengths
-            whole += [1 if flat else before[a] for a in left]
-            tags += shared_out([self.tags[source][a] for a in left], lengths)
-        self.atoms[name] = np.broadcast_to(atoms, whole).reshape(form)
-        self.tags[name] = tuple(tags)
-
     def _rearrange(self, node: Node, sources: tuple[str, ...]) -> None:
         """Run a Concat, Split, Slice, Gather or Pad on atoms, spread out only on the axes that it touches."""
         touched = self._touched(node, sources)
-        spread = []
-        for source in sources:
-            form = [n if a in touched else k for a, (n, k) in enumerate(
-                zip(self.shape(source), self.atoms[source].shape, strict=True))]  # fmt: skip
-            spread.append(np.broadcast_to(self.atoms[source], form)[None])
+        spread = [self._spread_over(source, touched) for source in sources]
         if node.op == "Concat":
-            others = np.broadcast_shapes(
-                *(tuple(1 if a - 1 in touched else n for a, n in enumerate(s.shape)) for s in spread)
-            )
-            spread = [
-                np.broadcast_to(s, [s.shape[a] if a - 1 in touched else n for a, n in enumerate(others)])
-                for s in spread
-            ]
+            spread = _alike_beside(spread, {axis + 1 for axis in touched})
         if node.op == "Pad":
             self.fills.append(pad_value(node, self.constants))
         results = move(node, spread, self.constants, fill=-len(self.fills))
@@ -313,6 +291,12 @@ class Propagation:
             self.atoms[name] = result[0]
             known = self.tags[sources[0]]
             self.tags[name] = known if len(known) == result.ndim - 1 else (LOST,) * (result.ndim - 1)
+
+    def _spread_over(self, source: str, axes: set[int]) -> Array:
+        """Return the atoms of a tensor at full length on these axes, with a batch axis of length 1."""
+        lengths = zip(self.shape(source), self.atoms[source].shape, strict=True)
+        form = [full if axis in axes else kept for axis, (full, kept) in enumerate(lengths)]
+        return np.broadcast_to(self.atoms[source], form)[None]
 
     def _touched(self, node: Node, sources: tuple[str, ...]) -> set[int]:
         rank = len(self.shape(sources[0])) + 1
@@ -340,6 +324,13 @@ FOLLOW: Mapping[Kind, Callable[[Propagation, Node, Role], None]] = {
 def _most_channels(graph: Graph, node: Node) -> int:
     """Return how many new raw ids a node can need at most."""
     return max((max(graph.shapes[name], default=1) for name in node.outputs), default=1)
+
+
+def _alike_beside(arrays: Sequence[Array], axes: set[int]) -> list[Array]:
+    """Broadcast arrays against one another on all axes but these."""
+    lengths = [tuple(1 if axis in axes else n for axis, n in enumerate(a.shape)) for a in arrays]
+    common = np.broadcast_shapes(*lengths)
+    return [np.broadcast_to(a, [a.shape[x] if x in axes else n for x, n in enumerate(common)]) for a in arrays]
 
 
 def _axis(role: Role) -> int:

@@ -92,7 +92,9 @@ class Spread:
     def of(self, tensor: str) -> Words:
         """Return the words of a tensor with a layout, as its roots show them."""
         layout = self.model.layout(tensor)
-        filled = words_of((layout.fill != 0) & self.constants).repeat(self.words, axis=1)
+        filled = np.zeros((len(layout.units), self.words), dtype=np.uint64)
+        if self.constants and not layout.without_constants:
+            filled[layout.fill != 0] = ALL_PLANS
         return layout.gather([self.roots[root] for root in layout.roots], filled)
 
     def count(self, tensor: str) -> int:
