@@ -34,7 +34,7 @@ class TerminalReporter:
             transient=True,
             auto_refresh=False,
         )
-        weakref.finalize(self, self._bar.stop)  # a bar hides the cursor: it comes back however the process ends
+        weakref.finalize(self, _stop, self._bar)  # a bar hides the cursor: it comes back however the process ends
         self._task: TaskID | None = None
         self._step = ""
         self._shown_at = 0.0
@@ -80,6 +80,12 @@ class TerminalReporter:
             self._bar.remove_task(self._task)
             self._bar.stop()
             self._task = None
+
+
+def _stop(bar: Progress) -> None:
+    """Stop a bar that is shown; of one that never was, rich would leave an empty line."""
+    if bar.live.is_started:
+        bar.stop()
 
 
 def _duration(seconds: float) -> str:

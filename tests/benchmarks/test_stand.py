@@ -118,7 +118,12 @@ def test_a_small_network_that_was_chosen_stays_whatever_is_measured_later() -> N
     channels = analyse(graph)
     kept: dict[tuple[str, str], Any] = {}
     stand = SimpleNamespace(
-        ready=SimpleNamespace(graph=graph, channels=channels, weights=static_weights(graph, channels), block=2),
+        ready=SimpleNamespace(
+            graph=graph,
+            model=AnalysedModel(graph, channels),
+            weights=static_weights(graph, channels),
+            block=2,
+        ),
         meter=SimpleNamespace(measure=lambda models: SimpleNamespace(ratios=(0.0,))),
         known=lambda kind, name: kept.get((kind, name)),
         keep=lambda kind, name, data: kept.update({(kind, name): data}),
