@@ -75,7 +75,7 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 PATH = click.Path(path_type=Path)
 MODEL = click.argument("model", type=PATH)
 FOLDER = click.argument("folder", metavar="OUT", type=PATH)
-OUTPUT = click.option("--output", metavar="NAME", help="Which of several outputs holds the logits.")
+OUTPUT = click.option("--output", metavar="NAME", help="Which output, or which tensor inside, holds the logits.")
 SIZE = click.option("--size", type=Size(), help="Height and width, for a model whose input size is dynamic.")
 SEED = click.option(
     "--seed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.ending import Region, set_end_aside, with_softmax_behind
+from s2d_convert.frontend.ending import Ending, Region, set_end_aside, with_softmax_behind
 from s2d_convert.frontend.graph import SOFTMAXES, Graph, Node
 from s2d_convert.frontend.proto import names_read, opset_of, without_constants
 
@@ -22,10 +23,10 @@ def graph_of(
     probabilities: bool = False,
     ends_in_softmax: bool = False,
 ) -> Graph:
-    """The Graph of a simplified model, its trailing Softmax set aside; `probabilities`: it is known to answer
-    some; `ends_in_softmax`: nothing before its last Softmax is to be set aside.
+    """The Graph of a simplified model, its trailing Softmax set aside.
 
-    Where no Softmax at the end makes them, one is put there, in the model and its `shapes` too.
+    `probabilities`: it is known to answer some; `ends_in_softmax`: nothing before its last Softmax is to be set aside.
+    Where no Softmax at the end makes the probabilities, one is put there, in the model and its `shapes` too.
     """
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     if model.graph.sparse_initializer:
@@ -39,21 +40,8 @@ def graph_of(
     if probabilities and not ending.tail:
         with_softmax_behind(model, shapes)
         return graph_of(model, shapes, ends_in_softmax=True)
-    if ending.made_of_probabilities:
-        raise ModelError(
-            f"{ending.made_of_probabilities}: what output '{output}' makes of its probabilities is no function of the logits of "
-            "one layer, and early exits could not answer likewise; choose a tensor before it with --output, or export the model "
-            "with its logits"
-        )
     nodes = _reaching(ending.nodes, ending.logits)
-    convs = [n for n in nodes if n.op in ("Conv", "ConvTranspose")]
-    if not convs:
-        raise ModelError("the model has no Conv node; only convolutional classifiers can be converted")
-    logits = shapes[ending.logits][1:]
-    if sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < 2:
-        raise ModelError(
-            f"output '{ending.logits}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected"
-        )
+    _check_classifier(nodes, ending, shapes)
     used = set().union(*map(names_read, model.graph.node))
     computed = {image, *(o for n in nodes for o in n.outputs)}
     return Graph(
@@ -68,6 +56,25 @@ def graph_of(
         output_kind=SOFTMAXES.get(ending.tail[-1].op, "logits") if ending.tail else "logits",
         tail_shapes=MappingProxyType({o: shapes[o][1:] for n in ending.tail for o in n.outputs}),
     )
+
+
+def _check_classifier(nodes: list[Node], ending: Ending, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelError unless the nodes are a convolutional network whose exits can answer as it does."""
+    output = ending.logits
+    if ending.made_of_probabilities:
+        raise ModelError(
+            f"{ending.made_of_probabilities}: what output '{output}' makes of its probabilities is no function of the logits of "
+            "one layer, and early exits could not answer likewise; choose a tensor before it with --output, or export the model "
+            "with its logits"
+        )
+    if all(n.op not in ("Conv", "ConvTranspose") for n in nodes):
+        raise ModelError("the model has no Conv node; only convolutional classifiers can be converted")
+    logits = shapes[output][1:]
+    if sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < 2:
+        raise ModelError(
+            f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected: choose them with "
+            "--output"
+        )
 
 
 def _input_name(model: onnx.ModelProto) -> str:

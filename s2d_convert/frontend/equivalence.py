@@ -130,7 +130,7 @@ def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> 
 def are_probabilities(answers: np.ndarray) -> bool:
     """Whether answers [B, ...] are a distribution over the classes for each image."""
     flat = answers.reshape(len(answers), -1)
-    return bool((flat >= 0).all() and (np.abs(flat.sum(axis=1) - 1) <= BATCH_TOLERANCE).all())
+    return bool(flat.shape[1] > 1 and (flat >= 0).all() and (np.abs(flat.sum(axis=1) - 1) <= BATCH_TOLERANCE).all())
 
 
 def _is_even(sums: np.ndarray) -> bool:
