@@ -37,6 +37,8 @@ from s2d_convert.frontend.normalize import REPAIRS, normalised, passes
 from s2d_convert.frontend.proto import checkable, copy_of, label, opset_of
 from s2d_convert.frontend.simplify import Inferred, optimised
 
+# Operators that read places in the batch, or states of its images.
+HOLDING = ("GRU", "GatherElements", "GatherND", "LSTM", "RNN", "ScatterElements", "ScatterND")
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
 
 
@@ -206,12 +208,16 @@ def _check_rows(
 
 
 def _batch_holders(simple: _Simplified, source: Path) -> list[str]:
-    """The nodes with a constant that is another one when the batch has another length; none where that cannot be tried."""
+    """The nodes with a constant that is another one when the batch has another length; where the file was made for one length
+    alone, those whose constants have to name it."""
+    constants = {i.name: i.SerializeToString() for i in simple.model.graph.initializer}
+    if simple.image.batch != PROBE_BATCH:
+        nodes = [n for n in simple.model.graph.node if n.op_type in HOLDING]
+        return [label(n) for n in nodes if any(name in constants for name in n.input[1:])]
     try:
         other, _ = optimised(_with_batch(source, simple.image.name, OTHER_BATCH), OTHER_BATCH)
     except ModelError:
         return []
     values = {i.name: i.SerializeToString() for i in other.graph.initializer}
-    constants = {i.name: i.SerializeToString() for i in simple.model.graph.initializer}
     changed = {name for name, value in constants.items() if values.get(name, value) != value}
     return [label(n) for n in simple.model.graph.node if changed.intersection(n.input)]

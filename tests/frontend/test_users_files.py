@@ -149,6 +149,13 @@ def test_a_node_that_holds_the_batch_is_named() -> None:
         graph_from_proto(around(SCATTER, CONSTANTS))
 
 
+def test_a_node_of_a_file_for_one_image_that_holds_the_batch_is_named() -> None:
+    model = around("y = ScatterElements<axis=1>(x, first, zeros)", batch="1", first=np.zeros((1, 1, 8, 8), np.int64),
+                   zeros=np.zeros((1, 1, 8, 8), np.float32))  # fmt: skip
+    with pytest.raises(ModelError, match=r"'y' \(ScatterElements\): they read a constant that depends on the length"):
+        graph_from_proto(model)
+
+
 def test_a_branch_that_the_image_decides_is_named() -> None:
     model = around(
         """m = ReduceMax<keepdims=0>(x)  c = Greater(m, two)
