@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import onnx
 import pytest
 from helpers import assert_close, run
 from patterns.base import Weight, net, norm
 
+from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.prepare import preprocess_of
+from s2d_convert.data.loading import load_data
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend import graph_from_proto
 from s2d_convert.frontend.equivalence import noise
@@ -89,3 +95,24 @@ def test_channels_that_nothing_tells_are_asked_for() -> None:
     model = classifier("r = Reshape(image, to)  a = Conv(r, w)", "C,8,8", channels=3, to=[0, 3, 8, 8])
     with pytest.raises(ModelError, match="dynamic number of channels, and no convolution that reads it tells"):
         graph_from_proto(model)
+
+
+@pytest.mark.parametrize(
+    ("start", "shape", "channels"),
+    [(SWAP + "a = Conv(t, w)", "16,16,13", 13), ("a = Conv(image, w)", "9,32,1", 9)],
+    ids=["bands last", "sensors"],
+)
+def test_augmentation_moves_pixels_and_never_channels(tmp_path: Path, start: str, shape: str, channels: int) -> None:
+    """Every channel holds its own number, so that one that came from elsewhere would show."""
+    graph = graph_from_proto(classifier(start, shape, channels=channels))
+    preprocess = preprocess_of(graph, ConvertOptions(model=tmp_path / "model.onnx", out=tmp_path / "out"))
+    assert preprocess.channels == channels
+    marks = np.arange(channels, dtype=np.float32)
+    if graph.image_axis == 0:
+        marks = marks[:, None, None]
+    images = np.broadcast_to(marks, (40, *graph.shapes["image"]))
+    np.savez(tmp_path / "marked.npz", images=images, labels=np.arange(40) % 5)
+    dataset = load_data(tmp_path / "marked.npz", preprocess=preprocess, classes=5, seed=0)
+    rows = np.arange(len(dataset.train))
+    augmented = dataset.train.augmented(rows, np.random.default_rng(1))
+    assert_close(augmented, images[: len(rows)])
