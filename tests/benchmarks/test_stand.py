@@ -120,6 +120,7 @@ def test_a_small_network_that_was_chosen_stays_whatever_is_measured_later() -> N
     stand = SimpleNamespace(
         ready=SimpleNamespace(
             graph=graph,
+            channels=channels,
             model=AnalysedModel(graph, channels),
             weights=static_weights(graph, channels),
             block=2,
