@@ -28,8 +28,10 @@ from s2d_convert.slicing.split import StageModel
 from s2d_convert.slicing.stage_graph import CONFIDENCE
 
 DRAWN, USED, AT_LEAST = 2048, 512, 64  # images: drawn, used at a stage, and used even where fewer reach it
+LEAST_AGREEMENT = 0.9  # of images on which a stage must answer as before; below that it stays in float32
 MOST_BYTES = 2**30  # of the images and links that are held at a time
 RUN_BATCH = 64
+FLOAT = "float32"
 KEPT = (PLAN, TRACE)  # files of the folder that stay as they are
 
 Note = Callable[[str], None]
@@ -62,15 +64,13 @@ def requantize(
     if any(policy.promise for policy in before.policies):
         note("what was promised of the folder does not hold for other arithmetic: the new policies promise nothing")
     stages = read_stages(folder, before)
-    models = convert_stages(before, stages, dataset.train, kind=asked.kind)
-    logits = stage_logits(static.graph, models, dataset.calib, provider=asked.running.provider)
-    for number, same in enumerate(_agreement(static, stages, dataset.calib, logits), start=1):
-        note(f"stage {number}: answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
+    made = converted_folder(before, stages, asked, dataset=dataset, static=static, note=note)
+    models, logits = made.models, made.logits
     scores = Scores(logits, static_logits(static, dataset.calib).argmax(axis=1), dataset.calib.labels)
     temperatures = fit_temperatures(scores)
     for model, temperature in zip(models, temperatures, strict=True):
         set_temperature(model.model, temperature)
-    draft = _draft(before, temperatures, asked.kind, dataset)
+    draft = _draft(before, temperatures, asked.kind, made, dataset)
     with new_folder(out, draft, models, running=asked.running) as writer:
         _calibrate_anew(writer, static, dataset.calib, scores, careful=asked.careful)
         with writer.dispatcher() as runner:
@@ -83,18 +83,64 @@ def requantize(
     return writer.manifest, measured
 
 
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """Stages in another arithmetic, what each of them computes in, and their logits [S, B, K] on the images of calibration."""
+
+    models: tuple[StageModel, ...]
+    kinds: tuple[str, ...]
+    logits: Array
+
+
+def converted_folder(
+    before: Manifest, stages: Sequence[StageModel], asked: Requantization, *, dataset: Dataset, static: StaticModel,
+    note: Note,
+) -> Converted:  # fmt: skip
+    """Return the stages in the arithmetic that is asked for, apart from those that would answer otherwise than before on more
+    than 1 - LEAST_AGREEMENT of the images: they stay in float32.
+
+    Where a stage does so though it is in float32 already, the links that it reads are at fault: the stage before it stays in
+    float32 as well. Raises ModelError where nothing is left to convert.
+    """
+    kinds = list(kinds_of(asked.kind, len(stages)))
+    float_classes = stage_logits(static.graph, stages, dataset.calib).argmax(axis=2)
+    while True:
+        models = convert_stages(before, stages, dataset.train, kinds=kinds)
+        logits = stage_logits(static.graph, models, dataset.calib, provider=asked.running.provider)
+        agreement = (logits.argmax(axis=2) == float_classes).mean(axis=1)
+        for number, (same, kind) in enumerate(zip(agreement, kinds, strict=True), start=1):
+            note(f"stage {number} ({kind}): answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
+        if (spoiled := spoiled_stage(agreement, kinds)) is None:
+            return Converted(models, tuple(kinds), logits)
+        note(f"less than {100 * LEAST_AGREEMENT:.0f} % is too little: stage {spoiled + 1} stays in float32")
+        kinds[spoiled] = FLOAT
+        if all(kind == FLOAT for kind in kinds):
+            raise ModelError(
+                f"no stage bears {asked.kind}: {100 * agreement.min():.2f} % is too little; leave --quantize out"
+            )
+
+
+def spoiled_stage(agreement: Array, kinds: Sequence[str]) -> int | None:
+    """Return the index of the stage that must stay in float32: the first one that agrees too little, or the last converted one
+    before it; None where all agree enough."""
+    short = np.flatnonzero(agreement < LEAST_AGREEMENT)
+    if not len(short):
+        return None
+    return max((k for k in range(short[0] + 1) if kinds[k] != FLOAT), default=None)
+
+
 def convert_stages(
-    manifest: Manifest, stages: Sequence[StageModel], images: Images, *, kind: str
+    manifest: Manifest, stages: Sequence[StageModel], images: Images, *, kinds: Sequence[str]
 ) -> tuple[StageModel, ...]:
     """The stages in another arithmetic. Each is shown the images that reach it under the default policy, with the links
     that the converted stages before it make."""
     thresholds = manifest.default_policy.thresholds
     values: dict[str, Array] = {manifest.input.name: _drawn(manifest, images)}
     made: list[StageModel] = []
-    for number, (stage, own) in enumerate(zip(stages, kinds_of(kind, len(stages)), strict=True), start=1):
+    for number, (stage, kind) in enumerate(zip(stages, kinds, strict=True), start=1):
         feeds = {i.name: values[i.name] for i in stage.model.graph.input}
         try:
-            made.append(_converted(stage, {n: v[:USED] for n, v in feeds.items()}, own))
+            made.append(_converted(stage, {n: v[:USED] for n, v in feeds.items()}, kind))
         except ModelError as error:
             raise ModelError(f"stage {number}: {error}") from error
         if number == len(stages):
@@ -108,11 +154,11 @@ def convert_stages(
 def kinds_of(asked: str, stages: int) -> list[str]:
     """The arithmetic of every stage: int8, fp16 or float32."""
     kind, _, early = asked.partition(":")
-    return [kind] * (stages - 1) + ["float32" if early else kind]
+    return [kind] * (stages - 1) + [FLOAT if early else kind]
 
 
 def _converted(stage: StageModel, feeds: Mapping[str, Array], kind: str) -> StageModel:
-    if kind == "float32":
+    if kind == FLOAT:
         return stage
     model = int8_stage(stage.model, feeds) if kind == "int8" else float16_stage(stage.model)
     check_runs(model)
@@ -143,16 +189,10 @@ def staying_rows(confidence: Array, threshold: float) -> Array:
     return np.flatnonzero(stays)
 
 
-def _agreement(static: StaticModel, before: Sequence[StageModel], images: Images, logits: Array) -> list[float]:
-    """The share of images on which every stage says what it said before."""
-    said = stage_logits(static.graph, before, images).argmax(axis=2)
-    return list((said == logits.argmax(axis=2)).mean(axis=1))
-
-
-def _draft(before: Manifest, temperatures: Sequence[float], kind: str, dataset: Dataset) -> Manifest:
+def _draft(before: Manifest, temperatures: Sequence[float], asked: str, made: Converted, dataset: Dataset) -> Manifest:
     """Return the manifest before anything is measured. Only a last stage that stays as it is, and takes no links, is still
     exact."""
-    keeps_last = kinds_of(kind, len(temperatures))[-1] == "float32" and not before.stages[-1].links_in
+    keeps_last = made.kinds[-1] == FLOAT and not before.stages[-1].links_in
     return replace(
         before,
         stages=with_stages(before, temperature=temperatures),
@@ -160,7 +200,7 @@ def _draft(before: Manifest, temperatures: Sequence[float], kind: str, dataset: 
         target="agreement" if dataset.calib.labels is None else "accuracy",
         data=dataset.kind,
         measured={},
-        provenance={**before.provenance, "arithmetic": kind},
+        provenance={**before.provenance, "arithmetic": asked, "arithmetic_of_stages": list(made.kinds)},
     )
 
 

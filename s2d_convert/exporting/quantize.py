@@ -1,8 +1,10 @@
 """The arithmetic of a stage: int8 by onnxruntime's static quantisation, or float16; inputs, outputs and links stay float32.
 
 What was measured (docs/results.md) stands behind INT8: activations uint8 and weights int8 per output channel are the fastest
-pair of onnxruntime's CPU kernels; weights keep to 7 bits, or sums overflow on processors without VNNI. The layer that makes
-the logits, and the confidence behind it, stay in float: that costs no time, and rounding there would move the exits.
+pair of onnxruntime's CPU kernels; weights keep to 7 bits, or sums overflow on processors without VNNI. An exit head, the
+layer that makes the logits of the model's own classifier, and the confidence behind them stay in float: that costs little
+time, and rounding there would move the exits. A head undoes the deviation of its features in its first weight, whose columns
+can differ by a factor of 700: eight bits for a row of it, and for all features together, leave nothing of the small ones.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.base.sessions import first_line, make_session
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.proto import set_nodes
-from s2d_convert.slicing.stage_graph import INVERSE_TEMPERATURE, OUTPUT
+from s2d_convert.slicing.stage_graph import EXIT, INVERSE_TEMPERATURE, OUTPUT
 
 FEED_ROWS = 32  # images at a time while the ranges of activations are found
 QUANTISER: Mapping[str, Any] = {
@@ -124,7 +126,8 @@ def check_runs(model: onnx.ModelProto) -> None:
 
 
 def answering_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that stay in float: the linear layer that makes the logits, and everything behind it."""
+    """Return the names of the nodes that stay in float: an exit head from the pooled tap on or, of the model's own classifier,
+    the linear layer that makes the logits; and everything behind."""
     makers = {name: node for node in model.graph.node for name in node.output}
     logits = makers[OUTPUT].input[0]
     kept, behind = [], {logits}
@@ -133,10 +136,27 @@ def answering_nodes(model: onnx.ModelProto) -> list[str]:
             behind.update(node.output)
             kept.append(node.name)
     node = makers.get(logits)
-    while node is not None and node.op_type in AFTER_HEAD:
+    while node is not None and node.op_type in AFTER_HEAD and not _of_exit_head(node):
         kept.append(node.name)
         node = makers.get(node.input[0])
+    if node is not None and _of_exit_head(node):
+        return [*kept, *_exit_head(node, makers)]
     return [*kept, node.name] if node is not None and node.op_type in HEADS else kept
+
+
+def _exit_head(last: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> list[str]:
+    """Return the names of an exit head's nodes, from its `last` one back to the mean over the tap."""
+    node, kept = makers.get(last.input[0]), [last.name]
+    while node is not None and _of_exit_head(node):
+        kept.append(node.name)
+        node = makers.get(node.input[0])
+    # The mean over a whole map with channels last is named after the map.
+    return [*kept, node.name] if node is not None and node.op_type == "ReduceMean" else kept
+
+
+def _of_exit_head(node: onnx.NodeProto) -> bool:
+    """Whether the node belongs to an exit head that was added to the model."""
+    return bool(node.name.startswith(EXIT))
 
 
 def _with_plain_weights(model: onnx.ModelProto) -> onnx.ModelProto:

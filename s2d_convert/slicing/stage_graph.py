@@ -15,6 +15,7 @@ from s2d_convert.frontend.graph import RESERVED, SOFTMAXES, Graph, Node
 from s2d_convert.frontend.proto import copy_of, without_weights
 
 OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE = RESERVED
+EXIT = "exit."  # what the names of an exit head's nodes begin with
 LOGITS = "exit.logits of an answer that does not tell them"
 MOVES = ("Slice", "Gather", "Concat", "Pad")
 

@@ -26,7 +26,14 @@ from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES
 from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion.pipeline import convert
-from s2d_convert.conversion.requantize import AT_LEAST, convert_stages, kinds_of, staying_rows
+from s2d_convert.conversion.requantize import (
+    AT_LEAST,
+    LEAST_AGREEMENT,
+    convert_stages,
+    kinds_of,
+    spoiled_stage,
+    staying_rows,
+)
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import ModelError
@@ -34,11 +41,14 @@ from s2d_convert.exporting.folder import read_stages
 from s2d_convert.exporting.quantize import answering_nodes, float16_stage, int8_model, int8_stage, set_temperature
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.plans.heuristics import depth_plan
+from s2d_convert.plans.plan import Plan
+from s2d_convert.plans.weights import ExitHead
 from s2d_convert.slicing.chain import store_as_float16
 from s2d_convert.slicing.split import split
 from s2d_convert.workflows.split_model import split_model
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+POOLED = ["Flatten", "GlobalAveragePool"]  # what a head on a map begins with
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +198,66 @@ def test_a_norm_of_its_own_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture
 def test_what_stays_in_float() -> None:
     model, _ = stage_of(chain())
     named = {n.name: n.op_type for n in model.graph.node}
-    assert [named[name] for name in answering_nodes(model)] == ["Identity", "Mul", "Softmax", "ReduceMax", "Gemm"]
+    assert [named[name] for name in answering_nodes(model)] == [
+        "Identity",
+        "Mul",
+        "Softmax",
+        "ReduceMax",
+        "Gemm",
+        *POOLED,
+    ]
+
+
+def unequal_head(cell: tuple[int, int] | None, *, last: bool) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A first stage whose head undoes the deviations of its features, which differ by a factor of about 15, and images for it:
+    in two channels the mean varies from image to image, in the third there is noise alone. `last`: channels come last."""
+    ending = (
+        "x = Transpose<perm=[0,2,3,1]>(a)  b = MatMul(x, wb)  y = Relu(b)  p = ReduceMean<axes=[1,2], keepdims=0>(y)"
+        if last
+        else "x = Identity(a)  b = Conv(x, wb)  y = Relu(b)  q = GlobalAveragePool(y)  p = Flatten(q)"
+    )
+    text = f"a = Conv(image, wa)  {ending}  logits = Gemm<transB=1>(p, wl)"
+    model = net(
+        f"g (float[N,3,16,16] image) => (float[N,5] logits) {{ {text} }}",
+        wa=(8, 3, 1, 1), wb=(8, 16) if last else (16, 8, 1, 1), wl=(5, 16),
+    )  # fmt: skip
+    (first,) = [i for i in model.graph.initializer if i.name == "wa"]
+    mixed = onnx.numpy_helper.to_array(first).copy()
+    mixed[:4, 2:], mixed[4:, :2] = 0, 0
+    first.CopyFrom(onnx.numpy_helper.from_array(mixed, "wa"))
+    graph, channels, weights = analysed(model)
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 1, (300, 3, 16, 16))
+    images[:, :2] += rng.normal(0, 1, (300, 2, 1, 1))
+    maps = np.einsum("nchw,oc->nohw", images, mixed[:, :, 0, 0])
+    step = (16, 16) if cell is None else cell
+    cells = maps.reshape(300, 8, 16 // step[0], step[0], 16 // step[1], step[1]).mean(axis=(3, 5)).reshape(300, -1)
+    hidden = (rng.normal(0, 1, (32, cells.shape[1])) / cells.std(axis=0)).astype(np.float32)
+    answering = rng.normal(0, 0.3, (5, 32)).astype(np.float32)
+    head = ExitHead(((hidden, np.zeros(32, np.float32)), (answering, np.zeros(5, np.float32))), cell)
+    (tap,) = [node.inputs[0] for node in graph.nodes if node.outputs == ("b",)]
+    plan = Plan((tap, graph.output), (1,) * channels.units)
+    stages = split(graph, channels, plan, weights.with_heads({tap: head}))
+    return stages[0].model, {"image": images.astype(np.float32)}
+
+
+@pytest.mark.parametrize(("cell", "last"), [(None, False), ((8, 8), False), (None, True), ((8, 8), True)])
+def test_the_whole_of_an_exit_head_stays_in_float(cell: tuple[int, int] | None, last: bool) -> None:
+    model, feeds = unequal_head(cell, last=last)
+    made = int8_stage(model, feeds)
+    before, after = run(model, feeds)["output"], run(made, feeds)["output"]
+    assert (before.argmax(axis=1) == after.argmax(axis=1)).mean() >= LEAST_AGREEMENT  # 0.8 and 0.6 before
+    stored = weights_of(made)
+    assert all(stored[node.input[1]] == FLOAT for node in made.graph.node if node.op_type == "Gemm")
+    makers = {name: node for node in made.graph.node for name in node.output}
+    for node in made.graph.node:
+        if node.op_type in ("GlobalAveragePool", "AveragePool", "ReduceMean", "Gemm", "Relu"):
+            assert all(
+                reader.op_type != "QuantizeLinear" for reader in made.graph.node if node.output[0] in reader.input
+            )
+    assert any(
+        makers[name].op_type == "DequantizeLinear" for n in made.graph.node if n.op_type == "Conv" for name in n.input
+    )
 
 
 def test_a_temperature_is_written_into_the_file() -> None:
@@ -314,8 +383,67 @@ def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path, monkeypatc
         policies = tuple(replace(policy, thresholds=(first, second)) for policy in runner.manifest.policies)
         manifest = replace(runner.manifest, policies=policies)
     stages = read_stages(tmp_path / "out", manifest)
-    convert_stages(manifest, stages, images, kind="int8")
+    convert_stages(manifest, stages, images, kinds=["int8"] * len(stages))
     reached = [int((answer.stage > k).sum()) for k in range(3)]
     assert AT_LEAST < reached[2] < reached[1] < 400
     assert [len(next(iter(feeds.values()))) for feeds in shown] == reached
     assert [sorted(feeds) for feeds in shown] == [sorted(i.name for i in s.model.graph.input) for s in stages]
+
+
+# --- stages that do not bear it -------------------------------------------------------------------------------------
+
+
+def test_which_stage_stays_in_float32() -> None:
+    def of(agreement: list[float], kinds: list[str]) -> int | None:
+        return spoiled_stage(np.array(agreement), kinds)
+
+    assert of([0.9, 1.0], ["int8", "int8"]) is None
+    assert of([0.99, 0.89], ["int8", "int8"]) == 1
+    assert of([0.87, 0.5], ["int8", "int8"]) == 0
+    assert of([0.99, 0.5], ["int8", "float32"]) == 0  # the links are at fault
+    assert of([1.0, 0.99, 0.5], ["int8", "int8", "float32"]) == 1
+
+
+def break_stages(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
+    """Let int8 spoil the answers of some stages, counted from 0: their logits come out in another order."""
+
+    def spoil(stages: Any, feeds: Any) -> onnx.ModelProto:
+        model = int8_stage(stages, feeds)
+        if ("image" if "image" in feeds else "input") in feeds and len(feeds) == 1:
+            number = 0
+        else:
+            number = 1
+        if number in broken:
+            makers = {name: node for node in model.graph.node for name in node.output}
+            node = makers[makers["output"].input[0]]
+            while node.op_type != "Gemm":
+                node = makers[node.input[0]]
+            (weight,) = [i for i in model.graph.initializer if i.name == node.input[1]]
+            turned = np.roll(onnx.numpy_helper.to_array(weight), 1, axis=0).copy()
+            weight.CopyFrom(onnx.numpy_helper.from_array(turned, weight.name))
+        return model
+
+    monkeypatch.setattr("s2d_convert.conversion.requantize.int8_stage", spoil)
+
+
+def test_a_stage_that_answers_otherwise_in_int8_stays_in_float32(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_stages(monkeypatch, {0})
+    out = tmp_path / "made"
+    arguments = ("--quantize", "int8", "--data", str(place / "data.npz"), "--out", str(out))
+    code, _, err = call(capsys, "export", str(place / "out"), *arguments)
+    assert code == 0, err
+    assert "less than 90 % is too little: stage 1 stays in float32" in err
+    provenance = check_whole(out, "int8")["provenance"]
+    assert provenance["arithmetic_of_stages"] == ["float32", "int8"]
+
+
+def test_where_no_stage_bears_int8_nothing_is_written(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_stages(monkeypatch, {0, 1})
+    arguments = ("--quantize", "int8", "--data", str(place / "data.npz"), "--out", str(tmp_path / "made"))
+    code, _, err = call(capsys, "export", str(place / "out"), *arguments)
+    assert (code, "no stage bears int8" in err) == (4, True)
+    assert list(tmp_path.iterdir()) == []
