@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_search --model M.onnx --data TRAIN --out build/search [--budget 0.6] [--seeds 3]
 
-One supernet judges all plans; what is known of a plan (its latency, its answers) is shared, so that the two searches differ in
+Solved weights judge all plans; what is known of a plan (its latency, its answers) is shared, so that the two searches differ in
 nothing but the plans that they ask about. Written: search.json and, on the terminal, a Markdown table.
 """
 
@@ -67,17 +67,17 @@ def parse() -> argparse.Namespace:
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="the static model, ONNX")
-    parser.add_argument("--data", type=Path, required=True, help="images to train the supernet and to judge plans")
+    parser.add_argument("--data", type=Path, required=True, help="images to solve weights with and to judge plans on")
     parser.add_argument("--out", type=Path, default=Path("build/search"), help="folder of the run")
     parser.add_argument("--budget", type=float, default=0.6, help="share of the static latency")
     parser.add_argument("--seeds", type=int, default=3, help="how many searches of each kind")
-    parser.add_argument("--effort", choices=list(EFFORTS), default="standard", help="supernet and evaluations")
+    parser.add_argument("--effort", choices=list(EFFORTS), default="standard", help="evaluations")
     parser.add_argument("--stages", type=int, default=2, help="most stages")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train the supernet, or take the one that lies in the folder, and search."""
+    """Search, with everything that is known of a plan shared."""
     args = parse()
     options = BenchOptions(
         model=args.model,

@@ -58,10 +58,8 @@ def static(stand: Stand, _seed: int, _budget: float) -> Entry:
 
 
 def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
-    """The static model with as many more passes over the images as supernet and fine-tuning give any model of ours, by the
-    same recipe."""
-    ready, work = stand.ready, stand.options.work
-    passes = MOST_PASSES + work.supernet_epochs / max(work.finetune_epochs, 1e-9)
+    """The static model with as many more passes over the images as fine-tuning gives any model of ours, by the same recipe."""
+    ready, passes = stand.ready, MOST_PASSES
     job = stand.job(f"work/static-tuned-s{seed}", seed)
     whole = Chain(ready.model, identity_plan(ready.model), ready.weights)
     path = stand.file(f"files/static-tuned-s{seed}.onnx", train_chain(job, whole, passes=passes))

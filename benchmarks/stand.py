@@ -1,6 +1,6 @@
 """What all methods of the measuring stand share: one model, one division of the images, one recipe of training, one folder.
 
-The images are divided once, by seed 0; further seeds change training and search only. A supernet is trained once per seed and
+The images are divided once, by seed 0; further seeds change training and search only. Solved weights are shared by all seeds, and
 serves every method and budget that starts from it. Everything that is finished lies in the folder, so that a run that was
 killed goes on.
 """
@@ -22,11 +22,10 @@ from s2d_convert.conversion.options import ConvertOptions, Effort
 from s2d_convert.conversion.pipeline import plan_space, play_finals
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.run_folder import CHOSEN, RunFolder
-from s2d_convert.conversion.training_steps import finetune, train_supernet
+from s2d_convert.conversion.training_steps import finetune
 from s2d_convert.errors import OutputError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.latency import LatencyMeter
-from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.evaluate import Evaluator
@@ -125,14 +124,10 @@ class Stand:
         run.open({"seed": seed, **{k: str(v) for k, v in changes.items() if k != "budget"}})
         return Job(options, self.ready, run, self.reporter)
 
-    def net(self, seed: int) -> StagedNet:
-        """The trained supernet of a seed, fresh, so that it may be trained further."""
-        return train_supernet(self.job(f"supernet-s{seed}", seed), self.space)
-
     def evaluator(self, seed: int, budget: float) -> Evaluator:
         """The worth of plans; a candidate is timed and run once for all methods and budgets."""
         if seed not in self._evaluators:
-            self._evaluators[seed] = make_evaluator(self.job(f"supernet-s{seed}", seed), self.space, self.net(seed))
+            self._evaluators[seed] = make_evaluator(self.job(f"search-s{seed}", seed), self.space)
         return self._evaluators[seed].at_budget(budget)
 
     def finalist(self, job: Job, seed: int, budget: float, first: Conversion) -> tuple[Conversion, Path | None]:
@@ -141,7 +136,7 @@ class Stand:
         place = self.root / f"finals-s{seed}"
         place.mkdir(parents=True, exist_ok=True)
         evaluate = self.evaluator(seed, budget)
-        return play_finals(job, self.space, self.net(seed), first, evaluate, place=place)
+        return play_finals(job, self.space, first, evaluate, place=place)
 
     def folder(
         self,
@@ -157,7 +152,7 @@ class Stand:
         name = name or f"folders/{conversion.digest()}-s{seed}"
         if not (self.root / name).exists():
             job = self.job(name, seed, budget=budget)
-            tuned = tuned or finetune(job, self.net(seed), conversion, start=start)
+            tuned = tuned or finetune(job, conversion.chains[0], start=start)
             # With this `s2d evaluate` finds the static model of a folder of the stand as of any other.
             finish(job, tuned, conversion, provenance={"model_sha256": model_sha256(self.options.model)})
             job.run.remove()

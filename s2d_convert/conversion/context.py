@@ -16,6 +16,7 @@ from s2d_convert.base.sessions import Running
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
+from s2d_convert.conversion.solving import Solver
 from s2d_convert.data.images import Dataset
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.frontend.graph import Graph
@@ -79,6 +80,11 @@ class Prepared:
         if self.device.type != "cpu":
             return teacher_in_torch(self.model, self.weights, self.device)
         return teacher_in_onnxruntime(self.model, threads=torch.get_num_threads(), provider=self.provider)
+
+    @cached_property
+    def solver(self) -> Solver:
+        """Weights of first chains in closed form."""
+        return Solver(self.model, self.weights, self.dataset.train, self.device)
 
     @property
     def block(self) -> int:

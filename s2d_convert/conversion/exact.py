@@ -1,6 +1,6 @@
 """Conversions whose last stage is the model as it is (`--mode exact`): a wrong guess costs an exit, never an answer.
 
-Depth exits leave the backbone untouched, and only their heads are trained (`heads`). So the search needs no supernet:
+Depth exits leave the backbone untouched, and only their heads are trained (`training.exit_heads`):
 
 1. compute the features of all candidate taps and the static model's logits, once;
 2. train a head for every tap, and take its logits on the calibration images;

@@ -14,7 +14,6 @@ from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
 from s2d_convert.conversion.run_folder import BASELINES
 from s2d_convert.conversion.worst_case import confirmed
-from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.plan_option import restricted, trainable_plan
 from s2d_convert.plans.space import PlanSpace
@@ -27,7 +26,7 @@ from s2d_convert.search.base import (
     random_search,
     trial_to_json,
 )
-from s2d_convert.search.evaluate import Evaluator
+from s2d_convert.search.evaluate import Evaluator, solved_logits
 from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import reinforce
 
@@ -38,7 +37,6 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
     `--plan` restricts the space; a `given` conversion is what is found.
     """
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
-    reporter.step("search")
     found = run.read_plan()
     if found is not None:
         return Conversion.from_json(found, ready.channels)
@@ -132,16 +130,15 @@ def baselines(
     return [by_chance, uniform]
 
 
-def make_evaluator(job: Job, space: PlanSpace, net: StagedNet) -> Evaluator:
-    """Return the evaluation of candidates with latency measured next to the static model."""
+def make_evaluator(job: Job, space: PlanSpace) -> Evaluator:
+    """Return the evaluation of candidates with solved weights, and latency measured next to the static model."""
     ready = job.ready
+    logits = solved_logits(ready.model, ready.solver.rough, ready.dataset.calib, ready.calib_logits)
     return Evaluator(
         ready.model,
-        net,
+        logits,
         meter=job.meter,
-        images=ready.dataset.calib,
-        static_logits=ready.calib_logits,
-        right_classes=ready.right_classes,
+        right_classes=ready.right_classes[: len(logits.images)],
         goal=goal_of(job.options),
         weights=ready.weights,
         # A device's table says nothing about the dispatcher there.

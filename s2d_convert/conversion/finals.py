@@ -1,8 +1,7 @@
 """Which of a few conversions is trained for long: decided by short trainings of their first chains.
 
-A supernet says little about the chains of a deep network before it was trained for long (ResNet-56 after 300 steps: 17 % of the
-answers, whatever the chain), while a chain that starts from given weights shows after 200 steps of its own what it is
-good for (75 %). So the search's favourites and a few simple chains are trained shortly, the best third goes on, and so
+Solved weights rank chains well, and a chain that starts from them shows after some steps of its own how far it will get.
+So the search's favourites and a few simple chains are trained shortly, the best third goes on, and so
 forth: successive halving (Jamieson & Talwalkar, AISTATS 2016, arXiv 1502.07943).
 """
 
@@ -80,7 +79,7 @@ class Finals:
 
     def best(self) -> tuple[Conversion, Evaluation, Path]:
         """The conversion that won, what it was worth after its last short training, and the file that this left."""
-        last = len(ROUNDS)
+        last = len(ROUNDS) if self.job.options.work.trial_steps else 1
         won = halving(self.contenders, lambda c, number: self._merit(c, number + 1), rounds=last)
         return won, self._value(won, last), self._file(won, last)
 
@@ -102,7 +101,7 @@ class Finals:
         job, started, file = self.job, time.perf_counter(), self._file(conversion, number)
         if not file.exists():
             before = self._file(conversion, number - 1) if number > 1 else None
-            self.train(conversion, before, file, max(1, round(ROUNDS[number - 1] * job.options.work.trial_steps)))
+            self.train(conversion, before, file, math.ceil(ROUNDS[number - 1] * job.options.work.trial_steps))
         value = self.worth(conversion, file)
         value = replace(value, info={**value.info, "round": number})
         seconds = time.perf_counter() - started

@@ -18,12 +18,13 @@ from s2d_convert.errors import UsageError
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work each part gets. Epochs are passes over the training images; `min_steps` is the least number of
-    steps of the two trainings where the data set is small. `head_*`: training of exit heads in exact mode, `trial_steps`:
-    of the cheapest plans in the finals."""
+    """How much work each part gets.
 
-    supernet_epochs: float
-    supernet_min_steps: int
+    Epochs are passes over the training images; `min_steps` is the least number of steps of a training where the data set is
+    small. Both at 0: nothing is trained. `head_*`: training of exit heads in exact mode; `trial_steps`: of the cheapest plans in
+    the finals.
+    """
+
     evaluations: int
     finetune_epochs: float
     finetune_min_steps: int
@@ -37,9 +38,10 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
-        "quick": Effort(0.5, 120, 24, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
-        "standard": Effort(2.0, 300, 80, 7.5, 1000, True, 4, 20000, 30000, 12.0, 300),
-        "thorough": Effort(10.0, 1500, 400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 900),
+        "instant": Effort(24, 0.0, 0, False, 4, 4000, 8000, 4.0, 0),
+        "quick": Effort(40, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
+        "standard": Effort(120, 7.5, 1000, True, 4, 20000, 30000, 12.0, 300),
+        "thorough": Effort(400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 900),
     }
 )
 DEVICES = ("auto", "cpu", "cuda")

@@ -1,6 +1,6 @@
 """One function per step of a conversion; the only place that wires the modules together.
 
-prepare -> supernet -> search -> finals -> fine-tune -> finish. Every step leaves its result in the run folder, so that a
+prepare -> search -> finals -> fine-tune -> finish. Every step leaves its result in the run folder, so that a
 run that was interrupted or killed takes up where it was.
 """
 
@@ -27,13 +27,12 @@ from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.conversion.run_folder import CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
-from s2d_convert.conversion.training_steps import finetune, new_net, train_supernet, tried_out, try_out
+from s2d_convert.conversion.training_steps import finetune, tried_out, try_out
 from s2d_convert.conversion.worst_case import keeps_max_latency, possible
 from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.latency import LatencyMeter
-from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import simple_chains
@@ -97,21 +96,19 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
 
 
 def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
-    """The best conversion of the space, or the `given` one, fine-tuned: supernet, search, finals, fine-tune."""
-    own = () if given is None else [tap for tap in given.chains[0].taps if tap != job.ready.graph.output]
-    with _timed(job.run, "supernet"):
-        net = train_supernet(job, space, others=own)
+    """The best conversion of the space, or the `given` one, fine-tuned: search, finals, fine-tune."""
     with _timed(job.run, "search"):
-        evaluate = make_evaluator(job, space, net)
+        job.reporter.step("search")
+        evaluate = make_evaluator(job, space)
         conversion = search(job, space, evaluate, given)
     with _timed(job.run, "finals"):
-        conversion, start = play_finals(job, space, net, conversion, evaluate)
+        conversion, start = play_finals(job, space, conversion, evaluate)
     with _timed(job.run, "fine-tune"):
-        return conversion, finetune(job, net, conversion, start=start)
+        return conversion, finetune(job, conversion.chains[0], start=start)
 
 
 def play_finals(
-    job: Job, space: PlanSpace, net: StagedNet, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
+    job: Job, space: PlanSpace, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
 ) -> tuple[Conversion, Path | None]:
     """The plan that short trainings prefer, among the search's choice, its other favourites and, where a search among all
     cascades was asked for, simple chains; and the file that training goes on from. A written plan has no rivals."""
@@ -126,7 +123,7 @@ def play_finals(
             rivals = {**rivals, **simple_chains(space, options.budget)}
         contenders = {first: rivals.get(first, ())}
         contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}
-        winner, value, file = _finals(job, net, contenders, evaluate.cost, place).best()
+        winner, value, file = _finals(job, contenders, evaluate.cost, place).best()
         done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
         run.write_json(FINALS, done)
     conversion = Conversion.from_json(done["plan"], channels)
@@ -134,15 +131,16 @@ def play_finals(
     return conversion, (place or run.path) / done["file"]
 
 
-def _finals(
-    job: Job, net: StagedNet, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None
-) -> Finals:
-    """Finals between these conversions, whose trainings start from the weights of `net`."""
+def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None) -> Finals:
+    """Finals between these conversions, whose trainings start from solved weights."""
 
     def worth(conversion: Conversion, file: Path) -> Evaluation:
-        return trained_worth(job, conversion, tried_out(job, net, conversion, file), cost)
+        return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost)
 
-    return Finals(job, contenders, train=partial(try_out, job, net), worth=worth, place=place)
+    def train(conversion: Conversion, before: Path | None, after: Path, steps: int) -> None:
+        try_out(job, conversion.chains[0], before, after, steps)
+
+    return Finals(job, contenders, train=train, worth=worth, place=place)
 
 
 def keep_original(job: Job) -> tuple[Conversion, Tuned]:
@@ -165,15 +163,14 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
 
 def narrow_chain(job: Job, space: PlanSpace, meter: LatencyMeter) -> tuple[Conversion, Tuned]:
     """The simple first chain before the untouched model that finals prefer, then trained for long."""
-    ready, run = job.ready, job.run
+    run = job.run
     job.reporter.step("finals")
-    net = new_net(ready, space.taps)
     with _timed(run, "finals"):
-        finals = _finals(job, net, simple_chains(space, job.options.budget), partial(stage_costs, meter))
+        finals = _finals(job, simple_chains(space, job.options.budget), partial(stage_costs, meter))
         conversion, value, file = finals.best()
         choose(job, conversion, value)
     with _timed(run, "fine-tune"):
-        return conversion, finetune(job, net, conversion, start=file)
+        return conversion, finetune(job, conversion.chains[0], start=file)
 
 
 def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
@@ -208,7 +205,8 @@ def _timed(run: RunFolder, step: str) -> Iterator[None]:
 
 def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
-    divisions = divide(ready.model, ready.weights, groups=options.work.groups, block=ready.block)
+    score = None if ready.dataset.kind == "made-up" else ready.solver.importance
+    divisions = divide(ready.model, ready.weights, groups=options.work.groups, block=ready.block, score=score)
     space = PlanSpace(ready.model, divisions, stages=options.stages)
     if not space.taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")

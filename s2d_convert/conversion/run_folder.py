@@ -20,7 +20,6 @@ from s2d_convert.exporting.folder import PLAN, TRACE
 # have in the exported folder.
 CONFIG = "config.json"  # options and hashes that a resumed run must share
 SECONDS = "seconds.json"  # spent on every step so far
-SUPERNET = "supernet.pt"
 HEADS, FEATURES, DEPTH = "heads.npz", "features", "depth.json"  # of exact mode: heads, their inputs, the chosen taps
 KINDS = "kinds.json"  # which kinds of plan can keep --max-latency
 BASELINES = "baselines.json"

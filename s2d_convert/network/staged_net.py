@@ -1,19 +1,21 @@
 """A graph as a torch module whose one forward pass gives the logits of all stages.
 
 The effective-stage rule masks the weights of mixing operators, so one dense pass computes what every stage
-of a plan would compute; supernet, search and fine-tuning all use this module with different plans.
+of a plan would compute; reconstruction and training use this module with different plans.
 Folded convolutions train badly, so a normalisation layer can be put back behind each of them. It is
 initialised from measured statistics, so that the function does not change, and folded again on the way out.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.kinds import Kind
 from s2d_convert.channels.pointwise import channel_axis_of_constant
@@ -24,7 +26,7 @@ from s2d_convert.network.layers import EPSILON, MOMENTUM, Exit, Head, Mixing, Mo
 from s2d_convert.network.masks import Level, Masks, masks_of
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import identity_plan
-from s2d_convert.plans.weights import Weights, classifier_of, initial_head
+from s2d_convert.plans.weights import Affine, Weights, classifier_of, initial_head
 
 # Operators whose constants per channel are trained; those of the others (bounds, exponents) say what the model is.
 LEARNED = ("Add", "Div", "InstanceNormalization", "LayerNormalization", "Mul", "PRelu", "RMSNormalization", "Sub")
@@ -84,6 +86,26 @@ class StagedNet(nn.Module):
         """Return the masks of a plan on this module's device."""
         return masks_of(self.model, effective, next(self.parameters()).device)
 
+    def sharing(self) -> StagedNet:
+        """Return another network with the same parameters in the same memory; `set_affine` and `set_operand` part the two."""
+        kept = [self.model, self.graph, self.channels, *self.parameters(), *self.buffers()]
+        return copy.deepcopy(self, {id(value): value for value in kept})
+
+    def set_affine(self, node: Node, affine: Affine) -> None:
+        """Give a mixing node another weight and bias."""
+        device = next(self.parameters()).device
+        self.mixing[self._key[node.name]] = Mixing(node, affine).to(device).requires_grad_(False)
+
+    def set_operand(self, node: Node, index: int, value: Array) -> None:
+        """Give a norm another scale (input 1) or shift (input 2)."""
+        key, fresh = self._key[node.name], torch.tensor(value, device=next(self.parameters()).device)
+        if key in self.norms:
+            setattr(self.norms[key], "scale" if index == 1 else "shift", nn.Parameter(fresh, requires_grad=False))
+        elif f"{key}_{index}" in self._parameters:
+            setattr(self, f"{key}_{index}", nn.Parameter(fresh, requires_grad=False))
+        else:
+            setattr(self, f"{key}_{index}", fresh)
+
     def _mixing(self, node: Node) -> Mixing:
         module = self.mixing[self._key[node.name]]
         assert isinstance(module, Mixing), "mixing holds Mixing modules only"
@@ -102,7 +124,7 @@ class StagedNet(nn.Module):
         kept_values: dict[str, Tensor] = {}
         values = {self.graph.image: images.float()}
         for index, node in enumerate(self.graph.nodes):
-            outputs = self._run(node, values, masks)
+            outputs = self.run_node(node, values, masks)
             values.update(zip(node.outputs, outputs, strict=True))
             kept_values.update((name, values[name]) for name in node.outputs if name in kept)
             if wanted <= kept_values.keys():
@@ -140,7 +162,8 @@ class StagedNet(nn.Module):
             return self._head(tap).width
         return None if self._source is None else len(self.channels.layouts[self._source].units)
 
-    def _run(self, node: Node, values: Mapping[str, Tensor], masks: Masks) -> tuple[Tensor, ...]:
+    def run_node(self, node: Node, values: Mapping[str, Tensor], masks: Masks) -> tuple[Tensor, ...]:
+        """Return the outputs of one node under a plan, from the values of its computed inputs."""
         key = self._key[node.name]
         if key in self.mixing:
             mask, alive = masks.mix.get(node.name) or (None, None)
@@ -190,18 +213,18 @@ class StagedNet(nn.Module):
     # --- normalisation ------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def insert_norms(self, batches: Iterable[Tensor]) -> None:
+    def insert_norms(self, batches: Iterable[Tensor], masks: Masks | None = None) -> None:
         """Put a norm behind every conv that makes a feature map, without changing the function.
 
-        The statistics are those of the unmasked network on `batches` of images.
+        The statistics are those of the network under `masks`, of the unmasked one without, on `batches` of images.
         """
         targets = [n for n in self.graph.nodes if self._wants_norm(n)]
-        identity = self.masks(Effective(self.model, identity_plan(self.model)))
+        masks = masks or self.masks(Effective(self.model, identity_plan(self.model)))
         moments = [Moments(self._mixing(n)) for n in targets]
         hooks = [m.module.register_forward_hook(m.hook) for m in moments]
         self.eval()
         for images in batches:
-            self(images, identity)
+            self(images, masks)
         for hook in hooks:
             hook.remove()
         for measured in moments:

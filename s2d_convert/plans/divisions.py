@@ -61,9 +61,14 @@ class Division:
         return len(self.chunks)
 
 
-def divide(model: AnalysedModel, weights: Weights, *, groups: int, block: int) -> tuple[Division, ...]:
-    """Cut every splittable class into at most `groups` groups, of whole layout blocks where the class is wide enough."""
-    score = importance(model, weights)
+def divide(
+    model: AnalysedModel, weights: Weights, *, groups: int, block: int, score: Array | None = None
+) -> tuple[Division, ...]:
+    """Cut every splittable class into at most `groups` groups, of whole layout blocks where the class is wide enough.
+
+    Units come in the order of `score`, float64 [U] (None: `importance`).
+    """
+    score = importance(model, weights) if score is None else score
     divisions = []
     optional = optional_classes(model)
     for index, group in enumerate(model.channels.classes):

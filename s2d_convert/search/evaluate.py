@@ -1,4 +1,4 @@
-"""What a candidate conversion is worth: accuracy from the supernet, latency from onnxruntime."""
+"""What a candidate conversion is worth: accuracy from weights solved in closed form, latency from onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from s2d_convert.calibration.thresholds import best_policy, confidences, fit_tem
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.latency import LatencyMeter
-from s2d_convert.network.staged_net import StagedNet
-from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.base import Evaluation, reward
-from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
-from s2d_convert.training.loop import exit_logits
+from s2d_convert.training.reconstruction import Reconstruction
 
-MAX_IMAGES = 1000
+MAX_IMAGES = 1000  # that candidates are judged on
 
 
 @dataclass(frozen=True)
@@ -64,22 +62,23 @@ class Logits(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class SupernetLogits:
-    """Logits by the weights of a trained supernet; all that this needs can be sent to another machine."""
+class SolvedLogits:
+    """Logits of the stage files by weights solved in closed form; all that this needs can be sent to another machine."""
 
     model: AnalysedModel
-    net: StagedNet
+    reconstruction: Reconstruction
     images: Images
     static_logits: Array
 
     def __call__(self, conversion: Conversion) -> Array:
         rows = []
-        for chain in conversion.chains:
-            if is_untouched(self.model.graph, chain):
+        for plan in conversion.chains:
+            if is_untouched(self.model.graph, plan):
                 rows.append(self.static_logits[None])
             else:
-                masks = self.net.masks(Effective(self.model, chain))
-                rows.append(exit_logits(self.net, self.images, masks, batch_statistics=True))
+                weights = self.reconstruction.solve(plan).weights
+                stages = build_stages([Chain(self.model, plan, weights)])
+                rows.append(stage_logits(self.model.graph, stages, self.images))
         return np.concatenate(rows)
 
     def ahead(self, conversions: Sequence[Conversion]) -> None:
@@ -97,33 +96,35 @@ class Look:
     measure_s: float
 
 
+def solved_logits(
+    model: AnalysedModel, reconstruction: Reconstruction, images: Images, static_logits: Array
+) -> SolvedLogits:
+    """Return the logits on the first MAX_IMAGES of the held-out images, whose static logits are [B, K]."""
+    count = min(MAX_IMAGES, len(images))
+    return SolvedLogits(model, reconstruction, images.take(slice(0, count)), static_logits[:count])
+
+
 class Evaluator:
-    """Callable that evaluates conversions with the weights of a trained supernet.
+    """Callable that evaluates conversions with solved weights.
 
     The latency of every stage is what `meter` says of its ONNX model, plus what the dispatcher adds to the first and to
-    each further stage (`overhead_ms`); the accuracy is that of the best thresholds that meet the budget on `images`.
-    `right_classes` are the labels, or the static model's answers.
+    each further stage (`overhead_ms`); the accuracy is that of the best thresholds that meet the budget on the images of
+    `logits`. `right_classes` are their labels, or the static model's answers.
     """
 
     def __init__(
         self,
         model: AnalysedModel,
-        net: StagedNet,
+        logits: Logits,
         *,
         meter: LatencyMeter,
-        images: Images,
-        static_logits: Array,
         right_classes: Array,
         goal: Goal,
         weights: Weights,
         overhead_ms: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.model, self.net, self.meter, self.goal = model, net, meter, goal
-        count = min(MAX_IMAGES, len(images))
-        self.images = images.take(slice(0, count))
-        self.static_logits, self.right_classes = static_logits[:count], right_classes[:count]
-        self.weights, self.overhead_ms = weights, overhead_ms
-        self.logits: Logits = SupernetLogits(model, net, self.images, self.static_logits)
+        self.model, self.logits, self.meter, self.goal = model, logits, meter, goal
+        self.right_classes, self.weights, self.overhead_ms = right_classes, weights, overhead_ms
         self._looks: dict[Conversion, Look] = {}
 
     def at_budget(self, budget: float) -> Evaluator:

@@ -22,15 +22,15 @@ import torch
 from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
 from s2d_convert.plans.plan import Conversion
-from s2d_convert.search.evaluate import Evaluator, SupernetLogits
+from s2d_convert.search.evaluate import Evaluator, SolvedLogits
 
 LOG = logging.getLogger(__name__)
 
 
 class _Worker:
-    """An actor of the cluster: one core, one copy of the supernet."""
+    """An actor of the cluster: one core, one copy of the statistics."""
 
-    def __init__(self, logits: SupernetLogits) -> None:
+    def __init__(self, logits: SolvedLogits) -> None:
         torch.set_num_threads(1)
         self._logits = logits
 
@@ -50,7 +50,7 @@ class _Idle:
 class ClusterLogits:
     """Logits as `local` computes them, on the workers of a cluster; `wait`: until all are there, whenever some are asked for."""
 
-    def __init__(self, ray: Any, local: SupernetLogits, workers: Sequence[Any], *, wait: bool) -> None:
+    def __init__(self, ray: Any, local: SolvedLogits, workers: Sequence[Any], *, wait: bool) -> None:
         self._ray, self._local, self._workers, self._wait = ray, local, workers, wait
         self._asked: dict[Conversion, tuple[Any, int]] = {}
 
@@ -85,7 +85,7 @@ def on_cluster(address: str | None, evaluator: Evaluator, *, threads: int) -> It
     cores. Raises UsageError where there is no Ray or no cluster.
     """
     local = evaluator.logits
-    if address is None or not isinstance(local, SupernetLogits):
+    if address is None or not isinstance(local, SolvedLogits):
         yield
         return
     ray = _connect(address)
@@ -113,7 +113,7 @@ def _connect(address: str) -> Any:
 
 
 @contextmanager
-def _hired(ray: Any, local: SupernetLogits) -> Iterator[ClusterLogits]:
+def _hired(ray: Any, local: SolvedLogits) -> Iterator[ClusterLogits]:
     """Logits by a worker for every core of the other machines, or of this one if it is alone."""
     here = ray.get_runtime_context().get_node_id()
     cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
@@ -133,16 +133,11 @@ def _hired(ray: Any, local: SupernetLogits) -> Iterator[ClusterLogits]:
             ray.kill(actor)
 
 
-def _told(ray: Any, logits: SupernetLogits) -> Any:
+def _told(ray: Any, logits: SolvedLogits) -> Any:
     """The same, in the cluster's store; without the other images of the data set, and off the accelerator."""
     images = logits.images
     own = replace(images, pixels=images.raw(slice(None)), rows=np.arange(len(images)))
-    device = next(logits.net.parameters()).device
-    logits.net.cpu()
-    try:
-        return ray.put(replace(logits, images=own))
-    finally:
-        logits.net.to(device)
+    return ray.put(replace(logits, images=own, reconstruction=logits.reconstruction.on("cpu")))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from s2d_convert.base.sessions import MOST_THREADS, Running, run_stages
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
-from s2d_convert.frontend.load import load_graph
+from s2d_convert.frontend.load import graph_from_proto, load_graph
 from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.frontend.reference import to_logits
 from s2d_convert.plans.plan import Plan, identity_plan
@@ -69,7 +69,15 @@ def store_as_float16(model: onnx.ModelProto) -> None:
 
 def read_chain(path: Path) -> Chain:
     """Read a stage file as a chain of its own, which trains faster because the channels that the stage lacks are gone."""
-    graph = load_graph(path, output=OUTPUT)
+    return _whole(load_graph(path, output=OUTPUT))
+
+
+def chain_from_bytes(data: bytes) -> Chain:
+    """Return the chain of `read_chain` for a stage file in memory."""
+    return _whole(graph_from_proto(onnx.load_model_from_string(data), output=OUTPUT))
+
+
+def _whole(graph: Graph) -> Chain:
     model = AnalysedModel.of(graph)
     return Chain(model, identity_plan(model), static_weights(graph, model.channels))
 

@@ -1,10 +1,7 @@
 """Joint training of all exits of a staged network.
 
 Targets are the labels, where there are any, and the static model's logits (knowledge distillation, Hinton et al., 2015,
-arXiv 1503.02531); with hints, the features behind these logits too. Hidden weights move by Muon, all others by SGD. The
-same loop trains the supernet (new random plans at every step, the full network always among
-them: the sandwich rule of Yu & Huang, ICCV 2019) and fine-tunes the chosen plan, whose forbidden links fade out over
-the first part.
+arXiv 1503.02531); with hints, the features behind these logits too. Hidden weights move by Muon, all others by SGD.
 """
 
 from __future__ import annotations

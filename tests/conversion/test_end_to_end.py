@@ -173,7 +173,7 @@ def test_a_budget_out_of_reach_is_flagged(place: Path) -> None:
     assert not policy.reached
 
 
-@pytest.mark.parametrize("step", ["supernet", "search", "finals", "fine-tune"])
+@pytest.mark.parametrize("step", ["search", "finals", "fine-tune"])
 def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         convert(ask(place), Listener(interrupt_at=step))
@@ -188,7 +188,7 @@ def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
 
 def test_a_resumed_run_must_ask_for_the_same(place: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        convert(ask(place), Listener(interrupt_at="supernet"))
+        convert(ask(place), Listener(interrupt_at="finals"))
     with pytest.raises(OutputError, match="another budget"):
         convert(ask(place, resume=True, budget=0.6), Listener())
     images, labels = quadrants(410, 1)  # ten more: the splits are drawn anew, and trained images would be tested on

@@ -62,7 +62,6 @@ def test_without_data_the_last_stage_is_the_original_and_exits_are_careful(place
     assert manifest["data"] == "made-up"
     assert manifest["target"] == "agreement"
     assert not result.reached, "no budget may push the thresholds below their floors"
-    assert "supernet" not in listener.steps
     said = manifest["exactness"]
     assert (said["equal"] == "identical") == (said["max_difference"] == 0)
     difference, scale = answers_as_static(place, place / "out")

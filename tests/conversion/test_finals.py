@@ -26,12 +26,11 @@ from s2d_convert.conversion.finals import FAVOURITES, KEPT, METHOD, ROUNDS, Fina
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.training_steps import finetune
-from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.decisions import random_actions
 from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.macs import chain_macs
-from s2d_convert.plans.plan import Conversion, identity_plan
+from s2d_convert.plans.plan import Conversion, Plan, identity_plan
 from s2d_convert.plans.space import CASCADE, LINKED
 from s2d_convert.search.base import Evaluation, Trial, trial_to_json
 from s2d_convert.slicing.chain import Chain, build_stages
@@ -183,9 +182,9 @@ def test_an_interrupted_final_resumes_and_its_best_is_trained_for_long(
         convert(options, Listener(interrupt_at="finals"))
     seen: list[Path | None] = []
 
-    def spy(job: Job, net: StagedNet, conversion: Conversion, *, start: Path | None = None) -> Tuned:
+    def spy(job: Job, plan: Plan, *, start: Path | None = None) -> Tuned:
         seen.append(start)
-        return finetune(job, net, conversion, start=start)
+        return finetune(job, plan, start=start)
 
     monkeypatch.setattr(pipeline, "finetune", spy)
     out = convert(replace(options, resume=True), Listener()).out

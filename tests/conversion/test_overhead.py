@@ -58,7 +58,7 @@ def test_a_candidate_pays_for_the_dispatcher() -> None:
     space = space_of(ready)
     meter: Any = SimpleNamespace(measure=lambda models: Timing((0.6, 2.0), 2.0, (0.3, 1.0)[: len(models)]))
     evaluate = Evaluator(
-        ready.model, None, meter=meter, images=ready.dataset.calib, static_logits=np.zeros((4, 3)),  # type: ignore[arg-type]
+        ready.model, None, meter=meter,  # type: ignore[arg-type]
         right_classes=np.zeros(4, dtype=np.int64), goal=Goal(0.5), weights=ready.weights, overhead_ms=(0.2, 0.1),
     )  # fmt: skip
     conversion = space.decode(space.actions(CASCADE, [0], [0.5]))

@@ -151,9 +151,9 @@ def test_time_is_told_in_shares() -> None:
         {"seconds": 1.0, "info": {}},
     ]
     assert measuring_seconds(trace) == 1.5
-    seconds = {"supernet": 40.0, "search": 20.5, "finals": 11.0, "fine-tune": 20.0, "finish": 8.5}
+    seconds = {"search": 60.5, "finals": 11.0, "fine-tune": 20.0, "finish": 8.5}
     told = time_shares(seconds, {"search": 0.5, "finals": 1.0})
-    assert told == "time: 100 s (training 70 %, search 20 %, measuring 10 %)"
+    assert told == "time: 100 s (training 30 %, search 60 %, measuring 10 %)"
 
 
 def test_the_predicted_mean_weighs_ways_out_by_their_share() -> None:

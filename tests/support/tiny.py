@@ -20,8 +20,6 @@ from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
 
 EFFORT = Effort(
-    supernet_epochs=0.1,
-    supernet_min_steps=6,
     evaluations=5,
     finetune_epochs=0.1,
     finetune_min_steps=12,

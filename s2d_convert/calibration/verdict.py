@@ -1,0 +1,163 @@
+"""What a conversion is worth, in words that a user can act on: what was lost, what was gained, and what to do.
+
+Everything is judged on the same images: those that nothing was trained or chosen on. A loss is the mean over images of
+(the static model is right) - (the conversion is right), so that its standard error is that of a paired comparison.
+
+Letters: S stages, B images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from s2d_runtime import Policy
+
+from s2d_convert.calibration.policies import Scores
+from s2d_convert.calibration.thresholds import confidences, exits
+
+MAX_LOSS = 0.01  # of accuracy (or agreement) that most users take for speed
+LARGE_LOSS = 0.05
+NO_GAIN = 0.98  # a mean latency above this share of the static one is no gain that anybody notices
+SURE = 1.64  # standard errors: 95 % of one side
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy does on images: mean and worst latency relative to static, the share of right answers, and the loss against
+    the static model with its standard error (shares, not points)."""
+
+    budget: float
+    latency: float
+    worst: float
+    right: float
+    loss: float
+    loss_error: float
+
+    @property
+    def surely_lost(self) -> float:
+        """The loss that the images show beyond chance; at least 0."""
+        return max(0.0, self.loss - SURE * self.loss_error)
+
+    def within(self, max_loss: float) -> bool:
+        """Whether the loss is at most so large, as far as the images tell."""
+        return self.loss <= max_loss
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`worse`: the static model is as fast and as right. `outcome` is that of the policy in use, `within` that of the cheapest
+    policy whose loss is at most the largest that was asked for, None where there is none."""
+
+    outcome: Outcome
+    within: Outcome | None
+    worse: bool
+    sentences: tuple[str, ...]
+    warning: str | None = None
+
+
+def outcomes(
+    policies: Sequence[Policy], scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float]
+) -> tuple[Outcome, ...]:
+    """Return what policies do on the images of `scores`. cost: latency of every stage alone, relative to static."""
+    confidence = confidences(scores.logits, temperatures)
+    static = (scores.static_classes == scores.target).astype(np.float64)
+    stage_right = scores.classes == scores.target
+    return tuple(_outcome(policy, confidence, stage_right, static, np.cumsum(cost)) for policy in policies)
+
+
+def _outcome(
+    policy: Policy,
+    confidence: NDArray[np.float32],
+    stage_right: NDArray[np.bool_],
+    static: NDArray[np.float64],
+    paid: NDArray[np.float64],
+) -> Outcome:
+    stage = exits(confidence, policy.thresholds)
+    right = stage_right[stage, np.arange(stage.size)].astype(np.float64)
+    lost = static - right
+    error = float(lost.std()) / math.sqrt(max(1, len(lost)))
+    # Where no image was lost or won, the rule of three says how many may still be.
+    error = error or 3 / (SURE * max(1, len(lost)))
+    return Outcome(
+        policy.budget,
+        float(paid[stage].mean()),
+        float(paid[stage.max()]),
+        float(right.mean()),
+        float(lost.mean()),
+        error,
+    )
+
+
+def verdict(
+    outcomes: Sequence[Outcome], *, budget: float, max_loss: float = MAX_LOSS, target: str = "accuracy"
+) -> Verdict:
+    """Return the verdict on a folder whose policy in use is that of `budget`; target: accuracy or agreement."""
+    chosen = next(o for o in outcomes if o.budget == budget)
+    near = [o for o in outcomes if o.within(max_loss) and o.latency <= NO_GAIN]
+    within = min(near, key=lambda o: (o.latency, o.loss), default=None)
+    worse = chosen.latency >= NO_GAIN and chosen.loss >= 0
+    return Verdict(
+        chosen,
+        within,
+        worse,
+        tuple(_sentences(chosen, within, max_loss=max_loss, target=target)),
+        _warning(chosen, within, max_loss) if chosen.surely_lost > LARGE_LOSS else None,
+    )
+
+
+def _sentences(chosen: Outcome, within: Outcome | None, *, max_loss: float, target: str) -> list[str]:
+    """What was lost and gained, whether it is worth having, and the cheapest policy within the loss that is allowed."""
+    speed = f"takes {chosen.latency:.3f} of the static model's time on average ({1 / chosen.latency:.1f} times as fast)"
+    said = [f"{loss_text(chosen, target)} and {speed}: {_worth(chosen, max_loss)}."]
+    if chosen.worst > NO_GAIN:
+        said.append(f"An image that needs every stage takes {chosen.worst:.2f}.")
+    if within is None:
+        said.append(
+            f"Within {points(max_loss)} of static nothing faster was found; more images or more time (--effort, --time) may help."
+        )
+    elif within.budget != chosen.budget:
+        said.append(
+            f"Within {points(max_loss)} of static the cheapest takes {within.latency:.2f}: --budget {within.budget:g} "
+            f"({loss_text(within, target).lower()})."
+        )
+    return said
+
+
+def _worth(outcome: Outcome, max_loss: float) -> str:
+    if outcome.latency >= NO_GAIN:
+        return "not worth it, the static model is as fast" if outcome.loss >= 0 else "more right, but not faster"
+    if outcome.loss <= max_loss:
+        return (
+            "worth deploying"
+            if outcome.loss + SURE * outcome.loss_error <= 2 * max_loss
+            else ("worth a try; so few images cannot tell the loss any better")
+        )
+    return "do not use this" if outcome.surely_lost > LARGE_LOSS else "worth it only where that loss is"
+
+
+def _warning(chosen: Outcome, within: Outcome | None, max_loss: float) -> str:
+    help_text = "more time (--effort, --time) or more images"
+    if within is not None:
+        help_text = (
+            f"a larger budget (--budget {within.budget:g} keeps within {points(max_loss)} of static), {help_text}"
+        )
+    return f"at budget {chosen.budget:g} {points(chosen.loss)} are lost; what helps: {help_text}"
+
+
+def loss_text(outcome: Outcome, target: str) -> str:
+    """The loss with its error in words, such as: Loses 0.4 ± 0.2 points of accuracy."""
+    error = f"{100 * outcome.loss_error:.1f}"
+    if abs(outcome.loss) < 5e-5:
+        return f"Loses nothing (± {error} points of {target})"
+    verb = "Loses" if outcome.loss > 0 else "Gains"
+    return f"{verb} {100 * abs(outcome.loss):.1f} ± {error} points of {target}"
+
+
+def points(share: float) -> str:
+    """A share as points, such as: 1 point."""
+    value = f"{100 * share:.1f}".removesuffix(".0")
+    return f"{value} point" if value == "1" else f"{value} points"

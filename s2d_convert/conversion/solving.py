@@ -1,0 +1,75 @@
+"""First chains with weights solved in closed form: what a search judges, and what trainings start from.
+
+A solve needs images, no labels, and no gradient step (`training.reconstruction`). The search solves hundreds of chains roughly,
+on few images; the chains that are left are solved once more, on all that the work allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from s2d_convert.base.arrays import Array
+from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.macs import total_macs
+from s2d_convert.data.images import Images
+from s2d_convert.plans.plan import Plan
+from s2d_convert.plans.weights import Weights
+from s2d_convert.slicing.chain import Chain
+from s2d_convert.training.reconstruction import Reconstruction, Settings, data_importance
+
+ROUGH_IMAGES, ROUGH_POSITIONS = 512, 32
+FULL_IMAGES, FULL_POSITIONS = 1000, 64
+LEAST_IMAGES = 64
+ROUGH_MACS, FULL_MACS = 8e10, 5e11  # of the static model on all images that a solve sees
+IMAGE_BYTES = 2**30  # of the images of a solve
+
+
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """Solves first chains of one model on its training images."""
+
+    model: AnalysedModel
+    weights: Weights
+    images: Images
+    device: torch.device
+
+    @cached_property
+    def rough(self) -> Reconstruction:
+        """The reconstruction that a search judges by."""
+        return self._reconstruction(ROUGH_IMAGES, ROUGH_POSITIONS, ROUGH_MACS)
+
+    @cached_property
+    def importance(self) -> Array:
+        """A score per channel unit, float64 [U], from what the layers do to the images."""
+        return data_importance(self.rough)
+
+    def chain(self, plan: Plan) -> Chain:
+        """Return the chain of a plan with its solved weights; a plan is solved once."""
+        if plan not in self._chains:
+            self._chains[plan] = Chain(self.model, plan, self._full.solve(plan).weights)
+        return self._chains[plan]
+
+    @cached_property
+    def _full(self) -> Reconstruction:
+        return self._reconstruction(FULL_IMAGES, FULL_POSITIONS, FULL_MACS)
+
+    @cached_property
+    def _chains(self) -> dict[Plan, Chain]:
+        return {}
+
+    def _reconstruction(self, most_images: int, positions: int, most_macs: float) -> Reconstruction:
+        count = min(len(self.images), most_images, self._images_within(most_macs))
+        images = np.ascontiguousarray(self.images.batch(np.arange(count)), dtype=np.float32)
+        return Reconstruction(
+            self.model, self.weights, images, settings=Settings(positions=positions), device=self.device
+        )
+
+    def _images_within(self, macs: float) -> int:
+        """How many images the static model may see for so many multiply-accumulates, within IMAGE_BYTES."""
+        graph = self.model.graph
+        pixels = int(np.prod(graph.shapes[graph.image]))
+        return max(LEAST_IMAGES, min(int(macs / max(1, total_macs(graph))), IMAGE_BYTES // (4 * pixels)))

@@ -1,0 +1,8 @@
+"""Weights of any plan in closed form, from images and without a gradient step."""
+
+from __future__ import annotations
+
+from s2d_convert.training.reconstruction.reconstruction import NodeError, Reconstruction, Settings, Solved
+from s2d_convert.training.reconstruction.selection import data_importance
+
+__all__ = ["NodeError", "Reconstruction", "Settings", "Solved", "data_importance"]

@@ -1,0 +1,175 @@
+"""A network's values on all images, computed no further than they are asked for and kept only as far as memory allows.
+
+The images lie in chunks. What later nodes still read (the frontier) is kept for every chunk where that fits the budget; where it
+does not, the next request starts again from the last frontier that did, in the worst case from the images.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2d_convert.base.arrays import Array
+from s2d_convert.channels.kinds import Kind
+from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.network.masks import Masks
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.liveness import ADDITIVE
+from s2d_convert.plans.plan import identity_plan
+from s2d_convert.training.reconstruction.columns import channel_rows, image_seeds, sampled_positions
+
+BYTES = 4  # of a float32
+CHUNK_BYTES, MAX_CHUNK = 64_000_000, 100  # of the largest tensor; images
+MIXING = (Kind.MIX, Kind.GROUPED)
+NORMS = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
+
+
+class Pass:
+    """Runs the nodes of one plan over chunks of images, in order and only forward.
+
+    Weights of `net` may change between requests for nodes that have not been run by then.
+    """
+
+    def __init__(self, net: StagedNet, effective: Effective, chunks: list[Tensor], *, budget_bytes: int) -> None:
+        self.net, self.effective, self.graph = net, effective, net.graph
+        self.masks: Masks = net.masks(effective)
+        self._budget_bytes = budget_bytes
+        self._at = 0
+        self._kept: list[dict[str, Tensor]] = [{self.graph.image: chunk} for chunk in chunks]
+        self._images = sum(len(chunk) for chunk in chunks)
+        self._last_use = last_uses(self.graph, effective)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def values(self, stop: int, *, also: Collection[str] = ()) -> Iterator[dict[str, Tensor]]:
+        """For every chunk the tensors that node `stop` or a later one reads, and those of `also` that nodes before it make."""
+        fits = self._images * self._frontier_bytes(stop) <= self._budget_bytes
+        for index, kept in enumerate(self._kept):
+            found = self._run(dict(kept), self._at, stop, also)
+            if fits:
+                self._kept[index] = {n: v for n, v in found.items() if self._last_use.get(n, -1) >= stop}
+            yield found
+        if fits:
+            self._at = stop
+
+    def peek(self, chunk: int, stop: int, name: str) -> Tensor:
+        """One tensor of a chunk, made by a node before `stop`; what is kept stays where it is."""
+        return self._run(dict(self._kept[chunk]), self._at, stop, (name,))[name]
+
+    def _run(self, values: dict[str, Tensor], start: int, stop: int, also: Collection[str]) -> dict[str, Tensor]:
+        for index in range(start, stop):
+            node = self.graph.nodes[index]
+            if node.name in self.effective.depth:
+                values.update(zip(node.outputs, self._outputs(node, values), strict=True))
+            for name in self.graph.computed(node):
+                if self._last_use.get(name, -1) <= index and name not in also:
+                    values.pop(name, None)
+        return values
+
+    def _outputs(self, node: Node, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        layouts = self.effective.channels.layouts
+        if all(name in layouts and not self.effective.live(name).any() for name in node.outputs):
+            some = values[self.graph.computed(node)[0]]  # zeros without the memory of a map
+            return tuple(some.new_zeros(()).expand(len(some), *self.graph.shapes[name]) for name in node.outputs)
+        return self.net.run_node(node, values, self.masks)
+
+    def _frontier_bytes(self, stop: int) -> int:
+        """Bytes per image of what is still to be read from node `stop` on."""
+        made = {self.graph.image, *(o for node in self.graph.nodes[:stop] for o in node.outputs)}
+        alive = [name for name in made if self._last_use.get(name, -1) >= stop]
+        return sum(tensor_bytes(self.graph, name) for name in alive)
+
+
+class Samples:
+    """The images in chunks, the positions that are sampled of each, and what the static model has there.
+
+    Its values are kept for all plans as far as `kept_bytes` goes; the others are computed again for each plan, beside the
+    pass of the cut network (`restart`, `follow`).
+    """
+
+    def __init__(self, net: StagedNet, images: Array, *, device: torch.device, positions: int, kept_bytes: int) -> None:
+        self.net, self.graph, self.count, self.per_image = net, net.graph, len(images), positions
+        self.chunks = chunked(images, net.graph, device=device)
+        self._seeds = image_seeds(images).split([len(chunk) for chunk in self.chunks])
+        self._plan = Effective(net.model, identity_plan(net.model))
+        self._rows: dict[str, list[Tensor]] = {}
+        self._static: Pass | None = None
+        self._keep(kept_bytes)
+
+    def positions(self, every: int, chunk: int) -> Tensor:
+        """The sampled positions [B, P] of a map with so many, for the images of a chunk."""
+        return sampled_positions(self._seeds[chunk], every, self.per_image).to(self.chunks[chunk].device)
+
+    def count_of(self, name: str) -> int:
+        """P, how many positions of a tensor are sampled."""
+        shape = self.graph.shapes[name]
+        every = int(np.prod(shape)) // shape[self.net.channels.layouts[name].axis] if shape else 1
+        return min(self.per_image, every)
+
+    def rows_of(self, value: Tensor, name: str, chunk: int) -> Tensor:
+        """A tensor's values at the sampled positions of a chunk, [N, C]."""
+        axis = self.net.channels.layouts[name].axis
+        every = value[0].numel() // value.shape[axis + 1]
+        return channel_rows(value, axis, self.positions(every, chunk))
+
+    def static_chunk(self, chunk: int) -> Pass:
+        """A pass of the static model over one chunk."""
+        return Pass(self.net, self._plan, [self.chunks[chunk]], budget_bytes=sys.maxsize)
+
+    def restart(self, budget_bytes: int) -> None:
+        """Begin a new plan: the static model starts from the images again."""
+        self._static = Pass(self.net, self._plan, self.chunks, budget_bytes=budget_bytes)
+
+    def follow(self, stop: int, name: str) -> None:
+        """Bring the static model to node `stop`, if its values of a tensor were not kept."""
+        if name not in self._rows and self._static is not None:
+            for _ in self._static.values(stop):
+                pass
+
+    def static(self, name: str, chunk: int) -> Tensor:
+        """The static model's values of a tensor at the sampled positions of a chunk, [N, C]."""
+        if name in self._rows:
+            return self._rows[name][chunk]
+        assert self._static is not None, "a plan begins with `restart`"
+        stop = self.graph.nodes.index(self.graph.producer[name]) + 1
+        return self.rows_of(self._static.peek(chunk, stop, name), name, chunk)
+
+    def _keep(self, kept_bytes: int) -> None:
+        channels, wanted = self.net.channels, {self.graph.output: len(self.graph.nodes)}
+        for index, node in enumerate(self.graph.nodes):
+            name, kind = node.outputs[0], channels.roles[node.name].kind
+            sums = node.op in ADDITIVE or node.op in NORMS
+            if name in channels.layouts and name not in self.graph.folded and (kind in MIXING or sums):
+                kept_bytes -= BYTES * self.count * self.count_of(name) * len(channels.layouts[name].units)
+                if kept_bytes > 0:
+                    wanted.setdefault(name, index + 1)
+        for chunk in range(len(self.chunks)):
+            static = self.static_chunk(chunk)
+            for name, stop in sorted(wanted.items(), key=lambda item: item[1]):
+                (found,) = static.values(stop, also=[name])
+                self._rows.setdefault(name, []).append(self.rows_of(found[name], name, chunk))
+
+
+def last_uses(graph: Graph, effective: Effective) -> dict[str, int]:
+    """The index of the last node of the plan that reads each tensor."""
+    nodes = [(index, node) for index, node in enumerate(graph.nodes) if node.name in effective.depth]
+    return {name: index for index, node in nodes for name in graph.computed(node)}
+
+
+def tensor_bytes(graph: Graph, name: str) -> int:
+    """Bytes of one image's share of a tensor."""
+    return round(BYTES * int(np.prod(graph.shapes[name])) * graph.folded.get(name, 1))
+
+
+def chunked(images: Array, graph: Graph, *, device: torch.device) -> list[Tensor]:
+    """The images in chunks on a device, so that the largest tensor of a chunk stays small."""
+    largest = max(tensor_bytes(graph, name) for name in graph.shapes)
+    size = int(np.clip(CHUNK_BYTES // largest, 1, MAX_CHUNK))
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    return [torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)).to(device) for part in parts]

@@ -1,0 +1,291 @@
+"""Weights of any plan in closed form: every mixing layer is solved by ridge regression, no gradient step is made.
+
+A plan takes channels and blocks away. Most of what training then gets back is linear: at every mixing node, in topological
+order, the weights that bring what the *cut* network has at its input nearest to what the *static* model has at its output
+(channel pruning, He et al., ICCV 2017; with sums and left-out blocks as `reconstruction_targets` says). As every solve sees
+the errors of those before it, it makes up for them as far as a linear map can. Linked stages are solved by the same rule as they
+are computed: a row of stage s reads the columns with e <= s. Norms are refitted channel by channel, exit heads
+are solved against the static model's logits.
+
+Letters: B images, N rows (images times positions), D columns, O outputs, C channels, K classes, S stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2d_convert.base.arrays import Array
+from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.pointwise import channel_axis_of_constant
+from s2d_convert.frontend.graph import Node
+from s2d_convert.network.layers import as_numpy, channel_means
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.plan import Plan
+from s2d_convert.plans.weights import Affine, ExitHead, Weights, initial_head, linear_head
+from s2d_convert.training.reconstruction.columns import Layer, LinearView, layer_of, linear_view
+from s2d_convert.training.reconstruction.passes import NORMS, Pass, Samples
+from s2d_convert.training.reconstruction.ridge import MAX_COLUMNS, MAX_DUAL_ROWS, Problem, Step
+from s2d_convert.training.reconstruction.targets import Target, Targets
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of the images is used, and how: `positions` of every map; `ridge`, relative to the mean square of a column;
+    `rounds` of further solves through an activation; `mirrored` adds every image as a mirror shows it.
+
+    `values_bytes` bounds the activations that are kept between two nodes, once for the cut network and once for the static
+    model, `targets_bytes` the static model's values that are kept between two plans.
+    """
+
+    positions: int = 64
+    ridge: float = 1e-2
+    rounds: int = 3
+    mirrored: bool = False
+    values_bytes: int = 600_000_000
+    targets_bytes: int = 600_000_000
+
+
+@dataclass(frozen=True)
+class NodeError:
+    """Mean squared errors of a node (or an exit) against its target, on the rows that it was solved on, relative to the
+    target's variance: with the old weights on the inputs of the solved network, and with the new ones."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Weights for one plan, and the errors by node name or tap."""
+
+    weights: Weights
+    errors: Mapping[str, NodeError]
+
+
+@dataclass(frozen=True, eq=False)
+class _Solve:
+    """What one solve works on: the pass of the cut network, and what it has found so far."""
+
+    effective: Effective
+    net: StagedNet
+    cut: Pass
+    targets: Targets
+    mix: dict[str, Affine] = field(default_factory=dict)
+    operands: dict[tuple[str, int], Array] = field(default_factory=dict)
+    heads: dict[str, ExitHead] = field(default_factory=dict)
+    errors: dict[str, NodeError] = field(default_factory=dict)
+
+
+class Reconstruction:
+    """Solves plans of one static model on one set of images.
+
+    `images` is float32 [B, ...] as the model takes them; labels are not needed. What does not depend on the plan
+    (sampled positions, the static model's values there where they fit the budget) is computed once.
+    """
+
+    def __init__(
+        self,
+        model: AnalysedModel,
+        weights: Weights,
+        images: Array,
+        *,
+        settings: Settings | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model, self.weights = model, weights
+        self.graph, self.channels = model.graph, model.channels
+        graph = model.graph
+        self.settings = settings or Settings()
+        self.device = torch.device(device)
+        if self.settings.mirrored:
+            images = np.concatenate([images, np.flip(images, axis=3 if graph.image_axis == 0 else 2)])
+        self._net = StagedNet(model, weights).to(self.device).eval().requires_grad_(False)
+        with torch.no_grad():
+            self.samples = Samples(
+                self._net,
+                images,
+                device=self.device,
+                positions=self.settings.positions,
+                kept_bytes=self.settings.targets_bytes,
+            )
+        self._views: dict[str, LinearView] = {}
+
+    def view(self, node: Node) -> LinearView:
+        """How a mixing node reads its input, made once."""
+        if node.name not in self._views:
+            found = linear_view(self.graph, node, self.weights.mix[node.name][0])
+            self._views[node.name] = replace(found, reads=found.reads.to(self.device))
+        return self._views[node.name]
+
+    def on(self, device: torch.device | str) -> Reconstruction:
+        """Return the same reconstruction on another device."""
+        if torch.device(device) == self.device:
+            return self
+        images = torch.cat(list(self.samples.chunks)).cpu().numpy()
+        settings = replace(self.settings, mirrored=False)  # the images are mirrored already
+        return Reconstruction(self.model, self.weights, images, settings=settings, device=device)
+
+    # --- one plan -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def solve(self, plan: Plan) -> Solved:
+        """Weights for a plan, its exit heads included, and the errors of every node that was solved."""
+        effective = Effective(self.model, plan)
+        net, budget = self._net.sharing(), self.settings.values_bytes
+        cut = Pass(net, effective, self.samples.chunks, budget_bytes=budget)
+        self.samples.restart(budget)
+        run = _Solve(effective, net, cut, Targets(effective, partial(self._evaluate, net, cut)))
+        for index, node in enumerate(self.graph.nodes):
+            if node.name in effective.depth:
+                if node.name in self.weights.mix:
+                    self._solve_node(run, index, node)
+                elif node.op in NORMS:
+                    self._refit_norm(run, index, node)
+                for tap in set(plan.taps).intersection(node.outputs) - {self.graph.output}:
+                    self._solve_head(run, index + 1, tap)
+        old = self.weights
+        heads = {**old.heads, **run.heads}
+        weights = Weights({**old.mix, **run.mix}, {**old.operands, **run.operands}, heads, old.temperatures)
+        return Solved(weights, run.errors)
+
+    def _evaluate(self, net: StagedNet, cut: Pass, node: Node, x: Tensor) -> Tensor:
+        """What a node with one computed input makes of it."""
+        (source,) = self.graph.computed(node)
+        return net.run_node(node, {source: x.to(self.device)}, replace(cut.masks, live={}))[0]
+
+    def _chunks(self, run: _Solve, index: int, target: Target) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """Per chunk the cut network's values before node `index`, and at the sampled positions the target [N, C] and the
+        other summands [N, C], which are not in the target any more."""
+        self.samples.follow(index, target.tensor)
+        for chunk, values in enumerate(run.cut.values(index, also=[name for name, _ in target.others])):
+            rows = self.samples.static(target.tensor, chunk)
+            others = torch.zeros_like(rows)
+            for name, sign in target.others:
+                others = others + sign * self.samples.rows_of(values[name], name, chunk)
+            rows = rows - others
+            if target.scale is not None and target.offset is not None:
+                scale, offset = (
+                    torch.tensor(v, dtype=rows.dtype, device=rows.device) for v in (target.scale, target.offset)
+                )
+                rows = (rows - offset) / scale
+            yield values, rows, others
+
+    def _solve_node(self, run: _Solve, index: int, node: Node) -> None:
+        """Solve one mixing node and go on with its new weights."""
+        affine = self.weights.mix[node.name]
+        layer = layer_of(self.view(node), run.effective, node, affine)
+        if not len(layer.outputs):
+            return
+        target, totals = run.targets.of(node), _Moments()
+        activation = None if target.activation is None else partial(self._evaluate, run.net, run.cut, target.activation)
+        taken = self._positions_taken(layer)
+        problem = Problem(
+            layer.columns,
+            groups=layer.groups,
+            rows_expected=self.samples.count * taken,
+            biased=layer.biased,
+            activation=activation,
+        )
+        for chunk, (values, wanted, others) in enumerate(self._chunks(run, index, target)):
+            positions = self.samples.positions(layer.view.positions, chunk)
+            if taken < positions.shape[1]:
+                wanted, others = (v.unflatten(0, positions.shape)[:, :taken].flatten(0, 1) for v in (wanted, others))
+                positions = positions[:, :taken]
+            x, made = layer.rows(values[node.inputs[0]], positions)
+            wanted, others = (v[:, layer.outputs].reshape(made.shape) for v in (wanted, others))
+            old = made + others
+            totals.add((wanted + others if activation is None else activation(wanted + others)).flatten(1))
+            problem.add(x, wanted - made, old)
+        step = problem.solve(layer.readable, ridge=self.settings.ridge, rounds=self.settings.rounds)
+        run.mix[node.name] = layer.added(affine, step.weight, step.bias)
+        run.net.set_affine(node, run.mix[node.name])
+        run.errors[node.name] = totals.error(step)
+
+    def _positions_taken(self, layer: Layer) -> int:
+        """How many positions of an image a node is solved on: fewer where the rows would be too many for the dual."""
+        positions = min(self.settings.positions, layer.view.positions)
+        if layer.columns <= MAX_COLUMNS:
+            return positions
+        return max(1, min(positions, MAX_DUAL_ROWS // self.samples.count))
+
+    def _refit_norm(self, run: _Solve, index: int, node: Node) -> None:
+        """Scale and shift the channels of a norm so that they are nearest to the static model's."""
+        name, source = node.outputs[0], node.inputs[0]
+        axis, rank = self.channels.layouts[name].axis, len(self.graph.shapes[source])
+        width = len(self.channels.layouts[name].units)
+        vectors = [i for i in (1, 2) if i < len(node.inputs) and node.inputs[i] in self.graph.constants]
+        constants = {i: self.weights.operand(self.graph, node, i) for i in vectors}
+        fits = [
+            v.size == width and channel_axis_of_constant(node, i, v, rank=rank, axis=axis) is not None
+            for i, v in constants.items()
+        ]
+        live = torch.from_numpy(run.effective.live(name)).to(self.device)
+        if not fits or not all(fits) or not bool(live.any()) or len(self.graph.computed(node)) != 1:
+            return
+        target, totals = run.targets.of(node), _Moments()
+        problem = Problem(
+            1, groups=width, rows_expected=self.samples.count * self.samples.count_of(name), biased=2 in vectors
+        )
+        for chunk, (values, wanted, _) in enumerate(self._chunks(run, index, target)):
+            (made,) = run.net.run_node(node, {source: values[source]}, run.cut.masks)
+            rows = self.samples.rows_of(made, name, chunk)
+            totals.add(wanted)
+            problem.add(rows[:, :, None], (wanted - rows)[:, :, None], rows[:, :, None])
+        step = problem.solve(torch.ones(width, 1, dtype=torch.bool, device=self.device), ridge=self.settings.ridge)
+        factor, shift = (as_numpy(torch.where(live, v, 0.0)) for v in (step.weight[:, 0], step.bias))
+        for i, constant in constants.items():
+            fresh = constant.reshape(-1) * (1 + factor) + (shift if i == 2 else 0)
+            run.operands[node.name, i] = fresh.reshape(constant.shape).astype(np.float32)
+            run.net.set_operand(node, i, run.operands[node.name, i])
+        run.errors[node.name] = totals.error(step)
+
+    def _solve_head(self, run: _Solve, index: int, tap: str) -> None:
+        """Solve the exit head of a tap against the static model's logits."""
+        head = self.weights.heads.get(tap) or initial_head(self.model, tap)
+        if len(head.layers) > 1 or head.cell is not None:
+            head = initial_head(self.model, tap)
+        (weight, bias) = (torch.tensor(v, device=self.device) for v in head.layers[0])
+        stage = run.effective.plan.taps.index(tap) + 1
+        columns = torch.from_numpy(run.effective.readable(tap, stage)).to(self.device)
+        axis = self.channels.layouts[tap].axis
+        problem = Problem(len(columns), rows_expected=self.samples.count, biased=True)
+        totals = _Moments()
+        for chunk, values in enumerate(run.cut.values(index, also=[tap])):
+            x = channel_means(values[tap], axis) * columns
+            logits, made = self.samples.static(self.graph.output, chunk).view(len(x), -1), x @ weight.T + bias
+            totals.add(logits)
+            problem.add(x[:, None], (logits - made)[:, None], made[:, None])
+        step = problem.solve(columns.expand(len(weight), -1), ridge=self.settings.ridge)
+        fresh = (as_numpy((weight + step.weight) * columns), as_numpy(bias + step.bias))
+        run.heads[tap] = linear_head(*fresh)
+        run.errors[tap] = totals.error(step)
+
+
+class _Moments:
+    """Sums of targets, for their variance."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.squares = torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Take rows [N, O]."""
+        rows = rows[torch.isfinite(rows).all(1)].double()
+        self.count += len(rows)
+        self.total = self.total + rows.sum(0)
+        self.squares = self.squares + rows.square().sum(0)
+
+    def error(self, step: Step) -> NodeError:
+        """The errors before and after a step, relative to the variance."""
+        if not self.count:
+            return NodeError(0.0, 0.0)
+        variance = float((self.squares - self.total**2 / self.count).sum()) / self.count
+        scale = 1 / max(variance * max(step.rows, 1), 1e-30)
+        return NodeError(float(step.before.sum()) * scale, float(step.after.clamp_min(0).sum()) * scale)

@@ -1,0 +1,147 @@
+"""Which channels a network can do without, found from what its layers do to images.
+
+The channels of a class are taken away one after the other, each time the one whose loss the layers that read the class can make
+up for best by changing their other weights (backward elimination, as the Optimal Brain Surgeon does it; for structures: ZipLM,
+Kurtic et al., NeurIPS 2023, section 3). With H the inverse Gram matrix of a layer's columns and W its weights, taking away
+the columns c raises the squared error by trace(W_c H_cc^-1 W_c^T) and changes
+
+    W <- W - W_c H_cc^-1 H_c,    H <- H - H_:c H_cc^-1 H_c:
+
+Norms of weights do not see that one channel can stand in for another, which is most of what there is to gain.
+
+Letters: D columns, O outputs, U units, A units that are left, k columns of one unit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2d_convert.base.arrays import Array
+from s2d_convert.channels.analysis import ChannelClass
+from s2d_convert.channels.kinds import Kind
+from s2d_convert.channels.propagation import FREE
+from s2d_convert.frontend.graph import Node
+from s2d_convert.plans.divisions import importance
+from s2d_convert.training.reconstruction.reconstruction import Reconstruction
+
+MAX_COLUMNS = 4700  # of a layer whose Gram matrix is inverted
+ROWS = 20_000  # that a Gram matrix is made of, about
+RIDGE = 1e-3  # relative to the mean square of a column
+STEPS = 64  # in which at least half of what is left is taken away
+FLOOR = 1e-12
+
+
+class _Reader:
+    """One layer that reads a class: its inverse Gram matrix [D, D], its weights [O, D], and the columns of every unit."""
+
+    def __init__(self, gram: Tensor, weight: Tensor, columns: dict[int, Tensor]) -> None:
+        gram = gram.double()
+        size = weight.shape[1]
+        self.energy = float((weight @ gram[:size, :size] * weight).sum().clamp_min(FLOOR))
+        gram.diagonal()[:size] += (RIDGE * gram.diagonal()[:size].mean()).clamp_min(FLOOR)
+        gram.diagonal()[size:] += FLOOR * (1 + gram.diagonal()[size:])
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        self.weight = torch.cat([weight, weight.new_zeros(len(weight), len(gram) - size)], dim=1)
+        self.columns = columns
+
+    def losses(self, units: list[int]) -> Tensor:
+        """How much the error rises, relative to the output's energy, if each of the units went alone, [A]."""
+        own = torch.stack([self.columns[u] for u in units])
+        blocks = self.inverse[own[:, :, None], own[:, None, :]]
+        weights = self.weight[:, own].permute(1, 2, 0)  # [A, k, O]
+        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2)) / self.energy
+
+    def remove(self, units: list[int]) -> None:
+        """Take units away."""
+        own = torch.cat([self.columns[u] for u in units])
+        factor = torch.linalg.solve(self.inverse[own[:, None], own], self.inverse[own])
+        self.weight -= self.weight[:, own] @ factor
+        self.inverse -= self.inverse[:, own] @ factor
+        # What is gone must not be touched again.
+        self.weight[:, own], self.inverse[own], self.inverse[:, own] = 0.0, 0.0, 0.0
+        self.inverse[own, own] = 1.0
+
+
+@torch.no_grad()
+def data_importance(problem: Reconstruction) -> Array:
+    """A score per unit, float64 [U], comparable inside a class: the error that the class had come to when the unit was taken
+    away, relative to the energy of what the layers behind it make. Use it in place of `space.importance`.
+
+    Classes that no layer reads channel by channel, or only layers of more than MAX_COLUMNS columns, keep the scores of
+    `space.importance`.
+    """
+    graph, channels = problem.graph, problem.channels
+    score = importance(problem.model, problem.weights)
+    nodes = [n for n in graph.nodes if _is_suitable(problem, n)]
+    grams = _grams(problem, nodes)
+    for group in channels.classes:
+        readers = [
+            r for n in nodes if group.splittable and (r := _reader(problem, n, group, grams[n.name])) is not None
+        ]
+        if readers:
+            for unit, loss in _eliminated(list(group.units), readers):
+                score[unit] = loss
+    return score
+
+
+def _is_suitable(problem: Reconstruction, node: Node) -> bool:
+    layout = problem.channels.layouts.get(node.inputs[0]) if node.inputs else None
+    if node.name not in problem.weights.mix or problem.channels.roles[node.name].kind is not Kind.MIX or layout is None:
+        return False
+    weight = problem.weights.mix[node.name][0]
+    return len(layout.units) == weight.shape[1] and weight[0].size <= MAX_COLUMNS
+
+
+def _grams(problem: Reconstruction, nodes: list[Node]) -> dict[str, Tensor]:
+    """The Gram matrices [D + 1, D + 1] of what nodes read in the static model, a column of ones included."""
+    samples, order = problem.samples, {n.name: i for i, n in enumerate(problem.graph.nodes)}
+    taken = max(1, ROWS // samples.count)
+    grams: dict[str, Tensor] = {}
+    for chunk in range(len(samples.chunks)):
+        static = samples.static_chunk(chunk)
+        for node in nodes:
+            (values,) = static.values(order[node.name])
+            view = problem.view(node)
+            x = view.rows(values[node.inputs[0]], samples.positions(view.positions, chunk)[:, :taken], None)[:, 0]
+            x = x[torch.isfinite(x).all(1)]
+            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+            grams[node.name] = grams.get(node.name, x.new_zeros(())) + x.T @ x
+    return grams
+
+
+def _reader(problem: Reconstruction, node: Node, group: ChannelClass, gram: Tensor) -> _Reader | None:
+    """A node as a reader of a class; None where it does not read it, or reads its units unevenly."""
+    units = problem.channels.layouts[node.inputs[0]].units
+    if not np.isin(units[units != FREE], group.units).any():
+        return None
+    weight = problem.weights.mix[node.name][0]
+    weight = weight.reshape(*weight.shape[:2], -1).swapaxes(1, 2)
+    elements, width = weight.shape[1:]
+    columns = {
+        unit: torch.from_numpy((np.arange(elements)[:, None] * width + np.flatnonzero(units == unit)).reshape(-1))
+        for unit in group.units
+    }
+    if len({len(c) for c in columns.values()}) != 1:
+        return None
+    matrix = torch.tensor(weight.reshape(len(weight), -1), dtype=torch.float64, device=gram.device)
+    return _Reader(gram, matrix, {u: c.to(gram.device) for u, c in columns.items()})
+
+
+def _eliminated(units: list[int], readers: list[_Reader]) -> list[tuple[int, float]]:
+    """The units in the order in which they are taken away, with the error that the class has come to by then."""
+    gone: list[tuple[int, float]] = []
+    total = 0.0
+    while units:
+        losses = torch.stack([r.losses(units) for r in readers]).sum(0)
+        count = max(1, len(units) // STEPS)
+        first = losses.argsort(stable=True)[:count].tolist()
+        taken = [units[i] for i in first]
+        for index, unit in zip(first, taken, strict=True):
+            total += max(float(losses[index]), FLOOR)
+            gone.append((unit, total))
+        for reader in readers:
+            reader.remove(taken)
+        units = [u for u in units if u not in set(taken)]
+    return gone

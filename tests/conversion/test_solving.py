@@ -1,0 +1,60 @@
+"""First chains with solved weights: solved once, on as many images as the work allows, and better than the plain cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_images
+from text_nets import residual
+
+from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.conversion import solving
+from s2d_convert.conversion.solving import Solver
+from s2d_convert.data.images import Images
+from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.frontend.load import graph_from_proto
+from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.plan import identity_plan
+from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
+
+
+def solver(count: int = 80) -> Solver:
+    """A solver for a small net with skip connections."""
+    proto = residual()
+    model = AnalysedModel.of(graph_from_proto(proto))
+    pixels = next(iter(random_images(proto, count, 0).values()))
+    preprocess = make_preprocess("unit", size=pixels.shape[2:], channels=pixels.shape[1])
+    images = Images(pixels, preprocess, np.arange(count), None, "unlabelled")
+    return Solver(model, static_weights(model.graph, model.channels), images, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [LINKED, CASCADE])
+def test_a_chain_is_solved_once_and_nearer_to_the_static_model_than_the_plain_cut(kind: int) -> None:
+    solved = solver()
+    space = PlanSpace(solved.model, divide(solved.model, solved.weights, groups=2, block=1), stages=2)
+    plan = space.decode(space.actions(kind, [len(space.taps) - 1], [0.5])).chains[0]
+    chain = solved.chain(plan)
+    assert solved.chain(plan) is chain
+    (whole,) = build_stages([Chain(solved.model, identity_plan(solved.model), solved.weights)])
+    wanted = stage_logits(solved.model.graph, [whole], solved.images)[0]
+
+    def error(weights_chain: Chain) -> float:
+        last = stage_logits(solved.model.graph, build_stages([weights_chain]), solved.images)[-1]
+        return float(np.square(last - wanted).mean())
+
+    assert error(chain) < error(Chain(solved.model, plan, solved.weights))
+
+
+def test_images_follow_the_work_that_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert solver().rough.samples.count == 80
+    monkeypatch.setattr(solving, "ROUGH_MACS", 1.0)
+    assert solver().rough.samples.count == solving.LEAST_IMAGES
+
+
+def test_importance_has_a_score_for_every_unit() -> None:
+    solved = solver()
+    assert solved.importance.shape == (solved.model.channels.units,)
+    assert np.isfinite(solved.importance).all()
