@@ -12,7 +12,8 @@
     `-- PromiseError      9   no policy keeps the bound on the risk with the confidence that was asked for
 
 A message names the place, what was got, what is allowed and what to do, in one sentence.
-Exit code 3 (budget not reached or --max-latency not kept, best effort exported) is a result, not an error; 130 is Ctrl-C.
+Exit code 3 (budget not reached or --max-latency not kept, best effort exported) is a result, not an error, and so is 10
+(the conversion is worse than the original: not faster, and not more right); 130 is Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 EXIT_BUDGET_NOT_REACHED = 3
+EXIT_WORSE = 10
 EXIT_INTERRUPTED = 130
 
 

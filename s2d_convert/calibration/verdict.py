@@ -27,8 +27,8 @@ SURE = 1.64  # standard errors: 95 % of one side
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does on images: mean and worst latency relative to static, the share of right answers, and the loss against
-    the static model with its standard error (shares, not points)."""
+    """What a policy does on images: mean and worst latency relative to static, the share of right answers, the loss against
+    the static model with its standard error (shares, not points), and the share of images that leave at every exit."""
 
     budget: float
     latency: float
@@ -36,6 +36,7 @@ class Outcome:
     right: float
     loss: float
     loss_error: float
+    exit_share: tuple[float, ...]
 
     @property
     def surely_lost(self) -> float:
@@ -89,7 +90,24 @@ def _outcome(
         float(right.mean()),
         float(lost.mean()),
         error,
+        tuple((np.bincount(stage, minlength=len(paid)) / max(1, len(stage))).tolist()),
     )
+
+
+def worth_showing(outcomes: Sequence[Outcome], chosen: float) -> tuple[Outcome, ...]:
+    """Return the outcomes without those that do the same as another, or that another beats in latency and loss; ascending by
+    latency, that of the budget `chosen` always among them."""
+    ranked = sorted(outcomes, key=lambda o: (o.latency, o.loss, o.budget != chosen))
+    kept: list[Outcome] = []
+    for outcome in ranked:
+        if outcome.budget == chosen or not any(k.loss <= outcome.loss for k in kept):
+            kept.append(outcome)
+    return tuple(o for o in kept if o.budget == chosen or not _same(o, kept, chosen))
+
+
+def _same(outcome: Outcome, others: Sequence[Outcome], chosen: float) -> bool:
+    """Whether the outcome of the chosen budget is the same."""
+    return any(o.budget == chosen and (o.latency, o.loss) == (outcome.latency, outcome.loss) for o in others)
 
 
 def verdict(

@@ -32,10 +32,11 @@ from s2d_convert.cli.options import (
     refuse_confidence_alone,
 )
 from s2d_convert.cli.progress import TerminalReporter
-from s2d_convert.cli.terminal import class_table, measured_table, policy_table
+from s2d_convert.cli.terminal import class_table, measured_table, outcome_table
 from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
-from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
+from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_WORSE, UsageError
+from s2d_convert.exporting.folder import REPORT
 
 
 @click.command()
@@ -129,7 +130,7 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     console = Console()
     measured, data = result.manifest.measured, result.manifest.data
     how = f"latency {measured['latency']} for {measured['machine']}"
-    console.print(policy_table(result.manifest))
+    console.print(outcome_table(result.manifest, result.measured))
     title = f"{result.out} on {result.measured.images} unseen images ({data}); {how}"
     console.print(measured_table(result.measured, title=title))
     if (classes := class_table(result.measured)) is not None:
@@ -154,6 +155,15 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
             "the best effort was exported",
             err=True,
         )
+    verdict = result.verdict
+    console.print("\n".join(["", *verdict.sentences]), soft_wrap=True, highlight=False)
+    console.print(
+        f"Report: {result.out / REPORT}. Next: s2d evaluate {result.out} --data DIR; s2d run {result.out} IMAGE"
+    )
+    if verdict.warning:
+        click.echo(f"warning: {verdict.warning}", err=True)
+    if verdict.worse:
+        sys.exit(EXIT_WORSE)
     if not (result.reached and result.within_max_latency):
         sys.exit(EXIT_BUDGET_NOT_REACHED)
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from s2d_runtime import Manifest
 
 from s2d_convert.base.text import quantity
+from s2d_convert.calibration.verdict import worth_showing
 from s2d_convert.exporting.measure import Measured, worst_case
 
 
@@ -88,6 +89,27 @@ def policy_table(manifest: Manifest) -> Table:
             _percent(policy.expected_accuracy),
             "  ".join(f"{100 * share:.0f} %" for share in policy.exit_share),
         )
+    return table
+
+
+def outcome_table(manifest: Manifest, measured: Measured) -> Table:
+    """Return what every policy worth having does on the measured images, the static model beside them; the one in use is
+    marked."""
+    target, chosen = manifest.target, manifest.default_budget
+    table = Table(title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left")
+    for column in ("--budget", "mean latency", "worst", target, "lost, points", "share per exit"):
+        table.add_column(column, justify="right")
+    for outcome in worth_showing(measured.outcomes, chosen):
+        table.add_row(
+            f"{'* ' if outcome.budget == chosen else ''}{outcome.budget:g}",
+            f"{outcome.latency:.3f}",
+            f"{outcome.worst:.2f}",
+            _percent(outcome.right),
+            f"{100 * outcome.loss:.2f} ± {100 * outcome.loss_error:.2f}",
+            "  ".join(f"{100 * share:.0f} %" for share in outcome.exit_share),
+        )
+    static = 1.0 if measured.correct_static is None else measured.correct_static
+    table.add_row("static model", "1.000", "1.00", _percent(static), "", "")
     return table
 
 

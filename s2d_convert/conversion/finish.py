@@ -22,6 +22,7 @@ from s2d_convert.calibration.policies import (
     promised_policies,
 )
 from s2d_convert.calibration.thresholds import softmax
+from s2d_convert.calibration.verdict import Verdict, verdict
 from s2d_convert.conversion.context import Job, Prepared, Tuned, timing_images
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import promise_images, static_logits
@@ -60,6 +61,12 @@ class Result:
     measured: Measured
     reached: bool
     within_max_latency: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the conversion is worth on the images that were measured."""
+        manifest = self.manifest
+        return verdict(self.measured.outcomes, budget=manifest.default_budget, target=manifest.target)
 
 
 def finish(

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.base.arrays import Array, slices
-from s2d_convert.base.sessions import Running
+from s2d_convert.base.sessions import Running, run_stages
 from s2d_convert.calibration.chance import few_images
+from s2d_convert.calibration.policies import Scores
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
+from s2d_convert.calibration.verdict import Outcome, outcomes
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.per_class import ClassResult, answers_on, class_results, lost_classes
 from s2d_convert.exporting.provenance import Origin
@@ -28,7 +30,7 @@ from s2d_convert.frontend.equivalence import noise
 from s2d_convert.frontend.reference import StaticModel, to_logits
 from s2d_convert.latency.device_table import Table
 from s2d_convert.latency.meter import interleave, time_round
-from s2d_convert.slicing.split import StageModel
+from s2d_convert.slicing.split import OUTPUT, StageModel
 
 TIMED_PER_EXIT = 60
 REPEATS = 3
@@ -53,7 +55,8 @@ class PathCosts:
 class Measured:
     """Numbers of an export on a set of images. Latencies are ratios to the static model, measured in the same run;
     `correct_*` are shares of right answers (None without labels), `agreement` with the static model; `balanced_*` and
-    `per_class` tell more where classes are unequal, `lost_classes` which classes a stage loses, in sentences."""
+    `per_class` tell more where classes are unequal, `lost_classes` which classes a stage loses, in sentences; `outcomes` are
+    what every policy of the folder does on these images."""
 
     images: int
     exit_share: tuple[float, ...]
@@ -74,6 +77,7 @@ class Measured:
     balanced_dynamic: float | None = None
     per_class: tuple[ClassResult, ...] = ()
     lost_classes: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -123,13 +127,14 @@ def measure(
     runner: Dispatcher, static: StaticModel, images: Images, *, running: Running, budget: float | None = None
 ) -> Measured:
     """All numbers of the export behind `runner` on `images`, at `budget` (None: the default policy)."""
-    reference, logits, stage = [], [], []
+    reference, logits, stage, every = [], [], [], []
     for part in slices(len(images), RUN_BATCH):
         data = np.ascontiguousarray(images.batch(part))
         answer = runner(data, budget=budget)
         reference.append(static.logits(data).argmax(axis=1))
         logits.append(to_logits(answer.output, static.graph.output_kind).argmax(axis=1))
         stage.append(answer.stage)
+        every.append(_logits_of_stages(runner, data))
     said, dynamic, exits = np.concatenate(reference), np.concatenate(logits), np.concatenate(stage)
     stages = len(runner.manifest.stages)
     share = np.bincount(exits, minlength=stages + 1)[1:] / max(1, len(exits))
@@ -160,7 +165,22 @@ def measure(
         balanced_dynamic=answers.balanced(dynamic) if shown and answers.labelled else None,
         per_class=class_results(answers, images.class_names) if shown else (),
         lost_classes=lost,
+        outcomes=folder_outcomes(runner.manifest, Scores(np.concatenate(every, axis=1), said, labels)),
     )
+
+
+def _logits_of_stages(runner: Dispatcher, data: Array) -> Array:
+    """The logits [S, B, K] of all stages, without exits."""
+    manifest = runner.manifest
+    made = run_stages(runner.sessions, {manifest.input.name: data})
+    return np.stack([to_logits(outputs[OUTPUT], manifest.output.kind) for _, outputs in made])
+
+
+def folder_outcomes(manifest: Manifest, scores: Scores) -> tuple[Outcome, ...]:
+    """Return what every policy of a folder does on images with these scores, by the latencies that the manifest has."""
+    stages = manifest.stages
+    temperatures, cost = [s.temperature for s in stages], [s.latency_ratio for s in stages]
+    return outcomes(manifest.policies, scores, temperatures, cost=cost)
 
 
 def largest_difference(runner: Dispatcher, static: StaticModel, images: Images) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from s2d_runtime import Policy
 
 from s2d_convert.calibration.policies import Scores
 from s2d_convert.calibration.thresholds import NEVER_LEAVES
-from s2d_convert.calibration.verdict import Outcome, loss_text, outcomes, points, verdict
+from s2d_convert.calibration.verdict import Outcome, loss_text, outcomes, points, verdict, worth_showing
 
 COST = (0.3, 1.0)
 
@@ -40,10 +40,11 @@ def test_outcomes_are_counted_image_by_image() -> None:
     assert never.latency == pytest.approx(1.3)
     assert never.worst == pytest.approx(1.3)
     assert always.worst == pytest.approx(0.3)
+    assert (always.exit_share, sure.exit_share) == ((1.0, 0.0), (0.75, 0.25))
 
 
 def found(latency: float, loss: float, *, budget: float = 0.5, error: float = 0.002, worst: float = 1.2) -> Outcome:
-    return Outcome(budget, latency, worst, 0.9 - loss, loss, error)
+    return Outcome(budget, latency, worst, 0.9 - loss, loss, error, (0.7, 0.3))
 
 
 def test_a_good_conversion_is_worth_deploying() -> None:
@@ -84,6 +85,14 @@ def test_worse_than_the_original_means_not_faster_and_not_more_right(latency: fl
 def test_few_images_are_not_taken_for_proof() -> None:
     judged = verdict([found(0.5, 0.0, error=0.03)], budget=0.5)
     assert "so few images" in judged.sentences[0]
+
+
+def test_equal_and_dominated_policies_are_not_shown_but_the_chosen_one_is() -> None:
+    cheap, chosen, good = found(0.3, 0.1, budget=0.3), found(0.5, 0.05, budget=0.5), found(0.7, 0.0, budget=0.7)
+    same, beaten = found(0.7, 0.0, budget=0.8), found(0.9, 0.02, budget=0.9)
+    assert worth_showing([cheap, chosen, good, same, beaten], 0.5) == (cheap, chosen, good)
+    assert worth_showing([cheap, good, same, beaten], 0.9) == (cheap, good, beaten)
+    assert worth_showing([good, same], 0.8) == (same,)
 
 
 def test_numbers_in_words() -> None:

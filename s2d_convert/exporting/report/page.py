@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from s2d_runtime import Manifest, Stage
 
 from s2d_convert.base.text import promise_text, quantity
+from s2d_convert.calibration.verdict import Outcome, verdict
 from s2d_convert.exporting.report.charts import Series, bars, plot
 from s2d_convert.exporting.report.gallery import Gallery
 
@@ -51,7 +52,7 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
         cards=_cards(manifest),
         target=manifest.target,
         trade_off=_trade_off(manifest, static),
-        static_is_measured=manifest.target == "accuracy" and static is not None,
+        same_images="outcomes" in manifest.measured,
         exits=bars([(f"{p.budget:g}", p.exit_share) for p in manifest.policies]),
         policies=_policies(manifest),
         measured=_measured(manifest.measured) if manifest.measured else None,
@@ -66,12 +67,21 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
 def _lines(manifest: Manifest) -> list[str]:
     """Return what the page says first, the promise among it."""
     lines = [
+        *_verdict(manifest),
         f"{len(manifest.stages)} stages, default budget {manifest.default_budget:g}; {manifest.data} images.",
         promise_text(manifest) or "No promise on the risk was asked for.",
     ]
     if manifest.data == "made-up":
         lines.append("All numbers come from made-up images: expect others on real ones.")
     return lines
+
+
+def _verdict(manifest: Manifest) -> tuple[str, ...]:
+    """What the conversion is worth, where it was measured."""
+    found = [Outcome(**{**o, "exit_share": tuple(o["exit_share"])}) for o in manifest.measured.get("outcomes", ())]
+    if not found:
+        return ()
+    return verdict(found, budget=manifest.default_budget, target=manifest.target).sentences
 
 
 def _cards(manifest: Manifest) -> list[tuple[str, str]]:
@@ -96,19 +106,17 @@ def _cards(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _trade_off(manifest: Manifest, static: float | None) -> str:
-    """Return the chart of the policies, the default one, and the static model where its accuracy is known."""
+    """Return the chart of the policies, the default one, and the static model where its accuracy is known: all on the same
+    images where they were measured."""
+    found = {o["budget"]: (o["latency"], o["right"]) for o in manifest.measured.get("outcomes", ())}
+    found = found or {p.budget: (p.expected_latency, p.expected_accuracy) for p in manifest.policies}
     dots = sorted(
-        (
-            (p.expected_latency, p.expected_accuracy),
-            f"budget {p.budget:g}: latency {p.expected_latency:.3f}, {_percent(p.expected_accuracy)}",
-        )
-        for p in manifest.policies
+        (point, f"budget {budget:g}: latency {point[0]:.3f}, {_percent(point[1])}") for budget, point in found.items()
     )
     points, notes = tuple(point for point, _ in dots), tuple(note for _, note in dots)
-    default = manifest.default_policy
     series = [
-        Series("calibrated budgets", 0, points, notes, line=True),
-        Series("default", 1, ((default.expected_latency, default.expected_accuracy),), large=True),
+        Series("budgets", 0, points, notes, line=True),
+        Series("default", 1, (found[manifest.default_budget],), large=True),
     ]
     if static is not None:
         series.append(Series("static model", 5, ((1.0, float(static)),), large=True))
