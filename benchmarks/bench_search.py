@@ -38,6 +38,7 @@ def best_so_far(result: SearchResult[Conversion], total: int) -> list[float]:
 def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:
     """Per search and seed the best rewards so far [MARKS]."""
     options, space = stand.options, stand.space
+    assert options.budget is not None, "the command line has a default"
     evaluate = stand.evaluator(0, options.budget)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform")
     found: dict[str, list[list[float]]] = {"reinforce": [], "random": [], "uniform": [best_so_far(uniform, total)]}

@@ -21,6 +21,7 @@ from s2d_convert.calibration.thresholds import (
     best_policy,
     budget_grid,
     budgets_from,
+    cheapest_policy,
     confidences,
     exits,
     fit_temperature,
@@ -92,6 +93,36 @@ def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequ
     budgets = budget_grid(confidence, cost, include=[budget])
     found = (safe_policy(confidence, classes == scores.target, cost, budget) for budget in budgets)
     return Chosen(tuple(observed(policy, confidence, classes) for policy in found), budget)
+
+
+def accurate_policies(
+    scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], max_loss: float
+) -> Chosen:
+    """The best policies for a row of budgets; the default is the cheapest that loses at most `max_loss` against the static model.
+
+    The loss is judged one standard error (of the paired comparison) below `max_loss`, where that can be reached.
+    """
+    confidence, classes = confidences(scores.logits, temperatures), scores.classes
+    correct, static = classes == scores.target, scores.static_classes == scores.target
+    default = safely_cheapest(confidence, correct, static, cost=cost, max_loss=max_loss)
+    budgets = [b for b in budget_grid(confidence, cost) if b != default.budget]
+    others = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
+    row = sorted([default, *others], key=lambda policy: policy.budget)
+    return Chosen(tuple(observed(policy, confidence, classes) for policy in row), default.budget)
+
+
+def safely_cheapest(
+    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
+) -> Policy:
+    """The cheapest policy that loses at most `max_loss` against static answers of which `static` [B] are right, one standard
+    error below it where that can be reached."""
+    least = float(static.mean()) - max_loss
+    plain = cheapest_policy(confidence, correct, cost=cost, least_right=least)
+    stage = exits(confidence, plain.thresholds)
+    lost = static.astype(float) - correct[stage, np.arange(stage.size)]
+    margin = float(lost.std()) / math.sqrt(max(1, len(lost)))
+    safe = cheapest_policy(confidence, correct, cost=cost, least_right=least + min(margin, max_loss))
+    return safe if safe.reached else plain
 
 
 def careful_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:

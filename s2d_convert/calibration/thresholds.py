@@ -8,6 +8,7 @@ agrees with it. `correct` may mean agreement with the static model; nothing here
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -165,10 +166,29 @@ def best_policy(confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequenc
        combinations already and the result is the optimum.
     4. Sweep: one stage's threshold at a time, over all its candidates, until nothing improves.
     """
-    problem = _problem(confidence, correct, cost, budget)
-    picked = _sweep(problem, _zoom(problem))
-    thresholds = [float(c[i]) for c, i in zip(problem.candidates, picked, strict=True)]
+    thresholds = _solution(_problem(confidence, correct, cost, budget))
     return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=thresholds)
+
+
+def cheapest_policy(
+    confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequence[float], least_right: float
+) -> Policy:
+    """The policy with the lowest mean cost of which at least the share `least_right` of the answers is right.
+
+    Found as by `best_policy`, whose arguments these are. Its budget is its own mean cost, rounded up to three digits. Where no
+    thresholds are right so often, those that are most often right are returned with `reached` False.
+    """
+    problem = _problem(confidence, correct, cost, math.inf)
+    thresholds = _solution(replace(problem, least_hits=least_right * problem.confidence.shape[1]))
+    found = policy_at(confidence, correct, cost=cost, budget=1.0, thresholds=thresholds)
+    budget = min(1.0, math.ceil(found.expected_latency * 1000 - 1e-6) / 1000)
+    reached = found.expected_accuracy >= least_right - SLACK and found.expected_latency < 1
+    return replace(found, budget=budget, reached=reached)
+
+
+def _solution(problem: _Problem) -> list[float]:
+    picked = _sweep(problem, _zoom(problem))
+    return [float(c[i]) for c, i in zip(problem.candidates, picked, strict=True)]
 
 
 def budget_grid(
@@ -200,7 +220,8 @@ class _Problem:
 
     confidence: float32 [S - 1, B], NaN as -1; gain: float64 [S - 1, B], gain[k] is 1 (-1) where going on from stage k
     to k + 1 mends (spoils) the answer; first: rows that stage 0 gets right; cost: [S]; candidates: S - 1 ascending
-    arrays of thresholds.
+    arrays of thresholds. With `least_hits` the lowest cost with so many right answers is looked for, without it the most right
+    answers within the budget.
     """
 
     confidence: NDArray[np.float32]
@@ -209,6 +230,7 @@ class _Problem:
     cost: NDArray[np.float64]
     candidates: tuple[NDArray[np.float32], ...]
     budget: float
+    least_hits: float | None = None
 
 
 def _checked(confidence: Floats, correct: NDArray[np.bool_], cost: Sequence[float]) -> NDArray[np.float64]:
@@ -282,8 +304,11 @@ def _cumulative(table: NDArray[Any]) -> NDArray[Any]:
 
 
 def _best_cell(problem: _Problem, thresholds: Sequence[NDArray[np.float32]]) -> tuple[tuple[int, ...], Key]:
-    """Indices of the best combination and how good it is: within the budget, then right answers, then low cost."""
+    """Indices of the best combination and how good it is: within the budget, then right answers, then low cost; or with enough
+    right answers, then low cost, then more of them."""
     hits, cost = _tables(problem, thresholds)
+    if problem.least_hits is not None:
+        return _cheapest_cell(hits, cost, problem.least_hits)
     fits = cost <= problem.budget + SLACK
     reached = bool(fits.any())
     if reached:
@@ -293,6 +318,21 @@ def _best_cell(problem: _Problem, thresholds: Sequence[NDArray[np.float32]]) -> 
         flat = int(np.where(cost == cost.min(), hits, -np.inf).argmax())
     place = tuple(int(i) for i in np.unravel_index(flat, hits.shape))
     merits = (float(hits[place]), -float(cost[place]))
+    return place, (reached, *(merits if reached else merits[::-1]))
+
+
+def _cheapest_cell(
+    hits: NDArray[np.float64], cost: NDArray[np.float64], least_hits: float
+) -> tuple[tuple[int, ...], Key]:
+    fits = hits >= least_hits - SLACK
+    reached = bool(fits.any())
+    if reached:
+        cheap = np.where(fits, cost, np.inf)
+        flat = int(np.where(cheap == cheap.min(), hits, -np.inf).argmax())
+    else:
+        flat = int(np.where(hits == hits.max(), cost, np.inf).argmin())
+    place = tuple(int(i) for i in np.unravel_index(flat, hits.shape))
+    merits = (-float(cost[place]), float(hits[place]))
     return place, (reached, *(merits if reached else merits[::-1]))
 
 

@@ -43,9 +43,17 @@ from s2d_convert.exporting.folder import REPORT
 @MODEL
 @click.option(
     "--budget",
+    type=float,
     default=DEFAULTS["budget"],
+    help="Mean latency allowed, as a share of the static model's. [default: as low as --max-loss, or --max-drop, allows]",
+)
+@click.option(
+    "--max-loss",
+    default=DEFAULTS["max_loss"],
     show_default=True,
-    help="Mean latency allowed, as a share of the static model's; with --max-drop and no --budget: whatever the promise allows.",
+    metavar="SHARE",
+    help="Without --budget: the accuracy that may be lost, as far as the images tell; 0.01 is one point. For a guarantee: "
+    "--max-drop.",
 )
 @PROMISE
 @click.option(
@@ -110,15 +118,17 @@ from s2d_convert.exporting.folder import REPORT
 @STRICT
 @click.option("--force", is_flag=True, help="Go on though the static model is no better than chance on the data.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
-    """Convert MODEL to a folder of stages whose mean latency is at most BUDGET of the static model's.
+    """Convert MODEL to a folder of stages that is as fast as possible at a loss of one point at most, or, with --budget, as
+    accurate as possible in a share of the static model's time.
 
-    Ends with exit code 3 when the budget could not be reached or --max-latency not be kept; the best effort is
-    exported all the same.
+    Ends with a verdict. Exit code 3: the budget could not be reached or --max-latency not be kept, the best effort is exported
+    all the same. Exit code 10: what was exported is no better than the original.
     """
     named = named_options()
     refuse_confidence_alone(options["max_drop"])
-    cheapest = options["max_drop"] is not None and "budget" not in named
-    asked = ConvertOptions(model=model, out=out or default_out(model), cheapest=cheapest, **options)
+    asked = ConvertOptions(model=model, out=out or default_out(model), **options)
+    if "max_loss" in named and asked.budget is not None:
+        raise UsageError("--max-loss: means nothing beside --budget; leave one of the two out")
     if "stages" in named and asked.plan not in PLANS:
         raise UsageError("--stages: a written plan has stages of its own; leave it out")
     try:
@@ -142,12 +152,7 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     if text := promise_text(result.manifest):
         console.print(text, soft_wrap=True, highlight=False)
     if not result.reached:
-        click.echo(
-            promise_cost(result.manifest)
-            or f"budget {asked.budget:g} was not reached: expected latency {_expected(result.manifest, asked.budget):.3f}; "
-            "the best effort was exported",
-            err=True,
-        )
+        click.echo(promise_cost(result.manifest) or _not_reached(result.manifest, asked), err=True)
     if not result.within_max_latency:
         click.echo(
             f"--max-latency {asked.max_latency:g} was not kept: an image that needs every stage costs "
@@ -168,5 +173,10 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         sys.exit(EXIT_BUDGET_NOT_REACHED)
 
 
-def _expected(manifest: Manifest, budget: float) -> float:
-    return next(policy.expected_latency for policy in manifest.policies if policy.budget == budget)
+def _not_reached(manifest: Manifest, asked: ConvertOptions) -> str:
+    latency = manifest.default_policy.expected_latency
+    if asked.budget is None:
+        return (
+            f"nothing faster was found that loses at most {100 * asked.max_loss:g} points; the best effort was exported"
+        )
+    return f"budget {asked.budget:g} was not reached: expected latency {latency:.3f}; the best effort was exported"

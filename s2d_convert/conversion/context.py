@@ -145,6 +145,9 @@ class Tuned:
     chain: Chain
 
 
-def goal_of(options: ConvertOptions) -> Goal:
+def goal_of(job: Job) -> Goal:
     """What a search is to aim at."""
-    return Goal(options.budget, math.inf if options.max_latency is None else options.max_latency)
+    options, ready = job.options, job.ready
+    static = float((ready.calib_logits.argmax(axis=1) == ready.right_classes).mean())
+    worst = math.inf if options.max_latency is None else options.max_latency
+    return Goal(options.budget, worst, static - options.max_loss)

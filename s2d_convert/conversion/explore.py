@@ -139,7 +139,7 @@ def make_evaluator(job: Job, space: PlanSpace) -> Evaluator:
         logits,
         meter=job.meter,
         right_classes=ready.right_classes[: len(logits.images)],
-        goal=goal_of(job.options),
+        goal=goal_of(job),
         weights=ready.weights,
         # A device's table says nothing about the dispatcher there.
         overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, job.options),

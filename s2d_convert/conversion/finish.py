@@ -16,13 +16,14 @@ from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
     Chosen,
     Scores,
+    accurate_policies,
     budget_policies,
     careful_policies,
     fit_temperatures,
     promised_policies,
 )
 from s2d_convert.calibration.thresholds import softmax
-from s2d_convert.calibration.verdict import Verdict, verdict
+from s2d_convert.calibration.verdict import MAX_LOSS, Verdict, verdict
 from s2d_convert.conversion.context import Job, Prepared, Tuned, timing_images
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import promise_images, static_logits
@@ -49,6 +50,7 @@ from s2d_convert.training.loop import exit_logits
 
 VERIFY_IMAGES, EXACT_IMAGES = 64, 256
 VERIFY_TOLERANCE = 2e-3
+CAREFUL_BUDGET = 0.5  # without data, where nobody asked for one
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Result:
     measured: Measured
     reached: bool
     within_max_latency: bool
+    max_loss: float = MAX_LOSS
 
     @property
     def verdict(self) -> Verdict:
         """What the conversion is worth on the images that were measured."""
         manifest = self.manifest
-        return verdict(self.measured.outcomes, budget=manifest.default_budget, target=manifest.target)
+        budget, target = manifest.default_budget, manifest.target
+        return verdict(self.measured.outcomes, budget=budget, max_loss=self.max_loss, target=target)
 
 
 def finish(
@@ -100,9 +104,9 @@ def finish(
     policy = writer.manifest.default_policy
     for text in to_mind(policy, measured, ready):
         reporter.warn(text)
-    reached = policy.reached or options.cheapest
+    reached = policy.reached or (options.risk_bound is not None and options.budget is None)
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
-    return Result(out, writer.manifest, measured, reached, within)
+    return Result(out, writer.manifest, measured, reached, within, options.max_loss)
 
 
 def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores:
@@ -195,14 +199,15 @@ def choose_policies(
     """The policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even the plan."""
     ready, options = job.ready, job.options
     if job.careful:
-        return careful_policies(scores, temperatures, cost=cost, budget=options.budget)
+        return careful_policies(scores, temperatures, cost=cost, budget=options.budget or CAREFUL_BUDGET)
     if options.risk_bound is None:
+        if options.budget is None:
+            return accurate_policies(scores, temperatures, cost=cost, max_loss=options.max_loss)
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
     images = promise_images(ready.dataset)
     said = static_logits(ready.static, images).argmax(axis=1)
     test = Scores(stage_logits(ready.graph, models, images), said, images.labels)
-    budget = None if options.cheapest else options.budget
-    return promised_policies(scores, test, temperatures, cost=cost, bound=options.risk_bound, budget=budget)
+    return promised_policies(scores, test, temperatures, cost=cost, bound=options.risk_bound, budget=options.budget)
 
 
 def reported(job: Job) -> Images:

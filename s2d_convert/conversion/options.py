@@ -11,6 +11,7 @@ from typing import Any
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.risk_control import RiskBound
+from s2d_convert.calibration.verdict import MAX_LOSS
 from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.presets import PixelOptions
 from s2d_convert.errors import UsageError
@@ -76,23 +77,24 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's, `max_latency`
+    """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's (None: the lowest at
+    which accuracy, without labels agreement, drops by `max_loss` at most, as far as the images tell), `max_latency`
     that of an image that runs through every stage (None: any). `latency` is the board file of the device that the
     latencies are to stand for (None: this machine, measured).
 
-    `max_drop` with `confidence` is the promise, if one is asked for; `cheapest`: the default policy is then the cheapest
-    one that keeps it, whatever `budget` the search aimed at.
+    `max_drop` with `confidence` is the promise, if one is asked for; without a budget the default policy is the cheapest
+    one that keeps it.
     """
 
     model: Path
     out: Path
     data: Path | None = None
-    budget: float = 0.5
+    budget: float | None = None
+    max_loss: float = MAX_LOSS
     max_latency: float | None = None
     latency: Path | None = None
     max_drop: float | None = None
     confidence: float = 0.95
-    cheapest: bool = False
     stages: int = 2
     threads: int = 1
     batch: int = 1
@@ -122,7 +124,12 @@ class ConvertOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        check_budget("budget", self.budget)
+        if self.budget is not None:
+            check_budget("budget", self.budget)
+        if not (math.isfinite(self.max_loss) and 0 <= self.max_loss < 1):
+            raise UsageError(
+                f"--max-loss {self.max_loss:g}: a share from 0 to 1 is allowed, such as 0.01 for one point"
+            )
         _ = self.running
         if self.max_latency is not None and not (math.isfinite(self.max_latency) and self.max_latency > 0):
             raise UsageError(
@@ -202,7 +209,7 @@ class ConvertOptions:
         plain = asdict(self)
         if self.plan not in PLANS:
             plain["plan"] = str(Path(self.plan).resolve())
-        for name in ("resume", "ray", "device", "max_drop", "confidence", "cheapest", "strict", "force"):
+        for name in ("resume", "ray", "device", "max_drop", "confidence", "strict", "force"):
             del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v

@@ -92,7 +92,7 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
         plain, options.out, asked, dataset=ready.dataset, static=job.timed_static, note=job.reporter.note
     )
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
-    return Result(options.out, manifest, measured, manifest.default_policy.reached, within)
+    return Result(options.out, manifest, measured, manifest.default_policy.reached, within, options.max_loss)
 
 
 def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
@@ -120,7 +120,7 @@ def play_finals(
     if done is None:
         rivals = favourites((line for line in run.trace() if line["method"] != METHOD), channels)
         if options.plan in ("search", "cascade") and CASCADE in space.kinds:
-            rivals = {**rivals, **simple_chains(space, options.budget)}
+            rivals = {**rivals, **simple_chains(space, options.budget or 1.0)}
         contenders = {first: rivals.get(first, ())}
         contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}
         winner, value, file = _finals(job, contenders, evaluate.cost, place).best()
@@ -166,7 +166,7 @@ def narrow_chain(job: Job, space: PlanSpace, meter: LatencyMeter) -> tuple[Conve
     run = job.run
     job.reporter.step("finals")
     with _timed(run, "finals"):
-        finals = _finals(job, simple_chains(space, job.options.budget), partial(stage_costs, meter))
+        finals = _finals(job, simple_chains(space, job.options.budget or 1.0), partial(stage_costs, meter))
         conversion, value, file = finals.best()
         choose(job, conversion, value)
     with _timed(run, "fine-tune"):

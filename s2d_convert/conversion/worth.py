@@ -31,7 +31,7 @@ def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
         rows = sure_rows(ready.calib_logits)
         confidence = above(confidence, floors(confidence, correct))[:, rows]
         correct = correct[:, rows]
-    value = goal_of(job.options).value(confidence, correct, cost)
+    value = goal_of(job).value(confidence, correct, cost)
     return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
 
 

@@ -84,6 +84,19 @@ def reward(
     return accuracy if latency <= budget else accuracy * (budget / latency) ** exponent
 
 
+def speed_reward(
+    accuracy: float, latency: float, least_right: float, *, worst: float = 0.0, max_latency: float = math.inf
+) -> float:
+    """What is saved of the static latency, where at least the share `least_right` of the answers is right.
+
+    A plan that is less right gets less than any that is right enough: from just below -1 down, the less the less right.
+    `worst` and `max_latency` are those of `reward`.
+    """
+    if worst > max_latency:
+        return max_latency / worst - 3
+    return 1 - latency if accuracy >= least_right - 1e-9 else accuracy - least_right - 1
+
+
 def trial_to_json(trial: Trial[Any], plan_json: Any) -> dict[str, Any]:
     """One line of the search trace; floats in full, so that `evaluation_from_json` gives the same evaluation back."""
     value = trial.evaluation

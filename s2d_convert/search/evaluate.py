@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.calibration.thresholds import best_policy, confidences, fit_temperature
+from s2d_convert.calibration.thresholds import best_policy, cheapest_policy, confidences, fit_temperature
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.plans.weights import Weights
-from s2d_convert.search.base import Evaluation, reward
+from s2d_convert.search.base import Evaluation, reward, speed_reward
 from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.reconstruction import Reconstruction
@@ -28,20 +28,29 @@ MAX_IMAGES = 1000  # that candidates are judged on
 
 @dataclass(frozen=True)
 class Goal:
-    """What conversions are searched for: a mean latency of at most `budget`, and a worst one of at most `max_latency`, both
-    relative to the static model."""
+    """What conversions are searched for: a mean latency of at most `budget` (None: the lowest at which at least the share
+    `least_right` of the answers is right), and a worst one of at most `max_latency`, both relative to the static model."""
 
-    budget: float
+    budget: float | None
     max_latency: float = math.inf
+    least_right: float = 0.0
 
     def value(self, confidence: Array, correct: Array, cost: Sequence[float]) -> Evaluation:
         """What stages are worth with the best thresholds: how sure and how right they are [S, B], and what they cost [S]."""
-        policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
+        if self.budget is None:
+            policy = cheapest_policy(confidence, correct, cost=cost, least_right=self.least_right)
+        else:
+            policy = best_policy(confidence, correct, cost=cost, budget=self.budget)
         accuracy, latency, worst = policy.expected_accuracy, policy.expected_latency, float(sum(cost))
+        limits = {"worst": worst, "max_latency": self.max_latency}
         return Evaluation(
             accuracy=accuracy,
             latency=latency,
-            reward=reward(accuracy, latency, self.budget, worst=worst, max_latency=self.max_latency),
+            reward=(
+                speed_reward(accuracy, latency, self.least_right, **limits)
+                if self.budget is None
+                else reward(accuracy, latency, self.budget, **limits)
+            ),
             info={
                 "stage_latency": [round(float(c), 4) for c in cost],
                 "worst_latency": round(worst, 4),

@@ -8,6 +8,7 @@ import pytest
 from s2d_convert.calibration.policies import (
     Chosen,
     Scores,
+    accurate_policies,
     budget_policies,
     careful_policies,
     check_enough,
@@ -130,3 +131,23 @@ def test_a_manifest_has_rounded_shares_and_exact_thresholds() -> None:
         assert value == round(value, 5)
     assert short.exit_share == pytest.approx(policy.exit_share, abs=5e-6)
     assert rounded(short) == short
+
+
+@pytest.mark.parametrize("weak", [0.0, 0.15, 0.6])
+def test_accuracy_first_takes_the_cheapest_policy_that_loses_little(weak: float) -> None:
+    scores = scores_of(1000, 1, weak=weak)
+    temperatures = fit_temperatures(scores)
+    chosen = accurate_policies(scores, temperatures, cost=COST, max_loss=0.02)
+    static = float((scores.static_classes == scores.target).mean())
+    default = next(p for p in chosen.policies if p.budget == chosen.default_budget)
+    assert default.expected_accuracy >= static - 0.02
+    cheaper = [p for p in chosen.policies if p.budget < chosen.default_budget]
+    assert all(p.expected_accuracy < static - 0.01 for p in cheaper)  # the margin keeps one standard error away
+    assert [p.budget for p in chosen.policies] == sorted({p.budget for p in chosen.policies})
+
+
+def test_accuracy_first_says_where_nothing_is_right_enough() -> None:
+    scores = scores_of(300, 2)
+    worse = Scores(scores.logits[:, :, ::-1].copy(), scores.static_classes, scores.labels)  # stages that answer wrongly
+    chosen = accurate_policies(worse, (1.0, 1.0), cost=COST, max_loss=0.01)
+    assert not next(p for p in chosen.policies if p.budget == chosen.default_budget).reached

@@ -20,6 +20,7 @@ from s2d_convert.calibration.thresholds import (
     SLACK,
     best_policy,
     budget_grid,
+    cheapest_policy,
     confidences,
     exits,
     fit_temperature,
@@ -62,8 +63,8 @@ def problems(draw: st.DrawFn, *, stages: int, max_rows: int) -> tuple[Problem, f
     return problem, draw(st.floats(0, 2))
 
 
-def brute_force(problem: Problem, budget: float) -> tuple[bool, float, float]:
-    """(reached, accuracy, latency) of the best combination of thresholds, row by row in plain Python."""
+def every_outcome(problem: Problem) -> list[tuple[int, float]]:
+    """(right answers, minus the mean latency) of every combination of thresholds, row by row in plain Python."""
     confidence, correct, cost = problem
     paid = np.cumsum(cost)
     steps = [[0.0, *np.nextafter(np.unique(c), np.float32(2)), NEVER_LEAVES] for c in confidence[:-1]]
@@ -76,6 +77,20 @@ def brute_force(problem: Problem, budget: float) -> tuple[bool, float, float]:
             hits += bool(correct[stage, row])
             latency += paid[stage]
         found.append((hits, -latency / confidence.shape[1]))
+    return found
+
+
+def cheapest_by_force(problem: Problem, least_right: float) -> tuple[float, float]:
+    """(latency, right answers) of the cheapest combination that is right so often, or of the most right one."""
+    found = every_outcome(problem)
+    enough = [f for f in found if f[0] >= least_right * problem[0].shape[1] - SLACK]
+    hits, latency = max(enough, key=lambda f: f[::-1]) if enough else max(found)
+    return -latency, hits
+
+
+def brute_force(problem: Problem, budget: float) -> tuple[bool, float, float]:
+    """(reached, accuracy, latency) of the best combination of thresholds."""
+    found, confidence = every_outcome(problem), problem[0]
     within = [f for f in found if -f[1] <= budget + SLACK]
     hits, latency = max(within) if within else max(found, key=lambda f: f[::-1])
     return bool(within), hits / confidence.shape[1], -latency
@@ -179,6 +194,22 @@ def test_three_stages_with_few_rows_give_the_optimum(case: tuple[Problem, float]
     (confidence, correct, cost), budget = case
     found = best_policy(confidence, correct, cost=cost, budget=budget)
     assert summary(found) == pytest.approx(brute_force(case[0], budget))
+
+
+@pytest.mark.parametrize(("stages", "rows"), [(2, 30), (3, 9)])
+@given(data=st.data(), least_right=st.floats(0, 1))
+def test_the_cheapest_policy_that_is_right_so_often(
+    stages: int, rows: int, data: st.DataObject, least_right: float
+) -> None:
+    problem, _ = data.draw(problems(stages=stages, max_rows=rows))
+    confidence, correct, cost = problem
+    found = cheapest_policy(confidence, correct, cost=cost, least_right=least_right)
+    latency, hits = cheapest_by_force(problem, least_right)
+    assert found.expected_latency == pytest.approx(latency)
+    assert found.expected_accuracy == pytest.approx(hits / correct.shape[1])
+    enough = hits >= least_right * correct.shape[1] - SLACK
+    assert found.reached == (enough and latency < 1)
+    assert found.budget == 1.0 or latency - 1e-9 <= found.budget <= latency + 1.1e-3
 
 
 @pytest.mark.parametrize("stages", [3, 4])

@@ -241,10 +241,10 @@ def test_a_promise_is_tested_on_images_of_its_own_and_a_refusal_loses_no_work(
     with monkeypatch.context() as patch:
         patch.setattr(finish, "promised_policies", refuse)
         with pytest.raises(PromiseError):
-            convert(ask(place, plan="cascade", max_drop=0.2), Listener())
+            convert(ask(place, plan="cascade", max_drop=0.2, budget=None), Listener())
     assert not (place / "out").exists()
     listener = Listener()
-    result = convert(ask(place, plan="cascade", max_drop=0.3, cheapest=True, resume=True), listener)
+    result = convert(ask(place, plan="cascade", max_drop=0.3, budget=None, resume=True), listener)
     assert "reward" not in " ".join(listener.texts)  # not searched again
     assert result.reached
     assert result.measured.images == 50  # the other half of what is held back

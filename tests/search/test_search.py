@@ -22,6 +22,7 @@ from s2d_convert.search.base import (
     evaluation_from_json,
     random_search,
     reward,
+    speed_reward,
     trial_to_json,
 )
 from s2d_convert.search.controller import LSTMController
@@ -334,3 +335,13 @@ def test_what_cannot_be_searched_is_named() -> None:
         evaluate_all(space, total, [(2,)], method="all")
     with pytest.raises(ValueError, match="reward nan"):
         Evaluation(0.5, 0.5, float("nan"))
+
+
+def test_the_reward_of_speed_is_what_is_saved_where_enough_is_right() -> None:
+    assert speed_reward(0.9, 0.4, 0.89) == pytest.approx(0.6)
+    assert speed_reward(0.9, 1.2, 0.89) == pytest.approx(-0.2)
+    slow, wrong, wronger = (speed_reward(a, latency, 0.89) for a, latency in ((0.9, 1.9), (0.88, 0.1), (0.5, 0.1)))
+    assert slow > wrong > wronger
+    late = speed_reward(0.9, 0.4, 0.89, worst=1.5, max_latency=1.05)
+    assert late < wronger
+    assert speed_reward(0.9, 0.4, 0.89, worst=1.2, max_latency=1.05) > late
