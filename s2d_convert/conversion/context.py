@@ -16,7 +16,6 @@ from s2d_convert.base.sessions import Running
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
-from s2d_convert.conversion.solving import Solver
 from s2d_convert.data.images import Dataset
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.frontend.graph import Graph
@@ -31,6 +30,7 @@ from s2d_convert.plans.weights import Weights
 from s2d_convert.search.evaluate import Goal
 from s2d_convert.slicing.chain import Chain
 from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
+from s2d_convert.training.solving import Solver
 
 
 class Reporter(Protocol):

@@ -9,8 +9,6 @@ from helpers import random_images
 from text_nets import residual
 
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.conversion import solving
-from s2d_convert.conversion.solving import Solver
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.frontend.load import graph_from_proto
@@ -19,6 +17,8 @@ from s2d_convert.plans.plan import identity_plan
 from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
+from s2d_convert.training import solving
+from s2d_convert.training.solving import Solver
 
 
 def solver(count: int = 80) -> Solver:
