@@ -11,9 +11,9 @@
     |-- VerifyError       8   an exported file does not compute what it should
     `-- PromiseError      9   no policy keeps the bound on the risk with the confidence that was asked for
 
-A message names the place, what was got, what is allowed and what to do, in one sentence.
-Exit code 3 (budget not reached or --max-latency not kept, best effort exported) is a result, not an error, and so is 10
-(the conversion is worse than the original: not faster, and not more right); 130 is Ctrl-C.
+A message says in one sentence where the problem is, what was got, what is allowed and what to do.
+Two exit codes are results, not errors: 3 (budget or --max-latency not kept, best effort exported) and 10 (the conversion
+is worse than the original: neither faster nor more accurate). 130 is Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXIT_INTERRUPTED = 130
 
 
 class S2DError(Exception):
-    """Base of all errors that are the caller's to mend."""
+    """Base class of all errors that the caller can fix."""
 
     exit_code: ClassVar[int] = 1
 

@@ -1,5 +1,8 @@
-"""Foundations that know nothing of models: files written whole, arrays, numbers in words; `base.sessions` has the sessions of
-onnxruntime, apart from this door, so that the list of commands can be shown without loading onnx."""
+"""Foundations that know nothing of models: files that are written completely or not at all, arrays, numbers as text.
+
+`base.sessions` holds the onnxruntime sessions. It is not imported here, so that the list of commands can be shown without
+loading onnx.
+"""
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.files import check_out, whole_folder, write_bytes, write_json

@@ -1,4 +1,4 @@
-"""Arrays and how they are gone through."""
+"""The array type, and iteration over batches of rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ Array = np.ndarray[Any, Any]
 
 
 def slices(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` that cover range(count)."""
+    """Yield consecutive slices of at most `size` that cover range(count)."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))

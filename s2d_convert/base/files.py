@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def check_out(out: Path, *, option: str = "--out") -> None:
 
 @contextmanager
 def whole_folder(out: Path, *, option: str = "--out") -> Iterator[Path]:
-    """A folder beside `out`, which `option` names, to write into; it becomes `out` when the block ends well, and vanishes
-    otherwise."""
+    """Yield a temporary folder beside `out` to write into. It becomes `out` when the block succeeds and is removed otherwise.
+
+    option: the command-line option that set `out`, for messages. Raises OutputError.
+    """
     check_out(out, option=option)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-        if not _is_running(left):  # of a run that was killed here
-            shutil.rmtree(left, ignore_errors=True)
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        if not _is_running(leftover):  # an earlier run was killed
+            shutil.rmtree(leftover, ignore_errors=True)
     partial = None
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}.", suffix=".partial", dir=out.parent))
@@ -53,18 +55,18 @@ def whole_folder(out: Path, *, option: str = "--out") -> Iterator[Path]:
 
 
 def _is_running(partial: Path) -> bool:
-    """Whether the process that writes this folder is still there."""
+    """Return whether the process that writes this folder is still running."""
     try:
         os.kill(int(partial.name.split(".")[-3]), 0)
     except (ValueError, IndexError, ProcessLookupError):
         return False
-    except OSError:  # somebody else's
+    except OSError:  # the process belongs to another user
         return True
     return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(data)
@@ -74,5 +76,5 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all; NaN is refused."""
+    """Write a JSON file completely or not at all. Raises ValueError for NaN and infinities."""
     write_bytes(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())

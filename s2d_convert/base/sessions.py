@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime: to look at a model once, and to run stages as they will be run."""
+"""onnxruntime sessions: to examine a model once, and to run stages as the dispatcher will run them."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
 
 ORT_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:\s*")
-IN_MEMORY = 2**24  # bytes of a model that a session is made of without writing a file
+IN_MEMORY = 2**24  # bytes up to which a session is made from memory, without writing a file
 MOST_THREADS, MOST_BATCH = 256, 4096
-ONE_FILE = 2**31 - 2**24  # bytes; protobuf ends at 2 GiB
+ONE_FILE = 2**31 - 2**24  # bytes; a protobuf message is limited to 2 GiB
 
 
 def first_line(error: Exception) -> str:
-    """What a library's exception says, in one line, without onnxruntime's codes and the paths of our temporary files."""
+    """Return the first line of a library's error message, without onnxruntime's codes and the paths of temporary files."""
     lines = ORT_PREFIX.sub("", str(error).strip()).splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def quiet_options() -> ort.SessionOptions:
-    """Options of a session that is made to look at a model, not to run it often."""
+    """Return options for a session that examines a model and runs only a few times."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    # Neither a copy of every weight in another layout nor the time to make it is worth while.
+    # Copying every weight into another layout costs memory and time that a few runs do not win back.
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return options
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, its weights beside it where they are too large for one file."""
+    """Write a model to `path`. Where it is too large for one file, its weights go into a second file beside it."""
     if model.ByteSize() <= ONE_FILE:
         onnx.save(model, str(path))
         return
     onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.weights")
-    onnx.load_external_data_for_model(model, str(path.parent))  # saving has taken the weights out of it
+    onnx.load_external_data_for_model(model, str(path.parent))  # saving moved the weights out of `model`
 
 
 @contextmanager
 def quiet_session(model: onnx.ModelProto) -> Iterator[ort.InferenceSession]:
-    """A session to look at a model with; onnxruntime takes less memory for a large one when it reads a file."""
+    """Yield a session that examines a model. A large model goes through a file, which takes less of onnxruntime's memory."""
     with tempfile.TemporaryDirectory() as folder:
         source: str | bytes = str(Path(folder) / "model.onnx")
         if model.ByteSize() > IN_MEMORY:
@@ -62,7 +62,7 @@ def quiet_session(model: onnx.ModelProto) -> Iterator[ort.InferenceSession]:
 
 
 def check_provider(provider: str) -> None:
-    """Raise UsageError for a provider that onnxruntime does not have here."""
+    """Raise UsageError if the installed onnxruntime lacks an execution provider."""
     available = ort.get_available_providers()
     if provider not in available:
         raise UsageError(f"--provider {provider}: onnxruntime here has {', '.join(available)}; choose one of them")
@@ -76,9 +76,9 @@ def make_session(model: bytes, *, threads: int = 1, provider: str = "CPUExecutio
 
 @dataclass(frozen=True)
 class Running:
-    """How models are run and timed: threads of onnxruntime, images per call, execution provider.
+    """How models are run and timed: onnxruntime threads, images per call, execution provider.
 
-    Raises UsageError for numbers out of range; the provider is looked up when something is opened.
+    Raises UsageError for numbers out of range. The provider is checked when a session or folder is opened.
     """
 
     threads: int = 1
@@ -106,14 +106,14 @@ ONE_THREAD = Running()
 def run_stages(
     sessions: Sequence[ort.InferenceSession], values: Mapping[str, Array]
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """Run stages in order on one batch, without exits; yield what each stage read and what it made, by name.
+    """Run stages in order on one batch, without exits. Yield each stage's inputs and outputs by name.
 
-    values: the image, and links of stages that ran before.
+    values: the image, and the links of stages that ran before.
     """
     known = dict(values)
     for session in sessions:
         feeds = {node.name: known[node.name] for node in session.get_inputs()}
         names = [node.name for node in session.get_outputs()]
-        made = dict(zip(names, session.run(names, feeds), strict=True))
-        known |= made
-        yield feeds, made
+        outputs = dict(zip(names, session.run(names, feeds), strict=True))
+        known |= outputs
+        yield feeds, outputs

@@ -1,4 +1,4 @@
-"""Numbers and facts in words, for the terminal and the report alike."""
+"""Numbers and facts as text, for both the terminal and the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from s2d_runtime import Manifest
 
 
 def quantity(value: float) -> str:
-    """A number in short, such as 40.55 M."""
+    """Return a number in short form, such as 40.55 M."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= scale:
             return f"{value / scale:.2f} {unit}"
@@ -16,35 +16,35 @@ def quantity(value: float) -> str:
 
 
 def plain(message: str) -> str:
-    """The message in one printable line: names in it may come from a stranger."""
+    """Return the message as one printable line; names in it may come from an untrusted file."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
 
 
 def listed(names: Sequence[str]) -> str:
-    """At most five names in quotes, and how many more there are."""
+    """Return the first five names in quotes, followed by how many more there are."""
     shown = ", ".join(f"'{name}'" for name in names[:5])
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "nothing"
 
 
 def promise_text(manifest: Manifest) -> str:
-    """The promise of the policies in a sentence; empty where there is none."""
+    """Return the promise of the policies as a sentence, '' without a promise."""
     promise = manifest.default_policy.promise
     if promise is None:
         return ""
-    what = (
+    claim = (
         "accuracy is at most {} below the static model's"
         if manifest.target == "accuracy"
         else "at most {} of the answers are not the static model's"
     )
-    drop, sure = f"{100 * promise.max_drop:.4g} %", f"{100 * promise.confidence:.4g} %"
+    drop, confidence = f"{100 * promise.max_drop:.4g} %", f"{100 * promise.confidence:.4g} %"
     return (
-        f"Promise, for every budget: {what.format(drop)}, with {sure} confidence over the draw of the "
+        f"Promise, for every budget: {claim.format(drop)}, with {confidence} confidence over the draw of the "
         f"{promise.images} images that it was tested on; for images like these."
     )
 
 
 def promise_cost(manifest: Manifest) -> str:
-    """What a promise costs against the budget that was asked for, in a sentence; empty where it costs nothing."""
+    """Return by how much the promise exceeds the requested budget, as a sentence; '' where the budget is kept."""
     policy = manifest.default_policy
     if policy.promise is None or policy.reached:
         return ""

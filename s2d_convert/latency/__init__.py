@@ -12,7 +12,7 @@ __all__ = ["LatencyMeter", "Meter", "Table", "Timing", "interleave", "read_table
 
 
 class LatencyMeter(Protocol):
-    """What says how long stages take: `Meter` measures them, `Table` predicts them."""
+    """A source of stage latencies: `Meter` measures them, `Table` predicts them."""
 
     def measure(self, models: Sequence[bytes], /) -> Timing:
-        """Return the latency of stages that hand links on in this order."""
+        """Return the latencies of stages that run in this order, each handing its links to the next ones."""

@@ -1,8 +1,8 @@
-"""A table of kernel costs of one device: read from a board file, fitted, and used in place of measuring.
+"""The kernel costs of one device, fitted to the measurements in its board file, to predict latencies without the device.
 
-The device measured some hundred stage files of the model (`s2d_runtime.profile`); `kernels.work_of` says how much work of
-every kind is in each. The cost of a stage is taken to be the sum over the kinds of amount times cost, no cost being
-negative, and the costs are those that explain the measurements best, relatively, measurements that fit badly counting less.
+The device measured about a hundred stage files of the model (`s2d_runtime.profile`). `kernels.work_of` counts the work of
+every kind in each file. The model of a stage's latency is linear: the sum over the kinds of amount times cost. The costs
+are non-negative and minimise the weighted squared relative error, where outliers count less.
 
 Letters: F files, Q kinds of work.
 """
@@ -30,7 +30,7 @@ from s2d_convert.latency.meter import Timing
 
 LEAST_FILES = 20
 FOLDS = 5
-RIDGE = 0.1  # pull to zero, in units of what a kind of work costs in the mean file
+RIDGE = 0.1  # strength of the pull to zero, in units of what a kind of work costs in the mean file
 REWEIGHTINGS = 4
 TYPICAL_ERROR = 0.02  # beyond this relative error a measurement counts less
 MOST_BYTES = 64 * 2**20
@@ -39,8 +39,11 @@ KEY = re.compile(r"[^|]+\|[^|]*\|(calls|mmac|kin|kout)")
 
 @dataclass(frozen=True)
 class Board:
-    """What a device measured. keys: Q kinds of work; amounts: float64 [F, Q]; ratios: float64 [F], relative to the static
-    model, which takes `static_ms` there."""
+    """The measurements of one device.
+
+    keys: Q kinds of work; amounts: float64 [F, Q]; ratios: float64 [F], latencies relative to the static model's, which is
+    `static_ms` on the device.
+    """
 
     model_name: str
     model_sha256: str
@@ -62,7 +65,7 @@ class Board:
 
 @dataclass(frozen=True)
 class PredictionError:
-    """How far predictions are from measurements, relatively: the median, the 90th percentile and the most."""
+    """Relative errors of predictions: the median, the 90th percentile and the maximum."""
 
     median: float
     p90: float
@@ -74,8 +77,10 @@ class PredictionError:
 
 @dataclass(frozen=True)
 class Table:
-    """Costs of a board's kinds of work, relative to the static model: [Q], and the same for kinds whatever the geometry, for
-    work that no measured file had."""
+    """The costs of a board's kinds of work, relative to the static model's latency, float64 [Q].
+
+    A second set of costs ignores the geometry. It serves work whose geometry is in no measured file.
+    """
 
     board: Board
     costs: Mapping[str, float]
@@ -83,61 +88,61 @@ class Table:
 
     @property
     def block(self) -> int:
-        """The width of groups that suits the device's kernels."""
+        """The width of channel groups that suits the device's kernels."""
         return max(LEAST_BLOCK, self.board.layout_block)
 
     def predict(self, work: Work) -> float:
-        """The latency of a model with this work, relative to the static model's on the board."""
+        """Return the latency of a model that does this work, relative to the static model's on the device."""
         return sum(amount * self.cost(key) for key, amount in work.items())
 
     def cost(self, key: str) -> float:
-        """What one unit of a kind of work costs; 0 for kinds that no file had in any geometry."""
+        """Return the cost of one unit of a kind of work, 0 for kinds that are in no measured file with any geometry."""
         return self.costs[key] if key in self.costs else self.coarse.get(without_geometry(key), 0.0)
 
     def measure(self, models: Sequence[bytes]) -> Timing:
-        """What `latency.Meter.measure` would say of these stages on the board."""
+        """Return the prediction of what `Meter.measure` would return for these stages on the device."""
         work = [work_of(onnx.load_from_string(m), block=self.board.layout_block) for m in models]
         ratios = tuple(map(self.predict, work))
         return Timing(tuple(r * self.board.static_ms for r in ratios), self.board.static_ms, ratios)
 
     @cached_property
     def held_out_error(self) -> PredictionError:
-        """The error on files that the costs were not fitted on, each once."""
-        board, found = self.board, np.zeros(len(self.board.ratios))
-        folds = np.random.default_rng(0).permutation(len(found)) % FOLDS
+        """The cross-validated error: every file is predicted with costs that were fitted without it."""
+        board, predicted = self.board, np.zeros(len(self.board.ratios))
+        folds = np.random.default_rng(0).permutation(len(predicted)) % FOLDS
         for fold in range(FOLDS):
-            mine = folds == fold
-            costs = _fit_costs(board.amounts[~mine], board.ratios[~mine])
-            found[mine] = board.amounts[mine] @ costs
-        return prediction_error(found, board.ratios)
+            held_out = folds == fold
+            costs = _fit_costs(board.amounts[~held_out], board.ratios[~held_out])
+            predicted[held_out] = board.amounts[held_out] @ costs
+        return prediction_error(predicted, board.ratios)
 
 
 def prediction_error(predicted: Array, measured: Array) -> PredictionError:
-    """The relative errors of predictions [F] in three numbers."""
-    wrong = np.abs(predicted / measured - 1)
-    return PredictionError(float(np.median(wrong)), float(np.percentile(wrong, 90)), float(wrong.max()))
+    """Return a summary of the relative errors of predictions [F] against measurements [F]."""
+    errors = np.abs(predicted / measured - 1)
+    return PredictionError(float(np.median(errors)), float(np.percentile(errors, 90)), float(errors.max()))
 
 
 def fit(board: Board) -> Table:
-    """The table of a board."""
+    """Fit the costs to a board's measurements."""
     costs = dict(zip(board.keys, _fit_costs(board.amounts, board.ratios).tolist(), strict=True))
     kinds = sorted({without_geometry(key) for key in board.keys})
     pooled = np.zeros((len(board.ratios), len(kinds)))
-    for place, key in enumerate(board.keys):
-        pooled[:, kinds.index(without_geometry(key))] += board.amounts[:, place]
+    for column, key in enumerate(board.keys):
+        pooled[:, kinds.index(without_geometry(key))] += board.amounts[:, column]
     return Table(board, costs, dict(zip(kinds, _fit_costs(pooled, board.ratios).tolist(), strict=True)))
 
 
 def _fit_costs(amounts: Array, ratios: Array) -> Array:
-    """Costs float64 [Q], none negative, with the least weighted squared relative error over the files."""
+    """Return the non-negative costs, float64 [Q], with the least weighted squared relative error over the files."""
     relative = amounts / ratios[:, None]
     scale = np.maximum(relative.mean(axis=0), 1e-12)
     scaled = relative / scale
     weights, costs = np.ones(len(ratios)), np.zeros(amounts.shape[1])
     for _ in range(REWEIGHTINGS):
         costs = _nonnegative(scaled * weights[:, None], weights, ridge=RIDGE)
-        wrong = np.abs(scaled @ costs - 1)
-        weights = np.sqrt(TYPICAL_ERROR / np.maximum(wrong, TYPICAL_ERROR))
+        errors = np.abs(scaled @ costs - 1)
+        weights = np.sqrt(TYPICAL_ERROR / np.maximum(errors, TYPICAL_ERROR))
     return costs / scale
 
 
@@ -152,7 +157,8 @@ def _nonnegative(matrix: Array, target: Array, *, ridge: float) -> Array:
 
 
 def read_table(path: Path, *, model: Path, model_sha256: str, threads: int, batch: int) -> Table:
-    """The table in a board file. Raises UsageError when it is none, or stands for another model or another way of running."""
+    """Return the table that is fitted to a board file. Raises UsageError where the file is no board file, or was measured
+    for another model, number of threads or batch size."""
     board = read_board(path)
     if board.model_sha256 != model_sha256:
         raise UsageError(
@@ -169,7 +175,7 @@ def read_table(path: Path, *, model: Path, model_sha256: str, threads: int, batc
 
 
 def read_board(path: Path) -> Board:
-    """The content of a board file. Raises UsageError, naming the first thing that is wrong."""
+    """Read a board file. Raises UsageError that names the first problem."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UsageError(f"--latency {path}: larger than {MOST_BYTES // 2**20} MiB; not a board file")
@@ -181,9 +187,9 @@ def read_board(path: Path) -> Board:
     try:
         return _board(data)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(
-            f"--latency {path}: not a board file ({what}); see docs/profile.md, or profile again"
+            f"--latency {path}: not a board file ({reason}); see docs/profile.md, or profile again"
         ) from error
 
 

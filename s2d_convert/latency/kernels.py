@@ -1,10 +1,10 @@
-"""What onnxruntime's CPU provider runs for a model, as amounts of work: a pure reading of the graph, no clock, no session.
+"""The work that onnxruntime's CPU provider does for a model, counted from the graph alone, without a clock or a session.
 
-onnxruntime keeps the tensors of most convolutional graphs in a blocked layout (NCHWc, blocks of 8 or 16 channels; without
-one on some processors), folds an activation or a sum into the convolution before it, and reorders a tensor where
-something in between knows only the plain layout: a slice, a link, an odd number of channels. So the cost of an operator
-depends on its neighbours. `work_of` follows onnxruntime's rules (core/optimizer/nchwc_transformer.cc,
-conv_activation_fusion.cc) as far as they decide what runs, and counts per kind of kernel how often it runs and on how much.
+onnxruntime keeps the tensors of most convolutional graphs in a blocked layout (NCHWc, blocks of 8 or 16 channels; some
+processors have none). It folds an activation or a sum into the convolution before it. It reorders a tensor to the plain
+layout for whatever cannot read blocks: a slice, a link, an odd number of channels. So the cost of an operator depends on
+its neighbours. `work_of` follows onnxruntime's rules (core/optimizer/nchwc_transformer.cc, conv_activation_fusion.cc) as
+far as they decide which kernels run, and counts the calls of each kind of kernel and the size of their work.
 
 Letters: C channels, H W. Amounts are for one image.
 """
@@ -19,20 +19,22 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-# How much work: "kind|geometry|quantity" -> amount. The quantities are `calls`, `mmac` (million multiply-accumulates),
-# `kin` and `kout` (thousand elements read and written).
+# Amounts of work by "kind|geometry|quantity". The quantities are `calls`, `mmac` (million multiply-accumulates), `kin` and
+# `kout` (thousand elements read and written).
 Work = Mapping[str, float]
 
 FUSED_ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Shape", "Dropout"})
 FREE = frozenset({"Constant", "ConstantOfShape", "Identity"})
-CHANNEL_ALIGNMENT = 4  # channels that are reordered come in multiples of it
+CHANNEL_ALIGNMENT = 4  # only multiples of it are reordered
 
 
 def work_of(model: onnx.ModelProto, *, block: int) -> Work:
-    """The work of one run of a stage or of the static model, where tensors are kept in blocks of `block` channels (1: in
-    the plain layout)."""
+    """Return the work of one run of a stage or of the static model.
+
+    block: channels per block of the blocked layout; 1 stands for the plain layout.
+    """
     reader = _Reader(model.graph, block)
     for node in model.graph.node:
         reader.read(node)
@@ -40,13 +42,13 @@ def work_of(model: onnx.ModelProto, *, block: int) -> Work:
 
 
 def without_geometry(key: str) -> str:
-    """The key of the same kind and quantity, whatever the geometry."""
+    """Return the key of the same kind and quantity with any geometry."""
     kind, _, quantity = key.split("|")
     return f"{kind}||{quantity}"
 
 
 class _Reader:
-    """One walk over a graph in topological order: in which layouts every tensor is there, and what was spent so far."""
+    """A walk over a graph in topological order, with the layouts in which each tensor exists and the work counted so far."""
 
     def __init__(self, graph: onnx.GraphProto, block: int) -> None:
         self.graph, self.block = graph, block
@@ -59,9 +61,9 @@ class _Reader:
                 self.readers[name] += 1
         self.outputs = {o.name for o in graph.output}
         self.plain = {i.name for i in graph.input}
-        self.blocked: set[str] = set()  # made in the blocked layout
-        self.copied: set[str] = set()  # made in the plain one and reordered; only convolutions read that copy
-        self.fusable: dict[str, str] = {}  # tensors that a convolution makes, alone ("conv") or with a sum ("sum")
+        self.blocked: set[str] = set()  # computed in the blocked layout
+        self.copied: set[str] = set()  # computed in the plain layout, then reordered for convolutions
+        self.fusable: dict[str, str] = {}  # outputs of a convolution, alone ("conv") or with a sum ("sum")
         self.work: dict[str, float] = defaultdict(float)
 
     def read(self, node: onnx.NodeProto) -> None:
@@ -69,7 +71,7 @@ class _Reader:
         inputs = [name for name in node.input if name and name not in self.constants]
         if node.op_type in FREE or not inputs:
             if inputs and node.output[0] in self.outputs:
-                self._need_plain(inputs[0])  # an Identity; elsewhere onnxruntime removes it
+                self._need_plain(inputs[0])  # an Identity, which onnxruntime keeps here
                 self.plain.update(node.output)
             else:
                 self._pass_on(node, inputs)
@@ -88,7 +90,7 @@ class _Reader:
             self._other(node, inputs)
 
     def close(self) -> Work:
-        """Everything that was counted, with what a call costs in itself and what the outputs cost."""
+        """Return all work that was counted, including one call of the session and the reordering of the outputs."""
         for name in self.outputs:
             self._need_plain(name)
         kin = sum(self._size(i.name) for i in self.graph.input) / 1e3
@@ -138,13 +140,13 @@ class _Reader:
         self.fusable[out] = "conv"
 
     def _conv_kind(self, rows: int, columns: int, groups: int) -> str:
-        """Which kernel a convolution runs on, by the weight's rows, its columns and the groups."""
+        """Return the kernel of a convolution, given the weight's rows and columns and the groups."""
         block, shape = self.block, "depthwise" if columns == 1 else "grouped"
         if groups == 1:
             if block > 1 and columns < block:
                 return "stem"  # reads the plain layout and writes the blocked one
             return "conv" if block > 1 and columns % CHANNEL_ALIGNMENT == 0 else "conv in plain layout"
-        if columns == 1 and rows == groups:  # filled up with channels of zeros, as the rows of other convolutions are
+        if columns == 1 and rows == groups:  # padded with zero channels, like the rows of other convolutions
             is_blocked = rows % CHANNEL_ALIGNMENT == 0
         else:
             is_blocked = columns % block == 0 and rows // groups % block == 0
@@ -159,7 +161,7 @@ class _Reader:
         self._pass_on(node, [source])
 
     def _sum(self, node: onnx.NodeProto, inputs: Sequence[str]) -> None:
-        """A sum in one layout; for nothing but the reading where the convolution before it does it."""
+        """Count a sum. A sum that is folded into the convolution before it costs only the reading."""
         out = node.output[0]
         kout = self._size(out) / 1e3
         if not all(name in self.blocked for name in inputs):
@@ -175,13 +177,13 @@ class _Reader:
         (self.blocked if together else self.plain).add(out)
 
     def _keeps_blocks(self, node: onnx.NodeProto, inputs: Sequence[str]) -> bool:
-        """Whether a pool, norm or concatenation runs in the blocked layout."""
+        """Return whether a pool, norm or concatenation runs in the blocked layout."""
         if node.op_type not in POOLS and node.op_type not in ("BatchNormalization", "Concat"):
             return False
         return all(name in self.blocked and self.shapes[name][0] % self.block == 0 for name in inputs)
 
     def _other(self, node: onnx.NodeProto, inputs: Sequence[str]) -> None:
-        """Anything that knows only the plain layout."""
+        """Count an operator that knows only the plain layout."""
         for name in inputs:
             self._need_plain(name)
         macs = self._products(node, inputs)
@@ -197,7 +199,7 @@ class _Reader:
         self.plain.update(node.output)
 
     def _products(self, node: onnx.NodeProto, inputs: Sequence[str]) -> float:
-        """Multiply-accumulates of a matrix product or a transposed convolution, 0 for anything else."""
+        """Return the multiply-accumulates of a matrix product or transposed convolution, 0 for other operators."""
         weights = [self.constants[name] for name in node.input if len(self.constants.get(name, [])) > 1]
         if node.op_type == "ConvTranspose" and weights:
             return prod(weights[0]) * prod(self.shapes.get(inputs[0], [1, 1, 1])[1:])
@@ -208,12 +210,12 @@ class _Reader:
 
 
 def _constant_shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Shapes of everything that is constant: initializers, and weights that are stored as a fill or in half the bytes."""
-    found: dict[str, list[int]] = {i.name: list(i.dims) for i in graph.initializer}
+    """Return the shapes of all constants: initializers, and weights that are stored as a fill value or in float16."""
+    shapes: dict[str, list[int]] = {i.name: list(i.dims) for i in graph.initializer}
     stored: dict[str, Any] = {i.name: i for i in graph.initializer}
     for node in graph.node:
         if node.op_type == "ConstantOfShape" and node.input[0] in stored:
-            found[node.output[0]] = numpy_helper.to_array(stored[node.input[0]]).tolist()
-        elif node.op_type == "Cast" and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
+            shapes[node.output[0]] = numpy_helper.to_array(stored[node.input[0]]).tolist()
+        elif node.op_type == "Cast" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes

@@ -1,8 +1,8 @@
-"""The blocked layout that onnxruntime keeps feature maps in on this machine, found by asking onnxruntime.
+"""The blocked layout in which onnxruntime keeps feature maps on this machine, found with a probe model.
 
-The layout exists where MLAS has kernels for it: on x86 always, in blocks of 8 channels, or of 16 with AVX-512; on Arm in
-blocks of 16, but only in builds with `onnxruntime_USE_ARM_NEON_NCHWC`, which the usual wheels are not (mlas/lib/platform.cpp
-and mlasi.h of onnxruntime). So the processor alone does not tell.
+The layout exists where MLAS has kernels for it. On x86 it always does: blocks of 8 channels, or of 16 with AVX-512. On Arm
+blocks of 16 exist only in builds with `onnxruntime_USE_ARM_NEON_NCHWC`, which the usual wheels are not (mlas/lib/platform.cpp
+and mlasi.h of onnxruntime). So the processor alone does not decide it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from s2d_runtime import profile
 
-LEAST_BLOCK = 8  # where there is no blocked layout, vectors still have some length
+LEAST_BLOCK = 8  # without a blocked layout, vector instructions still favour multiples of 8
 
 
 @lru_cache
 def layout_block() -> int:
-    """The width of channel groups that suits onnxruntime's CPU kernels here: a block of the blocked layout, or
-    LEAST_BLOCK where there is none."""
+    """Return the width of channel groups that suits onnxruntime's CPU kernels on this machine: a block of the blocked
+    layout, or LEAST_BLOCK where there is none."""
     return max(LEAST_BLOCK, profile.layout_block(probe_model().SerializeToString(), "CPUExecutionProvider"))
 
 
 def probe_model() -> onnx.ModelProto:
-    """Return a single convolution, which onnxruntime puts into its blocked layout where it has one."""
+    """Return a single convolution, which onnxruntime moves to the blocked layout where it has one."""
     weight = numpy_helper.from_array(np.ones((32, 32, 3, 3), dtype=np.float32), "weight")
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 32, 8, 8]) for n in ("image", "output")]
     node = helper.make_node("Conv", ["image", "weight"], ["output"], name="conv", pads=[1, 1, 1, 1])

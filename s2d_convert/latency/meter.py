@@ -1,7 +1,7 @@
-"""Latency of ONNX models in onnxruntime, always as a ratio to a reference measured in the same run.
+"""Latency of ONNX models in onnxruntime, always as a ratio to a reference that is measured in the same run.
 
-A machine's speed drifts; interleaving the models round by round lets every ratio see the same drift. Numbers are
-medians over rounds.
+A machine's speed drifts. Every round times each model once, so that all of them see the same drift. Numbers are medians
+over rounds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from s2d_convert.base.sessions import ONE_THREAD, Running, run_stages
 
 MIN_ROUNDS, MAX_ROUNDS = 30, 400
 MAX_TRIES, UNSTEADY = 4, 0.04
-QUICK = 10.0  # percentile that stands in for the median on a machine that is never steady
+QUICK = 10.0  # percentile that replaces the median on a machine that is never steady
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds per call of each model and of the reference, and the ratios of the medians; on a machine that is
-    never steady the quick rounds stand in for the medians."""
+    """Median milliseconds per call of each model and of the reference, and the ratios of these medians.
+
+    On a machine that is never steady, a low percentile (QUICK) replaces the medians.
+    """
 
     median_ms: tuple[float, ...]
     reference_ms: float
@@ -33,9 +35,9 @@ class Timing:
 
 
 class Meter:
-    """Measures chains of stages against one reference model on inputs of a fixed batch.
+    """A stopwatch for chains of stages, against one reference model and with a fixed batch size.
 
-    `seconds` bounds the time of one measurement (at least MIN_ROUNDS rounds are taken all the same).
+    seconds: the time limit of one measurement; MIN_ROUNDS rounds are always taken.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Meter:
         self._reference = running.session(reference)
         self._image_name = self._reference.get_inputs()[0].name
         self._image = image
-        self._cache: dict[tuple[bytes, ...], Timing] = {}  # by hashes: a search meets hundreds of models
+        self._cache: dict[
+            tuple[bytes, ...], Timing
+        ] = {}  # keyed by hashes, because a search measures hundreds of models
 
     def measure(self, models: Sequence[bytes]) -> Timing:
-        """The latency of stages that hand links on in this order; equal models are measured once."""
+        """Return the latencies of stages that run in this order. Equal models are measured once."""
         key = tuple(hashlib.sha256(model).digest() for model in models)
         if key not in self._cache:
             self._cache[key] = self._measure(models)
@@ -72,11 +76,11 @@ class Meter:
             tries.append(times)
             medians = np.median(times, axis=0)
             by_round = np.median(times / times[:, :1], axis=0)
-            # A machine that changes its speed in the middle pulls the two kinds of ratio apart.
+            # The two kinds of ratio differ where the machine changed its speed during the measurement.
             if np.abs(by_round / (medians / medians[0]) - 1).max() < UNSTEADY:
                 break
         else:
-            # Other work only ever adds time, by waiting that has nothing to do with the model: the quick rounds have least.
+            # Other processes only ever add time, so the quickest rounds are the least disturbed.
             medians = np.percentile(np.concatenate(tries), QUICK, axis=0)
         return Timing(
             median_ms=tuple((1e3 * medians[1:]).tolist()),
@@ -86,9 +90,9 @@ class Meter:
 
 
 def interleave(calls: Sequence[Callable[[], object]], seconds: float, *, rounds: int = MAX_ROUNDS) -> Array:
-    """Seconds per call, float64 [rounds, calls]: every round times each call once, in turn.
+    """Return seconds per call, float64 [rounds, calls]. Every round times each call once, in turn.
 
-    Takes at least MIN_ROUNDS, then goes on for `seconds` or until there are `rounds`.
+    Takes at least MIN_ROUNDS rounds, then continues until `seconds` have passed or `rounds` are taken.
     """
     rows: list[list[float]] = []
     started = time.perf_counter()
@@ -98,7 +102,7 @@ def interleave(calls: Sequence[Callable[[], object]], seconds: float, *, rounds:
 
 
 def time_round(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Seconds that each call takes, one after the other."""
+    """Run each call once, in turn, and return the seconds that each took."""
     row = []
     for call in calls:
         before = time.perf_counter()

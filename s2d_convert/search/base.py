@@ -1,8 +1,9 @@
-"""Searches over a space of plans: what all share, and the two that do not learn (random, a given list).
+"""What all searches over a space of plans share, and the two that do not learn: random search and a given list.
 
-They know neither models nor clocks, only ``evaluate(plan)`` and its reward.
+A search knows neither models nor clocks. It knows only ``evaluate(plan)`` and the reward that this returns.
 
-`random_search` and `evaluate_all` are the baselines of `reinforce`. All of them keep one book: a plan is evaluated once.
+`random_search` and `evaluate_all` are the baselines of `reinforce`. All searches record their trials in a `Book`, which
+evaluates every plan only once.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import numpy as np
 
 from s2d_convert.plans.decisions import Actions, PlanT, Space, checked, random_actions
 
-AHEAD = 16  # proposals of random search that are drawn at once
-GIVE_UP = 80  # repeats in a row after which the space is gone through in order
-MAX_ENUMERATED = 5000  # action strings that are looked through, at most, before a space counts as exhausted
+AHEAD = 16  # proposals that random search draws at once
+GIVE_UP = 80  # repeats in a row after which the space is enumerated
+MAX_ENUMERATED = 5000  # sequences that are enumerated, at most, before a space counts as exhausted
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a plan is worth; latency is relative to the static model, `info` is anything JSON can hold."""
+    """What a plan is worth. The latency is relative to the static model's; `info` is any JSON-able data."""
 
     accuracy: float
     latency: float
@@ -40,7 +41,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Trial(Generic[PlanT]):
-    """One proposal of a search; `repeated` if its plan had been met before, `seconds` is what evaluating took."""
+    """One proposal of a search. `repeated`: its plan was proposed before; `seconds`: the time that the evaluation took."""
 
     index: int
     method: str
@@ -53,14 +54,14 @@ class Trial(Generic[PlanT]):
 
 @dataclass(frozen=True)
 class SearchResult(Generic[PlanT]):
-    """All trials in order, and the best: highest reward, then lowest latency, then first met."""
+    """All trials in order, and the best one: highest reward, then lowest latency, then earliest."""
 
     best: Trial[PlanT]
     trials: tuple[Trial[PlanT], ...]
     method: str
 
 
-# May have a method `ahead(plans)`: then it is told which plans come next, so that it can evaluate them side by side.
+# May have a method `ahead(plans)`, which announces the plans that come next, so that they can be evaluated in parallel.
 Evaluate = Callable[[PlanT], Evaluation]
 OnTrial = Callable[[Trial[PlanT]], None]
 
@@ -74,10 +75,10 @@ def reward(
     max_latency: float = math.inf,
     exponent: float = 2.0,
 ) -> float:
-    """The accuracy, times ``(budget / latency) ** exponent`` where the latency misses the budget.
+    """Return the accuracy, times ``(budget / latency) ** exponent`` where the latency exceeds the budget.
 
-    A plan whose `worst` latency is over `max_latency` gets less than any plan within it: from just below 0 down to -1, the
-    less the further over, so that a search that knows no plan within the bound is led towards it.
+    A plan whose `worst` latency exceeds `max_latency` gets less than any plan within the limit: between 0 and -1, lower the
+    further it exceeds. This leads a search that has no plan within the limit towards it.
     """
     if worst > max_latency:
         return max_latency / worst - 1
@@ -87,10 +88,10 @@ def reward(
 def speed_reward(
     accuracy: float, latency: float, least_right: float, *, worst: float = 0.0, max_latency: float = math.inf
 ) -> float:
-    """What is saved of the static latency, where at least the share `least_right` of the answers is right.
+    """Return the saved share of the static latency if the accuracy is at least `least_right`.
 
-    A plan that is less right gets less than any that is right enough: from just below -1 down, the less the less right.
-    `worst` and `max_latency` are those of `reward`.
+    A plan that is less accurate gets less than any plan that is accurate enough: -1 minus the missing accuracy. `worst` and
+    `max_latency` are those of `reward`.
     """
     if worst > max_latency:
         return max_latency / worst - 3
@@ -98,7 +99,7 @@ def speed_reward(
 
 
 def trial_to_json(trial: Trial[Any], plan_json: Any) -> dict[str, Any]:
-    """One line of the search trace; floats in full, so that `evaluation_from_json` gives the same evaluation back."""
+    """Return one line of the search trace. Floats keep all digits, so that `evaluation_from_json` restores them exactly."""
     value = trial.evaluation
     return {
         "method": trial.method,
@@ -115,7 +116,7 @@ def trial_to_json(trial: Trial[Any], plan_json: Any) -> dict[str, Any]:
 
 
 def evaluation_from_json(entry: Mapping[str, Any]) -> Evaluation:
-    """The evaluation in a line of the trace, for `known`."""
+    """Return the evaluation in a line of the search trace, to be passed to a search as `known`."""
     return Evaluation(entry["accuracy"], entry["latency"], entry["reward"], entry["info"])
 
 
@@ -128,12 +129,12 @@ def random_search(
     on_trial: OnTrial[PlanT] | None = None,
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
-    """The trials of proposals whose every decision is drawn evenly from what is allowed; ends like `reinforce`."""
+    """Evaluate plans whose every decision is drawn uniformly from the allowed options. Ends like `reinforce`."""
     book = Book(space, evaluate, method="random", evaluations=evaluations, on_trial=on_trial, known=known)
     rng = np.random.default_rng(seed)
     drawn: list[Actions] = []
     while not book.closed:
-        if not drawn and book.stale < GIVE_UP:  # what is drawn does not hang on what was found
+        if not drawn and book.stale < GIVE_UP:  # draws do not depend on results, so they can be made ahead
             drawn = [random_actions(space, rng) for _ in range(AHEAD)]
             book.look_ahead(drawn)
         proposals = [drawn.pop(0)] if book.stale < GIVE_UP else book.unmet()
@@ -152,11 +153,11 @@ def evaluate_all(
     on_trial: OnTrial[PlanT] | None = None,
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
-    """The trials of the given sequences, in order."""
+    """Evaluate the plans of the given sequences, in order."""
     book = Book(space, evaluate, method=method, evaluations=len(sequences), on_trial=on_trial, known=known)
-    wanted = [checked(space, actions) for actions in sequences]
-    book.look_ahead(wanted)
-    for actions in wanted:
+    proposals = [checked(space, actions) for actions in sequences]
+    book.look_ahead(proposals)
+    for actions in proposals:
         book.visit_if_open(actions)
     return book.result()
 
@@ -166,7 +167,7 @@ def _merit(trial: Trial[Any]) -> tuple[float, float]:
 
 
 def ranked(results: Sequence[SearchResult[PlanT]]) -> list[Trial[PlanT]]:
-    """The first trial of every distinct plan of several searches, best first."""
+    """Return the first trial of every distinct plan of several searches, best first."""
     first: dict[PlanT, Trial[PlanT]] = {}
     for trial in (t for result in results for t in result.trials):
         first.setdefault(trial.plan, trial)
@@ -174,7 +175,7 @@ def ranked(results: Sequence[SearchResult[PlanT]]) -> list[Trial[PlanT]]:
 
 
 class Book(Generic[PlanT]):
-    """What a search has met: trials, distinct plans, and how long nothing was new."""
+    """The record of a search: trials, distinct plans, and the number of repeats since the last new plan (`stale`)."""
 
     def __init__(
         self,
@@ -203,7 +204,7 @@ class Book(Generic[PlanT]):
         return len(self.distinct) >= self.evaluations
 
     def visit_if_open(self, actions: Actions) -> Trial[PlanT] | None:
-        """The next trial, with this sequence; None when all evaluations are spent."""
+        """Evaluate a sequence as the next trial and return the trial, or None when all evaluations are spent."""
         if self.closed:
             return None
         plan = self._decode(actions)
@@ -218,14 +219,14 @@ class Book(Generic[PlanT]):
         return trial
 
     def look_ahead(self, proposals: Sequence[Actions]) -> None:
-        """Tell `evaluate`, if it asks for that, which plans it will be asked for next."""
+        """Announce the new plans among `proposals` to `evaluate`, if it has a method `ahead`."""
         if self._ahead is not None:
             plans = dict.fromkeys(map(self._decode, proposals))
             new = [plan for plan in plans if plan not in self.distinct and plan not in self._known]
             self._ahead(new[: self.evaluations - len(self.distinct)])
 
     def _value(self, plan: PlanT) -> tuple[Evaluation, float]:
-        """The plan's evaluation, and the seconds that it took now."""
+        """Return the plan's evaluation and the seconds that it took, 0 where it was known."""
         if plan in self.distinct:
             return self.distinct[plan].evaluation, 0.0
         if plan in self._known:
@@ -234,22 +235,22 @@ class Book(Generic[PlanT]):
         return self._evaluate(plan), time.perf_counter() - started
 
     def unmet(self) -> list[Actions]:
-        """A sequence whose plan was not met yet, found by going through the space in order; empty if there is none."""
+        """Return the next sequence of the space, in order, whose plan is new, as a list of one; [] if there is none."""
         return list(islice((s for s in self._rest if self._decode(s) not in self.distinct), 1))
 
     def elites(self, count: int) -> list[Trial[PlanT]]:
-        """The best distinct plans, best first."""
+        """Return the best distinct plans, best first."""
         return sorted(self.distinct.values(), key=_merit, reverse=True)[:count]
 
     def result(self) -> SearchResult[PlanT]:
-        """The finished book."""
+        """Return all trials and the best one. Raises ValueError if there are none."""
         if not self.trials:
             raise ValueError(f"search '{self.method}': got nothing to evaluate; expected at least one sequence")
         return SearchResult(max(self.trials, key=_merit), tuple(self.trials), self.method)
 
 
 def _sequences(space: Space[Any], prefix: Actions) -> Iterator[Actions]:
-    """All sequences that begin with `prefix`, in order."""
+    """Yield all sequences that begin with `prefix`, in order."""
     if len(prefix) == len(space.sizes):
         yield prefix
         return

@@ -1,10 +1,10 @@
-"""The LSTM that samples plans, decision by decision; it knows no reward and no plan.
+"""The LSTM that samples sequences of decisions. It knows neither plans nor rewards.
 
 Letters: N sequences in a batch, T decisions, A options of the largest decision, H hidden units.
 
-After the controller of S2DNAS (Yuan et al., ECCV 2020) and NASNet (Zoph and Le, ICLR 2017): step t sees an embedding of
-the option chosen at step t - 1 and one of the step itself; a head per step turns the hidden state into scores of the
-options, of which only the allowed ones can be drawn.
+It follows the controllers of S2DNAS (Yuan et al., ECCV 2020) and NASNet (Zoph and Le, ICLR 2017). Step t reads an embedding
+of the option that was chosen at step t - 1 and one of the step itself. A head per step turns the hidden state into scores
+of the options. Only allowed options can be drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from s2d_convert.plans.decisions import Actions, Allowed
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawn sequences: actions, N times T options; log_prob and entropy of each sequence, float32 [N], with gradient."""
+    """N sequences of T options (`actions`), with the log-probability and entropy of each, float32 [N], with gradient."""
 
     actions: tuple[Actions, ...]
     log_prob: Tensor
@@ -29,7 +29,7 @@ class Sample:
 
 
 class LSTMController(nn.Module):
-    """A distribution over sequences of T decisions with `sizes[t]` options each; uniform per decision at first."""
+    """A distribution over sequences of T decisions with `sizes[t]` options each. Every decision starts out uniform."""
 
     first: Tensor
 
@@ -39,12 +39,12 @@ class LSTMController(nn.Module):
             raise ValueError(f"controller: got the sizes {tuple(sizes)}; expected at least one decision with options")
         generator = torch.Generator().manual_seed(seed)
         self.sizes = tuple(sizes)
-        # One table of embeddings for all steps: `first[t] + option` is the row of an option of step t - 1; row 0 starts.
+        # One embedding table serves all steps: row `first[t] + option` is an option of step t - 1, row 0 the start.
         first = np.cumsum([0, 1, *sizes[:-1]])[:-1]
         self.register_buffer("first", torch.as_tensor(first))
         self.option = nn.Parameter(torch.randn(1 + sum(sizes[:-1]), hidden, generator=generator) * 0.3)
         self.step = nn.Parameter(torch.randn(len(sizes), hidden, generator=generator) * 0.3)
-        # By way of "meta", because the usual start would draw from the global generator, which is the caller's.
+        # Made on "meta", because the default initialisation would draw from the global generator, which is the caller's.
         self.cell = nn.LSTM(hidden, hidden, batch_first=True, device="meta").to_empty(device="cpu")
         for parameter in self.cell.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5, generator=generator)
@@ -52,10 +52,10 @@ class LSTMController(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(sizes), max(sizes)))
 
     def sample(self, allowed: Allowed, *, generator: torch.Generator, count: int = 1, explore: float = 0.0) -> Sample:
-        """`count` sequences; `allowed(prefix)` says which options the next decision has.
+        """Draw `count` sequences. `allowed(prefix)` returns the options of the next decision, bool [A].
 
-        With `explore` > 0 every decision is, with that probability, drawn evenly from the allowed options instead. The
-        distribution is then this mixture, and `log_prob` and `entropy` are the mixture's.
+        With probability `explore`, a decision is drawn uniformly from the allowed options instead. `log_prob` and
+        `entropy` are those of this mixture.
         """
         drawn: list[Actions] = [()] * count
         masks = torch.zeros(count, len(self.sizes), max(self.sizes), dtype=torch.bool)
@@ -72,12 +72,12 @@ class LSTMController(nn.Module):
         return Sample(tuple(drawn), *self._score(drawn, masks, explore))
 
     def log_prob(self, actions: Sequence[Actions], allowed: Allowed, *, explore: float = 0.0) -> Sample:
-        """The given sequences with their log-probability and entropy, float32 [N] each, with gradient."""
+        """Return the given sequences with their log-probability and entropy, float32 [N] each, with gradient."""
         masks = [self._masks(allowed, [a[:step] for a in actions], step) for step in range(len(self.sizes))]
         return Sample(tuple(actions), *self._score(actions, torch.stack(masks, dim=1), explore))
 
     def _masks(self, allowed: Allowed, prefixes: Sequence[Actions], step: int) -> Tensor:
-        """Allowed options after each prefix, bool [N, A]."""
+        """Return the allowed options after each prefix, bool [N, A]. Raises ValueError where there are none."""
         size = self.sizes[step]
         masks = np.zeros((len(prefixes), max(self.sizes)), dtype=bool)
         for row, prefix in enumerate(prefixes):
@@ -99,6 +99,6 @@ class LSTMController(nn.Module):
 
 
 def _mixture(scores: Tensor, mask: Tensor, explore: float) -> Tensor:
-    """Probabilities of the options: (1 - explore) of the controller's own, explore of the even ones over what is allowed."""
-    own = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-    return (1 - explore) * own + explore * mask / mask.sum(dim=-1, keepdim=True)
+    """Return the probabilities of the options: a mixture of the controller's (1 - explore) and the uniform ones (explore)."""
+    learned = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    return (1 - explore) * learned + explore * mask / mask.sum(dim=-1, keepdim=True)

@@ -1,9 +1,9 @@
-"""The search on a Ray cluster: what a candidate answers is computed there, how long it takes is measured here.
+"""The search on a Ray cluster: the cluster computes the candidates' logits, this machine measures their latencies.
 
-Latency is measured on the machine where the command runs, which so has to be of the kind that the result is for. It is kept
-quiet: where the cluster has other machines, nothing else is sent to this one; where it has not, the cluster is idle while a
-latency is measured. The search proposes the same plans as without a cluster, as rewards do not depend on where they come from.
-What the cluster does not answer is computed here.
+Latencies are those of the machine that runs the command, so it must be of the kind that the result is for. It is kept
+quiet: where the cluster has other machines, this one computes nothing else; where it has not, the cluster is idle during
+a measurement. Rewards do not depend on where logits are computed, so the search proposes the same plans as without a
+cluster. Where the cluster fails, the logits are computed on this machine.
 """
 
 from __future__ import annotations
@@ -28,34 +28,37 @@ LOG = logging.getLogger(__name__)
 
 
 class _Worker:
-    """An actor of the cluster: one core, one copy of the statistics."""
+    """A Ray actor with one core and one copy of the statistics."""
 
     def __init__(self, logits: SolvedLogits) -> None:
         torch.set_num_threads(1)
         self._logits = logits
 
     def many(self, conversions: Sequence[Conversion]) -> list[Array]:
-        """The logits of several conversions."""
+        """Compute the logits of several conversions."""
         return [self._logits(conversion) for conversion in conversions]
 
 
 class _Idle:
-    """An actor that holds cores and does nothing with them."""
+    """A Ray actor that reserves cores and leaves them idle."""
 
     def ready(self) -> bool:
-        """Whether it holds them."""
+        """Return True, as soon as the cores are reserved."""
         return True
 
 
 class ClusterLogits:
-    """Logits as `local` computes them, on the workers of a cluster; `wait`: until all are there, whenever some are asked for."""
+    """The logits that `local` would compute, from the workers of a cluster.
+
+    wait: block in `ahead` until the workers have finished, so that they are idle while latencies are measured.
+    """
 
     def __init__(self, ray: Any, local: SolvedLogits, workers: Sequence[Any], *, wait: bool) -> None:
         self._ray, self._local, self._workers, self._wait = ray, local, workers, wait
         self._asked: dict[Conversion, tuple[Any, int]] = {}
 
     def ahead(self, conversions: Sequence[Conversion]) -> None:
-        """Hand out the conversions in as few and as even chunks as there are workers."""
+        """Divide the new conversions evenly among the workers, one chunk per worker."""
         new = [c for c in conversions if c not in self._asked]
         chunks = [new[i :: len(self._workers)] for i in range(len(self._workers))]
         futures = []
@@ -70,19 +73,19 @@ class ClusterLogits:
         self.ahead([conversion])
         future, index = self._asked.pop(conversion)
         try:
-            found: list[Array] = self._ray.get(future)
+            logits: list[Array] = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
             LOG.warning("the cluster did not answer (%s); computed here", type(error).__name__)
             return self._local(conversion)
-        return found[index]
+        return logits[index]
 
 
 @contextmanager
 def on_cluster(address: str | None, evaluator: Evaluator, *, threads: int) -> Iterator[None]:
-    """Within the block the evaluator's logits come from the Ray cluster at `address` (None: from here, as ever).
+    """Let the Ray cluster at `address` compute the evaluator's logits within the block; None changes nothing.
 
-    address: as ray.init takes it: auto, local or HOST:PORT. threads: of onnxruntime; this thread is pinned to as many
-    cores. Raises UsageError where there is no Ray or no cluster.
+    address: auto, local or HOST:PORT, as for ray.init. threads: onnxruntime's; this thread is pinned to as many cores.
+    Raises UsageError if Ray is not installed or no cluster answers.
     """
     local = evaluator.logits
     if address is None or not isinstance(local, SolvedLogits):
@@ -90,7 +93,7 @@ def on_cluster(address: str | None, evaluator: Evaluator, *, threads: int) -> It
         return
     ray = _connect(address)
     try:
-        with _hired(ray, local) as logits, _pinned(threads):
+        with _workers(ray, local) as logits, _pinned(threads):
             evaluator.logits = logits
             yield
     finally:
@@ -99,7 +102,7 @@ def on_cluster(address: str | None, evaluator: Evaluator, *, threads: int) -> It
 
 
 def _connect(address: str) -> Any:
-    """Ray's module, connected. Raises UsageError."""
+    """Connect to a cluster and return the module `ray`. Raises UsageError."""
     try:
         ray = importlib.import_module("ray")
     except ModuleNotFoundError as error:
@@ -113,36 +116,36 @@ def _connect(address: str) -> Any:
 
 
 @contextmanager
-def _hired(ray: Any, local: SolvedLogits) -> Iterator[ClusterLogits]:
-    """Logits by a worker for every core of the other machines, or of this one if it is alone."""
-    here = ray.get_runtime_context().get_node_id()
+def _workers(ray: Any, local: SolvedLogits) -> Iterator[ClusterLogits]:
+    """Start one worker per core of the other machines (of this one if there are no others) and yield their logits."""
+    this_node = ray.get_runtime_context().get_node_id()
     cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
-    elsewhere = sum(count for node, count in cores.items() if node != here)
+    other_cores = sum(count for node, count in cores.items() if node != this_node)
     actors = []
-    if elsewhere and cores[here]:  # whoever holds all cores of this machine keeps it quiet
+    if other_cores and cores[this_node]:  # an idle actor on all cores of this machine keeps it quiet
         strategies = importlib.import_module("ray.util.scheduling_strategies")
-        place = strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-        actors.append(ray.remote(num_cpus=cores[here], scheduling_strategy=place)(_Idle).remote())
+        on_this_node = strategies.NodeAffinitySchedulingStrategy(this_node, soft=False)
+        actors.append(ray.remote(num_cpus=cores[this_node], scheduling_strategy=on_this_node)(_Idle).remote())
         ray.get(actors[0].ready.remote())
-    told, hired = _told(ray, local), ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Worker)
-    workers = [hired.remote(told) for _ in range(elsewhere or max(1, cores[here]))]
+    stored, worker_class = _put(ray, local), ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Worker)
+    workers = [worker_class.remote(stored) for _ in range(other_cores or max(1, cores[this_node]))]
     try:
-        yield ClusterLogits(ray, local, workers, wait=not elsewhere)
-    finally:  # of an actor nobody has a handle of, Ray would make an end at once
+        yield ClusterLogits(ray, local, workers, wait=not other_cores)
+    finally:  # the list also keeps the handles: Ray ends an actor as soon as nobody holds one
         for actor in (*actors, *workers):
             ray.kill(actor)
 
 
-def _told(ray: Any, logits: SolvedLogits) -> Any:
-    """The same, in the cluster's store; without the other images of the data set, and off the accelerator."""
+def _put(ray: Any, logits: SolvedLogits) -> Any:
+    """Put a copy of `logits` into the cluster's object store: only the images that are used, and all tensors on the CPU."""
     images = logits.images
-    own = replace(images, pixels=images.raw(slice(None)), rows=np.arange(len(images)))
-    return ray.put(replace(logits, images=own, reconstruction=logits.reconstruction.on("cpu")))
+    used_images = replace(images, pixels=images.raw(slice(None)), rows=np.arange(len(images)))
+    return ray.put(replace(logits, images=used_images, reconstruction=logits.reconstruction.on("cpu")))
 
 
 @contextmanager
 def _pinned(threads: int) -> Iterator[None]:
-    """Keeps this thread on the last `threads` of its cores, where the system can do that."""
+    """Pin this thread to the last `threads` of its cores within the block, where the system supports it."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

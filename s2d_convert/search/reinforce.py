@@ -1,7 +1,7 @@
-"""The search by a controller that learns: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
+"""The search by a learning controller: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
 
-It is made frugal: it also imitates the best plans so far (self-imitation: Oh et al., ICML 2018), because at a second per
-evaluation a hundred rewards must do.
+An evaluation takes about a second, so about a hundred must suffice. To learn from so few, the controller also imitates the
+best plans so far (self-imitation: Oh et al., ICML 2018).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from s2d_convert.search.controller import LSTMController
 class Settings:
     """How `reinforce` learns; the defaults are tuned for 60-150 evaluations of 15-40 decisions.
 
-    `explore` is the chance that a decision is drawn evenly, falling to `explore_end` over the run. `baseline_decay` belongs
-    to the moving averages of reward and spread. The `elites` best plans are imitated with weights
-    ``exp(-rank / elite_scale)``: steep, because a flat elite holds mediocre plans for most of a short run. After
-    `patience` repeats in a row exploration rises; after `give_up` the space is gone through in order.
+    `explore` is the probability that a decision is drawn uniformly; it falls to `explore_end` over the run.
+    `baseline_decay` is the decay of the moving averages of the reward and its variance. The `elites` best plans are
+    imitated with weights ``exp(-rank / elite_scale)``. These fall steeply, because with even weights mediocre plans would
+    count as much as the best for most of a short run. After `patience` repeats in a row exploration rises; after `give_up`
+    repeats the space is enumerated.
     """
 
     hidden: int = 64
@@ -57,12 +58,12 @@ def reinforce(
     warm_start: Sequence[Actions] = (),
     known: Mapping[PlanT, Evaluation] | None = None,
 ) -> SearchResult[PlanT]:
-    """The trials of an LSTM controller that learns to propose plans of high reward.
+    """Search with an LSTM controller that learns to propose plans of high reward.
 
-    Ends after `evaluations` distinct plans, or when the space has no other. The `warm_start` sequences are evaluated
-    first (and count); those that stay among the best are imitated. A plan in `known` takes its evaluation from there but
-    counts like any other, so a run that was killed goes through the same trials when it is started again with the
-    same seed and what it knew.
+    Ends after `evaluations` distinct plans, or when the space has no others. The `warm_start` sequences are evaluated first
+    and count; those that stay among the best are imitated. A plan in `known` takes its evaluation from there but counts
+    like any other. So an interrupted run repeats the same trials when it is started again with the same seed and the
+    evaluations that it had made.
     """
     book = Book(space, evaluate, method="reinforce", evaluations=evaluations, on_trial=on_trial, known=known)
     learner = _Learner(space, settings or Settings(), seed)
@@ -82,7 +83,7 @@ def reinforce(
 
 
 class _Learner:
-    """The controller, its optimizer and its moving averages."""
+    """The controller with its optimizer and its moving averages."""
 
     def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
         self.settings = settings
@@ -95,14 +96,14 @@ class _Learner:
         self._variance: float | None = None
 
     def exploration(self, book: Book[Any]) -> float:
-        """The chance that a decision is drawn evenly: falls with the evaluations, rises while nothing is new."""
+        """Return the probability of a uniform draw. It falls with the evaluations and rises while all plans are repeats."""
         s = self.settings
         usual = s.explore + (s.explore_end - s.explore) * len(book.distinct) / book.evaluations
         stuck = max(0, book.stale - s.patience) / max(1, s.give_up - s.patience)
         return min(1.0, usual + stuck)
 
     def propose(self, explore: float) -> Sequence[Actions]:
-        """A batch of sequences drawn from the controller."""
+        """Draw a batch of sequences from the controller."""
         with torch.no_grad():
             drawn = self.controller.sample(
                 self.allowed, generator=self._generator, count=self.settings.batch, explore=explore
@@ -110,9 +111,9 @@ class _Learner:
         return drawn.actions
 
     def learn(self, episodes: Sequence[Trial[Any]], book: Book[Any], *, explore: float) -> None:
-        """One update: towards the episodes that did better than the moving average, and towards the best plans so far.
+        """Update the controller once: towards episodes above the moving average and towards the best plans so far.
 
-        `explore` is the one that the episodes were drawn with: the gradient is that of the mixture, so it stays on policy.
+        explore: the value that the episodes were drawn with. The gradient is that of the mixture, so it stays on-policy.
         """
         s, count = self.settings, len(episodes)
         elites = book.elites(s.elites) if s.imitation else []
@@ -129,7 +130,7 @@ class _Learner:
         self._entropy *= s.entropy_decay
 
     def _advantages(self, episodes: Sequence[Trial[Any]]) -> torch.Tensor:
-        """By how much each reward is above the moving average, in moving standard deviations, cut at 3."""
+        """Return how far each reward is above the moving average, in moving standard deviations, clipped to [-3, 3]."""
         rewards = np.array([t.evaluation.reward for t in episodes])
         keep = self.settings.baseline_decay
         self._mean = _moved(self._mean, float(rewards.mean()), keep)
