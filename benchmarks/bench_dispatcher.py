@@ -41,7 +41,7 @@ print(int(fields["VmRSS"].split()[0]) / 1024)
 
 
 def bare_chain(runner: Dispatcher, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
-    """Both stages by plain calls on the dispatcher's own sessions."""
+    """Return both stages by plain calls on the dispatcher's own sessions."""
     first, second = runner.sessions
     links = [link.name for link in runner.manifest.stages[0].links_out]
     name, names = runner.manifest.input.name, ["output", "confidence"]

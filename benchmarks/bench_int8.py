@@ -52,7 +52,7 @@ class Row:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description="Static model and stages, float32 and int8, in one run.")
     parser.add_argument("out", nargs="?", type=Path, default=DEMO / "out")
     parser.add_argument("--data", type=Path, default=DEMO / "train.npz")
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
 
 
 def static_int8(static: StaticModel, images: Images) -> onnx.ModelProto:
-    """The static model in int8 with the same options, the layer that makes the logits in float as in the stages."""
+    """Return the static model in int8 with the same options, the layer that makes the logits in float as in the stages."""
     graph = static.graph
     linear = [n.name for n in graph.to_model().graph.node if n.op_type in ("Gemm", "MatMul")][-1:]
     rows = np.linspace(0, len(images) - 1, min(USED, len(images))).astype(np.int64)
@@ -72,12 +72,12 @@ def static_int8(static: StaticModel, images: Images) -> onnx.ModelProto:
 
 
 def answers(images: Images, ask: Callable[[Array], Any]) -> list[Any]:
-    """What `ask` says on all images, part by part."""
+    """Return what `ask` says on all images, part by part."""
     return [ask(np.ascontiguousarray(images.batch(part))) for part in slices(len(images), RUN_BATCH)]
 
 
 def classes_of(session: Any, images: Images) -> Array:
-    """The classes that a plain session says, int [B]."""
+    """Return the classes that a plain session says, int [B]."""
     name = session.get_inputs()[0].name
     return np.concatenate(
         [a[0].reshape(len(a[0]), -1).argmax(axis=1) for a in answers(images, lambda x: session.run(None, {name: x}))]
@@ -85,7 +85,7 @@ def classes_of(session: Any, images: Images) -> Array:
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of the stage files."""
+    """Return the size of the stage files."""
     return sum(path.stat().st_size for path in folder.glob("*.onnx"))
 
 
@@ -93,7 +93,7 @@ def rows_of(
     runners: dict[str, Dispatcher], sizes: dict[str, int], plain: dict[str, Any], *, test: Images, budgets: Sequence[float],
     seconds: float,
 ) -> list[Row]:  # fmt: skip
-    """The table: plain sessions first, the first of them being the reference, then every folder at every budget."""
+    """Return the table: plain sessions first, the first of them being the reference, then every folder at every budget."""
     image = np.ascontiguousarray(test.batch(np.arange(1)))
     calls: list[Callable[[], object]] = [partial(s.run, None, {s.get_inputs()[0].name: image}) for s in plain.values()]
     first: dict[str, int] = {}

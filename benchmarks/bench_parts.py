@@ -44,27 +44,27 @@ class Builder:
         self.weights: list[onnx.TensorProto] = []
 
     def add(self, op: str, inputs: list[str], **attrs: Any) -> str:
-        """A node; returns its output."""
+        """Return a node; returns its output."""
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attrs))
         return name
 
     def weight(self, *shape: int) -> str:
-        """A random constant."""
+        """Return a random constant."""
         name = f"w{len(self.weights)}"
         scale = np.sqrt(2 / max(1, int(np.prod(shape[1:]))))
         self.weights.append(numpy_helper.from_array((scale * self.rng.normal(size=shape)).astype(np.float32), name))
         return name
 
     def conv(self, x: str, c_in: int, c_out: int, kernel: int, stride: int = 1, *, relu: bool = True) -> str:
-        """Conv with bias, same padding, and a ReLU."""
+        """Return Conv with bias, same padding, and a ReLU."""
         inputs = [x, self.weight(c_out, c_in, kernel, kernel), self.weight(c_out)]
         pads = [kernel // 2] * 4
         y = self.add("Conv", inputs, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=pads)
         return self.add("Relu", [y]) if relu else y
 
     def residual(self, x: str, body: str, c_in: int, c_out: int, stride: int) -> str:
-        """ReLU(body + shortcut)."""
+        """Return ReLU(body + shortcut)."""
         short = x if c_in == c_out and stride == 1 else self.conv(x, c_in, c_out, 1, stride, relu=False)
         return self.add("Relu", [self.add("Add", [body, short])])
 
@@ -79,7 +79,7 @@ class Builder:
 
 
 def resnet50() -> onnx.ModelProto:
-    """ResNet-50 for 224x224, random weights."""
+    """Return ResNet-50 for 224x224, random weights."""
     b = Builder()
     pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
     x, width = b.add("MaxPool", [b.conv("image", 3, 64, 7, 2)], **pool), 64
@@ -94,7 +94,7 @@ def resnet50() -> onnx.ModelProto:
 
 
 def resnet20() -> onnx.ModelProto:
-    """ResNet-20 for 32x32, random weights."""
+    """Return ResNet-20 for 32x32, random weights."""
     b = Builder()
     x, width = b.conv("image", 3, 16, 3), 16
     for stage in range(3):
@@ -106,7 +106,7 @@ def resnet20() -> onnx.ModelProto:
 
 
 def deep(nodes: int) -> onnx.ModelProto:
-    """A residual network of about so many nodes, six to a block, 48 to 192 channels wide; random weights, 32x32."""
+    """Return a residual network of about so many nodes, six to a block, 48 to 192 channels wide; random weights, 32x32."""
     b = Builder()
     blocks = nodes // 6
     x, width = b.conv("image", 3, 48, 3), 48
@@ -140,7 +140,7 @@ def bench_growth() -> None:
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """The median time of a call."""
+    """Return the median time of a call."""
     times = []
     for _ in range(repeats):
         before = time.perf_counter()

@@ -101,7 +101,7 @@ def bench(model: Path, settings: Settings, *, plans: int) -> dict[str, Any]:
 
 
 def compare(model: Path, table: Table, settings: Settings, *, plans: int) -> list[dict[str, Any]]:
-    """Every stage of random plans, with its own weights: predicted and measured, relative to the static model."""
+    """Return every stage of random plans, with its own weights: predicted and measured, relative to the static model."""
     analysed = read_analysed(model)
     weights = static_weights(analysed.graph, analysed.channels)
     space = PlanSpace(
@@ -123,7 +123,7 @@ def compare(model: Path, table: Table, settings: Settings, *, plans: int) -> lis
 
 
 def show(name: str, error: dict[str, float]) -> str:
-    """One set of errors in words."""
+    """Return one set of errors in words."""
     return f"  {name}: median {error['median']:.1%}, p90 {error['p90']:.1%}, most {error['most']:.1%}"
 
 

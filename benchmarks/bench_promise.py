@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(arguments: argparse.Namespace) -> tuple[Scores, tuple[float, ...]]:
-    """All answers on the pool, and the cost of every stage."""
+    """Return all answers on the pool, and the cost of every stage."""
     with open_export(arguments.folder, static=arguments.model) as (runner, static):
         cost = tuple(stage.latency_ratio for stage in runner.manifest.stages)
         if arguments.cache and arguments.cache.exists():

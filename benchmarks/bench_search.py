@@ -30,13 +30,13 @@ MARKS = (0.25, 0.5, 1.0)  # shares of the evaluations at which the best reward s
 
 
 def best_so_far(result: SearchResult[Conversion], total: int) -> list[float]:
-    """The best reward after each share in MARKS of the evaluations; a plan that was met before is none."""
+    """Return the best reward after each share in MARKS of the evaluations; a plan that was met before is none."""
     rewards = [t.evaluation.reward for t in result.trials if not t.repeated]
     return [max(rewards[: max(1, round(mark * total))]) for mark in MARKS]
 
 
 def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:
-    """Per search and seed the best rewards so far [MARKS]."""
+    """Return per search and seed the best rewards so far [MARKS]."""
     options, space = stand.options, stand.space
     assert options.budget is not None, "the command line has a default"
     evaluate = stand.evaluator(0, options.budget)
@@ -51,7 +51,7 @@ def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[floa
 
 
 def table(found: Mapping[str, Sequence[Sequence[float]]], total: int) -> str:
-    """Mean and spread over the seeds, as Markdown."""
+    """Return mean and spread over the seeds, as Markdown."""
     heads = "".join(f" after {round(mark * total)} |" for mark in MARKS)
     lines = [f"| search | seeds |{heads}", "|---|---|" + "---|" * len(MARKS)]
     for name, rows in found.items():
@@ -63,7 +63,7 @@ def table(found: Mapping[str, Sequence[Sequence[float]]], total: int) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -37,7 +37,7 @@ AMOUNTS = tuple(f.name for f in fields(Effort) if f.name not in ("baselines", "m
 
 
 def compare(stand: Stand, args: argparse.Namespace) -> list[Entry]:
-    """Everything that all methods made, for all seeds and budgets."""
+    """Return everything that all methods made, for all seeds and budgets."""
     entries: list[Entry] = []
     for seed in range(args.seeds):
         for name in args.methods:
@@ -55,7 +55,7 @@ def compare(stand: Stand, args: argparse.Namespace) -> list[Entry]:
 def measure_all(
     stand: Stand, entries: list[Entry], images: Images, settings: tuple[Setting, ...]
 ) -> list[dict[str, Any]]:
-    """The entries with what was measured of them on the test images; what an earlier session measured is kept."""
+    """Return the entries with what was measured of them on the test images; what an earlier session measured is kept."""
     results = []
     for number, entry in enumerate(entries, start=1):
         found = stand.known("measured", entry.name)
@@ -92,7 +92,7 @@ def write_results(stand: Stand, results: list[dict[str, Any]], args: argparse.Na
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -143,7 +143,7 @@ def height_and_width(text: str) -> tuple[int, int]:
 
 
 def options_of(args: argparse.Namespace) -> BenchOptions:
-    """The conversion options that all methods share; latency is timed as the first setting says."""
+    """Return the conversion options that all methods share; latency is timed as the first setting says."""
     base = EFFORTS[args.effort]
     given = {n: getattr(args, n) for n in AMOUNTS if getattr(args, n) is not None}
     amounts = Effort(
@@ -171,7 +171,7 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
 
 
 def begun_with(args: argparse.Namespace) -> dict[str, str]:
-    """What must be the same when a run goes on, as text; of model and board what is in them."""
+    """Return what must be the same when a run goes on, as text; of model and board what is in them."""
     kept = ("data", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
     own = {name: str(getattr(args, name)) for name in kept}
     own |= {name: str(getattr(args, name)) for name in ("mean", "std", "size") if getattr(args, name) is not None}
@@ -182,8 +182,8 @@ def begun_with(args: argparse.Namespace) -> dict[str, str]:
 
 
 def test_images(stand: Stand, test: Path | None) -> Images:
-    """The images for the final numbers: looked at now, used at the end. Raises DataError when they have no labels, OutputError
-    when the run was begun with others."""
+    """Return the images for the final numbers: looked at now, used at the end. Raises DataError when they have no labels,
+    OutputError when the run was begun with others."""
     ready = stand.ready
     images = ready.dataset.test
     if test is not None:

@@ -89,7 +89,7 @@ def font_files(folders: Iterable[Path]) -> list[Path]:
 
 
 def usable(word: str) -> bool:
-    """Whether a word of a dictionary is drawn: letters that most fonts have, and no possessive forms."""
+    """Return whether a word of a dictionary is drawn: letters that most fonts have, and no possessive forms."""
     return 2 <= len(word) <= 14 and word.isalpha() and max(word) <= "ÿ"
 
 
@@ -104,7 +104,7 @@ def load_font(path: Path | None, size: int) -> Font:
 
 
 def covers(font: Font, text: str) -> bool:
-    """Whether the font has a glyph for every character of `text`."""
+    """Return whether the font has a glyph for every character of `text`."""
     missing = bytes(font.getmask("\U0010fffd"))
     return all(bytes(font.getmask(c)) != missing for c in set(text) - {" "})
 

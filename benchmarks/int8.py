@@ -45,13 +45,13 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         self._name, self._batches = name, batches
 
     def get_next(self) -> dict[str, Array] | None:
-        """The next feed, None at the end."""
+        """Return the next feed, None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {self._name: batch}
 
 
 def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
-    """(the settings, the accuracy on the calibration images) of the best of RECIPES, which is written to `path`."""
+    """Return (the settings, the accuracy on the calibration images) of the best of RECIPES, which is written to `path`."""
     best: tuple[float, bytes, dict[str, Any]] = (-1.0, b"", {})
     with tempfile.TemporaryDirectory() as place, _only_errors():
         source, target = Path(place) / "float.onnx", Path(place) / "int8.onnx"
@@ -88,7 +88,7 @@ def _only_errors() -> Iterator[None]:
 
 
 def validation_accuracy(ready: Prepared, model: bytes) -> float:
-    """The share of calibration images that a model answers as `ready.right_classes` says."""
+    """Return the share of calibration images that a model answers as `ready.right_classes` says."""
     session, images = make_session(model), ready.dataset.calib
     said = [
         to_logits(

@@ -71,7 +71,7 @@ class Tally:
 
 
 def kinds_for(dispatcher: Dispatcher) -> list[Kind]:
-    """The mixture: about two thirds good."""
+    """Return the mixture: about two thirds good."""
     spec = dispatcher.manifest.input
     lengths = [n or 0 for n in spec.shape[1:]]
     rng = np.random.default_rng(0)
@@ -144,7 +144,7 @@ def client(port: int, kinds: Sequence[Kind], *, seed: int, end: float, tally: Ta
 
 
 def same(reply: dict[str, Any], expected: Answer) -> bool:
-    """Whether a reply says what the dispatcher says, to the last bit where rows are alone, else up to rounding."""
+    """Return whether a reply says what the dispatcher says, to the last bit where rows are alone, else up to rounding."""
     output, _, stage = reply["outputs"]
     close = np.allclose(output["data"], expected.output.ravel(), rtol=1e-4, atol=1e-4)
     return bool(close and stage["data"] == expected.stage.tolist())
@@ -190,13 +190,13 @@ def serving(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 def memory_kib(pid: int) -> int:
-    """The resident memory of a process."""
+    """Return the resident memory of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def open_files(pid: int) -> int:
-    """How many files and sockets a process has open."""
+    """Return how many files and sockets a process has open."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
@@ -232,7 +232,7 @@ def load(folder: Path, *, seconds: float, clients: int) -> dict[str, Any]:
 
 
 def summary(tallies: Sequence[Tally], memory: Sequence[int], *, seconds: float) -> dict[str, Any]:
-    """All tallies together; memory: KiB, once a second or so."""
+    """Return all tallies together; memory: KiB, once a second or so."""
     answered: Counter[tuple[str, int]] = sum((tally.answered for tally in tallies), Counter())
     latencies = [ms for tally in tallies for ms in tally.latencies_ms] or [0.0]
     warm = memory[int(WARM * len(memory)) :]

@@ -42,13 +42,13 @@ class Setting:
 
     @staticmethod
     def parse(text: str) -> Setting:
-        """The setting that `name` spells."""
+        """Return the setting that `name` spells."""
         batch, threads = text.split("x")
         return Setting(int(batch), int(threads))
 
 
 def measured(stand: Stand, entry: Entry, images: Images, settings: tuple[Setting, ...]) -> dict[str, Any]:
-    """Accuracy on all `images`, and for every setting the mean latency, the worst one and the static milliseconds.
+    """Return accuracy on all `images`, and for every setting the mean latency, the worst one and the static milliseconds.
 
     The accuracy comes with the first setting; for the others some batches are enough.
     """

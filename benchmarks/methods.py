@@ -50,7 +50,7 @@ class Method:
 
 
 def static(stand: Stand, _seed: int, _budget: float) -> Entry:
-    """The static model as it is."""
+    """Return the static model as it is."""
     path = stand.root / "files" / "static.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, stand.ready.graph.to_model().SerializeToString())
@@ -58,7 +58,8 @@ def static(stand: Stand, _seed: int, _budget: float) -> Entry:
 
 
 def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
-    """The static model with as many more passes over the images as fine-tuning gives any model of ours, by the same recipe."""
+    """Return the static model with as many more passes over the images as fine-tuning gives any model of ours, by the same
+    recipe."""
     ready, passes = stand.ready, MOST_PASSES
     job = stand.job(f"work/static-tuned-s{seed}", seed)
     whole = Chain(ready.model, identity_plan(ready.model), ready.weights)
@@ -67,7 +68,7 @@ def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
 
 
 def searched(stand: Stand, seed: int, budget: float, *, method: str, plan: str) -> Entry:
-    """The best plan of one sort, found by the policy (or by trying all, for uniform plans) and by finals between its
+    """Return the best plan of one sort, found by the policy (or by trying all, for uniform plans) and by finals between its
     favourites, fine-tuned and exported."""
     job = stand.job(f"work/{method}-s{seed}-{budget:g}", seed, budget=budget, plan=plan)
     found = search(job, stand.space, stand.evaluator(seed, budget))
@@ -78,7 +79,7 @@ def searched(stand: Stand, seed: int, budget: float, *, method: str, plan: str) 
 
 
 def by_chance(stand: Stand, seed: int, budget: float) -> Entry:
-    """The best of as many plans as the policy evaluates, drawn at random."""
+    """Return the best of as many plans as the policy evaluates, drawn at random."""
     evaluate, total = stand.evaluator(seed, budget), stand.options.work.evaluations
     best = random_search(stand.space, evaluate, evaluations=total, seed=seed).best
     path = stand.folder(best.plan, seed, budget)
@@ -86,7 +87,7 @@ def by_chance(stand: Stand, seed: int, budget: float) -> Entry:
 
 
 def pruned(stand: Stand, seed: int, budget: float) -> Entry:
-    """Structured pruning by torch-pruning down to the budget, then fine-tuned like a first chain of ours."""
+    """Return structured pruning by torch-pruning down to the budget, then fine-tuned like a first chain of ours."""
     ready, name = stand.ready, f"pruned-{budget:g}"
     start = stand.root / "work" / f"{name}.onnx"
     facts = stand.known("choices", name)
@@ -107,7 +108,8 @@ def pruned(stand: Stand, seed: int, budget: float) -> Entry:
 
 
 def two_models(stand: Stand, seed: int, budget: float) -> Entry:
-    """A small network of the same architecture, trained from random weights with distillation, then the untouched model."""
+    """Return a small network of the same architecture, trained from random weights with distillation, then the untouched
+    model."""
     ready = stand.ready
     conversion = small_conversion(stand, budget)
     job = stand.job(f"work/two-models-s{seed}-{budget:g}", seed)
@@ -122,8 +124,8 @@ def two_models(stand: Stand, seed: int, budget: float) -> Entry:
 
 
 def small_conversion(stand: Stand, budget: float) -> Conversion:
-    """The widest evenly narrowed network that costs at most SMALL_SHARE of the budget, followed by the untouched model; once
-    chosen, by measured latencies, it stays."""
+    """Return the widest evenly narrowed network that costs at most SMALL_SHARE of the budget, followed by the untouched
+    model; once chosen, by measured latencies, it stays."""
     ready, name = stand.ready, f"small-{budget:g}"
     known = stand.known("choices", name)
     if known is not None:
@@ -160,7 +162,7 @@ def forget(net: StagedNet, *, seed: int) -> None:
 
 
 def int8(stand: Stand, _seed: int, _budget: float) -> Entry:
-    """The static model quantised to INT8 by onnxruntime (static, calibrated on training images)."""
+    """Return the static model quantised to INT8 by onnxruntime (static, calibrated on training images)."""
     path = stand.root / "files" / "int8-static.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     recipe, validation = quantised(stand.ready, path)
@@ -168,7 +170,7 @@ def int8(stand: Stand, _seed: int, _budget: float) -> Entry:
 
 
 def int8_ours(stand: Stand, seed: int, budget: float) -> Entry:
-    """Our folder for this budget with its stages in INT8, calibrated anew."""
+    """Return our folder for this budget with its stages in INT8, calibrated anew."""
     ready = stand.ready
     plain = make_entry(stand, "ours", seed, budget)
     assert plain is not None, "entries are made unless only known ones are asked for"
@@ -204,7 +206,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def make_entry(stand: Stand, method: str, seed: int, budget: float, *, only_known: bool = False) -> Entry | None:
-    """What the method makes, or made in an earlier session; with `only_known` nothing new is made."""
+    """Return what the method makes, or made in an earlier session; with `only_known` nothing new is made."""
     chosen = METHODS[method]
     name = f"{method}-s{seed}" + (f"-{budget:g}" if chosen.per_budget else "")
     found = stand.known("entries", name)
@@ -219,10 +221,10 @@ def make_entry(stand: Stand, method: str, seed: int, budget: float, *, only_know
 
 
 def at_other_budgets(entry: Entry, budgets: tuple[float, ...]) -> list[Entry]:
-    """The same folder run at budgets that no plan was searched for."""
+    """Return the same folder run at budgets that no plan was searched for."""
     return [replace(entry, budget=b) for b in budgets if b != entry.budget]
 
 
 def is_folder(entry: Entry) -> bool:
-    """Whether the entry is an exported folder, which can be run at any budget."""
+    """Return whether the entry is an exported folder, which can be run at any budget."""
     return not entry.path.endswith(".onnx")

@@ -15,18 +15,19 @@ from torch.nn import functional as F
 
 
 def conv_norm(c_in: int, c_out: int, kernel: int = 3, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution with same padding and its BatchNorm."""
+    """Return a convolution with same padding and its BatchNorm."""
     conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(c_out)]
 
 
 def tail(channels: int, classes: int) -> list[nn.Module]:
-    """Global average pooling and one linear layer."""
+    """Return global average pooling and one linear layer."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
 
 
 def vgg(layout: Sequence[int | str], classes: int, channels: int = 3) -> nn.Sequential:
-    """Convolutions of these widths, "M" for max pooling (Simonyan and Zisserman, 2015), with BatchNorm and one linear layer."""
+    """Return convolutions of these widths, "M" for max pooling (Simonyan and Zisserman, 2015), with BatchNorm and one
+    linear layer."""
     layers: list[nn.Module] = []
     for item in layout:
         if isinstance(item, int):
@@ -38,7 +39,7 @@ def vgg(layout: Sequence[int | str], classes: int, channels: int = 3) -> nn.Sequ
 
 
 def wide4(classes: int, channels: int = 3) -> nn.Sequential:
-    """Four wide convolutions, three of them strided: 19 M multiply-accumulates, a wide net that a CPU can train."""
+    """Return four wide convolutions, three of them strided: 19 M multiply-accumulates, a wide net that a CPU can train."""
     layers: list[nn.Module] = []
     for c_in, c_out, stride in ((channels, 64, 2), (64, 128, 2), (128, 256, 2), (256, 256, 1)):
         layers += [*conv_norm(c_in, c_out, stride=stride), nn.ReLU()]
@@ -55,7 +56,7 @@ class Basic(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Sequential(*conv_norm(c_in, c_out, 1, stride=stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, c_out, H / stride, W / stride]."""
+        """Return features [B, c_out, H / stride, W / stride]."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
@@ -92,14 +93,14 @@ class PreActivation(nn.Module):
         self.shortcut = None if same else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, c_out, H / stride, W / stride]; a shortcut that projects starts behind the first ReLU."""
+        """Return features [B, c_out, H / stride, W / stride]; a shortcut that projects starts behind the first ReLU."""
         start = F.relu(self.first(x))
         made: Tensor = self.body(start)
         return made + (x if self.shortcut is None else self.shortcut(start))
 
 
 def wide_resnet(depth: int, factor: int, classes: int, channels: int = 3) -> nn.Sequential:
-    """WRN-`depth`-`factor`."""
+    """Return WRN-`depth`-`factor`."""
     layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
     made = 16
     for width, first in ((16 * factor, 1), (32 * factor, 2), (64 * factor, 2)):
@@ -121,13 +122,13 @@ class Inverted(nn.Module):
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, c_out, H / stride, W / stride]."""
+        """Return features [B, c_out, H / stride, W / stride]."""
         made: Tensor = self.body(x)
         return x + made if self.residual else made
 
 
 def mobilenet_v2(classes: int, channels: int = 3, *, factor: float = 1.0, large: bool = False) -> nn.Sequential:
-    """MobileNetV2 at a width factor; for small images, the stem and the first two groups of blocks keep the size."""
+    """Return MobileNetV2 at a width factor; for small images, the stem and the first two groups of blocks keep the size."""
     early = 2 if large else 1
     made = round(32 * factor)
     layers: list[nn.Module] = [*conv_norm(channels, made, stride=early), nn.ReLU6()]

@@ -64,12 +64,12 @@ class Plain(nn.Module):
         return _convolution(node, weight, bias) if node.op == "Conv" else _linear(weight, bias)
 
     def layer(self, node: Node) -> nn.Module | None:
-        """The layer of a node, None if it has no weights."""
+        """Return the layer of a node, None if it has no weights."""
         key = self._key[node.name]
         return self.layers[key] if key in self.layers else None  # noqa: SIM401 - a ModuleDict has no get
 
     def forward(self, images: Tensor) -> Tensor:
-        """The model's output."""
+        """Return the model's output."""
         values: dict[str, Tensor] = {self.graph.image: images}
         for node in self.graph.nodes:
             layer = self.layer(node)
@@ -122,8 +122,8 @@ def _batch_norm(scale: Array, shift: Array, mean: Array, var: Array, *, epsilon:
 
 
 def kept_whole(model: AnalysedModel) -> tuple[Node, ...]:
-    """Nodes whose channels torch-pruning must leave alone: the classifier, and what shares a tensor with padded channels
-    (shortcuts that are filled up with zeros), because it takes a padded tensor for one of the same channels."""
+    """Return nodes whose channels torch-pruning must leave alone: the classifier, and what shares a tensor with padded
+    channels (shortcuts that are filled up with zeros), because it takes a padded tensor for one of the same channels."""
     bound: set[int] = set()
     for layout in model.channels.layouts.values():
         units = set(layout.units.tolist())
@@ -144,7 +144,7 @@ def _outputs(graph: Graph, names: tuple[str, ...]) -> list[str]:
 
 
 def pruned(model: AnalysedModel, ratio: float, *, round_to: int) -> onnx.ModelProto:
-    """The model without the share `ratio` of every layer's channels, those of the least group norm first.
+    """Return the model without the share `ratio` of every layer's channels, those of the least group norm first.
 
     Raises ModelError for a model that the package, or this way round, cannot prune.
     """
@@ -165,7 +165,7 @@ def pruned(model: AnalysedModel, ratio: float, *, round_to: int) -> onnx.ModelPr
 
 
 def _written(graph: Graph, net: Plain) -> onnx.ModelProto:
-    """The ONNX model with the weights that are left."""
+    """Return the ONNX model with the weights that are left."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.to_model())
     values: dict[str, Array] = {}
@@ -188,7 +188,7 @@ def _written(graph: Graph, net: Plain) -> onnx.ModelProto:
 
 
 def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
-    """The constants of a node by name, as its layer has them now."""
+    """Return the constants of a node by name, as its layer has them now."""
     state = {k: v.detach().numpy() for k, v in layer.state_dict().items()}
     if isinstance(layer, nn.BatchNorm2d):
         order = ("weight", "bias", "running_mean", "running_var")
@@ -207,8 +207,8 @@ def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
 def prune_to(
     model: AnalysedModel, meter: LatencyMeter, *, budget: float, block: int
 ) -> tuple[onnx.ModelProto, float, float]:
-    """(pruned model, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or the most
-    that can be pruned where nothing meets it.
+    """Return (pruned model, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or
+    the most that can be pruned where nothing meets it.
 
     Channels are kept in whole layout blocks, in smaller steps where the budget asks for more. Found by halving, every
     step measured.

@@ -68,7 +68,7 @@ class Entry:
         return f"{self.method}-s{self.seed}{at}{plan}"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict."""
+        """Return a JSON-able dict."""
         return asdict(self)
 
 
@@ -99,7 +99,7 @@ class Stand:
         write_json(self.root / "options.json", {**before, **asked})
 
     def _begun_with(self, asked: Mapping[str, str]) -> dict[str, str]:
-        """What the run was begun with. Raises OutputError where that is something else than this."""
+        """Return what the run was begun with. Raises OutputError where that is something else than this."""
         path = self.root / "options.json"
         before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         changed = [name for name, value in asked.items() if before.get(name, value) != value]
@@ -118,21 +118,21 @@ class Stand:
         return make_meter(self.ready, self.options.running)
 
     def job(self, name: str, seed: int, **changes: Any) -> Job:
-        """A conversion of its own, kept in the folder under `name`."""
+        """Return a conversion of its own, kept in the folder under `name`."""
         options = replace(self.options, out=self.root / name, seed=seed, **changes)
         run = RunFolder(options.out)
         run.open({"seed": seed, **{k: str(v) for k, v in changes.items() if k != "budget"}})
         return Job(options, self.ready, run, self.reporter)
 
     def evaluator(self, seed: int, budget: float) -> Evaluator:
-        """The worth of plans; a candidate is timed and run once for all methods and budgets."""
+        """Return the worth of plans; a candidate is timed and run once for all methods and budgets."""
         if seed not in self._evaluators:
             self._evaluators[seed] = make_evaluator(self.job(f"search-s{seed}", seed), self.space)
         return self._evaluators[seed].at_budget(budget)
 
     def finalist(self, job: Job, seed: int, budget: float, first: Conversion) -> tuple[Conversion, Path | None]:
-        """The conversion that wins the finals of a search, and what it is trained on from; a plan that several searches
-        send there is trained once."""
+        """Return the conversion that wins the finals of a search, and what it is trained on from; a plan that several
+        searches send there is trained once."""
         place = self.root / f"finals-s{seed}"
         place.mkdir(parents=True, exist_ok=True)
         evaluate = self.evaluator(seed, budget)
@@ -148,7 +148,7 @@ class Stand:
         tuned: Tuned | None = None,
         name: str = "",
     ) -> str:
-        """The exported folder of a conversion, relative to the root; equal conversions are trained once per seed."""
+        """Return the exported folder of a conversion, relative to the root; equal conversions are trained once per seed."""
         name = name or f"folders/{conversion.digest()}-s{seed}"
         if not (self.root / name).exists():
             job = self.job(name, seed, budget=budget)
@@ -159,8 +159,8 @@ class Stand:
         return name
 
     def file(self, name: str, tuned: Tuned) -> str:
-        """The ONNX file of a trained network with one exit, relative to the root; with the logits as its only output, so
-        that it pays for nothing that a static model would not."""
+        """Return the ONNX file of a trained network with one exit, relative to the root; with the logits as its only
+        output, so that it pays for nothing that a static model would not."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         (stage,) = build_stages([tuned.chain])
@@ -171,7 +171,7 @@ class Stand:
         return name
 
     def known(self, kind: str, name: str) -> Any:
-        """A finished JSON result, None if it is not there yet."""
+        """Return a finished JSON result, None if it is not there yet."""
         path = self.root / kind / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -182,5 +182,5 @@ class Stand:
 
 
 def stage_times(job: Job) -> Any:
-    """What the search measured of the chosen plan: latency per stage, shares of exits, accuracy of exits."""
+    """Return what the search measured of the chosen plan: latency per stage, shares of exits, accuracy of exits."""
     return job.run.read_json(CHOSEN)

@@ -17,8 +17,8 @@ Row = Mapping[str, Any]
 
 
 def rows(results: Sequence[Mapping[str, Any]], setting: str) -> list[dict[str, Any]]:
-    """One row per method, budget and searched budget: means over seeds, and the spread (standard deviation) of accuracy
-    and latency where there are several seeds."""
+    """Return one row per method, budget and searched budget: means over seeds, and the spread (standard deviation) of
+    accuracy and latency where there are several seeds."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for result in results:
         entry = result["entry"]
@@ -54,7 +54,7 @@ def rows(results: Sequence[Mapping[str, Any]], setting: str) -> list[dict[str, A
 
 
 def markdown(made: Sequence[Row]) -> str:
-    """The table; accuracy in percent, latencies relative to the static model."""
+    """Return the table; accuracy in percent, latencies relative to the static model."""
     base = next((r["accuracy"] for r in made if r["method"] == "static"), None)
     others = list(made[0]["others"]) if made else []
     heads = ["method", "budget", "seeds", "accuracy", "to static", "mean latency", "worst", *(f"at {o}" for o in others),

@@ -38,7 +38,7 @@ def line_text(rng: np.random.Generator, kit: Kit) -> str:
 
 
 def reads_both_ways(text: str) -> bool:
-    """Whether a line could be taken for another one that stands upright."""
+    """Return whether a line could be taken for another one that stands upright."""
     return set(text) <= TURNABLE
 
 

@@ -96,7 +96,7 @@ def leaves(confidence: float, threshold: float) -> bool: ...
 @overload
 def leaves(confidence: Array, threshold: float | np.float32) -> NDArray[np.bool_]: ...
 def leaves(confidence: Any, threshold: Any) -> Any:
-    """Which rows leave at a stage: the exit rule, and the only place that has it.
+    """Return which rows leave at a stage: the exit rule, and the only place that has it.
 
     confidence: float32 [B], for bool [B], or one such number, for True or False; threshold: a number that float32 holds.
     A threshold above 1 never fires, and NaN confidence never leaves. The last stage does not ask: whoever gets there,
@@ -106,7 +106,8 @@ def leaves(confidence: Any, threshold: Any) -> Any:
 
 
 def histogram(confidence: Array) -> NDArray[np.int64]:
-    """How many confidences [B] lie in each of BINS bins of equal width, int64 [BINS]; 1 is in the last, NaN in the first."""
+    """Return how many confidences [B] lie in each of BINS bins of equal width, int64 [BINS]; 1 is in the last, NaN in the
+    first."""
     bins = np.nan_to_num(np.clip(confidence, 0, 1)) * BINS
     counts: NDArray[np.int64] = np.bincount(np.minimum(bins, BINS - 1).astype(np.int64), minlength=BINS)
     return counts
@@ -300,7 +301,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:
-        """The manifest of a folder. Raises DispatcherError; the stage files are not looked at."""
+        """Return the manifest of a folder. Raises DispatcherError; the stage files are not looked at."""
         path = Path(folder) / MANIFEST
         try:
             found = _inside(Path(folder), MANIFEST)
@@ -312,7 +313,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: object) -> Manifest:
-        """The manifest in parsed JSON. Raises DispatcherError that names the place, like `stages[1].macs`."""
+        """Return the manifest in parsed JSON. Raises DispatcherError that names the place, like `stages[1].macs`."""
         if not isinstance(data, Mapping):
             _refuse("the top level", data, "an object")
         rest = dict(data)
@@ -325,7 +326,7 @@ class Manifest:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads: dicts, lists, texts and numbers, a copy that may be changed."""
+        """Return what `from_json` reads: dicts, lists, texts and numbers, a copy that may be changed."""
         return {"format": FORMAT, "version": VERSION, **_plain(self)}
 
     @property
@@ -334,7 +335,7 @@ class Manifest:
         return next(policy for policy in self.policies if policy.budget == self.default_budget)
 
     def policy_for(self, budget: float) -> Policy:
-        """The policy that serves a budget in (0, 1], calibrated or not. Raises DispatcherError.
+        """Return the policy that serves a budget in (0, 1], calibrated or not. Raises DispatcherError.
 
         It is the one with the largest calibrated budget that is not above the asked one: of the policies that keep the
         promise, the one that keeps most accuracy. Below all calibrated budgets the smallest one has to do.
@@ -344,13 +345,13 @@ class Manifest:
 
 
 def _serving(budgets: Sequence[float], budget: float) -> int:
-    """Which of the ascending `budgets` serves a budget: see `Manifest.policy_for`."""
+    """Return which of the ascending `budgets` serves a budget: see `Manifest.policy_for`."""
     _check_budget(budget)
     return max(0, bisect_right(budgets, budget + BUDGET_SLACK) - 1)
 
 
 def _read(kind: Any, data: object, place: str) -> Any:
-    """Parsed JSON as the type `kind`: a dataclass, a tuple or one of READABLE. Raises DispatcherError."""
+    """Return parsed JSON as the type `kind`: a dataclass, a tuple or one of READABLE. Raises DispatcherError."""
     if get_origin(kind) is UnionType and kind not in READABLE:  # a dataclass or None
         kind = NoneType if data is None else get_args(kind)[0]
     if kind is NoneType:
@@ -370,7 +371,7 @@ def _read(kind: Any, data: object, place: str) -> Any:
 
 
 def _read_object(kind: Any, data: object, place: str) -> Any:
-    """A JSON object that has the fields of the dataclass `kind`, all of them and no others."""
+    """Return a JSON object that has the fields of the dataclass `kind`, all of them and no others."""
     if not isinstance(data, Mapping):
         _refuse(place, data, "an object")
     prefix, kinds = f"{place}." if place else "", get_type_hints(kind, globals())
@@ -384,7 +385,7 @@ def _read_object(kind: Any, data: object, place: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as JSON has them."""
+    """Return dataclasses, tuples and mappings as JSON has them."""
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -472,13 +473,13 @@ def _refuse(place: str, got: object, expected: str) -> NoReturn:
 
 
 def _sentence(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """Return what an exception says, in one line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _parse(text: str) -> object:
-    """JSON without duplicate keys, NaN and infinities. Raises ValueError or RecursionError."""
+    """Return JSON without duplicate keys, NaN and infinities. Raises ValueError or RecursionError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -498,7 +499,8 @@ def _parse(text: str) -> object:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The real path of a file that lies in a folder. Raises DispatcherError, also for a link that leads out of it."""
+    """Return the real path of a file that lies in a folder. Raises DispatcherError, also for a link that leads out of
+    it."""
     try:
         root, path = folder.resolve(strict=True), (folder / name).resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
@@ -566,7 +568,7 @@ def _check_model(data: bytes) -> None:
 
 
 def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """Number and value of every field of a protobuf message. Raises DispatcherError if it is none.
+    """Yield number and value of every field of a protobuf message. Raises DispatcherError if it is none.
 
     https://protobuf.dev/programming-guides/encoding: whole numbers as int, bytes as memoryview, all else None.
     """
@@ -603,7 +605,7 @@ def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
 
 
 def default_options(threads: int, *, shared: bool = False) -> Any:
-    """onnxruntime's session options as the dispatcher sets them. Raises DispatcherError.
+    """Return onnxruntime's session options as the dispatcher sets them. Raises DispatcherError.
 
     Every stage has a pool of threads - 1 threads, which spin while they wait for work. Pools that spin disturb each other:
     on a machine of one's own a pool stops when its stage ends; on a `shared` machine it never spins.
@@ -622,7 +624,7 @@ def default_options(threads: int, *, shared: bool = False) -> Any:
 
 
 def _wanted_providers(providers: Sequence[Any] | None) -> dict[str, Any]:
-    """Name -> what onnxruntime is told. Raises DispatcherError where onnxruntime would only warn."""
+    """Return name -> what onnxruntime is told. Raises DispatcherError where onnxruntime would only warn."""
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
     named = {str(p[0] if isinstance(p, tuple) else p): p for p in wanted}
     here = ort.get_available_providers()
@@ -632,7 +634,7 @@ def _wanted_providers(providers: Sequence[Any] | None) -> dict[str, Any]:
 
 
 def _open(path: Path, stage: Stage, manifest: Manifest, *, options: Any, providers: Mapping[str, Any]) -> Any:
-    """The session of a stage file that is what the manifest says. Raises DispatcherError."""
+    """Return the session of a stage file that is what the manifest says. Raises DispatcherError."""
     try:
         # onnxruntime gets the bytes, not the path: what was hashed is what runs.
         found = _inside(path.parent, path.name)
@@ -670,14 +672,14 @@ def _check_session(session: Any, stage: Stage, manifest: Manifest) -> None:
 
 
 def _shapes(manifest: Manifest) -> dict[str, Shape]:
-    """The shape of everything that goes into or comes out of a stage, by name."""
+    """Return the shape of everything that goes into or comes out of a stage, by name."""
     links = {link.name: link.shape for stage in manifest.stages for link in stage.links_out}
     own = {manifest.input.name: manifest.input.shape, OUTPUT: manifest.output.shape, CONFIDENCE: (None,)}
     return {**links, **own}
 
 
 def _fits(found: Sequence[int | str | None], shape: Shape) -> bool:
-    """Whether a session's shape has a free batch and contradicts no length; onnxruntime need not know them all."""
+    """Return whether a session's shape has a free batch and contradicts no length; onnxruntime need not know them all."""
     known = [n if isinstance(n, int) else None for n in found]
     return (
         len(known) == len(shape)
@@ -720,14 +722,14 @@ class _File:
         self._make, self._lock = make, threading.Lock()
 
     def open(self) -> Any:
-        """The session."""
+        """Return the session."""
         with self._lock:
             if self.session is None:
                 self.session = self._make()
             return self.session
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> Any:
-        """What the session answers."""
+        """Return what the session answers."""
         return (self.session or self.open()).run(names, feeds)
 
 
@@ -748,14 +750,15 @@ class _Step:
 
 
 def _shared(number: int) -> NDArray[np.int64]:
-    """The number of a stage as the answer of a single image, [1]; many calls hand out the same array, so nobody may write."""
+    """Return the number of a stage as the answer of a single image, [1]; many calls hand out the same array, so nobody may
+    write."""
     stage = np.array([number], np.int64)
     stage.flags.writeable = False
     return stage
 
 
 def _route(manifest: Manifest, files: Sequence[_File], *, exits: bool) -> tuple[_Step, ...]:
-    """The steps to run, found from the back, so that each knows what is read after it.
+    """Return the steps to run, found from the back, so that each knows what is read after it.
 
     Without exits a stage is there only for what it hands to the last one; all others, such as a whole earlier chain,
     are left out. With exits every stage is there, whatever the thresholds are.
@@ -844,7 +847,7 @@ class Dispatcher:
         thresholds: Sequence[float] | None = None,
         timings: bool = False,
     ) -> Answer:
-        """The answers for images [B, ...], given exactly as the static model takes them; B may be 0.
+        """Return the answers for images [B, ...], given exactly as the static model takes them; B may be 0.
 
         exits=False: the last stage answers every row. For this call only: budget (as in `set_budget`), policy (one of
         the manifest's or one's own), or thresholds (S - 1 numbers; above 1 never fires). timings: fill in
@@ -875,7 +878,8 @@ class Dispatcher:
         return answer
 
     def _asked(self, budget: Any, policy: Any, thresholds: Any, *, exits: bool) -> tuple[_Choice | None, _Limits]:
-        """What a call asks for itself: the calibrated policy, if it is one, and the thresholds; none without exits."""
+        """Return what a call asks for itself: the calibrated policy, if it is one, and the thresholds; none without
+        exits."""
         asked = (budget is not None) + (policy is not None) + (thresholds is not None)
         if not exits and asked:
             raise DispatcherError("exits=False: budget, policy and thresholds have no meaning then; leave them out")
@@ -1031,13 +1035,13 @@ class Dispatcher:
 
 
 def _limits(thresholds: Sequence[float]) -> _Limits:
-    """Thresholds rounded to the confidence's type, so that the rule compares float32 with float32."""
+    """Return thresholds rounded to the confidence's type, so that the rule compares float32 with float32."""
     with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
         return tuple(float(np.float32(threshold)) for threshold in thresholds)
 
 
 def _timed(step: _Step, spent: list[float]) -> _Step:
-    """The step, which adds the milliseconds that it takes to those of its stage."""
+    """Return the step, which adds the milliseconds that it takes to those of its stage."""
 
     def run(names: Sequence[str], feeds: Mapping[str, Array]) -> Any:
         began = perf_counter()
@@ -1082,7 +1086,7 @@ class _Tally:
         self.warnings: dict[str, str] = {}
 
     def chances(self) -> Iterator[tuple[str, float]]:
-        """What is compared with calibration, and how likely it would part that far by chance."""
+        """Yield what is compared with calibration, and how likely it would part that far by chance."""
         if not self.calibrated.size:
             return
         there, now = _exit_counts(self.calibrated), _exit_counts(self.window)
@@ -1098,7 +1102,7 @@ class _Tally:
             yield f"disagreement with the last stage (calibration / now: {shares})", chance
 
     def report(self) -> MonitorReport:
-        """The counters as they are."""
+        """Return the counters as they are."""
         total = self.window + self.past
         exits, images = _exit_counts(total), int(total[0].sum())
         return MonitorReport(
@@ -1145,7 +1149,7 @@ class Monitor:
             self._gap = self._next_gap()
 
     def _next_gap(self) -> float:
-        """How many images until one is audited: geometric, as if every image were drawn by itself."""
+        """Return how many images until one is audited: geometric, as if every image were drawn by itself."""
         return float(self._random.geometric(self._sample)) if self._sample else math.inf
 
     def _take(self, policy: Policy, images: Array, answer: Answer, seen: list[Array]) -> None:
@@ -1194,7 +1198,7 @@ class Monitor:
         return self._tallies.setdefault(policy.budget, _Tally(policy, self._stages))
 
     def _look(self, tally: _Tally) -> list[str]:
-        """What is to be warned of now, each kind once; the window begins anew."""
+        """Return what is to be warned of now, each kind once; the window begins anew."""
         self._looks += 1
         level = self._false_alarm / (self._looks * (self._looks + 1) * (self._stages + 2))
         fresh = []
@@ -1234,14 +1238,14 @@ class Monitor:
             self._auditing.release()
 
     def report(self) -> tuple[MonitorReport, ...]:
-        """What was seen so far, one report for every policy that answered."""
+        """Return what was seen so far, one report for every policy that answered."""
         self._settle()
         with self._lock:
             return tuple(tally.report() for tally in self._tallies.values())
 
 
 def _exit_counts(reached: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Images per exit [S], from the histograms [S, BINS] of those that reached each stage."""
+    """Return images per exit [S], from the histograms [S, BINS] of those that reached each stage."""
     rows = reached.sum(axis=1)
     return rows - np.append(rows[1:], 0)
 
@@ -1251,7 +1255,7 @@ def _shares(counts: NDArray[np.int64]) -> str:
 
 
 def chance_of_counts(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """How likely two samples [BINS] part this far if they come from one place: Pearson's test of homogeneity.
+    """Return how likely two samples [BINS] part this far if they come from one place: Pearson's test of homogeneity.
 
     Neighbouring bins are joined until each expects EXPECTED images of both samples.
     """
@@ -1272,7 +1276,7 @@ def chance_of_counts(first: NDArray[np.int64], second: NDArray[np.int64]) -> flo
 
 
 def _chi_square_tail(value: float, freedom: int) -> float:
-    """P(X >= value) of the chi-square distribution: for whole degrees of freedom a finite sum."""
+    """Return P(X >= value) of the chi-square distribution: for whole degrees of freedom a finite sum."""
     half = value / 2
     odd = freedom % 2
     tail = math.erfc(math.sqrt(half)) if odd else 0.0
@@ -1284,8 +1288,8 @@ def _chi_square_tail(value: float, freedom: int) -> float:
 
 
 def chance_of_more(hits: int, drawn: int, hits_before: int, drawn_before: int) -> float:
-    """How likely so many `hits` or more among `drawn` are if both samples come from one place: Fisher's exact test, the
-    upper tail of the hypergeometric distribution."""
+    """Return how likely so many `hits` or more among `drawn` are if both samples come from one place: Fisher's exact test,
+    the upper tail of the hypergeometric distribution."""
     both, all_drawn = hits + hits_before, drawn + drawn_before
 
     def log_choose(n: int, k: int) -> float:
@@ -1303,7 +1307,7 @@ def chance_of_more(hits: int, drawn: int, hits_before: int, drawn_before: int) -
 
 
 def describe(manifest: Manifest) -> str:
-    """A short text: what goes in and comes out, the stages, the policies."""
+    """Return a short text: what goes in and comes out, the stages, the policies."""
     image, output = manifest.input, manifest.output
     lines = [
         f"in:  {image.name!r} {image.dtype} {_shape_text(image.shape)}",

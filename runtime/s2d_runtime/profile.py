@@ -96,7 +96,7 @@ class Timings:
 def measure(
     static: bytes, models: Sequence[bytes], settings: Settings, *, progress: Callable[[int, int], None] | None = None
 ) -> Timings:
-    """What the models cost next to the static one on made-up input."""
+    """Return what the models cost next to the static one on made-up input."""
     reference = _call(static, settings)
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(models)) for _ in range(settings.passes)]
@@ -118,7 +118,7 @@ def measure(
 
 
 def fast_calls(calls: Sequence[Call], *, seconds: float, clock: Callable[[], float]) -> Array:
-    """Seconds of a fast call of each, float64 [calls]: every round times each call once, in turn."""
+    """Return seconds of a fast call of each, float64 [calls]: every round times each call once, in turn."""
     for call in calls:
         for _ in range(WARM_UP):
             call()
@@ -135,7 +135,7 @@ def fast_calls(calls: Sequence[Call], *, seconds: float, clock: Callable[[], flo
 
 
 def _call(model: bytes, settings: Settings) -> Call:
-    """One run of a model on made-up input."""
+    """Return one run of a model on made-up input."""
     session = ort.InferenceSession(model, _options(settings.threads), providers=[settings.provider])
     rng = np.random.default_rng(0)
     feed = {
@@ -146,7 +146,7 @@ def _call(model: bytes, settings: Settings) -> Call:
 
 
 def _options(threads: int) -> ort.SessionOptions:
-    """Session options as the dispatcher has them."""
+    """Return session options as the dispatcher has them."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -157,7 +157,8 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 def layout_block(probe: bytes, provider: str) -> int:
-    """Channels per block of the layout that onnxruntime uses here, found by letting it optimise the small net `probe`."""
+    """Return channels per block of the layout that onnxruntime uses here, found by letting it optimise the small net
+    `probe`."""
     with tempfile.TemporaryDirectory() as folder:
         options = _options(1)
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
@@ -169,7 +170,7 @@ def layout_block(probe: bytes, provider: str) -> int:
 
 
 def machine() -> str:
-    """This machine in words, for tables."""
+    """Return this machine in words, for tables."""
     keys: dict[str, str] = {}
     for line in _cpuinfo().splitlines():
         key, _, value = line.partition(":")
@@ -189,7 +190,7 @@ def _cpuinfo() -> str:
 
 
 def read_kit(folder: Path) -> dict[str, Any]:
-    """The content of a kit's kit.json. Raises ProfileError unless it is whole."""
+    """Return the content of a kit's kit.json. Raises ProfileError unless it is whole."""
     path = folder / KIT_FILE
     try:
         kit = json.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +224,7 @@ def profile(
     name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The board of this machine, as JSON has it: what every file of the kit costs here. Raises ProfileError."""
+    """Return the board of this machine, as JSON has it: what every file of the kit costs here. Raises ProfileError."""
     kit = read_kit(folder)
     try:
         block = layout_block((folder / kit["probe"]).read_bytes(), settings.provider)
@@ -263,7 +264,7 @@ def write_board(path: Path, board: Mapping[str, Any]) -> None:
 
 
 def summary(board: Mapping[str, Any]) -> str:
-    """What was measured, in one line."""
+    """Return what was measured, in one line."""
     spread = np.median([f["spread"] for f in board["files"]])
     return (
         f"{len(board['files'])} stages on {board['machine']}: static {board['static_ms']:.3f} ms, "

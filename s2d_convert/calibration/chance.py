@@ -90,7 +90,7 @@ def judge(answers: Classes, labels: Classes, classes: int) -> Judged:
 
 
 def unequal(counts: Classes) -> bool:
-    """Whether the largest class is larger than the mean by UNEQUAL times and more than chance makes it."""
+    """Return whether the largest class is larger than the mean by UNEQUAL times and more than chance makes it."""
     total, classes = int(counts.sum()), len(counts)
     most = int(counts.max(initial=0))
     if classes < 2 or most < UNEQUAL * total / classes:
@@ -99,12 +99,13 @@ def unequal(counts: Classes) -> bool:
 
 
 def interval(hits: int, images: int, *, level: float = 0.05) -> tuple[float, float]:
-    """The shares of right answers that so many hits may stand for (Clopper and Pearson), with confidence 1 - level."""
+    """Return the shares of right answers that so many hits may stand for (Clopper and Pearson), with confidence 1 -
+    level."""
     return 1 - upper_share(images - hits, images, level / 2), upper_share(hits, images, level / 2)
 
 
 def few_images(what: str, share: float, images: int) -> str | None:
-    """What to say of a share measured on a handful of images; None where there are more."""
+    """Return what to say of a share measured on a handful of images; None where there are more."""
     if images >= FEW:
         return None
     low, high = interval(round(share * images), images)

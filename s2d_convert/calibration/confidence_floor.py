@@ -31,7 +31,7 @@ Bools = NDArray[np.bool_]
 
 
 def floors(confidence: Floats, agrees: Bools, *, agreement: float = AGREEMENT) -> tuple[float, ...]:
-    """The lowest threshold of each exit, S - 1: rows of at least that confidence agree in the share `agreement`.
+    """Return the lowest threshold of each exit, S - 1: rows of at least that confidence agree in the share `agreement`.
 
     confidence: [S, B], agrees: bool [S, B]. NEVER_LEAVES where no LEAST_EXITS rows agree so well.
     """
@@ -49,17 +49,18 @@ def _floor(confidence: Floats, agrees: Bools, agreement: float) -> float:
 
 
 def above(confidence: Floats, lowest: Sequence[float]) -> Floats:
-    """The confidence with NaN, which never leaves, where it is below the floor of its exit; [S, B]."""
+    """Return the confidence with NaN, which never leaves, where it is below the floor of its exit; [S, B]."""
     limits = np.array([*lowest, -np.inf], dtype=confidence.dtype)[:, None]
     return np.where(confidence >= limits, confidence, np.asarray(np.nan, confidence.dtype))
 
 
 def raised(policy: Policy, lowest: Sequence[float]) -> Policy:
-    """The policy with no threshold below its floor: what it does on confidences that went through `above` stays."""
+    """Return the policy with no threshold below its floor: what it does on confidences that went through `above` stays."""
     return replace(policy, thresholds=tuple(max(t, f) for t, f in zip(policy.thresholds, lowest, strict=True)))
 
 
 def sure_rows(static_logits: Floats) -> NDArray[np.int64]:
-    """The rows on which the static model's largest probability is at least SURE; all rows where these are too few."""
+    """Return the rows on which the static model's largest probability is at least SURE; all rows where these are too
+    few."""
     sure = np.flatnonzero(softmax(static_logits).max(axis=1) >= SURE)
     return sure if len(sure) >= LEAST_SURE else np.arange(len(static_logits))

@@ -65,7 +65,7 @@ class RiskBound:
 
 
 def p_value(lost: int, gained: int, images: int, bound: RiskBound, *, paired: bool) -> float:
-    """A valid p-value for "the risk is above `bound.max_drop`", from counts of the losses 1 and -1 among `images`.
+    """Return a valid p-value for "the risk is above `bound.max_drop`", from counts of the losses 1 and -1 among `images`.
 
     Not paired (nothing can be gained): the exact binomial tail. Paired, the difference D = lost - gained has a nuisance,
     the share pi of images on which the two models differ. For a given pi the tail is exact; pi is bounded from above with
@@ -81,18 +81,19 @@ def p_value(lost: int, gained: int, images: int, bound: RiskBound, *, paired: bo
 
 
 def binomial_tail(count: int, trials: int, chance: float) -> float:
-    """P(X <= count) for X binomial."""
+    """Return P(X <= count) for X binomial."""
     return float(bdtr(count, trials, min(max(chance, 0.0), 1.0)))
 
 
 def upper_share(count: int, trials: int, level: float) -> float:
-    """The share that is exceeded with a chance of at most `level`, after `count` of `trials` (Clopper and Pearson)."""
+    """Return the share that is exceeded with a chance of at most `level`, after `count` of `trials` (Clopper and
+    Pearson)."""
     return float(betaincinv(count + 1, trials - count, 1 - level)) if count < trials else 1.0
 
 
 def difference_tail(difference: int, trials: int, drop: float, differing: float) -> float:
-    """The largest P(D <= difference), D the sum of `trials` losses in {-1, 0, 1} whose mean is at least `drop` and of which
-    a share of at most `differing` is not 0; 1 where the argument below does not reach.
+    """Return the largest P(D <= difference), D the sum of `trials` losses in {-1, 0, 1} whose mean is at least `drop` and
+    of which a share of at most `differing` is not 0; 1 where the argument below does not reach.
 
     At a given share pi the tail is largest where the mean is `drop`. For pi <= (1 + drop^2) / 2 such a loss has the law of
     a difference of two independent Bernoulli variables, with chances v = u + drop and u: v (1 - u) - u (1 - v) = drop and
@@ -117,14 +118,14 @@ def difference_tail(difference: int, trials: int, drop: float, differing: float)
 
 
 def _binomial(trials: int, chance: float) -> NDArray[np.float64]:
-    """P(X = 0), ..., P(X = trials) for X binomial."""
+    """Return P(X = 0), ..., P(X = trials) for X binomial."""
     counts = np.arange(trials + 1)
     log_ways = gammaln(trials + 1) - gammaln(counts + 1) - gammaln(trials - counts + 1)
     return np.exp(log_ways + xlogy(counts, chance) + xlog1py(trials - counts, -chance))
 
 
 def images_needed(bound: RiskBound, *, paired: bool) -> int:
-    """The least number of images on which a policy that loses (and gains) nothing passes the test."""
+    """Return the least number of images on which a policy that loses (and gains) nothing passes the test."""
     enough = math.ceil(math.log(bound.level) / math.log1p(-bound.max_drop))
     if not paired:
         return enough
@@ -142,7 +143,7 @@ def images_needed(bound: RiskBound, *, paired: bool) -> int:
 
 
 def stage_losses(static_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """The loss of every image at every stage, int8 [S, B] in {-1, 0, 1}.
+    """Return the loss of every image at every stage, int8 [S, B] in {-1, 0, 1}.
 
     static_right: bool [B]; right: bool [S, B]. Without labels the static model is right everywhere.
     """
@@ -151,8 +152,8 @@ def stage_losses(static_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> N
 
 
 def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: int = STEPS) -> NDArray[np.float64]:
-    """Policies from the safest, at which nobody leaves early, to the cheapest, at which all leave at the first stage: their
-    thresholds, [P, S - 1]; each has one threshold lower than the one before.
+    """Return policies from the safest, at which nobody leaves early, to the cheapest, at which all leave at the first
+    stage: their thresholds, [P, S - 1]; each has one threshold lower than the one before.
 
     confidence: [S, B]; losses: [S, B] of `stage_losses`; cost: [S], of every stage alone. A greedy walk: every step lowers
     one threshold so far that one part in `steps` of the images leaves there, of those that went further until now; it is
@@ -179,7 +180,8 @@ def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: in
 
 
 def _lets_go(confidence: NDArray[np.float32], count: int) -> float:
-    """The threshold at which `count` rows (more where confidences tie) leave, midway to the next confidence below."""
+    """Return the threshold at which `count` rows (more where confidences tie) leave, midway to the next confidence
+    below."""
     ordered = np.sort(confidence)
     last = ordered[-min(count, len(ordered))]
     below = np.append(np.float32(ALWAYS_LEAVES), ordered[ordered < last])[-1]

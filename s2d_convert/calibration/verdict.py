@@ -44,7 +44,7 @@ class Outcome:
         return max(0.0, self.loss - SURE * self.loss_error)
 
     def within(self, max_loss: float) -> bool:
-        """Whether the loss is at most so large, as far as the images tell."""
+        """Return whether the loss is at most so large, as far as the images tell."""
         return self.loss <= max_loss
 
 
@@ -106,7 +106,7 @@ def worth_showing(outcomes: Sequence[Outcome], chosen: float) -> tuple[Outcome, 
 
 
 def _same(outcome: Outcome, others: Sequence[Outcome], chosen: float) -> bool:
-    """Whether the outcome of the chosen budget is the same."""
+    """Return whether the outcome of the chosen budget is the same."""
     return any(o.budget == chosen and (o.latency, o.loss) == (outcome.latency, outcome.loss) for o in others)
 
 
@@ -128,7 +128,8 @@ def verdict(
 
 
 def _sentences(chosen: Outcome, within: Outcome | None, *, max_loss: float, target: str) -> list[str]:
-    """What was lost and gained, whether it is worth having, and the cheapest policy within the loss that is allowed."""
+    """Return what was lost and gained, whether it is worth having, and the cheapest policy within the loss that is
+    allowed."""
     speed = f"takes {chosen.latency:.3f} of the static model's time on average ({1 / chosen.latency:.1f} times as fast)"
     said = [f"{loss_text(chosen, target)} and {speed}: {_worth(chosen, max_loss)}."]
     if chosen.worst > NO_GAIN:
@@ -167,7 +168,7 @@ def _warning(chosen: Outcome, within: Outcome | None, max_loss: float) -> str:
 
 
 def loss_text(outcome: Outcome, target: str) -> str:
-    """The loss with its error in words, such as: Loses 0.4 ± 0.2 points of accuracy."""
+    """Return the loss with its error in words, such as: Loses 0.4 ± 0.2 points of accuracy."""
     error = f"{100 * outcome.loss_error:.1f}"
     if abs(outcome.loss) < 5e-5:
         return f"Loses nothing (± {error} points of {target})"
@@ -176,6 +177,6 @@ def loss_text(outcome: Outcome, target: str) -> str:
 
 
 def points(share: float) -> str:
-    """A share as points, such as: 1 point."""
+    """Return a share as points, such as: 1 point."""
     value = f"{100 * share:.1f}".removesuffix(".0")
     return f"{value} point" if value == "1" else f"{value} points"

@@ -95,7 +95,7 @@ def triton_single(folder: Path, options: Options) -> None:
 
 
 def _triton_options(folder: Path, options: Options) -> TritonOptions:
-    """The options of Triton that were given; the others keep their defaults."""
+    """Return the options of Triton that were given; the others keep their defaults."""
     given = {f.name: options[f.name] for f in fields(TritonOptions) if options[f.name] is not None}
     return TritonOptions(**{"name": folder.resolve().name.removesuffix(".s2d"), **given})
 

@@ -105,7 +105,7 @@ def run(folder: Path, image: Path, budget: float | None, threads: int) -> None:
 
 
 def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
-    """Model input from an image file (preprocessed as the manifest says) or from an .npy. Raises DataError."""
+    """Return model input from an image file (preprocessed as the manifest says) or from an .npy. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give an image or an .npy")
     shape = tuple(runner.manifest.input.shape)[1:]

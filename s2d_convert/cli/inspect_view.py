@@ -33,7 +33,7 @@ class InspectView:
     ascii_only: bool = False
 
     def __call__(self, about: Mapping[str, Any]) -> list[RenderableType]:
-        """The parts of the output of `s2d inspect`, from the data of `describe.describe`."""
+        """Return the parts of the output of `s2d inspect`, from the data of `describe.describe`."""
         about = self._safe(about)
         parts = [self._overview(about), self._classes(about), self._opaque(about), self._picture(about)]
         return [p for p in [*parts, self._unsupported(about)] if p is not None]
@@ -71,7 +71,7 @@ class InspectView:
         return Group(_section(f"channel classes: {len(classes)}"), table, *map(Text, below))
 
     def _made_by(self, group: Mapping[str, Any], about: Mapping[str, Any], room: int) -> list[str]:
-        """First and last member, then why the class cannot be split."""
+        """Return first and last member, then why the class cannot be split."""
         members = group["producers"] or [group["name"]]
         lines = [f"{members[0]} to {members[-1]}" if len(members) > 1 else members[0]]
         if len(lines[0]) > room:
@@ -91,7 +91,7 @@ class InspectView:
         return self._packed(f"no: {TIED_BY}{{}} ({cause}){more}", room, name=self._short(tied_by[0], room))
 
     def _opaque(self, about: Mapping[str, Any]) -> RenderableType | None:
-        """Per class that opaque nodes tie: what that costs, and the nodes by operator and reason."""
+        """Return per class that opaque nodes tie: what that costs, and the nodes by operator and reason."""
         ties: dict[str | None, list[Mapping[str, Any]]] = {}
         for node in about["opaque"]:
             ties.setdefault(node["class"], []).append(node)
@@ -122,7 +122,8 @@ class InspectView:
         return lines
 
     def _picture(self, about: Mapping[str, Any]) -> RenderableType:
-        """One line per stretch: the share of the MACs before its end, the tap there, and the operators on the way."""
+        """Return one line per stretch: the share of the MACs before its end, the tap there, and the operators on the
+        way."""
         source, result = about["input"], about["output"]
         first = {"tensor": source["name"], "shape": source["shape"][1:], "macs_before": 0.0, "operators": {}}
         last = {"tensor": result["name"], "shape": result["shape"][1:], "macs_before": 1.0, **about["last_stretch"]}
@@ -154,7 +155,7 @@ class InspectView:
     # --- words ---
 
     def _safe(self, value: Any) -> Any:
-        """The data with every text made printable: names come from somebody's file."""
+        """Return the data with every text made printable: names come from somebody's file."""
         if isinstance(value, Mapping):
             return {key: self._safe(v) for key, v in value.items()}
         if isinstance(value, list):
@@ -165,7 +166,8 @@ class InspectView:
         return text.encode("ascii", "replace").decode() if self.ascii_only else text
 
     def _short(self, name: str, room: int, head: float = 0.4) -> str:
-        """A name in at most `room` characters; what is too much is left out in the middle, behind the share `head`."""
+        """Return a name in at most `room` characters; what is too much is left out in the middle, behind the share
+        `head`."""
         mark = "..." if self.ascii_only else "…"
         if len(name) <= room:
             return name
@@ -174,12 +176,12 @@ class InspectView:
         return name[:left] + mark + name[len(name) - (keep - left) :]
 
     def _distinct(self, names: Sequence[str], rooms: Sequence[int]) -> list[str]:
-        """The names in short, cut where the most of them can still be told apart."""
+        """Return the names in short, cut where the most of them can still be told apart."""
         tries = [[self._short(n, r, head) for n, r in zip(names, rooms, strict=True)] for head in HEADS]
         return max(tries, key=lambda found: len(set(found)))
 
     def _packed(self, text: str, room: int | None = None, *, indent: int = 0, name: str = "") -> list[str]:
-        """Lines of at most `room` characters; a `name`, spaces and all, stands unbroken for {}."""
+        """Return lines of at most `room` characters; a `name`, spaces and all, stands unbroken for {}."""
         room = room or self.width
         lines: list[str] = []
         for word in (name if w == "{}" else w for w in text.split(" ")):
@@ -195,7 +197,7 @@ class InspectView:
         return f"{full * done}{rest * (BAR - done)} {100 * share:3.0f} %"
 
     def _counts(self, operators: Mapping[str, int], room: int) -> str:
-        """Operators with how often they occur, as many as there is room for."""
+        """Return operators with how often they occur, as many as there is room for."""
         said = [f"{count} {op}" for op, count in operators.items()]
         mark = ", ..." if self.ascii_only else ", …"
         shown = len(said)
@@ -204,7 +206,7 @@ class InspectView:
         return self._short(_listed(said, shown, mark), room)
 
     def _table(self, *headers: str) -> Table:
-        """A table without a frame, so that names have room; the first column and those of words stand left."""
+        """Return a table without a frame, so that names have room; the first column and those of words stand left."""
         lines = ASCII_HEAD if self.ascii_only else box.SIMPLE_HEAD
         table = Table(box=lines, show_edge=False, pad_edge=False, collapse_padding=True)
         for index, header in enumerate(headers):
@@ -213,7 +215,7 @@ class InspectView:
         return table
 
     def _room(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-        """What columns of these cells leave of a line."""
+        """Return what columns of these cells leave of a line."""
         widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
         return max(20, self.width - sum(widths) - GAP * len(widths))
 
@@ -258,6 +260,6 @@ def _nodes(count: int) -> str:
 
 
 def _opset(about: Mapping[str, Any]) -> str:
-    """The opset of the file, and the one that it was upgraded to."""
+    """Return the opset of the file, and the one that it was upgraded to."""
     before, now = about["opset"], about["simplified_opset"]
     return f"opset {before}" if now == before else f"opset {before}, upgraded to {now}"

@@ -62,7 +62,7 @@ class Fraction(click.ParamType[float]):
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator."""
+    """Return several options as one decorator."""
 
     def apply(function: F) -> F:
         for decorator in reversed(decorators):
@@ -159,7 +159,7 @@ STATIC = click.option("--model", "static", type=PATH, help="The static model. [d
 
 
 def named_options() -> set[str]:
-    """The parameters of the running command that its command line names."""
+    """Return the parameters of the running command that its command line names."""
     context = click.get_current_context()
     return {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
 
@@ -172,7 +172,7 @@ def refuse_beside(what: str, allowed: Set[str]) -> None:
 
 
 def flag(name: str) -> str:
-    """How a parameter is written on the command line."""
+    """Return how a parameter is written on the command line."""
     return "--" + {"static": "model"}.get(name, name).replace("_", "-")
 
 
@@ -183,5 +183,5 @@ def refuse_confidence_alone(max_drop: float | None) -> None:
 
 
 def default_out(model: Path) -> Path:
-    """Where an export goes without --out: beside the working directory's other files, named after the model."""
+    """Return where an export goes without --out: beside the working directory's other files, named after the model."""
     return Path(f"{model.stem}.s2d")

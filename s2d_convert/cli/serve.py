@@ -17,7 +17,7 @@ from s2d_convert.errors import UsageError
 
 
 def _option(spec: Field[Any]) -> Any:
-    """An option of the server as click has it."""
+    """Return an option of the server as click has it."""
     meta, shown = spec.metadata, spec.default is not None
     return click.option(
         flag(spec.name), spec.name, type=meta["kind"], default=spec.default, show_default=shown, help=meta["help"]
@@ -56,7 +56,7 @@ def serve(context: click.Context, /, folder: Path, ray: bool, config: Path | Non
 
 
 def with_extra(module: str, extra: str) -> ModuleType:
-    """A module of the runtime that needs an extra. Raises UsageError that tells how to install it."""
+    """Return a module of the runtime that needs an extra. Raises UsageError that tells how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -114,7 +114,7 @@ def outcome_table(manifest: Manifest, measured: Measured) -> Table:
 
 
 def bench_table(found: Mapping[str, Any], *, title: str) -> Table:
-    """The output of `s2d bench`."""
+    """Return the output of `s2d bench`."""
     table = Table(title=f"{title}, {found['rounds']} rounds", title_justify="left")
     for column in ("", "median ms", "quartiles ms", "ratio of medians", "quartiles of the ratio"):
         table.add_column(column, justify="left" if not column else "right")

@@ -146,7 +146,7 @@ class Tuned:
 
 
 def goal_of(job: Job) -> Goal:
-    """What a search is to aim at."""
+    """Return what a search is to aim at."""
     options, ready = job.options, job.ready
     static = float((ready.calib_logits.argmax(axis=1) == ready.right_classes).mean())
     worst = math.inf if options.max_latency is None else options.max_latency

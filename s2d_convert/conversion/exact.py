@@ -56,7 +56,7 @@ class Candidate:
 
 
 def better(first: Candidate, second: Candidate) -> Candidate:
-    """The candidate with the higher reward; the first one if they are equal."""
+    """Return the candidate with the higher reward; the first one if they are equal."""
     return second if second.evaluation.reward > first.evaluation.reward else first
 
 
@@ -64,7 +64,7 @@ def better(first: Candidate, second: Candidate) -> Candidate:
 
 
 def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
-    """A trained head for every candidate tap, and their logits [T, B, K] on the calibration images."""
+    """Return a trained head for every candidate tap, and their logits [T, B, K] on the calibration images."""
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     reporter.step("heads")
     taps = depth_taps(ready.model)
@@ -90,7 +90,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
 
 
 def _training_features(job: Job, extractor: Extractor) -> Features:
-    """The features of the training images, several times augmented where there are few of them."""
+    """Return the features of the training images, several times augmented where there are few of them."""
     ready, options = job.ready, job.options
     images = ready.dataset.train.take(slice(0, options.work.head_images))
     made_up = images.kind == "made-up"
@@ -118,7 +118,7 @@ def _write_heads(path: Path, heads: Mapping[str, ExitHead]) -> None:
 
 
 def _read_heads(path: Path, taps: Sequence[str]) -> dict[str, ExitHead] | None:
-    """What an interrupted run has finished, None if it has not."""
+    """Return what an interrupted run has finished, None if it has not."""
     if not path.exists():
         return None
     heads = {}
@@ -146,19 +146,19 @@ class DepthSearch:
         self._singles: dict[int, tuple[float, ...]] = {}
 
     def chain(self, taps: Taps) -> Chain:
-        """The chain with exits at these taps."""
+        """Return the chain with exits at these taps."""
         model = self.ready.model
         plan = Plan((*(self.taps[t] for t in taps), model.graph.output), (1,) * model.channels.units)
         return Chain(model, plan, self.weights)
 
     def measured(self, taps: Taps) -> Evaluation:
-        """What a set of exits is worth, with its latency measured."""
+        """Return what a set of exits is worth, with its latency measured."""
         cost, seconds = timed_costs(partial(stage_costs, self.meter), build_stages([self.chain(taps)]))
         value = self._worth(taps, _whole(cost))
         return replace(value, info={**value.info, "measure_s": seconds})
 
     def predicted(self, taps: Taps) -> Evaluation:
-        """What it is worth by the latencies of its exits alone."""
+        """Return what it is worth by the latencies of its exits alone."""
         singles = [self._single(t) for t in taps]
         # What lies before an exit's head: the next stage goes on from there, and its head was not there.
         before = (0.0, *(1 - rest for _, rest in singles))
@@ -166,7 +166,7 @@ class DepthSearch:
         return self._worth(taps, [*cost, singles[-1][1]])
 
     def _single(self, tap: int) -> tuple[float, ...]:
-        """Latency of the stages before and behind one exit."""
+        """Return latency of the stages before and behind one exit."""
         if tap not in self._singles:
             self._singles[tap] = _whole(stage_costs(self.meter, build_stages([self.chain((tap,))])))
         return self._singles[tap]
@@ -176,7 +176,7 @@ class DepthSearch:
         return worth(self.job, logits, cost)
 
     def shortlist(self, count: int) -> list[Taps]:
-        """The most promising sets by prediction, best first; sets grow exit by exit from the best smaller ones."""
+        """Return the most promising sets by prediction, best first; sets grow exit by exit from the best smaller ones."""
         every = range(len(self.taps))
         scores: dict[Taps, float] = {}
         level: set[Taps] = {(t,) for t in every}
@@ -187,8 +187,9 @@ class DepthSearch:
         return sorted(scores, key=lambda taps: (-scores[taps], taps))[:count]
 
     def best(self) -> Taps:
-        """The set with the highest reward among the shortlist, if possible one without idle exits: on a busy machine their
-        cost drowns in noise. Every measured set goes to the trace, and an interrupted run measures none of them again."""
+        """Return the set with the highest reward among the shortlist, if possible one without idle exits: on a busy machine
+        their cost drowns in noise. Every measured set goes to the trace, and an interrupted run measures none of them
+        again."""
         job, found = self.job, []
         job.run.rewrite_trace()
         known = {tuple(line[TAPS]): evaluation_from_json(line) for line in job.run.trace() if TAPS in line}
@@ -203,7 +204,7 @@ class DepthSearch:
         return max(found)[-1]
 
     def _tried(self, taps: Taps, index: int) -> Evaluation:
-        """A set measured, and written to the trace."""
+        """Return a set measured, and written to the trace."""
         started = time.perf_counter()
         value = self.measured(taps)
         conversion = Conversion((self.chain(taps).plan,))
@@ -214,14 +215,14 @@ class DepthSearch:
 
 
 def _whole(ratios: Sequence[float]) -> tuple[float, ...]:
-    """Latencies of the stages of a depth split, raised to 1 in all where they are less: together the stages do all that
-    the static model does, so they were taken while a busy machine changed its speed."""
+    """Return latencies of the stages of a depth split, raised to 1 in all where they are less: together the stages do all
+    that the static model does, so they were taken while a busy machine changed its speed."""
     total = sum(ratios)
     return tuple(ratio / min(1.0, total) for ratio in ratios)
 
 
 def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead], logits: Array) -> Candidate:
-    """The best chain of exits on the untouched backbone, with `trained_heads`."""
+    """Return the best chain of exits on the untouched backbone, with `trained_heads`."""
     job.reporter.step("search")
     search = DepthSearch(job, heads, logits, meter)
     stored = job.run.read_json(DEPTH)
@@ -236,7 +237,7 @@ def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead]
 
 
 def cascade_candidate(job: Job, meter: LatencyMeter, conversion: Conversion, tuned: Tuned) -> Candidate:
-    """A trained first chain before the untouched model."""
+    """Return a trained first chain before the untouched model."""
     value = trained_worth(job, conversion, tuned.chain, partial(stage_costs, meter))
     job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))
     return Candidate(conversion, tuned, value)

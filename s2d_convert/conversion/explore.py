@@ -32,7 +32,7 @@ from s2d_convert.search.reinforce import reinforce
 
 
 def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
-    """The conversion with the highest reward; the trace goes to the run folder, one line per candidate.
+    """Return the conversion with the highest reward; the trace goes to the run folder, one line per candidate.
 
     `--plan` restricts the space; a `given` conversion is what is found.
     """
@@ -74,7 +74,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
 
 
 def written_plan(options: ConvertOptions, ready: Prepared) -> Conversion | None:
-    """The conversion in the file that `--plan` names; None when it is to be searched for. Raises UsageError."""
+    """Return the conversion in the file that `--plan` names; None when it is to be searched for. Raises UsageError."""
     if options.plan in PLANS:
         return None
     return trainable_plan(options.plan, ready.model, names=PLANS)
@@ -94,7 +94,7 @@ def _explore(
     on_trial: Any,
     known: Mapping[Conversion, Evaluation],
 ) -> list[SearchResult[Conversion]]:
-    """What each search found: the controller's, and those of the baselines where they are wanted."""
+    """Return what each search found: the controller's, and those of the baselines where they are wanted."""
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
@@ -112,7 +112,7 @@ def controller_search(
     on_trial: Any = None,
     known: Mapping[Conversion, Evaluation] | None = None,
 ) -> SearchResult[Conversion]:
-    """The search by the controller; a quarter of its evaluations go to simple plans first."""
+    """Return the search by the controller; a quarter of its evaluations go to simple plans first."""
     starts = space.starts()
     some = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
     warm_start = tuple(starts[i] for i in some)
@@ -124,7 +124,7 @@ def controller_search(
 def baselines(
     space: PlanSpace, evaluate: Any, total: int, seed: int, on_trial: Any, known: Mapping[Conversion, Evaluation]
 ) -> list[SearchResult[Conversion]]:
-    """Random search with as many evaluations, and uniform plans."""
+    """Return random search with as many evaluations, and uniform plans."""
     by_chance = random_search(space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform", on_trial=on_trial, known=known)
     return [by_chance, uniform]

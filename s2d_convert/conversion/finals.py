@@ -29,7 +29,8 @@ ChainT = TypeVar("ChainT")
 
 
 def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[float, ...]], *, rounds: int) -> ChainT:
-    """The best candidate: in every round, `worth(candidate, round)` of those still there decides which third goes on.
+    """Return the best candidate: in every round, `worth(candidate, round)` of those still there decides which third goes
+    on.
 
     The first of equals wins, and at least one goes on.
     """
@@ -42,7 +43,7 @@ def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[f
 
 
 def favourites(trace: Iterable[Mapping[str, Any]], channels: Channels) -> dict[Conversion, Actions]:
-    """The best plans of every kind in a search's trace, with their decisions."""
+    """Return the best plans of every kind in a search's trace, with their decisions."""
     best: dict[int, dict[Conversion, Actions]] = {kind: {} for kind in range(len(KINDS))}
     for line in sorted(trace, key=lambda line: (-line["reward"], line["latency"])):
         some = best[line["actions"][0]]
@@ -78,7 +79,7 @@ class Finals:
         }
 
     def best(self) -> tuple[Conversion, Evaluation, Path]:
-        """The conversion that won, what it was worth after its last short training, and the file that this left."""
+        """Return the conversion that won, what it was worth after its last short training, and the file that this left."""
         last = len(ROUNDS) if self.job.options.work.trial_steps else 1
         won = halving(self.contenders, lambda c, number: self._merit(c, number + 1), rounds=last)
         return won, self._value(won, last), self._file(won, last)
@@ -87,7 +88,7 @@ class Finals:
         return self.place / f"{METHOD}-{conversion.digest()}-{number}"
 
     def _merit(self, conversion: Conversion, number: int) -> tuple[float, float]:
-        """The reward, and of equal ones the lower latency: easy data gives many plans the same answers."""
+        """Return the reward, and of equal ones the lower latency: easy data gives many plans the same answers."""
         value = self._value(conversion, number)
         return value.reward, -value.latency
 

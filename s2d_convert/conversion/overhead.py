@@ -24,7 +24,7 @@ SECONDS, WARM_UP = 0.5, 3
 
 
 def dispatch_overhead(ready: Prepared, space: PlanSpace, options: ConvertOptions) -> tuple[float, float]:
-    """Milliseconds that the dispatcher adds to the first stage of a run, and to each further one; at least 0."""
+    """Return milliseconds that the dispatcher adds to the first stage of a run, and to each further one; at least 0."""
     narrow = space.decode(space.actions(CASCADE, [0] * (space.stages - 1), [0.0] * (space.stages - 1))).chains[0]
     narrow = Plan(narrow.taps[:1], tuple(min(s, 1) for s in narrow.stages_of_units))
     conversion = Conversion((narrow, narrow))

@@ -70,7 +70,7 @@ class RunFolder:
             )
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file, None if it is not there yet."""
+        """Return the content of a JSON file, None if it is not there yet."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -96,7 +96,7 @@ class RunFolder:
         write_json(self.path / name, data)
 
     def trace(self) -> Iterator[dict[str, Any]]:
-        """The lines of the search trace so far; a torn last line is left out."""
+        """Yield the lines of the search trace so far; a torn last line is left out."""
         path = self.path / TRACE
         if not path.exists():
             return

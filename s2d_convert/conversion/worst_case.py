@@ -24,7 +24,8 @@ MOST_CONFIRMED = 8
 
 
 def possible(job: Job, space: PlanSpace) -> PlanSpace:
-    """The space without cascades when not even the least of them keeps `--max-latency`; the space itself without a bound.
+    """Return the space without cascades when not even the least of them keeps `--max-latency`; the space itself without a
+    bound.
 
     What was measured is kept in the run folder, so that a resumed run searches the same space.
     """
@@ -54,7 +55,8 @@ def confirmed(
     *,
     measure_worst: Callable[[Job, Conversion], float] | None = None,
 ) -> Trial[Conversion]:
-    """The best trial; with a bound, the best that keeps it when it is measured again, from files and through the dispatcher.
+    """Return the best trial; with a bound, the best that keeps it when it is measured again, from files and through the
+    dispatcher.
 
     The search picks the best of many noisy measurements, so those near the bound are the lucky ones. Where none of the
     MOST_CONFIRMED best keeps the bound, the one that comes closest.
@@ -75,18 +77,18 @@ def confirmed(
 
 
 def keeps_max_latency(job: Job, conversion: Conversion) -> bool:
-    """Whether a conversion keeps `--max-latency` when it is measured from files; without a bound every one does."""
+    """Return whether a conversion keeps `--max-latency` when it is measured from files; without a bound every one does."""
     limit = job.options.max_latency
     return limit is None or job.ready.table is not None or _within(rehearse(job, conversion), limit)
 
 
 def _within(worst: float, limit: float) -> bool:
-    """Whether a measured worst case stays below the limit by more than the noise of measuring again."""
+    """Return whether a measured worst case stays below the limit by more than the noise of measuring again."""
     return worst <= limit * (1 - MARGIN)
 
 
 def rehearse(job: Job, conversion: Conversion) -> float:
-    """The worst latency of a conversion relative to static, from stage files with the static model's weights."""
+    """Return the worst latency of a conversion relative to static, from stage files with the static model's weights."""
     models, options = _models(job, conversion), job.options
     draft = draft_manifest(job.ready.graph, conversion, models)
     with trial_folder(draft, models, running=options.running) as runner:

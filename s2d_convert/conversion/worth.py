@@ -22,7 +22,8 @@ Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage take
 
 
 def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
-    """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
+    """Return what stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the
+    budget."""
     ready = job.ready
     confidence = confidences(logits, [fit_temperature(row, ready.right_classes) for row in logits])
     correct = logits.argmax(axis=2) == ready.right_classes
@@ -36,18 +37,18 @@ def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
 
 
 def stage_costs(meter: LatencyMeter, models: Sequence[StageModel]) -> tuple[float, ...]:
-    """What the meter says that stages cost, relative to static."""
+    """Return what the meter says that stages cost, relative to static."""
     return meter.measure([m.model.SerializeToString() for m in models]).ratios
 
 
 def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[float], float]:
-    """What stages take by `cost`, and the seconds that it took to find out."""
+    """Return what stages take by `cost`, and the seconds that it took to find out."""
     started = time.monotonic()
     return cost(models), round(time.monotonic() - started, 3)
 
 
 def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost) -> Evaluation:
-    """What a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
+    """Return what a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
 
     All other chains are the untouched model, whose logits are known.
     """

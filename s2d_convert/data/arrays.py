@@ -36,7 +36,7 @@ UNREADABLE_ARRAY = (
 
 
 def read_npz(path: Path, preprocess: Preprocess, classes: int, *, warn: Warn = log_warning) -> Images:
-    """The Images of an .npz file; arrays of Python objects are refused, since reading them can run code."""
+    """Return the Images of an .npz file; arrays of Python objects are refused, since reading them can run code."""
     try:
         images, labels = _arrays(path)
     except UNREADABLE_ARRAY as error:
@@ -59,7 +59,7 @@ def read_npz(path: Path, preprocess: Preprocess, classes: int, *, warn: Warn = l
 
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The arrays `images` and `labels` of an .npz file; raises one of UNREADABLE_ARRAY for a broken one."""
+    """Return the arrays `images` and `labels` of an .npz file; raises one of UNREADABLE_ARRAY for a broken one."""
     with path.open("rb") as stream:  # numpy itself would leave a broken file open
         archive = np.load(stream, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -75,7 +75,7 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 
 def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArray[Any]:
-    """The images, if type, shape and values fit the model."""
+    """Return the images, if type, shape and values fit the model."""
     pixel_shape = (*preprocess.size, preprocess.channels)
     if images.dtype == np.uint8 and images.ndim == 3 and preprocess.channels == 1:
         images = images[..., None]
@@ -100,7 +100,7 @@ def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArra
 
 
 def _fitting_labels(path: Path, labels: NDArray[Any], count: int, classes: int) -> IntArray:
-    """The labels as int64 [B], if type, length and range fit."""
+    """Return the labels as int64 [B], if type, length and range fit."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

@@ -50,7 +50,7 @@ class Look:
     cut_away: float
 
     def refusal(self, files: Sequence[str]) -> DataError:
-        """The error that names the first broken file and how many there are."""
+        """Return the error that names the first broken file and how many there are."""
         row = min(self.broken)
         return DataError(
             f"{files[row]}: cannot be read as an image ({self.broken[row]}); {len(self.broken)} of {len(files)} images are "

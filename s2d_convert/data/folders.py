@@ -50,7 +50,7 @@ def read_folder(
     choose: Choose,
     reading: Reading,
 ) -> dict[str, Images]:
-    """The chosen splits by role; only "train" where the folder is not divided.
+    """Return the chosen splits by role; only "train" where the folder is not divided.
 
     Pictures that cannot be read are left out with a warning; many of them, or any where reading is strict, are a DataError.
     """
@@ -73,7 +73,7 @@ def read_folder(
 
 
 def _list_folders(path: Path, classes: int, choose: Choose, warn: Warn) -> dict[str, _Folder]:
-    """The image files of every chosen split; all are labelled by the class folders of train, or none is."""
+    """Return the image files of every chosen split; all are labelled by the class folders of train, or none is."""
     path = _unpacked(path)
     splits = _find_splits(path, warn)
     if not splits:
@@ -90,7 +90,7 @@ def _list_folders(path: Path, classes: int, choose: Choose, warn: Warn) -> dict[
 
 
 def _find_splits(path: Path, warn: Warn) -> dict[str, Path]:
-    """The folders train, val and test inside `path` by role; empty when `path` is not divided like that."""
+    """Return the folders train, val and test inside `path` by role; empty when `path` is not divided like that."""
     entries = _scan(path)
     roles = {folder: role_of(folder.name) for folder in entries.folders}
     found = {role: _unwrapped(folder, role) for folder, role in roles.items() if role}
@@ -111,7 +111,7 @@ def _find_splits(path: Path, warn: Warn) -> dict[str, Path]:
 
 
 def _unpacked(path: Path) -> Path:
-    """The folder of folders that alone lies in `path`, as archives are often unpacked, or else `path` itself."""
+    """Return the folder of folders that alone lies in `path`, as archives are often unpacked, or else `path` itself."""
     entries = _scan(path)
     if len(entries.folders) == 1 and not entries.images + entries.strays and not role_of(entries.folders[0].name):
         inner = _scan(entries.folders[0])
@@ -121,14 +121,14 @@ def _unpacked(path: Path) -> Path:
 
 
 def _unwrapped(path: Path, role: str) -> Path:
-    """The folder of the same role that alone lies in `path`, such as seg_train/seg_train, or else `path` itself."""
+    """Return the folder of the same role that alone lies in `path`, such as seg_train/seg_train, or else `path` itself."""
     entries = _scan(path)
     alone = len(entries.folders) == 1 and not entries.images + entries.strays
     return entries.folders[0] if alone and role_of(entries.folders[0].name) == role else path
 
 
 def _list_folder(path: Path, classes: int, warn: Warn, *, names: tuple[str, ...] | None = None) -> _Folder:
-    """The image files of a folder with or without class folders; `names` are the class folders of train."""
+    """Return the image files of a folder with or without class folders; `names` are the class folders of train."""
     entries = _scan(path)
     if entries.strays:
         raise DataError(
@@ -149,7 +149,7 @@ def _list_folder(path: Path, classes: int, warn: Warn, *, names: tuple[str, ...]
 def _list_classes(
     path: Path, folders: Sequence[Path], classes: int, names: tuple[str, ...] | None, warn: Warn
 ) -> _Folder:
-    """The files of all class folders with their labels."""
+    """Return the files of all class folders with their labels."""
     here = tuple(folder.name for folder in folders)
     names = names or here
     if len(names) != classes:
@@ -174,7 +174,7 @@ def _list_classes(
 
 
 def _scan_class(folder: Path, warn: Warn) -> list[str]:
-    """The image files of one class folder."""
+    """Return the image files of one class folder."""
     entries = _scan(folder)
     if entries.folders or entries.strays:
         stray = (entries.folders + entries.strays)[0]
@@ -196,7 +196,7 @@ class _Entries:
 
 
 def _scan(path: Path) -> _Entries:
-    """What lies in a folder, sorted by name; hidden files and file managers' droppings are left out."""
+    """Return what lies in a folder, sorted by name; hidden files and file managers' droppings are left out."""
     folders, images, strays = [], [], []
     try:
         with os.scandir(path) as entries:
@@ -217,7 +217,7 @@ def _scan(path: Path) -> _Entries:
 def _as_images(
     folders: Mapping[str, _Folder], store: NDArray[np.uint8] | ImageFiles, preprocess: Preprocess, look: Look
 ) -> dict[str, Images]:
-    """The Images of every folder, without those that cannot be read; all share one pixel store."""
+    """Return the Images of every folder, without those that cannot be read; all share one pixel store."""
     loaded: dict[str, Images] = {}
     files = tuple(file for folder in folders.values() for file in folder.files)
     start = 0
@@ -232,7 +232,7 @@ def _as_images(
 
 
 def _to_mind(path: Path, files: Sequence[str], look: Look, preprocess: Preprocess) -> Iterator[str]:
-    """What the user should mind about the pictures: which cannot be read, and what those that can look like."""
+    """Yield what the user should mind about the pictures: which cannot be read, and what those that can look like."""
     if look.broken:
         rows = sorted(look.broken)
         named = [f"{os.path.relpath(files[row], path)} ({look.broken[row]})" for row in rows[:NAMED]]

@@ -52,7 +52,8 @@ class Images:
         return not isinstance(self.pixels, ImageFiles) and self.pixels.dtype != np.uint8
 
     def digest(self) -> str:
-        """A hash of the images in their order and of their labels; of files that are decoded lazily, of names and sizes."""
+        """Return a hash of the images in their order and of their labels; of files that are decoded lazily, of names and
+        sizes."""
         found = hashlib.sha256(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
         for start in range(0, len(self), HASHED_ROWS):
             rows = slice(start, start + HASHED_ROWS)
@@ -65,16 +66,16 @@ class Images:
         return found.hexdigest()
 
     def take(self, indices: IntArray | slice) -> Images:
-        """The Images at these indices; the pixels are shared, not copied."""
+        """Return the Images at these indices; the pixels are shared, not copied."""
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, rows=self.rows[indices], labels=labels)
 
     def raw(self, indices: IntArray | slice) -> NDArray[Any]:
-        """The stored images: uint8 [B, H, W, C], or float32 as the model takes them."""
+        """Return the stored images: uint8 [B, H, W, C], or float32 as the model takes them."""
         return self.pixels[self.rows[indices]]
 
     def batch(self, indices: IntArray | slice) -> NDArray[Any]:
-        """The model input for these indices: preprocessed, or the stored float32 as it is."""
+        """Return the model input for these indices: preprocessed, or the stored float32 as it is."""
         return self._as_input(self.raw(indices))
 
     def augmented(
@@ -105,12 +106,12 @@ class Dataset:
         return self.train.kind
 
     def digest(self) -> str:
-        """A hash of all three splits."""
+        """Return a hash of all three splits."""
         return hashlib.sha256(f"{self.train.digest()} {self.calib.digest()} {self.test.digest()}".encode()).hexdigest()
 
 
 def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:
-    """The Dataset that holds out a part of `images`, stratified by label, and halves it into calib and test.
+    """Return the Dataset that holds out a part of `images`, stratified by label, and halves it into calib and test.
 
     Held out is the share `holdout`, but at least 200 images, at most 5000, and never more than half of them.
     """
@@ -126,12 +127,12 @@ def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT)
 
 
 def halves(images: Images, rng: np.random.Generator) -> tuple[Images, Images]:
-    """The images in two halves, every class with its share in both, shuffled."""
+    """Return the images in two halves, every class with its share in both, shuffled."""
     return _divide(images, len(images) // 2, rng)
 
 
 def _divide(images: Images, count: int, rng: np.random.Generator) -> tuple[Images, Images]:
-    """The images without `count` of them, and those; every class gives its share, both parts are shuffled."""
+    """Return the images without `count` of them, and those; every class gives its share, both parts are shuffled."""
     order = rng.permutation(len(images))
     if images.labels is not None:
         order = order[np.argsort(images.labels[order], kind="stable")]

@@ -40,7 +40,7 @@ def load_data(
     holdout: float = DEFAULT_HOLDOUT,
     reading: Reading = LENIENT,
 ) -> Dataset:
-    """The Dataset at `path`, for a model with `classes` classes.
+    """Return the Dataset at `path`, for a model with `classes` classes.
 
     A `val/` (or else `test/`) folder becomes calib and test, half and half; when both are there, val is calib
     and test is test. Without either, see `split_images`. Raises DataError for everything that is wrong.
@@ -62,7 +62,7 @@ def load_all(
     classes: int,
     reading: Reading = LENIENT,
 ) -> Images:
-    """All images at `path` in the order of their names; of a folder with splits the test, or else the val, part.
+    """Return all images at `path` in the order of their names; of a folder with splits the test, or else the val, part.
 
     Raises DataError for everything that is wrong with them.
     """
@@ -77,7 +77,7 @@ def load_calibration(
     classes: int,
     reading: Reading = LENIENT,
 ) -> Images:
-    """All images at `path`, to set thresholds on; of a folder with splits the val, or else the test, part.
+    """Return all images at `path`, to set thresholds on; of a folder with splits the val, or else the test, part.
 
     Raises DataError for everything that is wrong with them, too few, all equal or of one class among it.
     """
@@ -96,7 +96,7 @@ def _read(
     choose: Choose,
     reading: Reading,
 ) -> dict[str, Images]:
-    """The chosen parts by role; only "train" where the data is not divided."""
+    """Return the chosen parts by role; only "train" where the data is not divided."""
     if path.is_dir():
         return read_folder(path, preprocess, classes, choose=choose, reading=reading)
     if not path.exists():
@@ -107,7 +107,8 @@ def _read(
 
 
 def sample_files(path: Path, count: int) -> tuple[str, ...]:
-    """At most `count` image files below a folder, evenly spaced in the order of their names. Raises DataError for none."""
+    """Return at most `count` image files below a folder, evenly spaced in the order of their names. Raises DataError for
+    none."""
     if not path.is_dir():
         raise DataError(f"{path}: is no folder; give a folder of images")
     files = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
@@ -118,14 +119,14 @@ def sample_files(path: Path, count: int) -> tuple[str, ...]:
 
 
 def _for_training(path: Path, splits: Mapping[str, Path], _warn: Warn) -> Sequence[str]:
-    """The splits to load, train first."""
+    """Return the splits to load, train first."""
     if "train" not in splits:
         raise DataError(f"{path}: has '{next(iter(splits))}' but no 'train' folder; expected train/ (and val/) in it")
     return [role for role in ("train", "val", "test") if role in splits]
 
 
 def _for_evaluation(path: Path, splits: Mapping[str, Path], warn: Warn) -> Sequence[str]:
-    """The one split to load: images that a conversion with the same folder has used least."""
+    """Return the one split to load: images that a conversion with the same folder has used least."""
     role = next(role for role in ("test", "val", "train") if role in splits)
     if role == "train":
         warn(f"{path} has neither val nor test: evaluating on its training images")
@@ -133,7 +134,7 @@ def _for_evaluation(path: Path, splits: Mapping[str, Path], warn: Warn) -> Seque
 
 
 def _for_calibration(path: Path, splits: Mapping[str, Path], warn: Warn) -> Sequence[str]:
-    """The one split to load: images that were not trained on, and not the last ones that nothing was chosen on."""
+    """Return the one split to load: images that were not trained on, and not the last ones that nothing was chosen on."""
     role = next(role for role in ("val", "test", "train") if role in splits)
     if role == "train":
         warn(f"{path} has neither val nor test: calibrating on its training images")
@@ -159,7 +160,7 @@ def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
 
 
 def _all_equal(images: Images) -> bool:
-    """Whether no image differs from the first; of lazily decoded files only a sample is looked at."""
+    """Return whether no image differs from the first; of lazily decoded files only a sample is looked at."""
     count = len(images)
     if count == 1:
         return False

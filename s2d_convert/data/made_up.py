@@ -36,7 +36,7 @@ Answers = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # model input ->
 def made_up_data(
     count: int, preprocess: Preprocess, *, seed: int, logits: Answers, picture: Path | None = None
 ) -> Dataset:
-    """A Dataset of `count` unlabelled images whose classes, by the model's own `logits`, are less uneven than chance
+    """Return a Dataset of `count` unlabelled images whose classes, by the model's own `logits`, are less uneven than chance
     makes them; with a `picture`, half of them are its crops. Raises DataError for a picture that cannot be used."""
     bytes_each = math.prod(preprocess.size) * preprocess.channels
     drawn = max(count, min(round(POOL * count), MAX_IN_MEMORY_BYTES // bytes_each))
@@ -56,7 +56,8 @@ def made_up_data(
 
 
 def less_uneven(classes: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
-    """`count` different rows in order, drawn with chances that fall with the square root of how common their class is."""
+    """Return `count` different rows in order, drawn with chances that fall with the square root of how common their class
+    is."""
     common = np.bincount(classes)[classes]
     chances = 1 / np.sqrt(common)
     drawn = np.random.default_rng([seed, 8]).choice(len(classes), count, replace=False, p=chances / chances.sum())
@@ -64,7 +65,7 @@ def less_uneven(classes: NDArray[np.int64], count: int, *, seed: int) -> NDArray
 
 
 def crops(picture: NDArray[np.uint8], count: int, size: tuple[int, int], *, seed: int) -> NDArray[np.uint8]:
-    """Pieces of one picture [H, W, C] at all scales, strongly augmented, uint8 [B, *size, C]."""
+    """Return pieces of one picture [H, W, C] at all scales, strongly augmented, uint8 [B, *size, C]."""
     height, width = picture.shape[:2]
     rng = np.random.default_rng([seed, 9])
     shorter = min(height, width)
@@ -82,7 +83,7 @@ def crops(picture: NDArray[np.uint8], count: int, size: tuple[int, int], *, seed
 
 
 def _opened(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """The picture's pixels, [H, W, C]. Raises DataError when it is broken or too small."""
+    """Return the picture's pixels, [H, W, C]. Raises DataError when it is broken or too small."""
     try:
         with quiet_decoders():
             picture = read_picture(path, preprocess, LARGEST_SIDE)

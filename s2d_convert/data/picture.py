@@ -75,7 +75,7 @@ class Picture:
 
 
 def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """The pixels of one image file, uint8 [H, W, C] of the model's size and channels (always in RGB order).
+    """Return the pixels of one image file, uint8 [H, W, C] of the model's size and channels (always in RGB order).
 
     The orientation of the EXIF is applied; grey, palette, alpha, 16-bit and CMYK images are converted; `preprocess.fit`
     says how the picture is brought to the model's size (bicubic, antialiased); an image of the right size keeps its pixels.
@@ -94,7 +94,7 @@ def load_picture(path: str | os.PathLike[str], preprocess: Preprocess) -> Pictur
 
 
 def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
-    """The pixels of one picture as it is, uint8 [H, W, C], made smaller where it is longer than `side`.
+    """Return the pixels of one picture as it is, uint8 [H, W, C], made smaller where it is longer than `side`.
 
     Raises as `read_image` does.
     """
@@ -104,7 +104,7 @@ def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a file cannot be read, in some words."""
+    """Return why a file cannot be read, in some words."""
     if isinstance(error, UnidentifiedImageError):
         return "its content is none of " + ", ".join(IMAGE_FORMATS)
     if isinstance(error, OSError) and error.strerror:
@@ -121,7 +121,8 @@ def quiet_decoders() -> Iterator[None]:
 
 
 def cut_away(source: tuple[int, int], preprocess: Preprocess) -> float:
-    """The share of a picture of this (width, height) that the crop leaves out because its aspect ratio is not the model's."""
+    """Return the share of a picture of this (width, height) that the crop leaves out because its aspect ratio is not the
+    model's."""
     if preprocess.fit != "crop":
         return 0.0
     height, width = preprocess.size
@@ -130,8 +131,8 @@ def cut_away(source: tuple[int, int], preprocess: Preprocess) -> float:
 
 
 def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> tuple[Image.Image, bool]:
-    """The upright picture in the model's mode, and whether it was wide; a large JPEG is decoded with no more detail than
-    `side` pixels need."""
+    """Return the upright picture in the model's mode, and whether it was wide; a large JPEG is decoded with no more detail
+    than `side` pixels need."""
     if preprocess.channels not in {1, 3}:
         raise DataError(
             f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
@@ -162,8 +163,8 @@ def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int) -> tuple[Image
 
 
 def _orientation(image: Image.Image) -> object:
-    """The orientation in the EXIF of a loaded image. Nothing else of it is looked at: other entries may be broken, and
-    `ImageOps.exif_transpose`, which writes all of them anew, refuses whole photographs for one odd number."""
+    """Return the orientation in the EXIF of a loaded image. Nothing else of it is looked at: other entries may be broken,
+    and `ImageOps.exif_transpose`, which writes all of them anew, refuses whole photographs for one odd number."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
         return value if value in _UPRIGHT else None
@@ -172,7 +173,8 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _without_metadata(path: Path) -> bytes | None:
-    """A PNG without the chunks that the pixels do not hang on (long texts, a broken colour profile); None for other files."""
+    """Return a PNG without the chunks that the pixels do not hang on (long texts, a broken colour profile); None for other
+    files."""
     content = path.read_bytes() if path.is_file() else b""
     if not content.startswith(_PNG_SIGNATURE):
         return None
@@ -187,7 +189,7 @@ def _without_metadata(path: Path) -> bytes | None:
 
 
 def _to_mode(image: Image.Image, mode: str, *, bits: int) -> Image.Image:
-    """The image in mode L or RGB; Pillow alone would clip 16-bit pixels instead of scaling them.
+    """Return the image in mode L or RGB; Pillow alone would clip 16-bit pixels instead of scaling them.
 
     Of a wide grey image the pixels hold `bits` bits, of which the upper eight are kept.
     """
@@ -208,7 +210,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _fitted(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """The image at the model's size."""
+    """Return the image at the model's size."""
     height, width = preprocess.size
     ratio, method = preprocess.crop_ratio, Image.Resampling.BICUBIC
     if image.size == (width, height) and ratio == 1:

@@ -75,7 +75,7 @@ class Preprocess:
         return (self.channels, height, width) if self.layout == "NCHW" else (height, width, self.channels)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """The model input for uint8 images [B, H, W, C]: `dtype`, contiguous, [B, C, H, W] or [B, H, W, C].
+        """Return the model input for uint8 images [B, H, W, C]: `dtype`, contiguous, [B, C, H, W] or [B, H, W, C].
 
         Raises DataError when type or shape do not fit, or when the way is not known.
         """
@@ -110,7 +110,7 @@ class Preprocess:
             )
 
     def _fused(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Factor and offset per channel, shaped to broadcast over the layout; computed in double precision."""
+        """Return factor and offset per channel, shaped to broadcast over the layout; computed in double precision."""
         std = np.asarray(self.std, np.float64)
         factor = (self.scale / std).astype(np.float32)
         offset = (-np.asarray(self.mean, np.float64) / std).astype(np.float32)
@@ -119,7 +119,7 @@ class Preprocess:
         return factor[:, None, None], offset[:, None, None]
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict of lists, numbers and strings, with a line on how to read it; `from_json` takes it back."""
+        """Return a plain dict of lists, numbers and strings, with a line on how to read it; `from_json` takes it back."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         formula = "none" if self.dtype == "uint8" else "(pixel * scale - mean) / std, pixel in 0..255, per channel"
@@ -127,7 +127,7 @@ class Preprocess:
         return plain | {"formula": formula, "resize": self._resizing()}
 
     def _resizing(self) -> str:
-        """How a picture is brought to the model's size, in words."""
+        """Return how a picture is brought to the model's size, in words."""
         if self.fit == "crop" and self.crop_ratio == 1:
             return "shorter side to size (bicubic, antialiased), then centre crop"
         larger = "size" if self.crop_ratio == 1 else f"size / {self.crop_ratio:g}"
@@ -141,7 +141,7 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Preprocess:
-        """The Preprocess that `to_json` wrote; unknown keys are ignored. Raises DataError for anything else."""
+        """Return the Preprocess that `to_json` wrote; unknown keys are ignored. Raises DataError for anything else."""
         names = [f.name for f in fields(cls)]
         missing = [name for name in names if name not in plain and name not in OPTIONAL]
         if missing:
@@ -155,7 +155,7 @@ class Preprocess:
 
 
 def _problems(p: Preprocess) -> Sequence[str]:
-    """What is wrong with the values of a Preprocess; they may come from a file, so types are checked too."""
+    """Return what is wrong with the values of a Preprocess; they may come from a file, so types are checked too."""
     found = []
     for name, value, allowed in (
         ("layout", p.layout, get_args(Layout)),
@@ -181,7 +181,7 @@ def _problems(p: Preprocess) -> Sequence[str]:
 
 
 def _file_problems(p: Preprocess) -> Iterator[str]:
-    """What is wrong with the values that concern image files."""
+    """Yield what is wrong with the values that concern image files."""
     if not (_are((p.crop_ratio,), 1) and 0.1 <= p.crop_ratio <= 1):
         yield f"crop_ratio {p.crop_ratio!r}; expected a number from 0.1 to 1"
     for name, value, low, high in (("fill", p.fill, 0, 255), ("bits", p.bits, 8, WIDE_BITS)):
@@ -190,7 +190,7 @@ def _file_problems(p: Preprocess) -> Iterator[str]:
 
 
 def _misfits(p: Preprocess) -> Sequence[str]:
-    """What does not fit together, of values that are right each by itself."""
+    """Return what does not fit together, of values that are right each by itself."""
     found = []
     if p.order != "RGB" and p.channels != 3:
         found.append(f"order {p.order} needs 3 channels, the model has {p.channels}")
@@ -202,7 +202,7 @@ def _misfits(p: Preprocess) -> Sequence[str]:
 
 
 def _are(values: object, count: int, *, whole: bool = False) -> bool:
-    """Whether `values` is a tuple of `count` finite (whole) numbers; bool is no number here."""
+    """Return whether `values` is a tuple of `count` finite (whole) numbers; bool is no number here."""
     kinds = (int,) if whole else (int, float)
     return (
         isinstance(values, tuple)
@@ -222,8 +222,8 @@ def make_preprocess(
     std: Sequence[float] | None = None,
     pixels: PixelOptions = PixelOptions(),  # noqa: B008 (frozen)
 ) -> Preprocess:
-    """The Preprocess of a preset, with `mean` and `std` (in 0..1 units, one value or one per channel of the model, in its
-    order) and what `pixels` says put over it.
+    """Return the Preprocess of a preset, with `mean` and `std` (in 0..1 units, one value or one per channel of the model,
+    in its order) and what `pixels` says put over it.
 
     Without a name: `imagenet`, or `raw` for a model that takes uint8 and where a scale is given. A model that has not 3
     channels gets the mean of the preset's three numbers. Raises UsageError for unknown names and values out of range.

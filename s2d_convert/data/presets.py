@@ -71,14 +71,14 @@ class PixelOptions:
 
 
 def preset_named(name: str) -> Preset:
-    """The preset. Raises UsageError for an unknown name."""
+    """Return the preset. Raises UsageError for an unknown name."""
     if name not in PRESETS:
         raise UsageError(f"preprocess {name!r} is unknown; allowed: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def order_of(said: str | None, preset: Preset, channels: int) -> Order:
-    """The order of the model's channels. Raises UsageError."""
+    """Return the order of the model's channels. Raises UsageError."""
     if said is None or channels != 3:
         if said is not None and said.lower() == "bgr":
             raise UsageError(f"order bgr: the model has {channels} channels, expected 3; leave it out")
@@ -89,7 +89,7 @@ def order_of(said: str | None, preset: Preset, channels: int) -> Order:
 
 
 def resize_of(said: str | None, crop_ratio: float | None) -> tuple[Fit, float]:
-    """The way to the model's size and the share of each side that is kept. Raises UsageError."""
+    """Return the way to the model's size and the share of each side that is kept. Raises UsageError."""
     said = said or "crop"
     if said not in RESIZES:
         raise UsageError(f"resize {said!r} is unknown; allowed: {', '.join(RESIZES)}")
@@ -104,14 +104,14 @@ def resize_of(said: str | None, crop_ratio: float | None) -> tuple[Fit, float]:
 
 
 def per_channel(rgb: tuple[float, float, float], channels: int, order: Order) -> tuple[float, ...]:
-    """A preset's numbers in the order of the model's channels; a model without three gets their mean."""
+    """Return a preset's numbers in the order of the model's channels; a model without three gets their mean."""
     if channels != 3:
         return (sum(rgb) / 3,) * channels
     return rgb[::-1] if order == "BGR" else rgb
 
 
 def own_numbers(name: str, values: Sequence[float], channels: int, *, unit: float, scaled: bool) -> tuple[float, ...]:
-    """The user's mean or std after the scale, one per channel. Raises UsageError.
+    """Return the user's mean or std after the scale, one per channel. Raises UsageError.
 
     They are in 0..1 units, of which one is `unit` after the scale; `scaled`: in the units after the scale themselves.
     """
@@ -134,7 +134,7 @@ def own_numbers(name: str, values: Sequence[float], channels: int, *, unit: floa
 
 
 def own_scale(scale: float) -> float:
-    """The user's scale. Raises UsageError."""
+    """Return the user's scale. Raises UsageError."""
     if not (math.isfinite(scale) and 0 < scale <= 1):
         raise UsageError(
             f"scale {scale:g}: pixels from 0 to 255 are multiplied by it, above 0 and at most 1 is allowed; "

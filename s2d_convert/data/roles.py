@@ -19,7 +19,7 @@ _BESIDE = frozenset({"set", "data", "dataset", "split", "images", "image", "imgs
 
 
 def role_of(name: str) -> str | None:
-    """The part that a folder of this name is, "train", "val" or "test"; None for any other name."""
+    """Return the part that a folder of this name is, "train", "val" or "test"; None for any other name."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
     telling = [word.lower() for word in words if word.lower() not in _BESIDE]
     merged = [re.sub(r"(set|data)$", "", word) for word in telling]  # trainset, testdata

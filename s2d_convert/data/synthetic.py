@@ -31,7 +31,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def made_up(count: int, *, size: tuple[int, int], channels: int, seed: int) -> NDArray[np.uint8]:
-    """Made-up images, uint8 [B, H, W, C] with (H, W) = `size`; a larger `count` only adds images at the end."""
+    """Return made-up images, uint8 [B, H, W, C] with (H, W) = `size`; a larger `count` only adds images at the end."""
     if count < 0 or min(size) < 1 or channels < 1:
         raise UsageError(f"made-up images: got count {count}, size {size}, channels {channels}; expected none negative")
     out = np.empty((count, *size, channels), np.uint8)
@@ -46,7 +46,7 @@ def made_up(count: int, *, size: tuple[int, int], channels: int, seed: int) -> N
 
 
 def _drawn(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """One block of canvases [B, H, W, 3]; every family draws its share, the order is shuffled."""
+    """Return one block of canvases [B, H, W, 3]; every family draws its share, the order is shuffled."""
     shares = rng.multinomial(count, [weight for _, weight in _FAMILIES])
     parts = [draw(rng, int(share), height, width) for (draw, _), share in zip(_FAMILIES, shares, strict=True) if share]
     return np.concatenate(parts)[rng.permutation(count)]
@@ -65,7 +65,7 @@ def _uniform(rng: Rng, low: float, high: float, *shape: int) -> Floats:
 
 
 def _coordinates(height: int, width: int) -> tuple[Floats, Floats]:
-    """y [H, 1] and x [1, W], zero in the middle; the shorter side runs from -1 to 1."""
+    """Return y [H, 1] and x [1, W], zero in the middle; the shorter side runs from -1 to 1."""
     unit = min(height, width) / 2
     y = ((np.arange(height) + 0.5 - height / 2) / unit).astype(np.float32)
     x = ((np.arange(width) + 0.5 - width / 2) / unit).astype(np.float32)
@@ -73,7 +73,7 @@ def _coordinates(height: int, width: int) -> tuple[Floats, Floats]:
 
 
 def _palette(rng: Rng, count: int, entries: int) -> Floats:
-    """Colours [B, P, 3]: each image has its own mean colour, saturation and contrast, as photos have."""
+    """Return colours [B, P, 3]: each image has its own mean colour, saturation and contrast, as photos have."""
     mean = _uniform(rng, 0.25, 0.75, count, 1, 3)
     light = rng.standard_normal((count, entries, 1), np.float32) * _uniform(rng, 0.1, 0.35, count, 1, 1)
     tint = rng.standard_normal((count, entries, 3), np.float32) * _uniform(rng, 0.0, 0.3, count, 1, 1) ** 1.5
@@ -83,7 +83,7 @@ def _palette(rng: Rng, count: int, entries: int) -> Floats:
 
 
 def _noise(rng: Rng, count: int, height: int, width: int, *, slope: Floats) -> Floats:
-    """Gaussian noise [B, H, W] whose amplitude falls with frequency as 1/f^slope [B]; mean 0, deviation 1."""
+    """Return Gaussian noise [B, H, W] whose amplitude falls with frequency as 1/f^slope [B]; mean 0, deviation 1."""
     fy = np.fft.fftfreq(height).astype(np.float32)[:, None] ** 2
     fx = np.fft.rfftfreq(width).astype(np.float32)[None, :] ** 2
     stretch = np.exp2(_uniform(rng, -2, 2, count, 1, 1))  # of one axis: grain, fur, water
@@ -97,7 +97,7 @@ def _noise(rng: Rng, count: int, height: int, width: int, *, slope: Floats) -> F
 
 
 def _wave(rng: Rng, count: int, height: int, width: int, *, cycles: tuple[float, float]) -> Floats:
-    """Sine waves [B, H, W] in -1..1 of random direction, some bent by noise, with `cycles` per half side."""
+    """Return sine waves [B, H, W] in -1..1 of random direction, some bent by noise, with `cycles` per half side."""
     y, x = _coordinates(height, width)
     angle = _uniform(rng, 0, 2 * np.pi, count, 1, 1)
     bend = np.maximum(_uniform(rng, -1, 1.5, count, 1, 1), 0)
@@ -118,7 +118,7 @@ def _blend(weight: Floats, first: Floats, second: Floats) -> Floats:
 
 
 def _spectral(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Colour noise with the 1/f spectrum of photos; brightness is shared by the channels, tint only partly."""
+    """Return colour noise with the 1/f spectrum of photos; brightness is shared by the channels, tint only partly."""
     slope = np.repeat(_uniform(rng, 0.6, 2.2, count), 3)
     fields = _noise(rng, 3 * count, height, width, slope=slope).reshape(count, 3, height, width)
     mixing = rng.standard_normal((count, 3, 3), np.float32) * _uniform(rng, 0, 0.15, count, 1, 1)
@@ -129,7 +129,7 @@ def _spectral(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _regions(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Fractal noise cut at random heights into regions of one colour each, with a texture on top."""
+    """Return fractal noise cut at random heights into regions of one colour each, with a texture on top."""
     field = _noise(rng, count, height, width, slope=_uniform(rng, 1.2, 2.6, count))
     cuts = np.sort(rng.standard_normal((count, 6), np.float32), axis=1)
     level = np.zeros(field.shape, np.int64)
@@ -141,7 +141,7 @@ def _regions(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _gratings(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Stripes, checkers and rings between two colours, soft or hard, some fading towards one side."""
+    """Return stripes, checkers and rings between two colours, soft or hard, some fading towards one side."""
     wave = _wave(rng, count, height, width, cycles=(0.5, min(height, width) / 12 + 1))
     kind = rng.integers(0, 4, count)[:, None, None]
     y, x = _coordinates(height, width)
@@ -157,7 +157,7 @@ def _gratings(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _gradients(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Smooth changes between three colours along a line and around a point: skies, walls, vignettes."""
+    """Return smooth changes between three colours along a line and around a point: skies, walls, vignettes."""
     y, x = _coordinates(height, width)
     angle, centre = _uniform(rng, 0, 2 * np.pi, count, 1, 1), _uniform(rng, -1, 1, 2, count, 1, 1)
     distance = np.cos(angle) * x + np.sin(angle) * y
@@ -172,7 +172,7 @@ def _gradients(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _backgrounds(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """What scenes stand on: mostly smooth, sometimes one of the textures."""
+    """Return what scenes stand on: mostly smooth, sometimes one of the textures."""
     shares = rng.multinomial(count, (0.45, 0.2, 0.15, 0.2))
     families = (_gradients, _spectral, _regions, _gratings)
     parts = [draw(rng, int(n), height, width) for draw, n in zip(families, shares, strict=True) if n]
@@ -180,7 +180,7 @@ def _backgrounds(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _dead_leaves(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Shapes that cover each other, with radii after a power law, until nearly the whole canvas is full."""
+    """Return shapes that cover each other, with radii after a power law, until nearly the whole canvas is full."""
     # density ~ r^-2: with r^-3, which looks alike at every zoom, it takes ten times as many shapes to fill the canvas
     leaves, smallest, largest = 40, _uniform(rng, 0.08, 0.2, count, 1), np.float32(1)
     radius = 1 / (1 / smallest - rng.random((count, leaves), np.float32) * (1 / smallest - 1 / largest))
@@ -188,7 +188,7 @@ def _dead_leaves(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _objects(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """A few large shaded shapes on a background."""
+    """Return a few large shaded shapes on a background."""
     shapes = 6
     radius = _uniform(rng, 0.15, 0.8, count, shapes)
     radius[np.arange(shapes) >= rng.integers(1, shapes + 1, (count, 1))] = 0  # never drawn
@@ -209,7 +209,7 @@ _FAMILIES: tuple[tuple[Family, float], ...] = (
 
 
 def _scene(rng: Rng, background: Floats, radius: Floats) -> Floats:
-    """The background with shapes of these radii [B, P] drawn over it one after the other, textured and shaded."""
+    """Return the background with shapes of these radii [B, P] drawn over it one after the other, textured and shaded."""
     count, height, width, _ = background.shape
     top, depth = _stacked(rng, radius, height, width)
     colours = _palette(rng, count, radius.shape[1] + 1)
@@ -225,7 +225,7 @@ def _scene(rng: Rng, background: Floats, radius: Floats) -> Floats:
 
 
 def _stacked(rng: Rng, radius: Floats, height: int, width: int) -> tuple[NDArray[np.uint8], Floats]:
-    """Per pixel [B, H, W] the number of the uppermost shape (0: none), and how deep in its own shade it lies."""
+    """Return per pixel [B, H, W] the number of the uppermost shape (0: none), and how deep in its own shade it lies."""
     count, shapes = radius.shape
     y, x = _coordinates(height, width)
     top = np.zeros((count, height, width), np.uint8)
@@ -262,7 +262,7 @@ _SHAPES: tuple[Callable[[Floats, Floats], Floats], ...] = (
 
 
 def _augmented(canvas: Floats, size: tuple[int, int], rng: Rng) -> Floats:
-    """Images [B, H, W, 3] of the final size, cut from the mixed canvases and changed in colour and sharpness."""
+    """Return images [B, H, W, 3] of the final size, cut from the mixed canvases and changed in colour and sharpness."""
     images = _windows(_mixed(canvas, rng), size, rng)
     images = _recoloured(images, rng)
     images = _softened(images, rng)
@@ -271,7 +271,7 @@ def _augmented(canvas: Floats, size: tuple[int, int], rng: Rng) -> Floats:
 
 
 def _windows(canvas: Floats, size: tuple[int, int], rng: Rng) -> Floats:
-    """A randomly placed, rotated, zoomed and mirrored window of every canvas, sampled bilinearly."""
+    """Return a randomly placed, rotated, zoomed and mirrored window of every canvas, sampled bilinearly."""
     count, height, width, _ = canvas.shape
     y, x = ((np.arange(side, dtype=np.float32) - (side - 1) / 2) for side in size)
     largest = min(height / size[0], width / size[1])
@@ -291,7 +291,7 @@ def _windows(canvas: Floats, size: tuple[int, int], rng: Rng) -> Floats:
 
 
 def _sampled(canvas: Floats, rows: Floats, columns: Floats) -> Floats:
-    """The canvas between its pixels at rows and columns [B, H, W]; beyond the edges it is reflected."""
+    """Return the canvas between its pixels at rows and columns [B, H, W]; beyond the edges it is reflected."""
     count, height, width, channels = canvas.shape
     rows, columns = (
         np.clip((side - 1) - np.abs((side - 1) - np.abs(at)), 0, side - 1.001)
@@ -308,7 +308,7 @@ def _sampled(canvas: Floats, rows: Floats, columns: Floats) -> Floats:
 
 
 def _mixed(images: Floats, rng: Rng) -> Floats:
-    """Mixup (15 %: two canvases shine through each other) and CutMix (15 %: a box of another canvas).
+    """Return mixup (15 %: two canvases shine through each other) and CutMix (15 %: a box of another canvas).
 
     Done before the windows are cut, so that an image and its partner show different parts in different colours.
     """
@@ -326,7 +326,7 @@ def _mixed(images: Floats, rng: Rng) -> Floats:
 
 
 def _recoloured(images: Floats, rng: Rng) -> Floats:
-    """Contrast, brightness, saturation, gamma, order of the channels, gray and negative images."""
+    """Return contrast, brightness, saturation, gamma, order of the channels, gray and negative images."""
     count = len(images)
 
     def some(share: float) -> NDArray[np.bool_]:
@@ -348,7 +348,7 @@ def _recoloured(images: Floats, rng: Rng) -> Floats:
 
 
 def _softened(images: Floats, rng: Rng) -> Floats:
-    """Blurred (up to two binomial filters) or slightly sharpened images; a third stays as it is."""
+    """Return blurred (up to two binomial filters) or slightly sharpened images; a third stays as it is."""
     for _ in range(2):
         blurred: NDArray[Any] = images
         for axis in (1, 2):
@@ -360,7 +360,7 @@ def _softened(images: Floats, rng: Rng) -> Floats:
 
 
 def _finished(images: Floats, channels: int, rng: Rng) -> NDArray[np.uint8]:
-    """The images as uint8 [B, H, W, C]: gray for one channel, random mixtures for more than three."""
+    """Return the images as uint8 [B, H, W, C]: gray for one channel, random mixtures for more than three."""
     if channels == 1:
         images = (images @ _LUMA)[..., None]
     elif channels != 3:

@@ -44,7 +44,7 @@ class Answers:
     labelled: bool
 
     def balanced(self, answers: Classes) -> float:
-        """The mean over the classes with images of the share that is answered rightly."""
+        """Return the mean over the classes with images of the share that is answered rightly."""
         counts = np.bincount(self.truth, minlength=self.classes)
         hits = np.bincount(self.truth[answers == self.truth], minlength=self.classes)
         return float((hits[counts > 0] / counts[counts > 0]).mean())
@@ -56,7 +56,7 @@ class Answers:
 
 
 def class_results(answers: Answers, names: Sequence[str] | None) -> tuple[ClassResult, ...]:
-    """The classes that have images, those that lose most first; at most MOST_ROWS."""
+    """Return the classes that have images, those that lose most first; at most MOST_ROWS."""
     rows = []
     for k in np.unique(answers.truth):
         here = answers.truth == k
@@ -75,8 +75,8 @@ def _gain(row: ClassResult) -> tuple[float, float]:
 
 
 def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ...]:
-    """A sentence for every stage that hardly answers a class rightly which the static model knows on the same images, and
-    for classes that the static model does not know itself; and one where nearly all images are of one class."""
+    """Return a sentence for every stage that hardly answers a class rightly which the static model knows on the same
+    images, and for classes that the static model does not know itself; and one where nearly all images are of one class."""
     texts = []
     counts = np.bincount(answers.truth, minlength=answers.classes)
     most = int(counts.argmax())
@@ -102,7 +102,8 @@ def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ..
 
 
 def _lost_at(answers: Answers, leaving: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int, int]]:
-    """(class, images, the static model's hits) of the classes that are lost among the images that leave at a stage."""
+    """Yield (class, images, the static model's hits) of the classes that are lost among the images that leave at a
+    stage."""
     for k in np.unique(answers.truth):
         here = leaving & (answers.truth == k)
         hits = int((answers.static[here] == k).sum())
@@ -119,7 +120,7 @@ def _unknown(answers: Answers) -> Iterator[int]:
 
 
 def answers_on(images: Images, static: Classes, dynamic: Classes, exits: Classes, *, classes: int) -> Answers:
-    """The answers with their labels, or without labels with the static model's answers in their place."""
+    """Return the answers with their labels, or without labels with the static model's answers in their place."""
     labelled = images.labels is not None
     truth = images.labels if images.labels is not None else static
     return Answers(truth, static, dynamic, exits, classes, labelled)

@@ -42,7 +42,7 @@ class Origin:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
-        """What a manifest records. Raises OutputError that names the place."""
+        """Return what a manifest records. Raises OutputError that names the place."""
         recorded = manifest.provenance
         options = _value(recorded, "options", Mapping, "an object") or {}
         given = options.get("size") or recorded.get("input_size")
@@ -58,8 +58,8 @@ class Origin:
         )
 
     def find(self, asked: Path | None, folder: Path) -> Path:
-        """The static model's file: the one asked for, or the recorded one. Raises ModelError when there is none, or when
-        it is another model than `folder` was made from."""
+        """Return the static model's file: the one asked for, or the recorded one. Raises ModelError when there is none, or
+        when it is another model than `folder` was made from."""
         path = asked or Path(self.model or "")
         try:
             there = path.is_file()
@@ -78,7 +78,7 @@ class Origin:
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file, which need not fit into memory."""
+    """Return the hash of a file, which need not fit into memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(HASHED_BYTES):
@@ -87,7 +87,8 @@ def sha256_of(path: Path) -> str:
 
 
 def model_sha256(path: Path) -> str:
-    """The hash of a model: of its file and, where its weights lie in files beside it, of those too. Raises OSError."""
+    """Return the hash of a model: of its file and, where its weights lie in files beside it, of those too. Raises
+    OSError."""
     own = sha256_of(path)
     try:
         model = onnx.load(path, load_external_data=False, format="protobuf")
@@ -101,7 +102,7 @@ def model_sha256(path: Path) -> str:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All tensors that a graph holds: initializers, and what its nodes have as attributes, branches included."""
+    """Yield all tensors that a graph holds: initializers, and what its nodes have as attributes, branches included."""
     yield from graph.initializer
     for attribute in (a for node in graph.node for a in node.attribute):
         yield from (attribute.t, *attribute.tensors)
@@ -110,8 +111,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def recorded_preprocess(manifest: Manifest) -> Preprocess:
-    """The preprocessing that a manifest records. Raises DataError when it has none, or one that makes other input than the
-    stages take."""
+    """Return the preprocessing that a manifest records. Raises DataError when it has none, or one that makes other input
+    than the stages take."""
     if manifest.preprocess is None:
         raise DataError(
             "the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly"
@@ -127,7 +128,7 @@ def recorded_preprocess(manifest: Manifest) -> Preprocess:
 
 
 def _value(record: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:
-    """A value of the kind, or None where there is none."""
+    """Return a value of the kind, or None where there is none."""
     found = record.get(name)
     if found is not None and not isinstance(found, kind):
         _refuse(name, found, expected)
@@ -152,6 +153,6 @@ def _refuse(name: str, found: object, expected: str) -> NoReturn:
 
 
 def model_facts(model: AnalysedModel) -> dict[str, int]:
-    """The static model's multiply-accumulates per image and its number of parameters."""
+    """Return the static model's multiply-accumulates per image and its number of parameters."""
     parameters = sum(int(v.size) for v in model.graph.constants.values() if v.dtype == np.float32 and v.ndim)
     return {"static_macs": total_macs(model.graph), "static_parameters": parameters}

@@ -56,18 +56,18 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
         )
 
     def get_next(self) -> dict[str, Array] | None:
-        """The next rows, None after the last."""
+        """Return the next rows, None after the last."""
         return next(self._batches, None)
 
 
 def int8_stage(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:
-    """The stage in int8. feeds: image and links, as many rows each, of images that reach this stage; they say how large its
-    activations become. Raises ModelError where onnxruntime's tool cannot do it."""
+    """Return the stage in int8. feeds: image and links, as many rows each, of images that reach this stage; they say how
+    large its activations become. Raises ModelError where onnxruntime's tool cannot do it."""
     return int8_model(_with_plain_weights(model), feeds, excluded=answering_nodes(model))
 
 
 def int8_model(model: onnx.ModelProto, feeds: Mapping[str, Array], *, excluded: Sequence[str] = ()) -> onnx.ModelProto:
-    """Any float32 model in int8, apart from the nodes `excluded`. Raises ModelError as `int8_stage` does."""
+    """Return any float32 model in int8, apart from the nodes `excluded`. Raises ModelError as `int8_stage` does."""
     with tempfile.TemporaryDirectory() as place:
         source, ready, made = (str(Path(place) / name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
@@ -95,14 +95,14 @@ def _without_known_warnings() -> Iterator[None]:
 
 
 def _beyond_the_tool(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that onnxruntime's tool cannot quantise per channel: transposed convolutions in groups, whose
-    weight has fewer columns than there are output channels, and a bias for each of these."""
+    """Return names of the nodes that onnxruntime's tool cannot quantise per channel: transposed convolutions in groups,
+    whose weight has fewer columns than there are output channels, and a bias for each of these."""
     groups = {n.name: next((a.i for a in n.attribute if a.name == "group"), 1) for n in model.graph.node}
     return [n.name for n in model.graph.node if n.op_type == "ConvTranspose" and groups[n.name] > 1]
 
 
 def float16_stage(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The stage computing in float16. Raises ModelError where the converter cannot do it."""
+    """Return the stage computing in float16. Raises ModelError where the converter cannot do it."""
     source = _with_plain_weights(model)
     kept = answering_nodes(model)
     made = _guarded(lambda: convert_float_to_float16(source, keep_io_types=True, node_block_list=kept))
@@ -112,7 +112,7 @@ def float16_stage(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _guarded(tool: Callable[[], Any]) -> Any:
-    """What a tool of onnxruntime returns. Raises ModelError for whatever it raises."""
+    """Return what a tool of onnxruntime returns. Raises ModelError for whatever it raises."""
     try:
         return tool()
     except TOOL_ERRORS as error:
@@ -155,12 +155,12 @@ def _exit_head(last: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> li
 
 
 def _of_exit_head(node: onnx.NodeProto) -> bool:
-    """Whether the node belongs to an exit head that was added to the model."""
+    """Return whether the node belongs to an exit head that was added to the model."""
     return bool(node.name.startswith(EXIT))
 
 
 def _with_plain_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which weights that are stored in float16 and cast back are float32 weights."""
+    """Return a copy in which weights that are stored in float16 and cast back are float32 weights."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     stored = {i.name: i for i in copy.graph.initializer}

@@ -73,8 +73,8 @@ def write_single(folder: Path, path: Path, *, bake: float | None = None) -> Sing
 def single_model(
     manifest: Manifest, stages: Sequence[onnx.ModelProto], *, thresholds: Sequence[float] | None = None
 ) -> onnx.ModelProto:
-    """One model of the stages of a manifest. Inputs: the image, and `thresholds` float32 [S - 1] unless they are given here
-    or S is 1. Outputs: `output` and `confidence` as the dispatcher answers them, and `stage`, int64 [B].
+    """Return one model of the stages of a manifest. Inputs: the image, and `thresholds` float32 [S - 1] unless they are
+    given here or S is 1. Outputs: `output` and `confidence` as the dispatcher answers them, and `stage`, int64 [B].
 
     Raises OutputError where the stages cannot become one model.
     """
@@ -100,7 +100,7 @@ def single_model(
 
 
 def _opsets(stages: Sequence[onnx.ModelProto]) -> list[onnx.OperatorSetIdProto]:
-    """The operator sets of all stages. Raises OutputError where two of them use different versions."""
+    """Return the operator sets of all stages. Raises OutputError where two of them use different versions."""
     found: dict[str, int] = {}
     for model in stages:
         for opset in model.opset_import:
@@ -132,7 +132,7 @@ class _Scope:
     def graph(
         self, name: str, outputs: Sequence[onnx.ValueInfoProto], inputs: Sequence[onnx.ValueInfoProto] = ()
     ) -> onnx.GraphProto:
-        """The graph as ONNX."""
+        """Return the graph as ONNX."""
         return helper.make_graph(self.nodes, name, inputs, outputs, self.weights, value_info=self.infos)
 
 
@@ -180,7 +180,7 @@ class _Builder:
         return {name: prefix + name for name in outputs}
 
     def _threshold(self, here: _Scope, number: int) -> str:
-        """The threshold of a stage, a scalar."""
+        """Return the threshold of a stage, a scalar."""
         name = f"exit{number}/threshold"
         if self._baked is not None:
             return here.constant(np.array(self._baked[number - 1], np.float32), name)
@@ -189,7 +189,7 @@ class _Builder:
         )
 
     def _go_on(self, number: int, values: Mapping[str, str], own: Sequence[str], staying: str) -> onnx.GraphProto:
-        """The branch in which rows stay: the next stages on them, and their answers put into those of this stage."""
+        """Return the branch in which rows stay: the next stages on them, and their answers put into those of this stage."""
         here, at = _Scope(), f"exit{number}/"
         places = here.op("Transpose", [staying], f"{at}places")
         rows = here.op("Reshape", [places, here.constant(np.array([-1], np.int64), f"{at}flat")], f"{at}kept")
@@ -204,7 +204,7 @@ class _Builder:
         return here.graph(f"exit{number}.stay", self.answer_infos(number, outputs))
 
     def _stop(self, number: int, own: Sequence[str]) -> onnx.GraphProto:
-        """The branch in which nobody stays."""
+        """Return the branch in which nobody stays."""
         here = _Scope()
         outputs = [
             here.op("Identity", [mine], f"exit{number}/own/{name}") for mine, name in zip(own, ANSWER, strict=True)
@@ -212,7 +212,7 @@ class _Builder:
         return here.graph(f"exit{number}.leave", self.answer_infos(number, outputs))
 
     def answer_infos(self, number: int, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-        """Types and shapes of output, stage and confidence, for as many rows as stage `number` has."""
+        """Return types and shapes of output, stage and confidence, for as many rows as stage `number` has."""
         one: list[str | int | None] = [_rows(number)]
         shapes = ([*one, *self._manifest.output.shape[1:]], one, one)
         kinds = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)
@@ -221,7 +221,8 @@ class _Builder:
 
 
 def _rows(number: int) -> str:
-    """The name of the batch axis at a stage: onnxruntime shares buffers by symbolic shape, so the stages' rows differ."""
+    """Return the name of the batch axis at a stage: onnxruntime shares buffers by symbolic shape, so the stages' rows
+    differ."""
     return "N" if number == 1 else f"N{number}"
 
 

@@ -73,7 +73,7 @@ class Tensor:
     lengths: tuple[int | None, ...]
 
     def text(self, side: str) -> str:
-        """The entry of config.pbtxt; `side` is input or output."""
+        """Return the entry of config.pbtxt; `side` is input or output."""
         dims = ", ".join(map(str, self.lengths or (1,)))
         scalar = "" if self.lengths else " reshape { shape: [ ] }"
         return f"{side} {{ name: {quoted(self.name)} data_type: {TYPES[self.dtype]} dims: [ {dims} ]{scalar} }}"
@@ -117,7 +117,7 @@ def write_single_repository(
 
 
 def _new_model(repository: Path, name: str, config: str) -> Path:
-    """The folder of version 1 of a new model."""
+    """Return the folder of version 1 of a new model."""
     version = repository / name / "1"
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config, encoding="utf-8")
@@ -125,7 +125,7 @@ def _new_model(repository: Path, name: str, config: str) -> Path:
 
 
 def front_config(manifest: Manifest, options: TritonOptions) -> str:
-    """config.pbtxt of the model that clients call."""
+    """Return config.pbtxt of the model that clients call."""
     image = Tensor(manifest.input.name, manifest.input.dtype, manifest.input.shape[1:])
     answers = (
         Tensor("output", "float32", manifest.output.shape[1:]),
@@ -148,7 +148,7 @@ def front_config(manifest: Manifest, options: TritonOptions) -> str:
 
 
 def single_config(manifest: Manifest, options: TritonOptions) -> str:
-    """config.pbtxt of the one-file graph."""
+    """Return config.pbtxt of the one-file graph."""
     outputs = (
         Tensor("output", "float32", manifest.output.shape[1:]),
         Tensor("stage", "int64", ()),
@@ -159,7 +159,7 @@ def single_config(manifest: Manifest, options: TritonOptions) -> str:
 
 
 def stage_config(manifest: Manifest, number: int, options: TritonOptions) -> str:
-    """config.pbtxt of a stage; `number` counts from 1."""
+    """Return config.pbtxt of a stage; `number` counts from 1."""
     stage = manifest.stages[number - 1]
     links = {link.name: link.shape[1:] for one in manifest.stages for link in one.links_out}
     image = Tensor(manifest.input.name, manifest.input.dtype, manifest.input.shape[1:])
@@ -175,7 +175,8 @@ def stage_config(manifest: Manifest, number: int, options: TritonOptions) -> str
 def _onnx_config(
     name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], options: TritonOptions, *, queue: bool = False
 ) -> str:
-    """config.pbtxt of a model that Triton's onnxruntime backend runs; `queue`: clients call it, so its queue ends."""
+    """Return config.pbtxt of a model that Triton's onnxruntime backend runs; `queue`: clients call it, so its queue
+    ends."""
     return _config(
         [
             f"name: {quoted(name)}",
@@ -204,5 +205,5 @@ def _parameter(key: str, value: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as protobuf's text format writes it."""
+    """Return a text as protobuf's text format writes it."""
     return f'"{text_encoding.CEscape(text, as_utf8=True)}"'

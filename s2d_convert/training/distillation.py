@@ -47,7 +47,7 @@ class Teacher:
 
 
 def teacher_in_onnxruntime(model: AnalysedModel, **session: Any) -> Teacher:
-    """The teacher for a CPU, where onnxruntime is the quicker one; `session` as of `make_session`."""
+    """Return the teacher for a CPU, where onnxruntime is the quicker one; `session` as of `make_session`."""
     source, whole = feature_source(model), model.graph.to_logits_model()
     if source is not None:
         shape: list[str | int | None] = ["N", *model.graph.shapes[source]]
@@ -65,7 +65,7 @@ def teacher_in_onnxruntime(model: AnalysedModel, **session: Any) -> Teacher:
 
 
 def teacher_in_torch(model: AnalysedModel, weights: Weights, device: torch.device) -> Teacher:
-    """The teacher on the device that trains: a GPU must not wait for a CPU."""
+    """Return the teacher on the device that trains: a GPU must not wait for a CPU."""
     net = StagedNet(model, weights).to(device).eval()
     masks = net.masks(Effective(model, identity_plan(model)))
 
@@ -94,7 +94,8 @@ class Hints(nn.Module):
             nn.init.zeros_(parameter)
 
     def loss(self, taps: Sequence[str], exits: Sequence[Exit], features: Tensor) -> Tensor:
-        """The share of the variance of the teacher's features [B, C] that the maps leave unexplained, mean over the exits."""
+        """Return the share of the variance of the teacher's features [B, C] that the maps leave unexplained, mean over the
+        exits."""
         spread = features.var().clamp_min(SMALLEST_SPREAD)
         total = features.new_zeros(())
         for tap, found in zip(taps, exits, strict=True):

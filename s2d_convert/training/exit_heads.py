@@ -54,7 +54,7 @@ class Features:
 
 
 def head_cell(model: AnalysedModel, tap: str) -> tuple[int, int] | None:
-    """Height and width of the cells that a head averages a tap over; None for a feature vector."""
+    """Return height and width of the cells that a head averages a tap over; None for a feature vector."""
     shape, axis = list(model.graph.shapes[tap]), model.channels.layouts[tap].axis
     if len(shape) == 1:
         return None
@@ -64,7 +64,7 @@ def head_cell(model: AnalysedModel, tap: str) -> tuple[int, int] | None:
 
 
 def feature_count(model: AnalysedModel, tap: str) -> int:
-    """The number of features of a tap."""
+    """Return the number of features of a tap."""
     shape, axis = list(model.graph.shapes[tap]), model.channels.layouts[tap].axis
     cell = head_cell(model, tap)
     if cell is None:
@@ -77,7 +77,7 @@ def feature_count(model: AnalysedModel, tap: str) -> int:
 
 
 def feature_model(model: AnalysedModel, taps: Sequence[str]) -> onnx.ModelProto:
-    """The static model with the features of every tap as further outputs, in the order of `taps`."""
+    """Return the static model with the features of every tap as further outputs, in the order of `taps`."""
     whole = model.graph.to_logits_model()
     nodes = list(whole.graph.node)
     for index, tap in enumerate(taps):
@@ -110,7 +110,7 @@ class Extractor:
         self, images: Images, *, copies: int = 1, level: Level = "light", flip: bool = True, seed: int = 0,
         store: Path | None = None, report: Report | None = None,
     ) -> Features:  # fmt: skip
-        """The features of all images, `copies` times: first as they are, then augmented anew each time.
+        """Return the features of all images, `copies` times: first as they are, then augmented anew each time.
 
         With `store` they lie in that folder and not in memory; it appears when it is whole, and is read if it is there.
         """
@@ -161,7 +161,7 @@ def _new_array(folder: Path | None, index: int, shape: tuple[int, int]) -> Array
 
 
 def new_head(model: AnalysedModel, tap: str, *, seed: int) -> ExitHead:
-    """An untrained head for features of deviation 1; the same for equal seeds."""
+    """Return an untrained head for features of deviation 1; the same for equal seeds."""
     rng = np.random.default_rng([seed, 5, *tap.encode()])
     width, hidden = feature_count(model, tap), min(MAX_HIDDEN, max(MIN_HIDDEN, model.graph.classes // 2))
     first = rng.normal(0, math.sqrt(2 / width), (hidden, width)).astype(np.float32)
@@ -179,7 +179,7 @@ def train_heads(
     device: torch.device,
     on_step: Callable[[Progress], None] | None = None,
 ) -> dict[str, ExitHead]:
-    """A trained head for every tap; all of them in one loop over the same batches."""
+    """Return a trained head for every tap; all of them in one loop over the same batches."""
     taps = list(features.taps)
     scales = [_scale(features.taps[tap]) for tap in taps]
     heads = [_module(model, t, new_head(model, t, seed=seed)).to(device) for t in taps]
@@ -213,7 +213,7 @@ def train_heads(
 
 
 def head_logits(model: AnalysedModel, heads: Mapping[str, ExitHead], features: Features) -> Array:
-    """Logits [T, B, K] of all heads, in their order, on features."""
+    """Return logits [T, B, K] of all heads, in their order, on features."""
     rows = []
     for tap, head in heads.items():
         module = _module(model, tap, head)
@@ -227,12 +227,12 @@ def _module(model: AnalysedModel, tap: str, head: ExitHead) -> Head:
 
 
 def _scale(values: Array) -> Array:
-    """The deviation of each feature, at least a hundredth of the mean one, so that a dead feature stays harmless."""
+    """Return the deviation of each feature, at least a hundredth of the mean one, so that a dead feature stays harmless."""
     deviation = values.std(axis=0)
     return np.maximum(deviation, max(1e-2 * float(deviation.mean()), 1e-6)).astype(np.float32)
 
 
 def _rescaled(head: ExitHead, scale: Array) -> ExitHead:
-    """The head for features that are not divided by `scale`."""
+    """Return the head for features that are not divided by `scale`."""
     (weight, bias), *rest = head.layers
     return ExitHead(((weight / scale, bias), *rest), head.cell)

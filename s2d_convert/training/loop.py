@@ -62,7 +62,7 @@ class TrainSettings:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16 itself; elsewhere mixed precision is slower than float32."""
+    """Return whether the device multiplies in bfloat16 itself; elsewhere mixed precision is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -147,7 +147,7 @@ def train(
 def _optimizers(
     trained: nn.Module, hidden: Sequence[Tensor], settings: TrainSettings
 ) -> dict[torch.optim.Optimizer, float]:
-    """Muon for the hidden layers and SGD for everything else, with their rates.
+    """Return Muon for the hidden layers and SGD for everything else, with their rates.
 
     Weight decay on weights only; norms and biases go without, and what Muon trains, whose steps do not shrink with the gradient.
     """
@@ -164,14 +164,14 @@ def _optimizers(
 
 
 def schedule(progress: float, warmup: float) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Return linear warm-up, then a cosine to zero."""
     if progress < warmup:
         return (progress + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings) -> Tensor:
-    """Mean over exits of cross entropy with the labels and divergence from the static model's softened answer."""
+    """Return mean over exits of cross entropy with the labels and divergence from the static model's softened answer."""
     t = settings.temperature
     target = F.log_softmax(soft / t, dim=1)
     distill = 1.0 if labels is None else settings.distill
@@ -187,7 +187,7 @@ def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, sett
 def _batches(
     images: Images, teacher: Say, settings: TrainSettings, seed: int, first: int
 ) -> Iterator[tuple[int, tuple[Array, Lesson, Array | None]]]:
-    """(step, (model input, what the teacher says, labels)) from step `first` on, made one step ahead in a thread."""
+    """Yield (step, (model input, what the teacher says, labels)) from step `first` on, made one step ahead in a thread."""
     size = min(settings.batch_size, len(images))
     per_epoch = max(1, len(images) // size)
 
@@ -227,7 +227,7 @@ def _restore(net: nn.Module, optimizers: Iterable[torch.optim.Optimizer], checkp
 
 @torch.no_grad()
 def exit_logits(net: StagedNet, images: Images, masks: Masks, *, batch_statistics: bool = False) -> Array:
-    """Logits float32 [S, B, K] of all exits on images without augmentation.
+    """Return logits float32 [S, B, K] of all exits on images without augmentation.
 
     With `batch_statistics` the norms use each batch's own statistics: a fair look at a plan that was not trained
     on its own, without recalibrating it.
@@ -247,6 +247,6 @@ def exit_logits(net: StagedNet, images: Images, masks: Masks, *, batch_statistic
 
 
 def input_batches(images: Images, device: torch.device, *, count: int, size: int = EVAL_BATCH) -> Iterator[Tensor]:
-    """The first `count` images as model input on `device`, in batches, for measuring statistics."""
+    """Yield the first `count` images as model input on `device`, in batches, for measuring statistics."""
     for part in slices(min(count, len(images)), size):
         yield torch.from_numpy(np.ascontiguousarray(images.batch(part))).to(device)

@@ -40,7 +40,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def _norms(matrices: Tensor) -> Tensor:
-    """The length of each matrix [..., m, n] as [..., 1, 1]."""
+    """Return the length of each matrix [..., m, n] as [..., 1, 1]."""
     return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; weights without a gradient stay."""
+        """Return one step; weights without a gradient stay."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = {}

@@ -69,7 +69,7 @@ class Solver:
         )
 
     def _images_within(self, macs: float) -> int:
-        """How many images the static model may see for so many multiply-accumulates, within IMAGE_BYTES."""
+        """Return how many images the static model may see for so many multiply-accumulates, within IMAGE_BYTES."""
         graph = self.model.graph
         pixels = int(np.prod(graph.shapes[graph.image]))
         return max(LEAST_IMAGES, min(int(macs / max(1, total_macs(graph))), IMAGE_BYTES // (4 * pixels)))

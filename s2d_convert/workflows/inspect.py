@@ -25,7 +25,7 @@ CHEAP = (Kind.MAP, Kind.MOVE)  # told last
 
 
 def describe(model: AnalysedModel) -> dict[str, Any]:
-    """A JSON-able description of a model: input, output, classes of channels, opaque nodes and candidate taps.
+    """Return a JSON-able description of a model: input, output, classes of channels, opaque nodes and candidate taps.
 
     Every share of multiply-accumulates ("macs", "macs_before", "splittable_macs") is one of the whole model's, 0 to 1.
     """
@@ -53,7 +53,8 @@ def describe(model: AnalysedModel) -> dict[str, Any]:
 
 
 def unsupported(graph: Graph) -> list[dict[str, str]]:
-    """Every node that keeps the model from being converted, with the reason: no torch builder, or one that refuses."""
+    """Return every node that keeps the model from being converted, with the reason: no torch builder, or one that
+    refuses."""
     without = {n.name for n in unsupported_nodes(graph)}
     found = []
     for node in graph.nodes:
@@ -95,7 +96,7 @@ def _classes(model: AnalysedModel) -> list[dict[str, Any]]:
 
 
 def _macs_by_class(model: AnalysedModel) -> list[float]:
-    """The share of each class in the MACs: those of the nodes that make it, divided by their channels."""
+    """Return the share of each class in the MACs: those of the nodes that make it, divided by their channels."""
     macs = node_macs(model.graph)
     total = max(1, sum(macs.values()))
     found = [0.0] * len(model.channels.classes)
@@ -109,7 +110,7 @@ def _macs_by_class(model: AnalysedModel) -> list[float]:
 
 
 def _anchored_macs(model: AnalysedModel) -> float:
-    """The share of the MACs that make channels of no unit: they are whole in the first stage that needs them."""
+    """Return the share of the MACs that make channels of no unit: they are whole in the first stage that needs them."""
     macs = node_macs(model.graph)
     anchored = (
         n for n in model.graph.nodes if n.name in macs and (model.channels.layouts[n.outputs[0]].units == FREE).all()
@@ -118,7 +119,7 @@ def _anchored_macs(model: AnalysedModel) -> float:
 
 
 def _opaque_by_class(model: AnalysedModel) -> dict[int, list[Node]]:
-    """The opaque nodes by the index of the class that they tie. All channels around such a node are one unit, so it
+    """Return the opaque nodes by the index of the class that they tie. All channels around such a node are one unit, so it
     belongs to one class, and that class has no other unit; -1 where they are anchored and belong to none."""
     found: dict[int, list[Node]] = {}
     for node in model.graph.nodes:
@@ -129,7 +130,7 @@ def _opaque_by_class(model: AnalysedModel) -> dict[int, list[Node]]:
 
 
 def _why_whole(model: AnalysedModel, group: ChannelClass, opaque: Sequence[Node]) -> tuple[str | None, list[str]]:
-    """Why a class cannot be split (None if it can), and the names of the nodes that tie its channels."""
+    """Return why a class cannot be split (None if it can), and the names of the nodes that tie its channels."""
     names = [n.name for n in opaque]
     if group.splittable:
         return None, names
@@ -153,7 +154,8 @@ def _touches(channels: Channels, node: Node, group: ChannelClass) -> bool:
 
 
 def _keeps_groups(model: AnalysedModel, node: Node) -> bool:
-    """Whether a node ties channels beside one another; a depthwise convolution, with one channel per group, does not."""
+    """Return whether a node ties channels beside one another; a depthwise convolution, with one channel per group, does
+    not."""
     role = model.channels.roles[node.name]
     if role.kind is not Kind.GROUPED:
         return False
@@ -161,7 +163,7 @@ def _keeps_groups(model: AnalysedModel, node: Node) -> bool:
 
 
 def _opaque(model: AnalysedModel, classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every opaque node: why, the class that it ties, and the share of the MACs that is not split because of it.
+    """Return every opaque node: why, the class that it ties, and the share of the MACs that is not split because of it.
 
     Nodes that tie the same class share that cost: it is lost until all of them are gone. What holds the logits could not
     be split anyway, so there it is 0. Nodes around which everything is anchored belong to no class (None), and share
@@ -185,7 +187,7 @@ def _opaque(model: AnalysedModel, classes: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _stretches(model: AnalysedModel) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The candidate taps with what lies before them, and what lies between the last one and the logits."""
+    """Return the candidate taps with what lies before them, and what lies between the last one and the logits."""
     macs = node_macs(model.graph)
     total = max(1, sum(macs.values()))
     seen: set[str] = set()
@@ -204,7 +206,7 @@ def _stretches(model: AnalysedModel) -> tuple[list[dict[str, Any]], dict[str, An
 
 
 def _new_ancestors(graph: Graph, tensor: str, seen: set[str]) -> list[Node]:
-    """The nodes that a tensor depends on and that are not in `seen` yet, in order; they are added to it."""
+    """Return the nodes that a tensor depends on and that are not in `seen` yet, in order; they are added to it."""
     pending, found = [tensor], set()
     while pending:
         node = graph.producer.get(pending.pop())
@@ -216,7 +218,7 @@ def _new_ancestors(graph: Graph, tensor: str, seen: set[str]) -> list[Node]:
 
 
 def _operators(nodes: Sequence[Node], channels: Channels) -> dict[str, int]:
-    """How often each operator occurs, the most telling ones first."""
+    """Return how often each operator occurs, the most telling ones first."""
     counts: dict[str, int] = {}
     for node in sorted(nodes, key=lambda n: _rank(channels.roles[n.name].kind)):
         counts[node.op] = counts.get(node.op, 0) + 1

@@ -36,7 +36,7 @@ class Seen:
     channels: tuple[tuple[float, float, float], ...]
 
     def to_json(self) -> Mapping[str, Any]:
-        """A JSON-able dict, without the pixels."""
+        """Return a JSON-able dict, without the pixels."""
         return {
             "name": self.name,
             "size": self.source,
@@ -46,7 +46,7 @@ class Seen:
 
 
 def look_at(path: Path, preprocess: Preprocess, *, classes: int) -> list[Seen]:
-    """At most SHOWN pictures of a folder or an .npz, evenly spaced. Raises DataError."""
+    """Return at most SHOWN pictures of a folder or an .npz, evenly spaced. Raises DataError."""
     if path.suffix.lower() == ".npz" and path.is_file():
         images = read_npz(path, preprocess, classes)
         rows = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(np.int64))
@@ -74,7 +74,7 @@ def _seen(path: Path, file: str, preprocess: Preprocess) -> Seen:
 
 
 def _channels(values: NDArray[Any], preprocess: Preprocess) -> tuple[tuple[float, float, float], ...]:
-    """Lowest value, mean and highest value per channel of one model input."""
+    """Return lowest value, mean and highest value per channel of one model input."""
     flat = (
         values.reshape(preprocess.channels, -1)
         if preprocess.layout == "NCHW"
@@ -97,7 +97,7 @@ def save_pictures(seen: Sequence[Seen], folder: Path) -> list[Path]:
 
 
 def in_letters(pixels: NDArray[np.uint8], *, columns: int = COLUMNS) -> list[str]:
-    """The picture in lines of letters, dark to bright; a letter is twice as high as wide."""
+    """Return the picture in lines of letters, dark to bright; a letter is twice as high as wide."""
     height, width, channels = pixels.shape
     columns = min(columns, 2 * width)
     lines = max(1, round(columns * height / width / 2))

@@ -89,7 +89,7 @@ def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
 
 
 def stage_files(space: PlanSpace, weights: Any, options: KitOptions) -> Iterator[onnx.ModelProto]:
-    """Distinct stages of random plans, without weights; at most `options.files`."""
+    """Yield distinct stages of random plans, without weights; at most `options.files`."""
     rng, seen = np.random.default_rng([options.seed, 5]), set()
     for _ in range(MOST_PLANS):
         conversion = random_plan(space, rng)
@@ -105,7 +105,7 @@ def stage_files(space: PlanSpace, weights: Any, options: KitOptions) -> Iterator
 
 
 def weightless(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with every larger float constant replaced by a fill that keeps activations near one."""
+    """Return the same graph with every larger float constant replaced by a fill that keeps activations near one."""
     small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = small.graph
     graph.name = model.graph.name
@@ -123,7 +123,7 @@ def weightless(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _work_table(stages: list[onnx.ModelProto], block: int) -> dict[str, Any]:
-    """The work of all stages as one table: keys [Q] and amounts [F, Q]."""
+    """Return the work of all stages as one table: keys [Q] and amounts [F, Q]."""
     works = [work_of(stage, block=block) for stage in stages]
     keys = sorted({key for work in works for key in work})
     return {"keys": keys, "amounts": [[float(f"{work.get(key, 0):.6g}") for key in keys] for work in works]}

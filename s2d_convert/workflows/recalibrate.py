@@ -136,7 +136,7 @@ def _opened(options: CalibrateOptions) -> Iterator[tuple[Dispatcher, StaticModel
 
 
 def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, options: CalibrateOptions) -> Scores:
-    """What every stage and the static model say on the images; without the latter the last stage speaks for it."""
+    """Return what every stage and the static model say on the images; without the latter the last stage speaks for it."""
     manifest = runner.manifest
     models = [with_logits(stage.model) for stage in read_stages(options.folder, manifest)]
     sessions = [
@@ -151,7 +151,7 @@ def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, 
 
 
 def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]:
-    """What is fitted on and what a promise is tested on; without a promise both are everything."""
+    """Return what is fitted on and what a promise is tested on; without a promise both are everything."""
     if options.risk_bound is None:
         return scores, scores
     order = np.random.default_rng(options.seed).permutation(len(scores))
@@ -172,7 +172,8 @@ def _choose(
 
 
 def _costs(runner: Dispatcher, static: StaticModel | None, images: Images, *, batch: int) -> tuple[float, ...]:
-    """The latency of every stage relative to the static model: measured where that is there, else what the manifest says."""
+    """Return the latency of every stage relative to the static model: measured where that is there, else what the manifest
+    says."""
     if static is None:
         return tuple(stage.latency_ratio for stage in runner.manifest.stages)
     return path_costs(runner, static, np.ascontiguousarray(images.batch(np.arange(batch) % len(images)))).per_stage

@@ -58,7 +58,7 @@ def split_model(
 
 
 def make_plan(model: AnalysedModel, plan: str, stages: int) -> Conversion:
-    """The plan behind a name, or in a JSON file. Raises UsageError."""
+    """Return the plan behind a name, or in a JSON file. Raises UsageError."""
     if plan == "identity":
         return Conversion((identity_plan(model),))
     if plan in ("depth", "width"):
@@ -93,8 +93,8 @@ def open_export(
 def static_of(
     path: Path, *, size: tuple[int, int] | None, output: str | None
 ) -> tuple[Path, tuple[int, int] | None, str | None]:
-    """The static model that `path` is, or that the export in the folder `path` was made from, with the size and output
-    that were asked for. Raises ModelError when it is not where the manifest says, or is another one."""
+    """Return the static model that `path` is, or that the export in the folder `path` was made from, with the size and
+    output that were asked for. Raises ModelError when it is not where the manifest says, or is another one."""
     if not path.is_dir():
         return path, size, output
     origin = Origin.of(Manifest.load(path))

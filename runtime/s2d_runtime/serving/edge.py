@@ -61,7 +61,7 @@ class Edge:
         await self._app(scope, reading, sending)
 
     async def _drained(self, scope: Scope, receive: Receive, status: int) -> bool:
-        """Whether the rest of the body came, and was thrown away, within reasonable bounds."""
+        """Return whether the rest of the body came, and was thrown away, within reasonable bounds."""
         waits = any(name == b"expect" for name, _ in scope["headers"])  # for leave to send, which it does not get
         if waits or status == 408:
             return False
@@ -80,7 +80,7 @@ class Edge:
 
 
 def protocol_for(options: HttpOptions, *, count: Callable[[str, int], None]) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, with a bound on connections and on how long one of them may hang; count: as of `Edge`.
+    """Return uvicorn's HTTP/1.1, with a bound on connections and on how long one of them may hang; count: as of `Edge`.
 
     uvicorn itself waits forever for a request's head and for a client that does not read its answer.
     """
@@ -145,7 +145,7 @@ def _stops(server: uvicorn.Server) -> Iterator[None]:
 
 
 def listen(options: HttpOptions) -> socket.socket:
-    """A socket that listens; an address that is open to the network is warned of. Raises OptionError."""
+    """Return a socket that listens; an address that is open to the network is warned of. Raises OptionError."""
     try:
         kind = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         found = socket.create_server(kind[4][:2], family=kind[0], backlog=BACKLOG)
@@ -165,7 +165,7 @@ def _reason(error: Exception) -> str:
 
 
 def server_for(app: Edge, options: HttpOptions) -> uvicorn.Server:
-    """A server that is ready to run; `should_exit` stops it, and what is under way is finished."""
+    """Return a server that is ready to run; `should_exit` stops it, and what is under way is finished."""
     config = uvicorn.Config(
         app,
         http=protocol_for(options, count=app.count),
@@ -187,6 +187,6 @@ def run_until_signal(server: uvicorn.Server, listening: socket.socket) -> None:
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where a socket listens."""
+    """Return where a socket listens."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

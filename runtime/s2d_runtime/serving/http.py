@@ -87,7 +87,8 @@ class Service:
             raise v2.RequestError(status, f"{what} within {limit:g} s", retry_after_s=retry) from error
 
     def _answer(self, body: bytes, header_bytes: int | None) -> tuple[bytes, int | None]:
-        """The body of an answer and the length of its JSON part; runs on a thread of the pool. Raises RequestError."""
+        """Return the body of an answer and the length of its JSON part; runs on a thread of the pool. Raises
+        RequestError."""
         asked, binary = v2.decode(body, header_bytes)
         call = v2.parse(asked, self._dispatcher.manifest, most_rows=self._options.rows, binary=binary)
         del asked, binary
@@ -135,7 +136,7 @@ class Service:
 
 
 def application(service: Service, options: HttpOptions) -> Edge:
-    """The ASGI application of a service."""
+    """Return the ASGI application of a service."""
     get = [
         ("/v2", service.server),
         ("/v2/health/live", service.health),
@@ -158,7 +159,8 @@ def application(service: Service, options: HttpOptions) -> Edge:
 
 
 def _header_bytes(request: Request) -> int | None:
-    """What the header of binary tensors says. Raises RequestError for it, and for a content type or encoding that cannot be."""
+    """Return what the header of binary tensors says. Raises RequestError for it, and for a content type or encoding that
+    cannot be."""
     found = request.headers.get(HEADER_LENGTH)
     if found is not None and not re.fullmatch(r"[0-9]{1,12}", found):
         raise v2.RequestError(400, f"{HEADER_LENGTH}: got {found[:40]!r}; expected a number of bytes")
@@ -171,7 +173,7 @@ def _header_bytes(request: Request) -> int | None:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises RequestError as soon as it is longer than `limit` bytes, which its head may tell."""
+    """Return the whole body. Raises RequestError as soon as it is longer than `limit` bytes, which its head may tell."""
     too_long = v2.RequestError(
         413, f"the body is longer than {limit} bytes; send fewer images, or them as binary tensors"
     )

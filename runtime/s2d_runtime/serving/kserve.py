@@ -42,11 +42,11 @@ class StagedModel(Model):  # type: ignore[misc]  # KServe is not there when type
         return True
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        """The tensors of a request, for the metadata."""
+        """Return the tensors of a request, for the metadata."""
         return self._about()["inputs"]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """The tensors of an answer, for the metadata."""
+        """Return the tensors of an answer, for the metadata."""
         return self._about()["outputs"]
 
     def _about(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class StagedModel(Model):  # type: ignore[misc]  # KServe is not there when type
     async def predict(
         self, payload: Any, headers: Mapping[str, str] | None = None, response_headers: dict[str, str] | None = None
     ) -> InferResponse:
-        """The answer to a V2 request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
+        """Return the answer to a V2 request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
         if self._runner is None or not isinstance(payload, InferRequest):
             raise InvalidInput("the V1 protocol is not served; use /v2/models/NAME/infer or gRPC")
         try:
@@ -81,7 +81,7 @@ class StagedModel(Model):  # type: ignore[misc]  # KServe is not there when type
 
 
 def _request(payload: InferRequest) -> dict[str, Any]:
-    """KServe's request as the V2 protocol writes it in JSON."""
+    """Return KServe's request as the V2 protocol writes it in JSON."""
     raw = payload.parameters or {}
     return {
         "id": payload.id,
@@ -95,7 +95,7 @@ def _request(payload: InferRequest) -> dict[str, Any]:
 
 
 def _data(tensor: Any) -> Any:
-    """What a tensor holds, an array. Raises RequestError."""
+    """Return what a tensor holds, an array. Raises RequestError."""
     try:
         return tensor.as_numpy()
     except (ValueError, TypeError, OverflowError) as error:
@@ -104,7 +104,7 @@ def _data(tensor: Any) -> Any:
 
 
 def _output(tensor: Mapping[str, Any]) -> InferOutput:
-    """A tensor of the answer, as bytes; KServe makes a list of it where the client wants JSON."""
+    """Return a tensor of the answer, as bytes; KServe makes a list of it where the client wants JSON."""
     output = InferOutput(name=tensor["name"], shape=tensor["shape"], datatype=tensor["datatype"])
     output.set_data_from_numpy(tensor["data"].reshape(tensor["shape"]))
     return output

@@ -47,7 +47,7 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when 
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """The answer to a request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
+        """Return the answer to a request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
         if self._runner is None:
             raise ModelNotReady(self.name)
         try:
@@ -74,7 +74,7 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when 
 
 
 def _request(payload: InferenceRequest) -> dict[str, Any]:
-    """MLServer's request as the V2 protocol writes it in JSON; what it does not carry over stays None."""
+    """Return MLServer's request as the V2 protocol writes it in JSON; what it does not carry over stays None."""
     return {
         "id": payload.id,
         "parameters": dict(payload.parameters or ()),  # not model_dump, which drops what has no value

@@ -23,7 +23,7 @@ def option(default: Any, kind: type, help_text: str, *, low: float = -math.inf, 
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -84,13 +84,13 @@ class RayOptions(ListenOptions):
 
 
 def model_name(folder: Path) -> str:
-    """How a folder is called in URLs where nobody says: its own name without .s2d, made of allowed letters."""
+    """Return how a folder is called in URLs where nobody says: its own name without .s2d, made of allowed letters."""
     stem = folder.resolve().name.removesuffix(".s2d")
     return "".join(c if c in NAME_LETTERS else "_" for c in stem) or "model"
 
 
 def runtime_version() -> str:
-    """The version of this package, for the servers' metadata."""
+    """Return the version of this package, for the servers' metadata."""
     try:
         return version("s2d-runtime")
     except PackageNotFoundError:  # a copy of the sources that was never installed
@@ -98,5 +98,5 @@ def runtime_version() -> str:
 
 
 def flag(name: str) -> str:
-    """How an option is called on a command line: `timeout_s` is `--timeout-s`."""
+    """Return how an option is called on a command line: `timeout_s` is `--timeout-s`."""
     return f"--{name.replace('_', '-')}"

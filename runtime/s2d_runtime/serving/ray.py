@@ -64,15 +64,15 @@ class Stage:
         self._run.set_batch_wait_timeout_s(float(config["wait_ms"]) / 1000)
 
     async def go_on(self, values: Rows, limits: Limits) -> Answer:
-        """The answers for rows that came as far as this stage."""
+        """Return the answers for rows that came as far as this stage."""
         return await self._worker.answer(values, limits, run=self._run, go_on=self._ask)
 
     async def _run_batch(self, batch: list[Rows]) -> list[Rows]:
-        """Several requests in one call of onnxruntime; the event loop goes on meanwhile."""
+        """Return several requests in one call of onnxruntime; the event loop goes on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._worker.run, batch)
 
     async def _ask(self, values: Rows, limits: Limits) -> Answer:
-        """The next stage's answers. A replica that dies is no reason to fail before the time is up."""
+        """Return the next stage's answers. A replica that dies is no reason to fail before the time is up."""
         end = time.monotonic() + self._options.timeout_s
         while True:
             try:
@@ -100,13 +100,13 @@ class FirstStage(Stage):
         self._budget = config["budget"]
 
     async def classify(self, images: Any, budget: float | None = None) -> Answer:
-        """The dispatcher's answer for images [B, ...], for callers that have a handle. Raises DispatcherError."""
+        """Return the dispatcher's answer for images [B, ...], for callers that have a handle. Raises DispatcherError."""
         manifest = self._worker.manifest
         limits = limits_for(manifest, self._budget if budget is None else budget)
         return await self.go_on({manifest.input.name: images}, limits)
 
     async def __call__(self, request: Request) -> Response:
-        """The V2 protocol over HTTP."""
+        """Return the V2 protocol over HTTP."""
         name, manifest = self._name, self._worker.manifest
         model = f"/v2/models/{name}"
         if request.method == "POST" and request.url.path == f"{model}/infer":
@@ -123,7 +123,7 @@ class FirstStage(Stage):
         return JSONResponse(about)
 
     async def _infer(self, request: Request) -> Response:
-        """One inference request; whatever goes wrong is a status and a sentence."""
+        """Return one inference request; whatever goes wrong is a status and a sentence."""
         try:
             v2.check_encoding(request.headers.get("content-encoding"))
             header = request.headers.get(HEADER_BYTES)
@@ -145,7 +145,7 @@ class FirstStage(Stage):
 
 
 async def _body(request: Request, most_bytes: int) -> bytes:
-    """The body of a request; no more of it is kept than is allowed. Raises RequestError."""
+    """Return the body of a request; no more of it is kept than is allowed. Raises RequestError."""
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -155,14 +155,14 @@ async def _body(request: Request, most_bytes: int) -> bytes:
 
 
 def _length(text: str) -> int:
-    """A header's number. Raises RequestError."""
+    """Return a header's number. Raises RequestError."""
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise v2.RequestError(400, f"{HEADER_BYTES}: got {text[:40]!r}; expected the length of the JSON part")
     return int(text)
 
 
 def application(folder: Path, options: RayOptions) -> Any:
-    """The application, the last stage first. Raises DispatcherError and OptionError."""
+    """Return the application, the last stage first. Raises DispatcherError and OptionError."""
     options.check()
     following = None
     for number in range(len(Manifest.load(folder).stages), 0, -1):
@@ -172,7 +172,8 @@ def application(folder: Path, options: RayOptions) -> Any:
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """The application, for `serve deploy` and `serve run`; the arguments are `folder` and the fields of RayOptions."""
+    """Return the application, for `serve deploy` and `serve run`; the arguments are `folder` and the fields of
+    RayOptions."""
     given = dict(args)
     return application(Path(given.pop("folder")), RayOptions(**given))
 

@@ -23,7 +23,7 @@ BUILDER = "s2d_runtime.serving.ray:build"
 
 
 def deployment_options(options: RayOptions, number: int) -> dict[str, Any]:
-    """How Ray Serve runs stage `number`: as many requests at once as fill two batches, so that one fills while the
+    """Return how Ray Serve runs stage `number`: as many requests at once as fill two batches, so that one fills while the
     other runs; most traffic ends in stage 1, so every stage grows by its own load."""
     user_config: dict[str, Any] = {"max_batch": options.max_batch, "wait_ms": options.wait_ms}
     found: dict[str, Any] = {
@@ -44,8 +44,8 @@ def deployment_options(options: RayOptions, number: int) -> dict[str, Any]:
 
 
 def serve_config(folder: Path, options: RayOptions, stages: int) -> dict[str, Any]:
-    """The configuration that `serve deploy` takes, as `serve build` would write it; the folder has to be at the same path
-    on every node."""
+    """Return the configuration that `serve deploy` takes, as `serve build` would write it; the folder has to be at the same
+    path on every node."""
     name = options.name or model_name(folder)
     return {
         "proxy_location": "EveryNode",
@@ -63,7 +63,7 @@ def serve_config(folder: Path, options: RayOptions, stages: int) -> dict[str, An
 
 
 def http_options(options: RayOptions) -> dict[str, Any]:
-    """Where Ray's proxies listen, and how long a request may take."""
+    """Return where Ray's proxies listen, and how long a request may take."""
     return {"host": options.host, "port": options.port, "request_timeout_s": options.timeout_s}
 
 
@@ -82,7 +82,7 @@ class StageWorker:
         self._fetches = (OUTPUT, CONFIDENCE, *handed_on)
 
     def run(self, batch: Sequence[Rows]) -> list[Rows]:
-        """What the stage answers to several requests, in one call of onnxruntime."""
+        """Return what the stage answers to several requests, in one call of onnxruntime."""
         joined = {name: np.concatenate([rows[name] for rows in batch]) for name in self._reads}
         found = self._session.run(self._fetches, joined)
         ends = np.cumsum([len(rows[self._reads[0]]) for rows in batch])[:-1]
@@ -97,7 +97,7 @@ class StageWorker:
         run: Callable[[Rows], Awaitable[Rows]],
         go_on: Callable[[Rows, Limits], Awaitable[Answer]],
     ) -> Answer:
-        """The answers for the rows of a request that came as far as this stage.
+        """Return the answers for the rows of a request that came as far as this stage.
 
         run: `run` for one request, joined with others by whoever calls; go_on: asks the next stage, and gets the rows
         that stay alone.
@@ -115,7 +115,7 @@ class StageWorker:
 
 
 def limits_for(manifest: Manifest, budget: float | None) -> Limits:
-    """The thresholds of a budget (None: the manifest's own) as the exit rule wants them. Raises DispatcherError."""
+    """Return the thresholds of a budget (None: the manifest's own) as the exit rule wants them. Raises DispatcherError."""
     policy = manifest.policy_for(manifest.default_budget if budget is None else budget)
     with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
         return tuple(np.float32(threshold) for threshold in policy.thresholds)

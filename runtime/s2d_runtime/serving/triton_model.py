@@ -51,7 +51,7 @@ class TritonPythonModel:
         self._limits({})  # a wrong budget shows now, not with the first request
 
     async def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response per request; they are under way all at once."""
+        """Return one response per request; they are under way all at once."""
         return list(await asyncio.gather(*map(self._respond, requests)))
 
     async def _respond(self, request: Any) -> Any:
@@ -67,7 +67,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, found[name]) for name in found if name in wanted])
 
     def _limits(self, parameters: Mapping[str, Any]) -> list[np.float32]:
-        """The thresholds of a request, float32 as the exit rule wants them. Raises ValueError."""
+        """Return the thresholds of a request, float32 as the exit rule wants them. Raises ValueError."""
         budget = parameters.get("budget", self._budget)
         if isinstance(budget, str):  # not every client can send a number
             with contextlib.suppress(ValueError):  # what is no number is refused with the manifest's own sentence
@@ -77,7 +77,7 @@ class TritonPythonModel:
             return [np.float32(threshold) for threshold in policy.thresholds]
 
     async def _dispatch(self, images: Array, limits: Sequence[np.float32]) -> dict[str, Array]:
-        """Answers for images [B, ...], in their order: output [B, ...], stage and confidence [B, 1]."""
+        """Return answers for images [B, ...], in their order: output [B, ...], stage and confidence [B, 1]."""
         rows, lengths = len(images), [n or 0 for n in self._manifest.output.shape[1:]]
         output = np.empty((rows, *lengths), np.float32)
         stages, confidence = np.empty((rows, 1), np.int64), np.empty((rows, 1), np.float32)
@@ -97,7 +97,7 @@ class TritonPythonModel:
         return {OUTPUT: output, STAGE: stages, CONFIDENCE: confidence}
 
     async def _call(self, number: int, stage: Stage, values: Mapping[str, Array]) -> dict[str, Array]:
-        """What a stage model answers, by name. Raises StageError."""
+        """Return what a stage model answers, by name. Raises StageError."""
         read_later = {name for later in self._manifest.stages[number:] for name in later.links_in}
         fetches = [OUTPUT, CONFIDENCE, *(link.name for link in stage.links_out if link.name in read_later)]
         reads = [*([self._manifest.input.name] if stage.image else []), *stage.links_in]
@@ -118,7 +118,7 @@ def _failure(message: str, code: int) -> Any:
 
 
 def load_dispatcher(path: Path) -> ModuleType:
-    """The runtime's single file as a module.
+    """Return the runtime's single file as a module.
 
     It imports onnxruntime, which Triton's own Python does not have: there the stages run in the C++ backend. No session
     is opened here, so the bare names are enough.

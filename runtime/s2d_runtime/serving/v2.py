@@ -68,7 +68,7 @@ class Call:
 
 
 def decode(body: bytes, header_bytes: int | None = None) -> tuple[Mapping[str, Any], memoryview]:
-    """The JSON object in an HTTP body, and the raw bytes behind it (binary tensors; empty without `header_bytes`).
+    """Return the JSON object in an HTTP body, and the raw bytes behind it (binary tensors; empty without `header_bytes`).
 
     header_bytes: what the HTTP header Inference-Header-Content-Length says. Raises RequestError.
     """
@@ -99,7 +99,8 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def parse(request: Mapping[str, Any], manifest: Manifest, *, most_rows: int, binary: bytes | memoryview = b"") -> Call:
-    """The call that a V2 inference request asks for. Raises RequestError; nothing large is made before all is checked.
+    """Return the call that a V2 inference request asks for. Raises RequestError; nothing large is made before all is
+    checked.
 
     A tensor's `data` may be a list (flat or nested), a numpy array, or bytes in little-endian order; or the tensor has
     the parameter `binary_data_size`, and `binary` holds exactly its bytes. Unknown parameters are ignored, as gateways
@@ -134,8 +135,8 @@ def _parameters(holder: Mapping[str, Any], place: str) -> Mapping[str, Any]:
 
 
 def _budget(parameters: Mapping[str, Any], manifest: Manifest) -> float | None:
-    """The budget that a request asks for. The first gRPC definition of the protocol has no floating-point parameters: over
-    a server that keeps to it a number arrives as None, which is refused, and as a text it is taken."""
+    """Return the budget that a request asks for. The first gRPC definition of the protocol has no floating-point
+    parameters: over a server that keeps to it a number arrives as None, which is refused, and as a text it is taken."""
     if "budget" not in parameters:
         return None
     value = parameters["budget"]
@@ -152,7 +153,7 @@ def _budget(parameters: Mapping[str, Any], manifest: Manifest) -> float | None:
 
 
 def _wanted(found: object, *, everything_raw: bool) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The outputs to answer with, and those that are wanted as raw bytes."""
+    """Return the outputs to answer with, and those that are wanted as raw bytes."""
     if found is None or found == []:
         return OUTPUTS, frozenset(OUTPUTS if everything_raw else ())
     if not isinstance(found, Sequence) or isinstance(found, str):
@@ -172,7 +173,7 @@ def _wanted(found: object, *, everything_raw: bool) -> tuple[tuple[str, ...], fr
 
 
 def _images(tensor: object, manifest: Manifest, *, most_rows: int, binary: bytes | memoryview) -> Array:
-    """The batch of images in a V2 tensor, checked from its declaration to its values."""
+    """Return the batch of images in a V2 tensor, checked from its declaration to its values."""
     wanted, place = manifest.input, "inputs[0]"
     if not isinstance(tensor, Mapping):
         _refuse(place, tensor, "an object with name, datatype, shape and data")
@@ -202,7 +203,7 @@ def _images(tensor: object, manifest: Manifest, *, most_rows: int, binary: bytes
 
 
 def _shape(found: object, lengths: Sequence[int | None], *, most_rows: int) -> tuple[int, ...]:
-    """The declared shape [B, ...] if it fits the model and the limit."""
+    """Return the declared shape [B, ...] if it fits the model and the limit."""
     text = f"[B, {', '.join(map(str, lengths))}]"
     if not isinstance(found, Sequence) or isinstance(found, str):
         _refuse("inputs[0].shape", found, f"{text}, the batch first")
@@ -245,7 +246,7 @@ def _from_numbers(data: object, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
 
 
 def response(call: Call, answer: Answer, *, name: str, budget: float | None = None) -> dict[str, Any]:
-    """The V2 inference response; every tensor's `data` is a flat numpy array, which `encode` writes (or `tolist()`).
+    """Return the V2 inference response; every tensor's `data` is a flat numpy array, which `encode` writes (or `tolist()`).
 
     budget: of the policy that served the call, told as a parameter.
     """
@@ -268,7 +269,7 @@ def response(call: Call, answer: Answer, *, name: str, budget: float | None = No
 
 
 def encode(answered: Mapping[str, Any], *, binary: frozenset[str] = frozenset()) -> tuple[bytes, int | None]:
-    """The HTTP body of a response, and the length of its JSON part where outputs follow it as raw bytes, else None.
+    """Return the HTTP body of a response, and the length of its JSON part where outputs follow it as raw bytes, else None.
 
     Raises RequestError where an answer is NaN or infinite, which JSON cannot say.
     """
@@ -291,12 +292,12 @@ def encode(answered: Mapping[str, Any], *, binary: frozenset[str] = frozenset())
 
 
 def server_metadata(version: str) -> dict[str, Any]:
-    """What GET /v2 answers."""
+    """Return what GET /v2 answers."""
     return {"name": "s2d-runtime", "version": version, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(manifest: Manifest, *, name: str) -> dict[str, Any]:
-    """What GET /v2/models/NAME answers; -1 is the batch. The calibrated budgets stand among the parameters."""
+    """Return what GET /v2/models/NAME answers; -1 is the batch. The calibrated budgets stand among the parameters."""
     image, lengths = manifest.input, [n if n is not None else -1 for n in manifest.output.shape]
     return {
         "name": name,

@@ -43,7 +43,7 @@ class _Axis:
 
 
 def plot(series: Sequence[Series], *, x_name: str, y_name: str, percent: bool = False) -> str:
-    """A chart of points over two number axes; `percent`: y is a share. Points that are not finite are left out."""
+    """Return a chart of points over two number axes; `percent`: y is a share. Points that are not finite are left out."""
     shown = [[p for p in s.points if all(map(math.isfinite, p))] for s in series]
     points = [p for own in shown for p in own]
     if not points:
@@ -63,7 +63,7 @@ def plot(series: Sequence[Series], *, x_name: str, y_name: str, percent: bool = 
 
 
 def bars(rows: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Shares that sum to 1 as one divided bar per row, with the row's name before it."""
+    """Return shares that sum to 1 as one divided bar per row, with the row's name before it."""
     step, thick = 26, 16
     parts = []
     for number, (name, shares) in enumerate(rows):
@@ -85,13 +85,13 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]]) -> str:
 
 
 def legend(names: Sequence[tuple[str, int]]) -> str:
-    """Names with their colours."""
+    """Return names with their colours."""
     items = (f'<span><i style="background:var(--c{colour})"></i>{escape(name)}</span>' for name, colour in names)
     return f'<p class="legend">{"".join(items)}</p>'
 
 
 def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
-    """An axis that holds all values, with ticks at round numbers."""
+    """Return an axis that holds all values, with ticks at round numbers."""
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05 * max(abs(high), 0.1)
     low, high = low - margin, high + margin

@@ -37,7 +37,7 @@ class Gallery:
 
 
 def gallery(runner: Dispatcher, images: Images) -> Gallery:
-    """The pictures, of the first MOST_IMAGES images under the default policy."""
+    """Return the pictures, of the first MOST_IMAGES images under the default policy."""
     count = min(MOST_IMAGES, len(images))
     answers = [runner(np.ascontiguousarray(images.batch(part))) for part in slices(count, RUN_BATCH)]
     stage = np.concatenate([answer.stage for answer in answers])
@@ -67,7 +67,7 @@ def _caption(images: Images, row: int, said: int, confidence: float) -> str:
 
 
 def _pixels(images: Images, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """uint8 [H, W, C]; of model input each image is stretched to its own range."""
+    """Return uint8 [H, W, C]; of model input each image is stretched to its own range."""
     raw: NDArray[Any] = images.raw(rows)
     if not images.is_model_input:
         return list(raw)
@@ -78,7 +78,7 @@ def _pixels(images: Images, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:
-    """The picture with its longer side at SIDE pixels, small ones enlarged without blur."""
+    """Return the picture with its longer side at SIDE pixels, small ones enlarged without blur."""
     flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]
     picture = Image.fromarray(np.ascontiguousarray(flat))
     scale = SIDE / max(picture.size)

@@ -77,7 +77,7 @@ def _lines(manifest: Manifest) -> list[str]:
 
 
 def _verdict(manifest: Manifest) -> tuple[str, ...]:
-    """What the conversion is worth, where it was measured."""
+    """Return what the conversion is worth, where it was measured."""
     found = [Outcome(**{**o, "exit_share": tuple(o["exit_share"])}) for o in manifest.measured.get("outcomes", ())]
     if not found:
         return ()
