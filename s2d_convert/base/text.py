@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from s2d_runtime import Manifest
 
@@ -26,15 +26,20 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "nothing"
 
 
+PROMISED_CLASSES = "promise_per_class"  # in the provenance, where dispatchers that do not know it read past it
+
+
 def promise_text(manifest: Manifest) -> str:
     """Return the promise of the policies as a sentence, '' without a promise."""
     promise = manifest.default_policy.promise
     if promise is None:
         return ""
+    classes = manifest.provenance.get(PROMISED_CLASSES)
+    part = " of every class" if isinstance(classes, Mapping) and classes else ""
     claim = (
-        "accuracy is at most {} below the static model's"
+        f"accuracy{part} is at most {{}} below the static model's"
         if manifest.target == "accuracy"
-        else "at most {} of the answers are not the static model's"
+        else f"at most {{}} of the answers{part and ' to' + part.removeprefix(' of')} are not the static model's"
     )
     drop, confidence = f"{100 * promise.max_drop:.4g} %", f"{100 * promise.confidence:.4g} %"
     return (

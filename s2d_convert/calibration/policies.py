@@ -7,7 +7,7 @@ Letters: S stages, B rows (images), K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime import Policy, Promise
 
+from s2d_convert.base.text import listed
 from s2d_convert.calibration.confidence_floor import above, floors, raised, sure_rows
 from s2d_convert.calibration.risk_control import RiskBound, Tested, fixed_sequence, images_needed, path, stage_losses
 from s2d_convert.calibration.thresholds import (
@@ -38,12 +39,13 @@ class Scores:
     """What stages and static model say on images.
 
     logits: float32 [S, B, K] of every stage; static_classes: int [B], the static model's class; labels: int [B], or None,
-    and then what the static model says counts as right.
+    and then what the static model says counts as right; class_names: what the classes are called, in messages.
     """
 
     logits: Array
     static_classes: Array
     labels: Array | None
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.static_classes)
@@ -63,19 +65,30 @@ class Scores:
         """What every stage loses against the static model, int8 [S, B]; see `promise`."""
         return stage_losses(self.static_classes == self.target, self.classes == self.target)
 
+    @property
+    def images_of(self) -> dict[str, int]:
+        """The images of every class, by its name."""
+        counts = np.bincount(self.target, minlength=self.logits.shape[2])
+        return {self.name_of(number): int(count) for number, count in enumerate(counts)}
+
+    def name_of(self, number: int) -> str:
+        """What a class is called."""
+        return self.class_names[number] if self.class_names else str(number)
+
     def take(self, rows: Array) -> Scores:
         """The answers on some of the images."""
-        return Scores(
-            self.logits[:, rows], self.static_classes[rows], None if self.labels is None else self.labels[rows]
-        )
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, logits=self.logits[:, rows], static_classes=self.static_classes[rows], labels=labels)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The policies of a manifest, ascending by budget, and the budget that is used unless another is asked for."""
+    """The policies of a manifest, ascending by budget, and the budget that is used unless another is asked for; `tested`: the
+    images of every class, by name, that a promise per class was tested on."""
 
     policies: tuple[Policy, ...]
     default_budget: float
+    tested: Mapping[str, int] | None = None
 
 
 def fit_temperatures(scores: Scores) -> tuple[float, ...]:
@@ -168,6 +181,20 @@ def check_enough(images: int, bound: RiskBound, *, labelled: bool, share: float 
         )
 
 
+def check_classes(images_of: Mapping[str, int], bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
+    """Raise DataError if a class has too few images for any result to keep a promise per class; images_of: the images of every
+    class to test on, by name; see `check_enough`."""
+    needed = images_needed(bound, paired=labelled)
+    few = [f"{name} ({count})" for name, count in images_of.items() if count < needed]
+    if few:
+        raise DataError(
+            f"--per-class: too few images of class {listed(few)} to test the promise on; a promise of "
+            f"{_percent(bound.max_drop)} with {_percent(bound.confidence)} confidence takes at least {needed} of every class, "
+            f"even if nothing is lost on them: give at least {math.ceil(needed / share)} images of every class for "
+            "calibration, allow more with --max-drop, or leave --per-class out"
+        )
+
+
 def promised_policies(
     fit: Scores,
     test: Scores,
@@ -187,11 +214,14 @@ def promised_policies(
     """
     labelled = test.labels is not None
     check_enough(len(test), bound, labelled=labelled, share=share)
+    if bound.per_class:
+        check_classes(test.images_of, bound, labelled=labelled, share=share)
     walk = path(confidences(fit.logits, temperatures), fit.losses, cost=cost)
     confidence, classes = confidences(test.logits, temperatures), test.classes
-    tested = fixed_sequence(walk, confidence, test.losses, bound, paired=labelled)
+    groups = test.target if bound.per_class else None
+    tested = fixed_sequence(walk, confidence, test.losses, bound, paired=labelled, groups=groups)
     if not tested.kept:
-        raise PromiseError(_refusal(tested, bound, labelled=labelled))
+        raise PromiseError(_refusal(tested, bound, test))
     kept = [tuple(map(float, row)) for row in walk[: tested.kept]]
     means = [_mean_cost(confidence, thresholds, cost) for thresholds in kept]
     budgets = budgets_from(means[-1][0], include=[] if budget is None else [budget])
@@ -203,17 +233,21 @@ def promised_policies(
             confidence, classes == test.target, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0]
         )
         row.append(replace(observed(found, confidence, classes), promise=promise))
-    return Chosen(tuple(row), budgets[0] if budget is None else budget)
+    tested_classes = test.images_of if bound.per_class else None
+    return Chosen(tuple(row), budgets[0] if budget is None else budget, tested_classes)
 
 
-def _refusal(tested: Tested, bound: RiskBound, *, labelled: bool) -> str:
-    what = "loses accuracy" if labelled else "disagrees with the static model"
+def _refusal(tested: Tested, bound: RiskBound, test: Scores) -> str:
+    what = "disagrees with the static model" if test.labels is None else "loses accuracy"
     likely = "allow more with --max-drop, or convert in a mode that keeps the static model as its last stage"
     if tested.risk <= bound.max_drop:
         likely = f"more images may show that it is less; or {likely}"
+    images = f"{tested.images} images"
+    if tested.group is not None:
+        images = f"{int((test.target == tested.group).sum())} images of class '{test.name_of(tested.group)}'"
     return (
         f"no policy keeps the promise: the last stage, to which every image goes under the safest one, {what} in "
-        f"{_percent(tested.risk)} of {tested.images} images, and at most {_percent(bound.max_drop)} with "
+        f"{_percent(tested.risk)} of {images}, and at most {_percent(bound.max_drop)} with "
         f"{_percent(bound.confidence)} confidence was asked for; {likely}"
     )
 

@@ -11,6 +11,11 @@ of the policies before it breaks the bound is at most 1 - confidence, whatever t
 their number is due. The order must not depend on the images that are tested on: `path` makes it from others, as in Pareto
 testing (Laufer-Goldshtein et al., "Efficiently Controlling Multiple Risks with Pareto Testing", ICLR 2023).
 
+Per class, the hypothesis is "some class has a risk above the bound", and its p-value is the largest of the classes' own: if class
+c is the one, that is at least the p-value of c, which is seldom small. So the promise holds for all classes together, and the
+level is not divided among them (an intersection-union test: Berger, "Multiparameter hypothesis testing and acceptance
+sampling", Technometrics 1982). What it takes are enough images of every class.
+
 Letters: S stages, B rows (images), P policies of a path.
 """
 
@@ -38,10 +43,12 @@ Losses = NDArray[np.signedinteger[Any]]
 
 @dataclass(frozen=True)
 class RiskBound:
-    """What is asked for: with `confidence` over the draw of the calibration images, the risk is at most `max_drop`."""
+    """What is asked for: with `confidence` over the draw of the calibration images, the risk is at most `max_drop`; `per_class`:
+    the risk of every class is."""
 
     max_drop: float
     confidence: float = 0.95
+    per_class: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.max_drop < 1:
@@ -192,27 +199,50 @@ def _lets_go(confidence: NDArray[np.float32], count: int) -> float:
 @dataclass(frozen=True)
 class Tested:
     """How far a path keeps the promise: its first `kept` policies do. `risk` and `p` are those of the first one that does
-    not, or of the last one where all do, on the `images` of the test."""
+    not, or of the last one where all do, on the `images` of the test; with groups, of the group with the largest p-value."""
 
     kept: int
     images: int
     risk: float
     p: float
+    group: int | None = None
 
 
-def fixed_sequence(walk: Floats, confidence: Floats, losses: Losses, bound: RiskBound, *, paired: bool) -> Tested:
+def fixed_sequence(
+    walk: Floats,
+    confidence: Floats,
+    losses: Losses,
+    bound: RiskBound,
+    *,
+    paired: bool,
+    groups: NDArray[np.integer[Any]] | None = None,
+) -> Tested:
     """Test the policies of `walk` in their order until one fails.
 
-    confidence and losses: [S, B], of images on which neither the walk nor the temperatures nor the stages depend.
+    confidence and losses: [S, B], of images on which neither the walk nor the temperatures nor the stages depend. groups: int
+    [B], such as the class of every image; each of them must pass then.
     """
     rows = np.arange(losses.shape[1])
-    kept, risk, p = 0, 0.0, 1.0
+    parts: dict[int | None, NDArray[np.int64]] = {None: rows}
+    if groups is not None:
+        parts = {int(group): np.flatnonzero(groups == group) for group in np.unique(groups)}
+    kept, worst = 0, (1.0, 0.0, next(iter(parts)))
     for thresholds in walk:
         own = losses[exits(confidence, thresholds.tolist()), rows]
-        lost, gained = int((own > 0).sum()), int((own < 0).sum())
-        risk = (lost - gained) / len(rows)
-        p = p_value(lost, gained, len(rows), bound, paired=paired)
-        if p > bound.level:
+        worst = max(((*_tested(own[part], bound, paired=paired), group) for group, part in parts.items()), key=_badness)
+        if worst[0] > bound.level:
             break
         kept += 1
-    return Tested(kept, len(rows), risk, p)
+    p, risk, group = worst
+    return Tested(kept, len(rows), risk, p, group)
+
+
+def _tested(losses: Losses, bound: RiskBound, *, paired: bool) -> tuple[float, float]:
+    """Return the p-value and the risk of images with these losses [B]."""
+    lost, gained = int((losses > 0).sum()), int((losses < 0).sum())
+    return p_value(lost, gained, len(losses), bound, paired=paired), (lost - gained) / len(losses)
+
+
+def _badness(tested: tuple[float, float, int | None]) -> tuple[float, float]:
+    """Return what the worst of some groups is the largest in: p-value, then risk."""
+    return tested[:2]

@@ -154,6 +154,7 @@ PROMISE = options(
         show_default=True,
         help="How sure the promise of --max-drop is, over the draw of the calibration images.",
     ),
+    click.option("--per-class", is_flag=True, help="Let the promise of --max-drop hold for every class."),
 )
 STATIC = click.option("--model", "static", type=PATH, help="The static model. [default: where the conversion found it]")
 

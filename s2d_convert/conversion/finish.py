@@ -206,7 +206,7 @@ def choose_policies(
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
     images = promise_images(ready.dataset)
     said = static_logits(ready.static, images).argmax(axis=1)
-    test = Scores(stage_logits(ready.graph, models, images), said, images.labels)
+    test = Scores(stage_logits(ready.graph, models, images), said, images.labels, images.class_names)
     return promised_policies(scores, test, temperatures, cost=cost, bound=options.risk_bound, budget=options.budget)
 
 

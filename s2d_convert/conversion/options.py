@@ -58,9 +58,11 @@ def check_budget(name: str, budget: float) -> None:
         raise UsageError(f"--{name} {budget:g}: a share of the static latency above 0 and at most 1 is allowed")
 
 
-def risk_bound_of(max_drop: float | None, confidence: float) -> RiskBound | None:
-    """The bound behind --max-drop and --confidence, None without the former. Raises UsageError."""
-    bound = RiskBound(0.01 if max_drop is None else max_drop, confidence)
+def risk_bound_of(max_drop: float | None, confidence: float, *, per_class: bool = False) -> RiskBound | None:
+    """The bound behind --max-drop, --confidence and --per-class, None without the first. Raises UsageError."""
+    if per_class and max_drop is None:
+        raise UsageError("--per-class: means nothing without --max-drop; give both, or leave it out")
+    bound = RiskBound(0.01 if max_drop is None else max_drop, confidence, per_class)
     return None if max_drop is None else bound
 
 
@@ -82,8 +84,8 @@ class ConvertOptions:
     that of an image that runs through every stage (None: any). `latency` is the board file of the device that the
     latencies are to stand for (None: this machine, measured).
 
-    `max_drop` with `confidence` is the promise, if one is asked for; without a budget the default policy is the cheapest
-    one that keeps it.
+    `max_drop` with `confidence` is the promise, if one is asked for, `per_class` for every class; without a budget the default
+    policy is the cheapest one that keeps it.
     """
 
     model: Path
@@ -95,6 +97,7 @@ class ConvertOptions:
     latency: Path | None = None
     max_drop: float | None = None
     confidence: float = 0.95
+    per_class: bool = False
     stages: int = 2
     threads: int = 1
     batch: int = 1
@@ -176,7 +179,7 @@ class ConvertOptions:
     @property
     def risk_bound(self) -> RiskBound | None:
         """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
-        return risk_bound_of(self.max_drop, self.confidence)
+        return risk_bound_of(self.max_drop, self.confidence, per_class=self.per_class)
 
     @property
     def exact(self) -> bool:
@@ -209,7 +212,7 @@ class ConvertOptions:
         plain = asdict(self)
         if self.plan not in PLANS:
             plain["plan"] = str(Path(self.plan).resolve())
-        for name in ("resume", "ray", "device", "max_drop", "confidence", "strict", "force"):
+        for name in ("resume", "ray", "device", "max_drop", "confidence", "per_class", "strict", "force"):
             del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v

@@ -12,7 +12,8 @@ import torch
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import MOST_THREADS, Running
 from s2d_convert.calibration.chance import FEW, interval
-from s2d_convert.calibration.policies import check_enough
+from s2d_convert.calibration.policies import Scores, check_classes, check_enough
+from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Prepared, Reporter
 from s2d_convert.conversion.options import ConvertOptions
@@ -81,7 +82,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     if options.risk_bound is not None:
         images = promise_images(dataset)
         share = len(images) / sum(map(len, (dataset.train, dataset.calib, dataset.test)))
-        check_enough(len(images), options.risk_bound, labelled=images.labels is not None, share=share)
+        check_promise(static, images, options.risk_bound, share=share, classes=graph.classes)
     reporter.step("static check")
     logits = static_logits(static, dataset.calib)
     static_check(static, dataset.calib, logits, options, reporter)
@@ -169,6 +170,18 @@ def read_dataset(
 def promise_images(dataset: Dataset) -> Images:
     """The half of the held-back images that a promise is tested on; the other half is reported."""
     return dataset.test.take(slice(0, len(dataset.test) // 2))
+
+
+def check_promise(static: StaticModel, images: Images, bound: RiskBound, *, share: float, classes: int) -> None:
+    """Raise DataError if no result on the images can keep the promise: before anything long is done. `share`: the part of all
+    images that they are."""
+    labelled = images.labels is not None
+    check_enough(len(images), bound, labelled=labelled, share=share)
+    if bound.per_class:
+        none = np.empty((0, 0, classes), np.float32)
+        logits = static_logits(static, images)
+        scores = Scores(none, logits.argmax(axis=1), images.labels, images.class_names)
+        check_classes(scores.images_of, bound, labelled=labelled, share=share)
 
 
 def _without_data(options: ConvertOptions) -> str:

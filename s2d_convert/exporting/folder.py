@@ -21,6 +21,7 @@ from s2d_runtime import Dispatcher, DispatcherError, Link, Manifest, OutputSpec,
 
 from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.base.sessions import ONE_THREAD, Running
+from s2d_convert.base.text import PROMISED_CLASSES
 from s2d_convert.calibration.policies import Chosen, rounded
 from s2d_convert.calibration.thresholds import NEVER_LEAVES
 from s2d_convert.data.images import Images
@@ -127,10 +128,15 @@ class FolderWriter:
     def calibrate(self, chosen: Chosen, cost: Sequence[float], **changes: Any) -> None:
         """Write the policies, and what every stage costs relative to the static model."""
         stages = with_stages(self.manifest, latency_ratio=[round(ratio, 5) for ratio in cost])
+        provenance = dict(changes.pop("provenance", self.manifest.provenance))
+        provenance.pop(PROMISED_CLASSES, None)
+        if chosen.tested is not None:
+            provenance[PROMISED_CLASSES] = dict(chosen.tested)
         self.update(
             policies=tuple(map(rounded, chosen.policies)),
             default_budget=chosen.default_budget,
             stages=stages,
+            provenance=provenance,
             **changes,
         )
 

@@ -43,6 +43,7 @@ class CalibrateOptions:
     budget: float | None = None
     max_drop: float | None = None
     confidence: float = 0.95
+    per_class: bool = False
     static: Path | None = None
     threads: int = 1
     batch: int = 1
@@ -66,7 +67,7 @@ class CalibrateOptions:
     @property
     def risk_bound(self) -> RiskBound | None:
         """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
-        return risk_bound_of(self.max_drop, self.confidence)
+        return risk_bound_of(self.max_drop, self.confidence, per_class=self.per_class)
 
 
 @dataclass(frozen=True)
@@ -147,16 +148,20 @@ def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, 
     ]
     logits = session_logits(sessions, images, image=manifest.input.name, kind=manifest.output.kind)
     reference = logits[-1] if static is None else static_logits(static, images)
-    return Scores(logits, reference.argmax(axis=1), images.labels)
+    return Scores(logits, reference.argmax(axis=1), images.labels, images.class_names)
 
 
 def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]:
-    """Return what is fitted on and what a promise is tested on; without a promise both are everything."""
+    """Return what is fitted on and what a promise is tested on; without a promise both are everything. For a promise per class,
+    every class is divided."""
     if options.risk_bound is None:
         return scores, scores
     order = np.random.default_rng(options.seed).permutation(len(scores))
-    count = round(FIT_SHARE * len(order))
-    return scores.take(order[:count]), scores.take(order[count:])
+    groups = scores.target[order] if options.per_class else np.zeros(len(order), np.int64)
+    parts = [order[groups == group] for group in np.unique(groups)]
+    fit = np.concatenate([part[: round(FIT_SHARE * len(part))] for part in parts])
+    test = np.concatenate([part[round(FIT_SHARE * len(part)) :] for part in parts])
+    return scores.take(fit), scores.take(test)
 
 
 def _choose(
@@ -200,4 +205,5 @@ def _to_mind(manifest: Manifest, images: Images) -> Iterator[str]:
 
 def _provenance(options: CalibrateOptions, images: Images) -> dict[str, Any]:
     return {"data": str(options.data.resolve()), "images": len(images), "seed": options.seed,
-            "max_drop": options.max_drop, "confidence": options.confidence if options.risk_bound else None}  # fmt: skip
+            "max_drop": options.max_drop, "per_class": options.per_class,
+            "confidence": options.confidence if options.risk_bound else None}  # fmt: skip

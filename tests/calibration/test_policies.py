@@ -151,3 +151,54 @@ def test_accuracy_first_says_where_nothing_is_right_enough() -> None:
     worse = Scores(scores.logits[:, :, ::-1].copy(), scores.static_classes, scores.labels)  # stages that answer wrongly
     chosen = accurate_policies(worse, (1.0, 1.0), cost=COST, max_loss=0.01)
     assert not next(p for p in chosen.policies if p.budget == chosen.default_budget).reached
+
+
+# --- a promise for every class --------------------------------------------------------------------------------------
+
+
+def rare_positives(count: int, seed: int, *, labelled: bool) -> Scores:
+    """Two classes, 6 % of the images of class 1; stage 1 is right on every negative and on a half of the positives, and as sure
+    of one as of the other; stage 2 is the static model, which is right."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(count) < 0.06).astype(np.int64)
+    said = np.where(rng.random(count) < 0.5, 0, labels)
+    sure = rng.uniform(2, 6, count)
+    first = np.eye(2)[said] * sure[:, None]
+    logits = np.stack([first, np.eye(2)[labels] * 8]).astype(np.float32)
+    return Scores(logits, labels, labels if labelled else None, ("clean", "nude"))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_promise_per_class_holds_for_the_rare_class_too(labelled: bool) -> None:
+    fit, test = rare_positives(1000, 8, labelled=labelled), rare_positives(9000, 9, labelled=labelled)
+    rare = test.target == 1
+
+    def lost(bound: RiskBound) -> tuple[float, Chosen]:
+        chosen = promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=bound, budget=None)
+        stage = exits(confidences(test.logits, (1.0, 1.0)), chosen.policies[0].thresholds)
+        return float(test.losses[stage, np.arange(len(test))][rare].mean()), chosen
+
+    over_all, plain = lost(RiskBound(0.05))
+    per_class, careful = lost(RiskBound(0.05, per_class=True))
+    assert over_all > 0.4  # half of them, and still 97 % of all answers
+    assert per_class <= 0.05
+    assert careful.policies[0].promise == plain.policies[0].promise
+    assert plain.tested is None
+    assert careful.tested == {"clean": int((~rare).sum()), "nude": int(rare.sum())}
+
+
+def test_a_class_with_too_few_images_is_named_with_what_it_takes() -> None:
+    bound = RiskBound(0.05, per_class=True)
+    fit, test = rare_positives(300, 8, labelled=True), rare_positives(900, 9, labelled=True)
+    few = int((test.target == 1).sum())
+    needed = images_needed(bound, paired=True)
+    message = rf"too few images of class 'nude \({few}\)' .* at least {needed} of every class, .* at least {2 * needed}"
+    with pytest.raises(DataError, match=message):
+        promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=bound, budget=None, share=0.5)
+
+
+def test_a_refusal_names_the_class() -> None:
+    fit, test = rare_positives(1000, 8, labelled=True), rare_positives(9000, 9, labelled=True)
+    test.logits[-1, test.target == 1] *= -1
+    with pytest.raises(PromiseError, match=r"loses accuracy in 100 % of \d+ images of class 'nude'"):
+        promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=RiskBound(0.1, per_class=True), budget=None)

@@ -206,3 +206,45 @@ def test_thresholds_without_a_test_break_the_same_bound_often() -> None:
         leave = exits(confidence, within[-1].tolist())
         broken += float(losses[leave, np.arange(len(leave))].mean()) > drop
     assert broken > 15
+
+
+# --- per class ------------------------------------------------------------------------------------------------------
+
+
+def test_every_group_must_pass() -> None:
+    confidence = np.stack([np.linspace(0, 1, 1000), np.ones(1000)]).astype(np.float32)
+    groups = np.arange(1000) % 2
+    losses = np.zeros((2, 1000), np.int8)
+    losses[0, (groups == 1) & (confidence[0] < 0.9)] = 1
+    walk = np.array([[NEVER_LEAVES], [0.95], [0.899], [0.88], [0.85], [0.8]], np.float32)
+    bound = RiskBound(0.02)
+    together = fixed_sequence(walk, confidence, losses, bound, paired=False)
+    apart = fixed_sequence(walk, confidence, losses, bound, paired=False, groups=groups)
+    assert apart.kept < together.kept
+    assert apart.group == 1
+    lost = int(losses[0, (groups == 1) & (confidence[0] >= walk[apart.kept, 0])].sum())
+    assert apart.p == pytest.approx(binomial_tail(lost, 500, 0.02))
+    alone = fixed_sequence(
+        walk, confidence[:, groups == 1], losses[:, groups == 1], bound, paired=False
+    )  # the other group passes everywhere
+    assert (apart.kept, apart.risk) == (alone.kept, alone.risk)
+
+
+def test_the_promise_per_class_is_broken_in_at_most_five_percent_of_draws() -> None:
+    """Broken: some class has a risk above the bound in the population. At the first policy that breaks it for one class, the
+    largest of the p-values is at least that class's own, which is seldom small."""
+    people, bound, draws, broken, kept = population(2, stages=2, exact=True, classes=3), RiskBound(0.02), 200, 0, []
+    rng, losses = np.random.default_rng(5), people.losses(paired=False)
+    confidence = confidences(people.logits, [3.0, 3.0])
+    walk = path(confidence[:, :500], losses[:, :500], cost=people.cost)
+    for _ in range(draws):
+        rows = rng.integers(0, len(people.truth), 1500)
+        tested = fixed_sequence(
+            walk, confidence[:, rows], losses[:, rows], bound, paired=False, groups=people.said[rows]
+        )
+        kept.append(tested.kept)
+        if tested.kept:
+            own = losses[exits(confidence, walk[tested.kept - 1].tolist()), np.arange(len(people.said))]
+            broken += max(float(own[people.said == k].mean()) for k in range(3)) > bound.max_drop
+    assert broken / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
+    assert np.mean(kept) > 20

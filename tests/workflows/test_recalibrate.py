@@ -152,6 +152,25 @@ def test_the_promise_wins_over_the_budget(place: Path, capsys: pytest.CaptureFix
     assert (policy["reached"], policy["promise"]["max_drop"]) == (False, 0.1)
 
 
+def test_a_promise_for_every_class_is_told_beside_the_policies(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = "calibrate out --data fresh.npz --model tiny.onnx --max-drop 0.1"
+    code, out, err = call(capsys, *args.split(), "--per-class")
+    assert code == 0, err
+    assert "Promise, for every budget: accuracy of every class is at most 10 % below" in " ".join(out.split())
+    manifest = manifest_of(place)
+    assert all(set(p["promise"]) == {"max_drop", "confidence", "images"} for p in manifest["policies"])
+    tested = manifest["provenance"]["promise_per_class"]
+    assert list(tested) == ["0", "1", "2", "3"]
+    assert sum(tested.values()) == manifest["policies"][0]["promise"]["images"] == 720
+    assert "accuracy of every class is at most" in (place / "out" / "report.html").read_text()
+    assert call(capsys, *args.split())[0] == 0
+    assert "promise_per_class" not in manifest_of(place)["provenance"]
+    code, _, err = call(capsys, *args.split(), "--max-drop", "0.02", "--per-class")
+    assert (code, "too few images of class '0 (" in err) == (5, True)
+    code, _, err = call(capsys, "calibrate", "out", "--data", "fresh.npz", "--per-class")
+    assert (code, "--per-class: means nothing without --max-drop" in err) == (2, True)
+
+
 def test_a_promise_that_the_last_stage_breaks_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(place / "out")
 
