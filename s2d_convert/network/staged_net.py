@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel
@@ -90,6 +91,18 @@ class StagedNet(nn.Module):
         """Return another network with the same parameters in the same memory; `set_affine` and `set_operand` part the two."""
         kept = [self.model, self.graph, self.channels, *self.parameters(), *self.buffers()]
         return copy.deepcopy(self, {id(value): value for value in kept})
+
+    def affine(self, node: Node) -> tuple[Tensor, Tensor | None]:
+        """Return the weight [O, I, *kernel] and bias [O] of a mixing node as they are, without their history."""
+        module = self._mixing(node)
+        return module.weight.detach(), None if module.bias is None else module.bias.detach()
+
+    def mixed(self, node: Node, x: Tensor, affine: tuple[Tensor, Tensor | None], masks: Masks) -> Tensor:
+        """Return what a mixing node would make of its input with this weight and bias."""
+        mask, alive = masks.mix.get(node.name) or (None, None)
+        given = {name: value for name, value in zip(("weight", "bias"), affine, strict=True) if value is not None}
+        answer: Tensor = functional_call(self._mixing(node), given, (x, mask, alive))
+        return answer
 
     def set_affine(self, node: Node, affine: Affine) -> None:
         """Give a mixing node another weight and bias."""

@@ -11,17 +11,21 @@ import torch
 import torch.nn.functional as F
 from chain_law import analysed, random_plan
 from helpers import Array, assert_close, random_images
+from onnx import numpy_helper
 from patterns import PATTERNS
 from text_nets import chain, net, residual
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.channels.kinds import Kind
-from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.divisions import importance
 from s2d_convert.plans.plan import Plan, identity_plan
 from s2d_convert.plans.weights import Weights
 from s2d_convert.training.reconstruction.reconstruction import Reconstruction, Settings, Solved
+from s2d_convert.training.reconstruction.selection import data_importance
+from s2d_convert.training.reconstruction.targets import Targets
 
 EXACT = Settings(ridge=0.0, positions=1000)
 
@@ -176,3 +180,79 @@ def test_degenerate_images_leave_finite_weights(what: str) -> None:
     for name, (weight, bias) in solved.weights.mix.items():
         assert np.isfinite(weight).all(), name
         assert bias is None or np.isfinite(bias).all(), name
+
+
+def test_the_first_layer_of_a_pair_is_fitted_to_what_the_second_makes() -> None:
+    model = chain()
+    graph, channels, weights = analysed(model)
+    plan, images = halved(graph, channels), images_of(model, 200)
+    alone, paired = (
+        Reconstruction(AnalysedModel(graph, channels), weights, images, settings=Settings(pair_steps=steps)).solve(plan)
+        for steps in (0, 5)
+    )
+    before, after = (error(graph, channels, weights, s.weights, plan, images) for s in (alone, paired))
+    assert after[0] < before[0]
+    assert not np.array_equal(alone.weights.mix["Conv_0"][0], paired.weights.mix["Conv_0"][0])
+
+
+@pytest.mark.parametrize("values_bytes", [0, 20_000, 10**9])
+def test_memory_for_values_changes_nothing_but_time(values_bytes: int) -> None:
+    model = residual()
+    graph, channels, weights = analysed(model)
+    plan, images = halved(graph, channels), images_of(model, 150)
+    plain = Reconstruction(AnalysedModel(graph, channels), weights, images).solve(plan)
+    settings = Settings(values_bytes=values_bytes, targets_bytes=0)
+    scarce = Reconstruction(AnalysedModel(graph, channels), weights, images, settings=settings).solve(plan)
+    for name, (weight, _) in plain.weights.mix.items():
+        assert_close(scarce.weights.mix[name][0], weight, rel=1e-3, what=name)
+
+
+def test_a_left_out_block_is_made_up_for_by_the_layer_before_it() -> None:
+    model = net(
+        """g (float[N,3,6,6] image) => (float[N,4] logits) {
+            s = Conv<pads=[1,1,1,1]>(image, ws, bs)  x = Relu(s)
+            a = Conv<pads=[1,1,1,1]>(x, wa, ba)  r = Relu(a)  b = Conv(r, wb, bb)  t = Add(b, x)  y = Relu(t)
+            c = Conv<pads=[1,1,1,1]>(y, wc, bc)  q = Relu(c)  d = Conv(q, wd, bd)  u = Add(d, y)  z = Relu(u)
+            p = GlobalAveragePool(z)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl, bl)
+        }""",
+        ws=(4, 3, 3, 3), bs=(4,), wa=(6, 4, 3, 3), ba=(6,), wb=(4, 6, 1, 1), bb=(4,), wc=(6, 4, 3, 3), bc=(6,),
+        wd=(4, 6, 1, 1), bd=(4,), wl=(4, 4), bl=(4,),
+    )  # fmt: skip
+    graph, channels, weights = analysed(model)
+    stages = np.ones(channels.units, dtype=np.int64)
+    stages[channels.layouts["c"].units] = 0
+    plan = Plan((graph.output,), tuple(stages.tolist()))
+    net_ = StagedNet(AnalysedModel(graph, channels), weights).eval()
+    effective = Effective(AnalysedModel(graph, channels), plan)
+
+    def evaluate(node: Node, x: torch.Tensor) -> torch.Tensor:
+        return net_.run_node(node, {graph.computed(node)[0]: x}, net_.masks(effective))[0]
+
+    nodes = {n.outputs[0]: n for n in graph.nodes}
+    target = Targets(effective, evaluate).of(nodes["b"])
+    assert (target.tensor, target.others) == ("u", (("x", 1.0),))
+    assert target.activation is nodes["z"] or target.activation is nodes["y"]
+    assert Targets(effective, evaluate).of(nodes["a"]).tensor == "a"
+    check_better(graph, channels, weights, plan, images_of(model))
+
+
+def test_elimination_keeps_the_channel_that_nothing_can_stand_in_for() -> None:
+    model = net(
+        """g (float[N,3,6,6] image) => (float[N,4] logits) {
+            a = Conv<pads=[1,1,1,1]>(image, wa)  x = Relu(a)  b = Conv(x, wb)  y = Relu(b)
+            p = GlobalAveragePool(y)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl)
+        }""",
+        wa=(4, 3, 3, 3), wb=(8, 4, 3, 3), wl=(4, 8),
+    )  # fmt: skip
+    for initializer in model.graph.initializer:
+        if initializer.name == "wa":
+            value = numpy_helper.to_array(initializer).copy()
+            value[1] = 3 * value[0]  # two strong channels that say the same
+            value[2] *= 0.3
+            initializer.CopyFrom(numpy_helper.from_array(value, "wa"))
+    graph, channels, weights = analysed(model)
+    score = data_importance(Reconstruction(AnalysedModel(graph, channels), weights, images_of(model)))
+    units = channels.layouts["a"].units
+    by_norm = importance(AnalysedModel(graph, channels), weights)[units]
+    assert by_norm.argmin() == 2
+    assert min(score[units[0]], score[units[1]]) == score[units].min()

@@ -119,6 +119,24 @@ class Layer:
         made = torch.bmm(rows.transpose(0, 1), self.matrix.transpose(1, 2)) + self.shift
         return rows, made.transpose(0, 1)
 
+    def spread(self, step: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """A step [G, D + 1, o] as one of the whole weight, of this shape, and bias [O]; what is not kept gets none."""
+        weight, bias = step.new_zeros(*shape[:2], len(self.view.reads)), step.new_zeros(shape[0])
+        own = step[:, :-1].transpose(1, 2).reshape(len(self.outputs), len(self.view.reads), -1).transpose(1, 2)
+        if self.view.groups > 1:
+            weight[self.outputs] = own
+        else:
+            weight[self.outputs[:, None], self.channels] = own
+        bias[self.outputs] = step[:, -1].flatten()
+        return weight.reshape(shape), bias
+
+    def gathered(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """The part of a whole weight and bias that is kept, [G, D + 1, o]: the transpose of `spread`."""
+        own = weight.reshape(*weight.shape[:2], -1)[self.outputs]
+        own = (own if self.view.groups > 1 else own[:, self.channels]).transpose(1, 2)
+        lines = own.reshape(self.groups, -1, self.columns).transpose(1, 2)
+        return torch.cat([lines, bias[self.outputs].view(self.groups, 1, -1)], dim=1)
+
     def added(self, affine: Affine, weight: Tensor, bias: Tensor) -> Affine:
         """The node's weight and bias with a step [O, D] and [O] added."""
         fresh, shift = affine[0].astype(np.float32, copy=True), affine[1]
@@ -152,7 +170,8 @@ def layer_of(view: LinearView, effective: Effective, node: Node, affine: Affine)
     kept = weight.reshape(*weight.shape[:2], -1)[outputs]
     kept = kept if view.groups > 1 else kept[:, channels]
     count = 1 if view.groups == 1 else len(groups)
-    matrix = kept.swapaxes(1, 2).reshape(count, len(kept) // max(1, count), elements * kept.shape[1])
+    per_group = len(outputs) // max(1, count)
+    matrix = kept.swapaxes(1, 2).reshape(count, per_group, elements * kept.shape[1])
     shift = np.zeros(len(outputs), np.float32) if bias is None else bias[outputs]
     device = view.reads.device
     return Layer(
@@ -161,7 +180,7 @@ def layer_of(view: LinearView, effective: Effective, node: Node, affine: Affine)
         outputs=torch.from_numpy(outputs).to(device),
         readable=torch.from_numpy(readable).to(device),
         matrix=torch.tensor(matrix, dtype=torch.float32, device=device),
-        shift=torch.tensor(shift.reshape(len(matrix), 1, -1), dtype=torch.float32, device=device),
+        shift=torch.tensor(shift.reshape(count, 1, per_group), dtype=torch.float32, device=device),
         biased=bias is not None or node.op != "MatMul",
     )
 

@@ -7,7 +7,7 @@ does not, the next request starts again from the last frontier that did, in the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.kinds import Kind
 from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.network.converters.lower import lower
 from s2d_convert.network.masks import Masks
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
@@ -24,6 +25,7 @@ from s2d_convert.plans.plan import identity_plan
 from s2d_convert.training.reconstruction.columns import channel_rows, image_seeds, sampled_positions
 
 BYTES = 4  # of a float32
+MOST_LEFT = 0.75  # of a weight, for copies of its part and of its input to be worth their time
 CHUNK_BYTES, MAX_CHUNK = 64_000_000, 100  # of the largest tensor; images
 MIXING = (Kind.MIX, Kind.GROUPED)
 NORMS = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
@@ -43,6 +45,8 @@ class Pass:
         self._kept: list[dict[str, Tensor]] = [{self.graph.image: chunk} for chunk in chunks]
         self._images = sum(len(chunk) for chunk in chunks)
         self._last_use = last_uses(self.graph, effective)
+        self._cuts: dict[str, tuple[Tensor, Tensor] | None] = {}
+        self._order = {node.name: index for index, node in enumerate(self.graph.nodes)}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -57,6 +61,19 @@ class Pass:
             yield found
         if fits:
             self._at = stop
+
+    def retain(self, name: str, index: int) -> None:
+        """Keep a tensor until node `index` has been asked for."""
+        self._last_use[name] = max(self._last_use.get(name, -1), index)
+
+    def redo(self, nodes: Sequence[Node]) -> None:
+        """Compute again what is kept of these nodes, after a change of weights; what the first one reads must be retained."""
+        done = [node for node in nodes if self._order[node.name] < self._at]
+        for kept in self._kept if done else ():
+            values = dict(kept)
+            for node in done:
+                values.update(zip(node.outputs, self._outputs(node, values), strict=True))
+            kept.update({name: values[name] for node in done for name in node.outputs if name in kept})
 
     def peek(self, chunk: int, stop: int, name: str) -> Tensor:
         """One tensor of a chunk, made by a node before `stop`; what is kept stays where it is."""
@@ -77,7 +94,22 @@ class Pass:
         if all(name in layouts and not self.effective.live(name).any() for name in node.outputs):
             some = values[self.graph.computed(node)[0]]  # zeros without the memory of a map
             return tuple(some.new_zeros(()).expand(len(some), *self.graph.shapes[name]) for name in node.outputs)
+        if self.effective.channels.roles[node.name].kind is Kind.MIX:
+            return (self.mixed(node, values[node.inputs[0]], self.net.affine(node)),)
         return self.net.run_node(node, values, self.masks)
+
+    def mixed(self, node: Node, x: Tensor, affine: tuple[Tensor, Tensor | None]) -> Tensor:
+        """What a mixing node makes of its input with this weight and bias, without the work on what the plan leaves out."""
+        if node.name not in self._cuts:
+            self._cuts[node.name] = _cut_of(self.effective, node, x.device)
+        cut = self._cuts[node.name]
+        if cut is None:
+            return self.net.mixed(node, x, affine, self.masks)
+        (outputs, channels), (weight, bias) = cut, affine
+        own = x if len(channels) == x.shape[1] else x.index_select(1, channels)
+        y = lower(node, {})(own, weight[outputs[:, None], channels], None if bias is None else bias[outputs])
+        assert isinstance(y, Tensor), "a convolution has one output"
+        return y.new_zeros(len(y), len(weight), *y.shape[2:]).index_copy(1, outputs, y)
 
     def _frontier_bytes(self, stop: int) -> int:
         """Bytes per image of what is still to be read from node `stop` on."""
@@ -95,8 +127,10 @@ class Samples:
 
     def __init__(self, net: StagedNet, images: Array, *, device: torch.device, positions: int, kept_bytes: int) -> None:
         self.net, self.graph, self.count, self.per_image = net, net.graph, len(images), positions
-        self.chunks = chunked(images, net.graph, device=device)
-        self._seeds = image_seeds(images).split([len(chunk) for chunk in self.chunks])
+        seeds = image_seeds(images)
+        order = seeds.argsort()  # a part of the images is then the same part in whatever order they come
+        self.chunks = chunked(images[order.numpy()], net.graph, device=device)
+        self._seeds = seeds[order].split([len(chunk) for chunk in self.chunks])
         self._plan = Effective(net.model, identity_plan(net.model))
         self._rows: dict[str, list[Tensor]] = {}
         self._static: Pass | None = None
@@ -154,6 +188,17 @@ class Samples:
             for name, stop in sorted(wanted.items(), key=lambda item: item[1]):
                 (found,) = static.values(stop, also=[name])
                 self._rows.setdefault(name, []).append(self.rows_of(found[name], name, chunk))
+
+
+def _cut_of(effective: Effective, node: Node, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """The outputs and channels that a plan leaves of a convolution; None where masks say more, or little is left out."""
+    mask = effective.mask(node) if node.op == "Conv" and effective.channels.roles[node.name].kind is Kind.MIX else None
+    if mask is None or not mask.any():
+        return None
+    outputs, channels = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not mask[np.ix_(outputs, channels)].all() or len(outputs) * len(channels) > MOST_LEFT * mask.size:
+        return None
+    return torch.from_numpy(outputs).to(device), torch.from_numpy(channels).to(device)
 
 
 def last_uses(graph: Graph, effective: Effective) -> dict[str, int]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.macs import macs_of
 from s2d_convert.channels.pointwise import channel_axis_of_constant
 from s2d_convert.frontend.graph import Node
 from s2d_convert.network.layers import as_numpy, channel_means
@@ -30,35 +31,41 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.weights import Affine, ExitHead, Weights, initial_head, linear_head
 from s2d_convert.training.reconstruction.columns import Layer, LinearView, layer_of, linear_view
-from s2d_convert.training.reconstruction.passes import NORMS, Pass, Samples
-from s2d_convert.training.reconstruction.ridge import MAX_COLUMNS, MAX_DUAL_ROWS, Problem, Step
+from s2d_convert.training.reconstruction.pairs import Pair, Piece, Refinement, pair_of
+from s2d_convert.training.reconstruction.passes import MAX_CHUNK, NORMS, Pass, Samples
+from s2d_convert.training.reconstruction.ridge import (
+    MAX_COLUMNS,
+    MAX_DUAL_ROWS,
+    Activation,
+    Moments,
+    NodeError,
+    Problem,
+)
 from s2d_convert.training.reconstruction.targets import Target, Targets
+
+NEGLIGIBLE = 1e-8  # an error relative to the variance of what is made
+MAX_PAIR_COLUMNS = 2500  # of a first layer that is solved again: bounds the memory and time of its Gram matrix
+MAX_PAIR_MACS = 15_000_000_000  # of one step of it, about
 
 
 @dataclass(frozen=True)
 class Settings:
     """How much of the images is used, and how: `positions` of every map; `ridge`, relative to the mean square of a column;
-    `rounds` of further solves through an activation; `mirrored` adds every image as a mirror shows it.
+    `rounds` of further solves through an activation; `mirrored` adds every image as a mirror shows it; `pair_steps` of conjugate
+    gradients on up to `pair_images` images solve the first layer of a pair again (0: they do not).
 
     `values_bytes` bounds the activations that are kept between two nodes, once for the cut network and once for the static
     model, `targets_bytes` the static model's values that are kept between two plans.
     """
 
-    positions: int = 64
+    positions: int = 32
     ridge: float = 1e-2
     rounds: int = 3
     mirrored: bool = False
+    pair_steps: int = 5
+    pair_images: int = 500
     values_bytes: int = 600_000_000
     targets_bytes: int = 600_000_000
-
-
-@dataclass(frozen=True)
-class NodeError:
-    """Mean squared errors of a node (or an exit) against its target, on the rows that it was solved on, relative to the
-    target's variance: with the old weights on the inputs of the solved network, and with the new ones."""
-
-    before: float
-    after: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class _Solve:
     net: StagedNet
     cut: Pass
     targets: Targets
+    pairs: Mapping[str, Pair]
     mix: dict[str, Affine] = field(default_factory=dict)
     operands: dict[tuple[str, int], Array] = field(default_factory=dict)
     heads: dict[str, ExitHead] = field(default_factory=dict)
@@ -141,11 +149,16 @@ class Reconstruction:
         net, budget = self._net.sharing(), self.settings.values_bytes
         cut = Pass(net, effective, self.samples.chunks, budget_bytes=budget)
         self.samples.restart(budget)
-        run = _Solve(effective, net, cut, Targets(effective, partial(self._evaluate, net, cut)))
+        targets = Targets(effective, partial(self._evaluate, net, cut))
+        run = _Solve(effective, net, cut, targets, self._pairs(targets, cut))
         for index, node in enumerate(self.graph.nodes):
             if node.name in effective.depth:
                 if node.name in self.weights.mix:
-                    self._solve_node(run, index, node)
+                    pair = run.pairs.get(node.name)
+                    if pair is not None:
+                        self._solve_node(run, index, node, rounds=0)
+                        self._refine(run, index, pair)
+                    self._solve_node(run, index, node, rounds=self.settings.rounds)
                 elif node.op in NORMS:
                     self._refit_norm(run, index, node)
                 for tap in set(plan.taps).intersection(node.outputs) - {self.graph.output}:
@@ -154,6 +167,44 @@ class Reconstruction:
         heads = {**old.heads, **run.heads}
         weights = Weights({**old.mix, **run.mix}, {**old.operands, **run.operands}, heads, old.temperatures)
         return Solved(weights, run.errors)
+
+    def _pairs(self, targets: Targets, cut: Pass) -> dict[str, Pair]:
+        """The pairs of layers by the name of the second; the pass keeps what the first one reads until then."""
+        pairs: dict[str, Pair] = {}
+        for index, node in enumerate(self.graph.nodes):
+            alive = node.name in targets.effective.depth and node.name in self.weights.mix
+            pair = pair_of(targets, node) if alive and self.settings.pair_steps else None
+            if pair is not None and self.weights.mix[pair.first.name][0][0].size <= MAX_PAIR_COLUMNS:
+                pairs[node.name] = pair
+                cut.retain(pair.first.inputs[0], index)
+        return pairs
+
+    def _refine(self, run: _Solve, index: int, pair: Pair) -> None:
+        """Solve the first layer of a pair again for what the second makes of it, if that makes it better."""
+        layers = [layer_of(self.view(n), run.effective, n, self.weights.mix[n.name]) for n in (pair.first, pair.second)]
+        if not all(len(layer.outputs) for layer in layers) or run.errors[pair.second.name].after < NEGLIGIBLE:
+            return
+        target, samples = run.targets.of(pair.second), self.samples
+        macs = sum(macs_of(n, self.graph) for n in (pair.first, pair.second))
+        wanted = min(self.settings.pair_images, max(1, MAX_PAIR_MACS // macs))
+        pieces: list[Piece] = []
+        for chunk, (values, rows, others) in enumerate(self._chunks(run, index, target)):
+            if sum(len(piece.x) for piece in pieces) < wanted + MAX_CHUNK:
+                own = (samples.positions(layer.view.positions, chunk) for layer in reversed(layers))
+                outputs = layers[1].outputs
+                pieces.append(Piece(values[pair.first.inputs[0]], rows[:, outputs], others[:, outputs], *own))
+        count = max(1, sum(sum(len(p.x) for p in pieces[: i + 1]) <= wanted for i in range(len(pieces) - 1)))
+        refinement = Refinement(run.cut, pair, layers=(layers[0], layers[1]), activation=self._activation(run, target))
+        settings = self.settings
+        step = refinement.step(pieces[:count], pieces[count:], ridge=settings.ridge, iterations=settings.pair_steps)
+        if step is None:
+            return
+        run.mix[pair.first.name] = layers[0].added(run.mix[pair.first.name], *step)
+        run.net.set_affine(pair.first, run.mix[pair.first.name])
+        run.cut.redo((pair.first, *pair.between))
+
+    def _activation(self, run: _Solve, target: Target) -> Activation | None:
+        return None if target.activation is None else partial(self._evaluate, run.net, run.cut, target.activation)
 
     def _evaluate(self, net: StagedNet, cut: Pass, node: Node, x: Tensor) -> Tensor:
         """What a node with one computed input makes of it."""
@@ -177,14 +228,14 @@ class Reconstruction:
                 rows = (rows - offset) / scale
             yield values, rows, others
 
-    def _solve_node(self, run: _Solve, index: int, node: Node) -> None:
+    def _solve_node(self, run: _Solve, index: int, node: Node, *, rounds: int) -> None:
         """Solve one mixing node and go on with its new weights."""
         affine = self.weights.mix[node.name]
         layer = layer_of(self.view(node), run.effective, node, affine)
         if not len(layer.outputs):
             return
-        target, totals = run.targets.of(node), _Moments()
-        activation = None if target.activation is None else partial(self._evaluate, run.net, run.cut, target.activation)
+        target, totals = run.targets.of(node), Moments()
+        activation = self._activation(run, target)
         taken = self._positions_taken(layer)
         problem = Problem(
             layer.columns,
@@ -203,7 +254,7 @@ class Reconstruction:
             old = made + others
             totals.add((wanted + others if activation is None else activation(wanted + others)).flatten(1))
             problem.add(x, wanted - made, old)
-        step = problem.solve(layer.readable, ridge=self.settings.ridge, rounds=self.settings.rounds)
+        step = problem.solve(layer.readable, ridge=self.settings.ridge, rounds=rounds)
         run.mix[node.name] = layer.added(affine, step.weight, step.bias)
         run.net.set_affine(node, run.mix[node.name])
         run.errors[node.name] = totals.error(step)
@@ -229,7 +280,7 @@ class Reconstruction:
         live = torch.from_numpy(run.effective.live(name)).to(self.device)
         if not fits or not all(fits) or not bool(live.any()) or len(self.graph.computed(node)) != 1:
             return
-        target, totals = run.targets.of(node), _Moments()
+        target, totals = run.targets.of(node), Moments()
         problem = Problem(
             1, groups=width, rows_expected=self.samples.count * self.samples.count_of(name), biased=2 in vectors
         )
@@ -256,7 +307,7 @@ class Reconstruction:
         columns = torch.from_numpy(run.effective.readable(tap, stage)).to(self.device)
         axis = self.channels.layouts[tap].axis
         problem = Problem(len(columns), rows_expected=self.samples.count, biased=True)
-        totals = _Moments()
+        totals = Moments()
         for chunk, values in enumerate(run.cut.values(index, also=[tap])):
             x = channel_means(values[tap], axis) * columns
             logits, made = self.samples.static(self.graph.output, chunk).view(len(x), -1), x @ weight.T + bias
@@ -266,26 +317,3 @@ class Reconstruction:
         fresh = (as_numpy((weight + step.weight) * columns), as_numpy(bias + step.bias))
         run.heads[tap] = linear_head(*fresh)
         run.errors[tap] = totals.error(step)
-
-
-class _Moments:
-    """Sums of targets, for their variance."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = self.squares = torch.zeros(())
-
-    def add(self, rows: Tensor) -> None:
-        """Take rows [N, O]."""
-        rows = rows[torch.isfinite(rows).all(1)].double()
-        self.count += len(rows)
-        self.total = self.total + rows.sum(0)
-        self.squares = self.squares + rows.square().sum(0)
-
-    def error(self, step: Step) -> NodeError:
-        """The errors before and after a step, relative to the variance."""
-        if not self.count:
-            return NodeError(0.0, 0.0)
-        variance = float((self.squares - self.total**2 / self.count).sum()) / self.count
-        scale = 1 / max(variance * max(step.rows, 1), 1e-30)
-        return NodeError(float(step.before.sum()) * scale, float(step.after.clamp_min(0).sum()) * scale)

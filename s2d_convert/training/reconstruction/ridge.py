@@ -39,7 +39,17 @@ class Step:
     rows: int
 
 
+@dataclass(frozen=True)
+class NodeError:
+    """Mean squared errors of a node (or an exit) against its target, on the rows that it was solved on, relative to the
+    target's variance: with the old weights on the inputs of the solved network, and with the new ones."""
+
+    before: float
+    after: float
+
+
 Activation = Callable[[Tensor], Tensor]
+Systems = list[tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +107,8 @@ class Problem:
         return _kept_where_better(step)
 
     def _solve_grams(self, readable: Tensor, ridge: float, rounds: int) -> Step:
-        systems = self._systems(readable, ridge)
-        step = self._solution(systems, self.cross)
+        systems = self.systems(readable, ridge)
+        step = self.solution(systems, self.cross)
         if self.activation is None or not rounds:
             gain = (2 * self.cross - self.gram @ step).mul_(step).sum(1).flatten()
             return self._as_step(step, self.squares, self.squares - gain)
@@ -110,10 +120,10 @@ class Problem:
             least = torch.where(better, error, least)
             best = torch.where(better.view(self.groups, 1, -1), step, best)
             if turn < rounds:
-                step = self._solution(systems, cross)
+                step = self.solution(systems, cross)
         return self._as_step(best, before, least)
 
-    def _systems(self, readable: Tensor, ridge: float) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def systems(self, readable: Tensor, ridge: float) -> Systems:
         """The regularised Gram matrices: (columns, outputs, matrix) of each set of outputs that read the same columns."""
         size = self.gram.shape[1]
         diagonal = self.gram.diagonal(dim1=1, dim2=2)[:, : self.columns]
@@ -129,12 +139,20 @@ class Problem:
             systems.append((kept, outputs, _factor(whole[:, kept[:, None], kept])))
         return systems
 
-    def _solution(self, systems: list[tuple[Tensor, Tensor, Tensor]], cross: Tensor) -> Tensor:
+    def solution(self, systems: Systems, cross: Tensor) -> Tensor:
         """The step [G, D (+ 1), o] for products [G, D (+ 1), o] of columns and residuals."""
         step = torch.zeros_like(cross)
         for columns, outputs, factor in systems:
             step[:, columns[:, None], outputs] = torch.cholesky_solve(cross[:, columns[:, None], outputs], factor)
         return step
+
+    @staticmethod
+    def readable_only(step: Tensor, systems: Systems) -> Tensor:
+        """A step [G, D (+ 1), o] without what no output may read."""
+        found = torch.zeros_like(step)
+        for columns, outputs, _ in systems:
+            found[:, columns[:, None], outputs] = step[:, columns[:, None], outputs]
+        return found
 
     def _through(self, activation: Activation, step: Tensor) -> tuple[Tensor, Tensor]:
         """The squared errors behind the activation [O] after a step, and the products for the next one."""
@@ -198,3 +216,26 @@ def _kept_where_better(step: Step) -> Step:
     weight = torch.where(sound[:, None], step.weight, 0.0)
     bias, after = torch.where(sound, step.bias, 0.0), torch.where(sound, step.after, step.before)
     return Step(weight, bias, step.before, after, step.rows)
+
+
+class Moments:
+    """Sums of targets, for their variance."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.squares = torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Take rows [N, O]."""
+        rows = rows[torch.isfinite(rows).all(1)].double()
+        self.count += len(rows)
+        self.total = self.total + rows.sum(0)
+        self.squares = self.squares + rows.square().sum(0)
+
+    def error(self, step: Step) -> NodeError:
+        """The errors before and after a step, relative to the variance."""
+        if not self.count:
+            return NodeError(0.0, 0.0)
+        variance = float((self.squares - self.total**2 / self.count).sum()) / self.count
+        scale = 1 / max(variance * max(step.rows, 1), 1e-30)
+        return NodeError(float(step.before.sum()) * scale, float(step.after.clamp_min(0).sum()) * scale)

@@ -27,7 +27,7 @@ from s2d_convert.plans.divisions import importance
 from s2d_convert.training.reconstruction.reconstruction import Reconstruction
 
 MAX_COLUMNS = 4700  # of a layer whose Gram matrix is inverted
-ROWS = 20_000  # that a Gram matrix is made of, about
+IMAGES, ROWS = 500, 20_000  # that a Gram matrix is made of, about
 RIDGE = 1e-3  # relative to the mean square of a column
 STEPS = 64  # in which at least half of what is left is taken away
 FLOOR = 1e-12
@@ -97,9 +97,11 @@ def _is_suitable(problem: Reconstruction, node: Node) -> bool:
 def _grams(problem: Reconstruction, nodes: list[Node]) -> dict[str, Tensor]:
     """The Gram matrices [D + 1, D + 1] of what nodes read in the static model, a column of ones included."""
     samples, order = problem.samples, {n.name: i for i, n in enumerate(problem.graph.nodes)}
-    taken = max(1, ROWS // samples.count)
+    # Images lie in an order that what they show gives, so the first ones are a fair sample.
+    chunks = range(min(len(samples.chunks), -(-IMAGES // len(samples.chunks[0]))))
+    taken = max(1, ROWS // sum(len(samples.chunks[chunk]) for chunk in chunks))
     grams: dict[str, Tensor] = {}
-    for chunk in range(len(samples.chunks)):
+    for chunk in chunks:
         static = samples.static_chunk(chunk)
         for node in nodes:
             (values,) = static.values(order[node.name])

@@ -54,6 +54,7 @@ class Targets:
     def __init__(self, effective: Effective, evaluate: Evaluate) -> None:
         self.effective, self.evaluate = effective, evaluate
         self.graph: Graph = effective.graph
+        self._elementwise: dict[str, bool] = {}
         self._order = {node.name: index for index, node in enumerate(self.graph.nodes)}
 
     def of(self, node: Node) -> Target:
@@ -79,7 +80,7 @@ class Targets:
         width = len(self.effective.channels.layouts[name].units)
         here = _Summand(name, np.ones(width), np.zeros(width))
         while True:
-            reader = self._only_reader(here.tensor)
+            reader = self.only_reader(here.tensor)
             if reader is None or self.graph.shapes[reader.outputs[0]] != self.graph.shapes[name]:
                 return None
             if self._is_sum(reader):
@@ -99,16 +100,16 @@ class Targets:
                 return name
             # Activations pass what they made themselves (relu(relu(x)) = relu(x)), if the last one comes after it too.
             if between is not None:
-                reader = self._only_reader(after)
+                reader = self.only_reader(after)
                 if reader is None or not _same_operator(reader, between, self.graph):
                     return name
             name = after
 
     def _next_sum(self, name: str) -> tuple[str | None, Node | None]:
         """The next sum to which nothing but this tensor adds, and the activation before it; None if there is none."""
-        reader, between = self._only_reader(name), None
+        reader, between = self.only_reader(name), None
         if reader is not None and not self._is_sum(reader) and self._is_idempotent(reader):
-            between, reader = reader, self._only_reader(reader.outputs[0])
+            between, reader = reader, self.only_reader(reader.outputs[0])
         if (
             reader is None
             or not self._is_sum(reader)
@@ -122,12 +123,12 @@ class Targets:
 
     def _activation(self, name: str) -> Node | None:
         """The one reader of a tensor if it is an activation that is the same for all channels, such as Relu or Clip."""
-        reader = self._only_reader(name)
+        reader = self.only_reader(name)
         if reader is None or any(self.graph.constants[c].size > 1 for c in reader.inputs if c in self.graph.constants):
             return None
         return reader if self._is_idempotent(reader) else None
 
-    def _only_reader(self, name: str) -> Node | None:
+    def only_reader(self, name: str) -> Node | None:
         """The one node that reads a tensor and makes anything in this plan; None for several, and at a tap."""
         if name in self.effective.plan.taps:
             return None
@@ -180,8 +181,22 @@ class Targets:
         once = self._probe(node)
         return once is not None and torch.equal(self.evaluate(node, once), once)
 
-    def _is_elementwise(self, node: Node) -> bool:
-        """Whether every element of the output hangs on its own input alone: those whose input stays keep their value."""
+    def is_elementwise(self, node: Node) -> bool:
+        """Whether every element of a node's output hangs on the same element of its one computed input alone; found by
+        changing other elements."""
+        if node.name not in self._elementwise:
+            self._elementwise[node.name] = self._keeps_shape(node) and self._keeps_apart(node)
+        return self._elementwise[node.name]
+
+    def _keeps_shape(self, node: Node) -> bool:
+        sources, layouts = self.graph.computed(node), self.effective.channels.layouts
+        kind = self.effective.channels.roles[node.name].kind
+        if len(sources) != 1 or kind is not Kind.MAP or len(node.outputs) != 1 or sources[0] not in layouts:
+            return False
+        shapes = {self.graph.shapes[name] for name in (sources[0], node.outputs[0])}
+        return len(shapes) == 1 and not self.graph.types.keys() & {sources[0], node.outputs[0]}  # no masks and indices
+
+    def _keeps_apart(self, node: Node) -> bool:
         shape = self.graph.shapes[self.graph.computed(node)[0]]
         draw = torch.Generator().manual_seed(0)
         stays = torch.rand(1, *shape, generator=draw) < 0.5
@@ -191,15 +206,9 @@ class Targets:
 
     def _probe(self, node: Node) -> Tensor | None:
         """What an element-wise operator makes of maps filled with each of PROBES; None for operators of other sorts."""
-        sources = self.graph.computed(node)
-        layouts, roles = self.effective.channels.layouts, self.effective.channels.roles
-        if len(sources) != 1 or roles[node.name].kind is not Kind.MAP or len(node.outputs) != 1:
+        if not self.is_elementwise(node):
             return None
-        if self.graph.types.keys() & {*sources, *node.outputs}:  # masks and indices
-            return None
-        shape = self.graph.shapes[sources[0]]
-        if self.graph.shapes[node.outputs[0]] != shape or sources[0] not in layouts or not self._is_elementwise(node):
-            return None
+        shape = self.graph.shapes[node.outputs[0]]
         filled = torch.tensor(PROBES).view(-1, *[1] * len(shape)).expand(-1, *shape)
         return self.evaluate(node, filled.contiguous())
 
