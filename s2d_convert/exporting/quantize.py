@@ -73,7 +73,7 @@ def int8_model(model: onnx.ModelProto, feeds: Mapping[str, Array], *, excluded: 
         onnx.save(model, source)
         # Without the optimisation: the stage is simplified already, and it would take apart what keeps links alive.
         _guarded(lambda: quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True))
-        kept = [*excluded, *_beyond_the_tool(model)]
+        kept = [*excluded, *_beyond_the_tool(model), *_resizings_of_the_image(model)]
         with _without_known_warnings():
             _guarded(lambda: quantize_static(ready, made, _Feeds(feeds), nodes_to_exclude=kept, **QUANTISER))
         return onnx.load(made)
@@ -99,6 +99,16 @@ def _beyond_the_tool(model: onnx.ModelProto) -> list[str]:
     whose weight has fewer columns than there are output channels, and a bias for each of these."""
     groups = {n.name: next((a.i for a in n.attribute if a.name == "group"), 1) for n in model.graph.node}
     return [n.name for n in model.graph.node if n.op_type == "ConvTranspose" and groups[n.name] > 1]
+
+
+def _resizings_of_the_image(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that resize the image itself: in eight bits every pixel would be rounded once more, for no gain."""
+    pixels, kept = {i.name for i in model.graph.input}, []
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Resize") and node.input[0] in pixels:
+            pixels.update(node.output)
+            kept += [node.name] if node.op_type == "Resize" else []
+    return kept
 
 
 def float16_stage(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -160,7 +160,7 @@ class _Edit:
         axes = [axis % rank for a in node.attribute if a.name == "axes" for axis in a.ints]
         roi, given = self.constant(node, 1), self.constant(node, 2)
         if self.constant(node, 3) is not None:
-            scales = np.array([_scale(a, b) for a, b in zip(before, after, strict=True)], dtype=np.float32)
+            scales = np.array([whole_scale(a, b) for a, b in zip(before, after, strict=True)], dtype=np.float32)
         elif given is not None and axes:
             scales = np.ones(rank, dtype=np.float32)
             scales[axes] = given
@@ -346,7 +346,7 @@ def _drop(node: onnx.NodeProto, *names: str) -> None:
         node.attribute.remove(attribute)
 
 
-def _scale(before: int, after: int) -> float:
+def whole_scale(before: int, after: int) -> float:
     """A float32 scale that takes `before` elements to `after`, rounding down, whether counted in 32 or 64 bits."""
     scale = np.float32(after / before)
     while min(np.floor(np.float32(before) * scale), np.floor(before * float(scale))) < after:

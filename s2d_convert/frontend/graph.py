@@ -49,6 +49,7 @@ class Graph:
     tensor that is not float32 (masks, indices). `image_type` is what the file takes the image as, float32 or uint8; here it is
     float32 from the first node on. `image_axis` is the axis of its channels: 0, or 2 for channels last.
     `opset` is that of the graph here, `source_opset` that of the file.
+    `scale` is the part of each side that the image is read at: below 1, the first nodes resize it (`image_size`).
     `skeleton` is the simplified static model without its constants, which large models should not have in memory twice;
     `to_model` puts them together.
     """
@@ -69,6 +70,7 @@ class Graph:
     image_type: str = "float32"
     image_axis: int = 0
     source_opset: int = 0
+    scale: float = 1.0
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:

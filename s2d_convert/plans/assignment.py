@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, Layout
+from s2d_convert.channels.image_scale import refusal
 from s2d_convert.channels.kinds import Array, Kind
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import UsageError
@@ -137,8 +138,11 @@ class Effective:
 
 
 def check_conversion(model: AnalysedModel, conversion: Conversion) -> None:
-    """Raise UsageError unless every chain fits the graph and the last one ends in the model's own logits."""
-    for plan in conversion.chains:
+    """Raise UsageError unless every chain fits the graph, at its scale too, and the last one ends in the model's own logits."""
+    for number, plan in enumerate(conversion.chains, start=1):
+        wrong = refusal(model, plan.scale)
+        if wrong:
+            raise UsageError(f"plan: chain {number}: {wrong}")
         Effective(model, plan)
     last = conversion.chains[-1].taps[-1]
     if last != model.graph.output:

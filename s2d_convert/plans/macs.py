@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.image_scale import at_scale
 from s2d_convert.channels.kinds import Kind
 from s2d_convert.channels.macs import PRODUCTS, macs_of, node_macs
 from s2d_convert.plans.assignment import Effective
@@ -27,6 +28,7 @@ def chain_macs(model: AnalysedModel, plan: Plan) -> int:
 
     Exit heads are left out. What linked stages compute but nobody reads is counted too.
     """
+    model = at_scale(model, plan.scale)
     effective = Effective(model, plan)
     total = 0.0
     for node in model.graph.nodes:

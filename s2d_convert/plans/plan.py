@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
+from s2d_convert.channels.image_scale import SCALES
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
@@ -27,10 +28,12 @@ FORMAT_VERSION = 1
 @dataclass(frozen=True)
 class Plan:
     """One chain: `taps[k]` is the tensor that stage k + 1 is read at (the last is the model's logits),
-    `stages_of_units[u]` the stage 1..S of unit u, or 0 when it is pruned."""
+    `stages_of_units[u]` the stage 1..S of unit u, or 0 when it is pruned, and `scale` the part of each side of the image
+    that it reads."""
 
     taps: tuple[str, ...]
     stages_of_units: tuple[int, ...]
+    scale: float = 1.0
 
     @property
     def stages(self) -> int:
@@ -65,7 +68,7 @@ class Conversion:
 
     def digest(self) -> str:
         """Return a short hash; equal conversions of one model have equal hashes."""
-        text = json.dumps([[c.taps, c.stages_of_units] for c in self.chains])
+        text = json.dumps([[c.taps, c.stages_of_units, *([] if c.scale == 1 else [c.scale])] for c in self.chains])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -76,7 +79,7 @@ def _chain_to_json(plan: Plan, channels: Channels) -> dict[str, Any]:
         starts = [i for i in range(len(stages)) if i == 0 or stages[i] != stages[i - 1]]
         ends = [*starts[1:], len(stages)]
         units[group.name] = " ".join(f"{stages[a]}x{b - a}" for a, b in zip(starts, ends, strict=True))
-    return {"taps": list(plan.taps), "units": units}
+    return {"taps": list(plan.taps), "units": units, **({} if plan.scale == 1 else {"scale": plan.scale})}
 
 
 def _chain_from_json(data: Any, index: int, channels: Channels) -> Plan:
@@ -93,7 +96,14 @@ def _chain_from_json(data: Any, index: int, channels: Channels) -> Plan:
     stages = np.ones(channels.units, dtype=np.int64)
     for name, runs in data["units"].items():
         stages[list(known[name].units)] = _read_runs(runs, len(known[name].units), f"{where}: class {name!r}")
-    return Plan(tuple(taps), tuple(stages.tolist()))
+    return Plan(tuple(taps), tuple(stages.tolist()), _read_scale(data.get("scale", 1), where))
+
+
+def _read_scale(scale: Any, where: str) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale not in (1, *SCALES):
+        allowed = ", ".join(f"{s:g}" for s in sorted(SCALES))
+        raise UsageError(f'{where}: "scale" must be {allowed} or 1, got {scale!r}')
+    return float(scale)
 
 
 def _read_runs(runs: Any, expected: int, where: str) -> list[int]:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import MOST_THREADS, Running, run_stages
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.image_scale import at_scale
 from s2d_convert.data.images import Images
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import graph_from_proto, load_graph
@@ -30,11 +31,17 @@ RUN_BATCH = 64
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain as it is trained and exported: a plan with weights, on the static graph or on a smaller one cut from it."""
+    """One chain as it is trained and exported: a plan with weights, on the static graph or on a smaller one cut from it.
+
+    `model` becomes the model at the scale of the plan. Raises UsageError for a scale that it cannot have.
+    """
 
     model: AnalysedModel
     plan: Plan
     weights: Weights
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", at_scale(self.model, self.plan.scale))
 
 
 def build_stages(chains: Sequence[Chain], *, weights: str = "float32") -> tuple[StageModel, ...]:

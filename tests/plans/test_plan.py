@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import nets
@@ -16,6 +17,7 @@ from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.movement import keeps_zero
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Node
+from s2d_convert.frontend.load import graph_from_proto
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import NO_STAGE, Effective, check_conversion
 from s2d_convert.plans.exit_points import candidate_taps
@@ -93,6 +95,13 @@ def test_a_conversion_survives_json() -> None:
         ({"chains": [{"taps": ["logits"], "units": {"Conv_0": "1x7"}}]}, "names 7 units"),
         ({"chains": [{"taps": ["logits"], "units": {"Conv_0": "x"}}]}, "run lengths"),
         ({"chains": [{"taps": ["logits"], "units": {"Conv_0": 3}}]}, "run lengths"),
+        (
+            {"chains": [{"taps": ["logits"], "units": {}, "scale": 0.9}]},
+            '"scale" must be 0.5, 0.625, 0.75 or 1, got 0.9',
+        ),
+        ({"chains": [{"taps": ["logits"], "units": {}, "scale": True}]}, "got True"),
+        ({"chains": [{"taps": ["logits"], "units": {}, "scale": "1/2"}]}, "got '1/2'"),
+        ({"chains": [{"taps": ["logits"], "units": {}, "scale": None}]}, "got None"),
     ],
 )
 def test_a_wrong_plan_file_is_refused_in_words(change: dict[str, Any], message: str) -> None:
@@ -157,6 +166,32 @@ def test_digests_tell_plans_apart() -> None:
     assert len(digests) == 4
     assert Conversion((Plan(("y", "logits"), (1, 2, 1)),)).digest() in digests
     assert {len(d) for d in digests} == {16}
+
+
+def test_a_scale_is_written_only_where_there_is_one() -> None:
+    _, channels, _ = analysed(chain())
+    ones = (1,) * channels.units
+    before = Conversion((Plan(("y",), ones, 0.5), Plan(("logits",), ones)))
+    written = before.to_json(channels)
+    assert [c.get("scale") for c in written["chains"]] == [0.5, None]
+    assert Conversion.from_json(written, channels) == before
+    del written["chains"][0]["scale"]
+    whole = Conversion.from_json(written, channels)
+    assert [c.scale for c in whole.chains] == [1.0, 1.0]
+    assert whole.digest() != before.digest()
+
+
+def test_digests_of_plans_without_a_scale_are_what_they_were() -> None:
+    assert Conversion((Plan(("y", "logits"), (1, 2, 1)),)).digest() == "45acb5c5b993675f"
+
+
+def test_a_scale_that_the_model_cannot_have_is_refused_with_its_chain() -> None:
+    model = AnalysedModel.of(graph_from_proto(chain()))
+    whole = identity_plan(model)
+    check_conversion(model, Conversion((Plan(("y",), whole.stages_of_units, 0.75), whole)))
+    wrong = "plan: chain 1: the model cannot read its image at scale 0.5 (node 'b' (Conv) would make [16, 0, 0] of the image); "
+    with pytest.raises(UsageError, match=f"^{re.escape(wrong)}0.75 and 1 are possible$"):
+        check_conversion(model, Conversion((Plan(("y",), whole.stages_of_units, 0.5), whole)))
 
 
 @pytest.mark.parametrize("data", [None, [], "plan", {}, {"version": "1"}])
