@@ -1,10 +1,10 @@
 """Thresholds and temperatures from logits, policies for a row of budgets, and risk control."""
 
+from s2d_convert.calibration.careful import bounded_policies, careful_policies
 from s2d_convert.calibration.policies import (
     Chosen,
     Scores,
     budget_policies,
-    careful_policies,
     fit_temperatures,
     promised_policies,
 )
@@ -14,6 +14,7 @@ __all__ = [
     "Chosen",
     "RiskBound",
     "Scores",
+    "bounded_policies",
     "budget_policies",
     "careful_policies",
     "fit_temperatures",

@@ -1,7 +1,8 @@
 """Careful thresholds for images that nobody has seen: how exits are judged on made-up images.
 
 Textures are harder for a model than photographs: it is rarely sure of them, and a head on its features is right less
-often at equal confidence. So what holds on them is a careful guess at what holds on real images. Two steps follow:
+often at equal confidence. So what holds on them is a guess at what holds on real images, and `careful` does not
+trust it alone. Two steps follow:
 
 - a floor for every exit: no threshold lies below the confidence above which the exit agrees with the static model in
   AGREEMENT of the made-up images. Budgets cannot push a threshold below it; they are then not reached.
@@ -25,27 +26,46 @@ from s2d_convert.calibration.thresholds import NEVER_LEAVES, softmax
 AGREEMENT = 0.95
 LEAST_EXITS = 20  # below that many rows an agreement says nothing
 SURE, LEAST_SURE = 0.9, 50
+SLACK = 1e-12  # shares are sums of many
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
+Classes = NDArray[np.integer[Any]]
 
 
-def floors(confidence: Floats, agrees: Bools, *, agreement: float = AGREEMENT) -> tuple[float, ...]:
+def floors(
+    confidence: Floats, agrees: Bools, static: Classes, *, classes: int, agreement: float = AGREEMENT
+) -> tuple[float, ...]:
     """Return the lowest threshold of each exit, S - 1: rows of at least that confidence agree in the share `agreement`.
 
-    confidence: [S, B], agrees: bool [S, B]. NEVER_LEAVES where no LEAST_EXITS rows agree so well.
+    confidence: [S, B], agrees: bool [S, B], static: int [B], the static model's class. NEVER_LEAVES where no LEAST_EXITS rows
+    agree so well. Agreement that always saying the commonest class would have too is none: of rows whose largest class has the
+    share c, 1 - `agreement` may disagree if c is 1 / `classes`, less if c is larger, and none if all are of one class.
     """
-    return tuple(_floor(row, right, agreement) for row, right in zip(confidence[:-1], agrees[:-1], strict=True))
+    pairs = zip(confidence[:-1], agrees[:-1], strict=True)
+    return tuple(_floor(row, right, static, chance=1 / max(2, classes), agreement=agreement) for row, right in pairs)
 
 
-def _floor(confidence: Floats, agrees: Bools, agreement: float) -> float:
-    known = ~np.isnan(confidence)
-    order = np.argsort(-confidence[known], kind="stable")
-    values, right = confidence[known][order], agrees[known][order]
-    share = np.cumsum(right) / np.arange(1, len(right) + 1)
+def _floor(confidence: Floats, agrees: Bools, static: Classes, *, chance: float, agreement: float) -> float:
+    known = np.flatnonzero(~np.isnan(confidence))
+    order = known[np.argsort(-confidence[known], kind="stable")]
+    values, right = confidence[order], agrees[order]
+    count = np.arange(1, len(order) + 1)
+    share, largest = np.cumsum(right) / count, _largest_class(static[order]) / count
+    allowed = (1 - agreement) * np.minimum(1, (1 - largest) / (1 - chance))
     last_of_value = np.append(values[1:] < values[:-1], True) if len(values) else np.zeros(0, bool)
-    good = np.flatnonzero((share >= agreement) & last_of_value & (np.arange(1, len(right) + 1) >= LEAST_EXITS))
+    agreeing = (1 - share <= allowed + SLACK) & (largest < 1)
+    good = np.flatnonzero(agreeing & last_of_value & (count >= LEAST_EXITS))
     return float(values[good[-1]]) if len(good) else NEVER_LEAVES
+
+
+def _largest_class(classes: Classes) -> NDArray[np.int64]:
+    """Return how many of the first 1, 2, ..., B rows are of the class that is commonest among them."""
+    order = np.argsort(classes, kind="stable")
+    _, starts, counts = np.unique(classes[order], return_index=True, return_counts=True)
+    met = np.empty(len(classes), np.int64)  # how often the class of a row was met up to it
+    met[order] = np.arange(1, len(classes) + 1) - np.repeat(starts, counts)
+    return np.maximum.accumulate(met) if len(met) else met
 
 
 def above(confidence: Floats, lowest: Sequence[float]) -> Floats:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from s2d_runtime import Policy, Promise
 
 from s2d_convert.base.text import listed
-from s2d_convert.calibration.confidence_floor import above, floors, raised, sure_rows
 from s2d_convert.calibration.risk_control import RiskBound, Tested, fixed_sequence, images_needed, path, stage_losses
 from s2d_convert.calibration.thresholds import (
+    NEVER_LEAVES,
     best_policy,
     budget_grid,
     budgets_from,
@@ -32,6 +32,10 @@ from s2d_convert.calibration.thresholds import (
 from s2d_convert.errors import DataError, PromiseError
 
 Array = NDArray[Any]
+
+MAX_LOSS = 0.01  # of accuracy (or agreement) that most users take for speed
+NO_GAIN = 0.98  # a mean latency above this share of the static one is no gain that anybody notices
+SURE = 1.64  # standard errors: 95 % of one side
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +104,16 @@ def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequ
     """The best policies for a row of budgets, `budget` among them. cost: of every stage, relative to the static model.
 
     Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
-    calibrated on; where that cannot be reached, at the budget itself.
+    calibrated on; where that cannot be reached, at the budget itself. Where nothing is clearly faster than the static model, no
+    image leaves early.
     """
     confidence, classes = confidences(scores.logits, temperatures), scores.classes
     budgets = budget_grid(confidence, cost, include=[budget])
-    found = (safe_policy(confidence, classes == scores.target, cost, budget) for budget in budgets)
-    return Chosen(tuple(observed(policy, confidence, classes) for policy in found), budget)
+    correct = classes == scores.target
+    row = [safe_policy(confidence, correct, cost, one) for one in budgets]
+    if no_gain(row):
+        row = [never_early(confidence, correct, cost=cost, budget=one) for one in budgets]
+    return Chosen(tuple(observed(policy, confidence, classes) for policy in row), budget)
 
 
 def accurate_policies(
@@ -121,6 +129,8 @@ def accurate_policies(
     budgets = [b for b in budget_grid(confidence, cost) if b != default.budget]
     others = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
     row = sorted([default, *others], key=lambda policy: policy.budget)
+    if no_gain(row):
+        row = [never_early(confidence, correct, cost=cost, budget=policy.budget) for policy in row]
     return Chosen(tuple(observed(policy, confidence, classes) for policy in row), default.budget)
 
 
@@ -129,25 +139,39 @@ def safely_cheapest(
 ) -> Policy:
     """The cheapest policy that loses at most `max_loss` against static answers of which `static` [B] are right, one standard
     error below it where that can be reached."""
+    safe = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss)
+    if safe.reached:
+        return safe
+    return cheapest_policy(confidence, correct, cost=cost, least_right=float(static.mean()) - max_loss)
+
+
+def cheapest_within(
+    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
+) -> Policy:
+    """The cheapest policy whose loss with one standard error of it is at most `max_loss`, or that loses nothing at all where
+    there are too few images to tell; `reached` is False where there is none that is faster than the static model."""
     least = float(static.mean()) - max_loss
     plain = cheapest_policy(confidence, correct, cost=cost, least_right=least)
     stage = exits(confidence, plain.thresholds)
-    lost = static.astype(float) - correct[stage, np.arange(stage.size)]
-    margin = float(lost.std()) / math.sqrt(max(1, len(lost)))
-    safe = cheapest_policy(confidence, correct, cost=cost, least_right=least + min(margin, max_loss))
-    return safe if safe.reached else plain
+    margin = loss_error(static.astype(float) - correct[stage, np.arange(stage.size)])
+    return cheapest_policy(confidence, correct, cost=cost, least_right=least + min(margin, max_loss))
 
 
-def careful_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
-    """Like `budget_policies`, from made-up images, with the floors of `confidence_floor`; the last stage is the static model."""
-    confidence, classes = confidences(scores.logits, temperatures), scores.classes
-    lowest = floors(confidence, classes == scores.target)
-    rows = sure_rows(scores.logits[-1])
-    sure, said, right = confidence[:, rows], classes[:, rows], (classes == scores.target)[:, rows]
-    kept = above(sure, lowest)
-    budgets = budget_grid(kept, cost, include=[budget])
-    found = (raised(safe_policy(kept, right, cost, one), lowest) for one in budgets)
-    return Chosen(tuple(observed(policy, sure, said) for policy in found), budget)
+def loss_error(lost: Array) -> float:
+    """The standard error of a mean loss, from the losses [B] of images. Where no image was lost or won, the rule of three says
+    how many may still be."""
+    return float(lost.std()) / math.sqrt(max(1, len(lost))) or 3 / (SURE * max(1, len(lost)))
+
+
+def no_gain(policies: Sequence[Policy]) -> bool:
+    """Whether none of the policies is clearly faster than the static model, so that an early exit only risks answers."""
+    return min(policy.expected_latency for policy in policies) > NO_GAIN
+
+
+def never_early(confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> Policy:
+    """The policy at which no image leaves early."""
+    thresholds = [NEVER_LEAVES] * (len(confidence) - 1)
+    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=thresholds)
 
 
 def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:

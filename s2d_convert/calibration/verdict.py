@@ -8,7 +8,6 @@ Letters: S stages, B images.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime import Policy
 
-from s2d_convert.calibration.policies import Scores
+from s2d_convert.calibration.policies import MAX_LOSS, NO_GAIN, SURE, Scores, loss_error
 from s2d_convert.calibration.thresholds import confidences, exits
 
-MAX_LOSS = 0.01  # of accuracy (or agreement) that most users take for speed
 LARGE_LOSS = 0.05
-NO_GAIN = 0.98  # a mean latency above this share of the static one is no gain that anybody notices
-SURE = 1.64  # standard errors: 95 % of one side
 
 
 @dataclass(frozen=True)
@@ -80,16 +76,13 @@ def _outcome(
     stage = exits(confidence, policy.thresholds)
     right = stage_right[stage, np.arange(stage.size)].astype(np.float64)
     lost = static - right
-    error = float(lost.std()) / math.sqrt(max(1, len(lost)))
-    # Where no image was lost or won, the rule of three says how many may still be.
-    error = error or 3 / (SURE * max(1, len(lost)))
     return Outcome(
         policy.budget,
         float(paid[stage].mean()),
         float(paid[stage.max()]),
         float(right.mean()),
         float(lost.mean()),
-        error,
+        loss_error(lost),
         tuple((np.bincount(stage, minlength=len(paid)) / max(1, len(stage))).tolist()),
     )
 
@@ -132,7 +125,11 @@ def _sentences(chosen: Outcome, within: Outcome | None, *, max_loss: float, targ
     allowed."""
     speed = f"takes {chosen.latency:.3f} of the static model's time on average ({1 / chosen.latency:.1f} times as fast)"
     said = [f"{loss_text(chosen, target)} and {speed}: {_worth(chosen, max_loss)}."]
-    if chosen.worst > NO_GAIN:
+    if chosen.exit_share[-1] == 1 and len(chosen.exit_share) > 1:
+        said.append(
+            "No image leaves early: no thresholds were found that are clearly faster and lose as little as that."
+        )
+    elif chosen.worst > NO_GAIN:
         said.append(f"An image that needs every stage takes {chosen.worst:.2f}.")
     if within is None:
         said.append(

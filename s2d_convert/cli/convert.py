@@ -127,7 +127,7 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     named = named_options()
     refuse_confidence_alone(options["max_drop"])
     asked = ConvertOptions(model=model, out=out or default_out(model), **options)
-    if "max_loss" in named and asked.budget is not None:
+    if "max_loss" in named and asked.budget is not None and not asked.exact:
         raise UsageError("--max-loss: means nothing beside --budget; leave one of the two out")
     if "stages" in named and asked.plan not in PLANS:
         raise UsageError("--stages: a written plan has stages of its own; leave it out")

@@ -150,4 +150,6 @@ def goal_of(job: Job) -> Goal:
     options, ready = job.options, job.ready
     static = float((ready.calib_logits.argmax(axis=1) == ready.right_classes).mean())
     worst = math.inf if options.max_latency is None else options.max_latency
-    return Goal(options.budget, worst, static - options.max_loss)
+    # In exact mode no budget makes thresholds lose more (`careful`), so it is not searched for either.
+    budget = None if options.exact and options.risk_bound is None else options.budget
+    return Goal(budget, worst, static - options.max_loss)

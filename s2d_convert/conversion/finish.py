@@ -12,18 +12,19 @@ import numpy as np
 from s2d_runtime import Dispatcher, Exactness, Manifest, Policy
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.calibration.careful import bounded_policies, careful_policies
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
+    MAX_LOSS,
     Chosen,
     Scores,
     accurate_policies,
     budget_policies,
-    careful_policies,
     fit_temperatures,
     promised_policies,
 )
 from s2d_convert.calibration.thresholds import softmax
-from s2d_convert.calibration.verdict import MAX_LOSS, Verdict, verdict
+from s2d_convert.calibration.verdict import Verdict, verdict
 from s2d_convert.conversion.context import Job, Prepared, Tuned, timing_images
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import promise_images, static_logits
@@ -50,7 +51,6 @@ from s2d_convert.training.loop import exit_logits
 
 VERIFY_IMAGES, EXACT_IMAGES = 64, 256
 VERIFY_TOLERANCE = 2e-3
-CAREFUL_BUDGET = 0.5  # without data, where nobody asked for one
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,10 @@ def choose_policies(
     """The policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even the plan."""
     ready, options = job.ready, job.options
     if job.careful:
-        return careful_policies(scores, temperatures, cost=cost, budget=options.budget or CAREFUL_BUDGET)
+        return careful_policies(scores, temperatures, cost=cost, budget=options.budget, max_loss=options.max_loss)
     if options.risk_bound is None:
+        if options.exact:
+            return bounded_policies(scores, temperatures, cost=cost, budget=options.budget, max_loss=options.max_loss)
         if options.budget is None:
             return accurate_policies(scores, temperatures, cost=cost, max_loss=options.max_loss)
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)

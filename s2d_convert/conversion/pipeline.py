@@ -87,7 +87,7 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     shutil.rmtree(plain, ignore_errors=True)
     finish(job, tuned, conversion, provenance=provenance, out=plain)
     job.reporter.step("quantize")
-    asked = Requantization(options.quantize, options.running, careful=job.careful)
+    asked = Requantization(options.quantize, options.running)
     manifest, measured = requantize(
         plain, options.out, asked, dataset=ready.dataset, static=job.timed_static, note=job.reporter.note
     )

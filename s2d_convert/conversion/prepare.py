@@ -194,8 +194,8 @@ def _without_data(options: ConvertOptions) -> str:
     if options.exact:
         return (
             f"{source}, the static model labels them. The last stage stays the original and exits are careful, so that a bad "
-            "guess costs exits and not answers; shares and latency on real images will differ. Some hundred real images, "
-            "labelled or not, make it faster (--data DIR)."
+            "guess costs exits rather than answers; but how many answers, and which latency, real images get, only real ones "
+            "can tell: give some hundred, labelled or not, here (--data DIR) or to s2d calibrate."
         )
     return (
         f"{source}, the static model labels them. A first stage that is trained on such images (--mode train) is much too sure "

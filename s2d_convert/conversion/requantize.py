@@ -15,12 +15,14 @@ from s2d_runtime import Manifest, leaves
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import ONE_THREAD, Running, make_session, run_stages
-from s2d_convert.calibration.policies import Scores, budget_policies, careful_policies, fit_temperatures
+from s2d_convert.calibration.careful import bounded_policies, careful_policies
+from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures
 from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.errors import ModelError, OutputError
 from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, new_folder, read_stages, with_stages
 from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
+from s2d_convert.exporting.provenance import Origin
 from s2d_convert.exporting.quantize import check_runs, float16_stage, int8_stage, set_temperature
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.slicing.chain import stage_logits
@@ -39,12 +41,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Requantization:
-    """How the stages are to compute ('int8', 'int8:early', 'fp16'), how they are run when latency is measured, and whether
-    their thresholds have the floors of `confidence_floor`."""
+    """How the stages are to compute ('int8', 'int8:early', 'fp16'), and how they are run when latency is measured."""
 
     kind: str
     running: Running = ONE_THREAD
-    careful: bool = False
 
 
 def requantize(
@@ -72,7 +72,7 @@ def requantize(
         set_temperature(model.model, temperature)
     draft = _draft(before, temperatures, asked.kind, made, dataset)
     with new_folder(out, draft, models, running=asked.running) as writer:
-        _calibrate_anew(writer, static, dataset.calib, scores, careful=asked.careful)
+        _calibrate_anew(writer, static, dataset.calib, scores)
         with writer.dispatcher() as runner:
             measured = measure(runner, static, dataset.test, running=asked.running)
         writer.update(measured={**measured.to_json(), "machine": machine(), "latency": "measured"})
@@ -204,14 +204,17 @@ def _draft(before: Manifest, temperatures: Sequence[float], asked: str, made: Co
     )
 
 
-def _calibrate_anew(
-    writer: FolderWriter, static: StaticModel, images: Images, scores: Scores, *, careful: bool
-) -> None:
-    """Measure the stages, and choose the policies with what they said on `images`, `careful` ones or others."""
+def _calibrate_anew(writer: FolderWriter, static: StaticModel, images: Images, scores: Scores) -> None:
+    """Measure the stages, and choose the policies with what they answered on `images`, as the conversion did."""
     timed = np.ascontiguousarray(images.batch(np.arange(writer.running.batch) % len(images)))
     with writer.dispatcher() as runner:
         cost = path_costs(runner, static, timed).per_stage
-    temperatures = [stage.temperature for stage in writer.manifest.stages]
-    choose = careful_policies if careful else budget_policies
-    budget = writer.manifest.default_budget
-    writer.calibrate(choose(scores, temperatures, cost=cost, budget=budget), cost)
+    writer.calibrate(_chosen_again(writer.manifest, scores, cost=cost), cost)
+
+
+def _chosen_again(manifest: Manifest, scores: Scores, *, cost: Sequence[float]) -> Chosen:
+    temperatures, budget = [stage.temperature for stage in manifest.stages], manifest.default_budget
+    if not Origin.of(manifest).exact:
+        return budget_policies(scores, temperatures, cost=cost, budget=budget)
+    choose = careful_policies if manifest.data == "made-up" else bounded_policies
+    return choose(scores, temperatures, cost=cost, budget=budget if budget < 1 else None)  # 1: nothing faster was found

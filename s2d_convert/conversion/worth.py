@@ -29,8 +29,8 @@ def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
     correct = logits.argmax(axis=2) == ready.right_classes
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
     if job.careful:  # as the policies of the folder will be chosen
-        rows = sure_rows(ready.calib_logits)
-        confidence = above(confidence, floors(confidence, correct))[:, rows]
+        rows, static = sure_rows(ready.calib_logits), ready.calib_logits.argmax(axis=1)
+        confidence = above(confidence, floors(confidence, correct, static, classes=logits.shape[2]))[:, rows]
         correct = correct[:, rows]
     value = goal_of(job).value(confidence, correct, cost)
     return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})

@@ -28,8 +28,8 @@ LARGEST = 2**63  # of a number in a manifest
 @dataclass(frozen=True)
 class Origin:
     """The static model as the manifest names it: its file and hash, the image size (H, W) and the output that were asked
-    for, its multiply-accumulates per image and parameters, and the data and seed of the conversion; None and 0 where
-    nothing is recorded."""
+    for, its multiply-accumulates per image and parameters, the data and seed of the conversion, and whether it was in exact
+    mode; None and 0 where nothing is recorded."""
 
     model: str | None
     sha256: str | None
@@ -39,6 +39,7 @@ class Origin:
     parameters: int
     data: str | None
     seed: int
+    exact: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
@@ -55,6 +56,7 @@ class Origin:
             parameters=_count(recorded, "static_parameters"),
             data=_value(options, "data", str, "a path"),
             seed=_count(options, "seed"),
+            exact="mode" in options and bool((options["mode"] or _usual_mode(options)) == "exact"),
         )
 
     def find(self, asked: Path | None, folder: Path) -> Path:
@@ -125,6 +127,11 @@ def recorded_preprocess(manifest: Manifest) -> Preprocess:
             "the manifest was changed, convert again"
         )
     return found
+
+
+def _usual_mode(options: Mapping[str, Any]) -> str:
+    """Return the mode of a conversion that was not asked for one."""
+    return "train" if options.get("data") else "exact"
 
 
 def _value(record: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.base.sessions import Running
+from s2d_convert.calibration.careful import bounded_policies
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
 from s2d_convert.calibration.risk_control import RiskBound
@@ -96,7 +97,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
         fit, test = _divided(scores, options)
         temperatures = fit_temperatures(fit)
         cost = _costs(runner, static, images, batch=options.batch)
-        chosen = _choose(fit, test, temperatures, cost=cost, options=options, budget=before.default_budget)
+        chosen = _choose(fit, test, temperatures, cost=cost, options=options, before=before)
         with renewed_folder(options.folder, before, temperatures, running=options.running) as writer:
             writer.calibrate(
                 chosen,
@@ -166,8 +167,12 @@ def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]
 
 def _choose(
     fit: Scores, test: Scores, temperatures: tuple[float, ...], *, cost: tuple[float, ...], options: CalibrateOptions,
-    budget: float,
+    before: Manifest,
 ) -> Chosen:  # fmt: skip
+    budget = before.default_budget
+    if options.risk_bound is None and Origin.of(before).exact:
+        asked = options.budget or (budget if budget < 1 else None)  # 1: nothing faster was found then
+        return bounded_policies(fit, temperatures, cost=cost, budget=asked)
     if options.risk_bound is None:
         return budget_policies(fit, temperatures, cost=cost, budget=options.budget or budget)
     share = 1 - FIT_SHARE

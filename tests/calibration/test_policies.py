@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from s2d_convert.calibration.careful import bounded_policies, careful_policies
 from s2d_convert.calibration.policies import (
     Chosen,
     Scores,
     accurate_policies,
     budget_policies,
-    careful_policies,
     check_enough,
     fit_temperatures,
     promised_policies,
@@ -18,7 +18,7 @@ from s2d_convert.calibration.policies import (
     safe_policy,
 )
 from s2d_convert.calibration.risk_control import RiskBound, images_needed
-from s2d_convert.calibration.thresholds import confidences, exits, policy_at
+from s2d_convert.calibration.thresholds import NEVER_LEAVES, confidences, exits, policy_at
 from s2d_convert.errors import DataError, PromiseError
 
 COST = (0.25, 0.75)
@@ -202,3 +202,62 @@ def test_a_refusal_names_the_class() -> None:
     test.logits[-1, test.target == 1] *= -1
     with pytest.raises(PromiseError, match=r"loses accuracy in 100 % of \d+ images of class 'nude'"):
         promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=RiskBound(0.1, per_class=True), budget=None)
+
+
+# --- where no image should leave early ------------------------------------------------------------------------------
+
+
+def two_classes(count: int, seed: int, *, labelled: bool = True) -> Scores:
+    """The field report: a network of two classes and an exit that is sure of 89 % of the images and wrong on 8 % of them."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(count) < 0.3).astype(np.int64)
+    static = np.where(rng.random(count) < 0.044, 1 - labels, labels)
+    said = np.where(rng.random(count) < 0.08, 1 - static, static)
+    sure = np.where(rng.random(count) < 0.89, 4.0, 0.2) + rng.normal(0, 0.05, count)
+    logits = np.stack([np.eye(2)[said] * sure[:, None], np.eye(2)[static] * 6]).astype(np.float32)
+    return Scores(logits, static, labels if labelled else None)
+
+
+@pytest.mark.parametrize("cost", [(0.93, 0.12), (0.985, 0.1), (1.003, 0.2)])
+def test_without_data_nothing_leaves_where_leaving_gains_nothing(cost: tuple[float, float]) -> None:
+    chosen = careful_policies(two_classes(2000, 0, labelled=False), (1.0, 1.0), cost=cost, budget=0.5)
+    assert [p.budget for p in chosen.policies] == [0.5, 1.0]
+    for policy in chosen.policies:
+        assert policy.thresholds == (NEVER_LEAVES,)
+        assert policy.exit_share == (0.0, 1.0)
+        assert policy.expected_latency == pytest.approx(sum(cost))
+        assert (policy.reached, policy.disagreement) == (False, 0.0)
+
+
+def test_budgets_and_accuracy_first_do_not_leave_either() -> None:
+    scores, cost = scores_of(500, 3, weak=0.5), (0.99, 0.2)
+    for chosen in (
+        budget_policies(scores, (1.0, 1.0), cost=cost, budget=0.5),
+        accurate_policies(scores, (1.0, 1.0), cost=cost, max_loss=0.05),
+    ):
+        assert all(policy.thresholds == (NEVER_LEAVES,) for policy in chosen.policies)
+        assert not any(policy.reached for policy in chosen.policies)
+        assert chosen.default_budget in [policy.budget for policy in chosen.policies]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("budget", [0.3, 0.6, 0.95, None])
+def test_exact_mode_loses_little_at_every_budget(labelled: bool, budget: float | None) -> None:
+    scores = scores_of(3000, 4, labelled=labelled, weak=0.4)
+    chosen = bounded_policies(scores, (1.0, 1.0), cost=COST, budget=budget, max_loss=0.01)
+    assert min(p.expected_latency for p in chosen.policies) < 0.98
+    stages, rows = confidences(scores.logits, (1.0, 1.0)), np.arange(len(scores))
+    for policy in chosen.policies:
+        lost = scores.losses[exits(stages, policy.thresholds), rows]
+        assert lost.mean() + lost.std() / np.sqrt(len(scores)) <= 0.01 + 1e-3
+        assert policy.reached == (policy.expected_latency <= policy.budget + 1e-9)
+    assert chosen.default_budget == (chosen.policies[0].budget if budget is None else budget)
+    if budget == 0.3:
+        assert not chosen.policies[0].reached
+        reckless = budget_policies(scores, (1.0, 1.0), cost=COST, budget=budget).policies[0]
+        assert reckless.expected_accuracy < chosen.policies[0].expected_accuracy - 0.1
+
+
+def test_exact_mode_with_an_exit_that_is_wrong_too_often_never_leaves() -> None:
+    chosen = bounded_policies(two_classes(2000, 5), (1.0, 1.0), cost=(0.5, 0.6), budget=None, max_loss=0.01)
+    assert [(p.budget, p.thresholds) for p in chosen.policies] == [(1.0, (NEVER_LEAVES,))]

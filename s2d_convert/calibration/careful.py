@@ -1,0 +1,86 @@
+"""Policies whose answers may part from the static model's in a stated small share only, whatever the budget: those of exact
+mode, where the last stage is the static model and not leaving early is always right. numpy only.
+
+With data: the loss on the images, with one standard error, is at most `max_loss`. With made-up images the same holds on those
+that the static model is sure of, and no threshold lies below its floor (`confidence_floor`). Where that leaves no policy that is
+clearly faster than the static model, no image leaves early. A budget that cannot be kept in this way is not reached.
+
+Letters: S stages, B rows (images).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from s2d_runtime import Policy
+
+from s2d_convert.calibration.confidence_floor import above, floors, raised, sure_rows
+from s2d_convert.calibration.policies import (
+    MAX_LOSS,
+    Array,
+    Chosen,
+    Scores,
+    cheapest_within,
+    never_early,
+    no_gain,
+    safe_policy,
+)
+from s2d_convert.calibration.thresholds import budgets_from, confidences, observed, policy_at
+
+
+def bounded_policies(
+    scores: Scores,
+    temperatures: Sequence[float],
+    *,
+    cost: Sequence[float],
+    budget: float | None,
+    max_loss: float = MAX_LOSS,
+) -> Chosen:
+    """Return policies that lose at most `max_loss`, for a row of budgets with `budget`, the default, among them.
+
+    cost: of every stage, relative to the static model. budget None: the cheapest of them is the default.
+    """
+    confidence, classes = confidences(scores.logits, temperatures), scores.classes
+    correct, static = classes == scores.target, scores.static_classes == scores.target
+    row, default = _row(confidence, correct, static, cost=cost, budget=budget, max_loss=max_loss)
+    return Chosen(tuple(observed(policy, confidence, classes) for policy in row), default)
+
+
+def careful_policies(
+    scores: Scores,
+    temperatures: Sequence[float],
+    *,
+    cost: Sequence[float],
+    budget: float | None,
+    max_loss: float = MAX_LOSS,
+) -> Chosen:
+    """Return the same from made-up images, with the floors of `confidence_floor`; the last stage is the static model."""
+    confidence, classes = confidences(scores.logits, temperatures), scores.classes
+    agrees = classes == scores.target
+    lowest = floors(confidence, agrees, scores.static_classes, classes=scores.logits.shape[2])
+    rows = sure_rows(scores.logits[-1])
+    sure, said, right = confidence[:, rows], classes[:, rows], agrees[:, rows]
+    static = scores.static_classes[rows] == scores.target[rows]
+    row, default = _row(above(sure, lowest), right, static, cost=cost, budget=budget, max_loss=max_loss)
+    return Chosen(tuple(observed(raised(policy, lowest), sure, said) for policy in row), default)
+
+
+def _row(
+    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], budget: float | None, max_loss: float
+) -> tuple[list[Policy], float]:
+    """Return the policies, ascending by budget, and the default budget."""
+    least = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss)
+    if not least.reached or no_gain([least]):
+        default = 1.0 if budget is None else budget
+        return [never_early(confidence, correct, cost=cost, budget=one) for one in sorted({1.0, default})], default
+    default = least.budget if budget is None else budget
+    budgets = budgets_from(least.expected_latency, include=[default])
+    return [_served(least, confidence, correct, cost=cost, budget=one) for one in budgets], default
+
+
+def _served(least: Policy, confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> Policy:
+    """Return the best policy for a budget, or the `least` one that is allowed where that is not right as often."""
+    best = safe_policy(confidence, correct, cost, budget)
+    if best.expected_accuracy >= least.expected_accuracy:
+        return best
+    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=least.thresholds)
