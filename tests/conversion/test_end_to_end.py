@@ -19,7 +19,7 @@ from command_line import call
 from helpers import assert_close, run
 from PIL import Image
 from s2d_runtime import Dispatcher, Promise
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort, written_plan
+from tiny import Listener, ask, fresh_place, make_folder, quadrants, written_plan
 
 from s2d_convert.conversion import finish
 from s2d_convert.conversion.pipeline import convert
@@ -30,20 +30,13 @@ from s2d_convert.frontend.load import load_graph
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model and its data, made once."""
-    folder = tmp_path_factory.mktemp("tiny")
-    make_model(folder / "tiny.onnx")
-    images, labels = quadrants(700, 1)
-    np.savez(folder / "data.npz", images=images, labels=labels)
-    return folder
+    return make_folder(tmp_path_factory.mktemp("tiny"), 700)
 
 
 @pytest.fixture
 def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder with the tiny model and its data, and a tiny effort."""
-    use_tiny_effort(monkeypatch)
-    for name in ("tiny.onnx", "data.npz"):
-        (tmp_path / name).write_bytes((template / name).read_bytes())
-    return tmp_path
+    return fresh_place(template, tmp_path, monkeypatch)
 
 
 def test_a_labelled_conversion_is_whole(place: Path) -> None:

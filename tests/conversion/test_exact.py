@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import run
 from s2d_runtime import Dispatcher, Exactness
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+from tiny import Listener, ask, fresh_place, make_folder, quadrants
 
 from s2d_convert.conversion.exact import TAPS, Candidate, better
 from s2d_convert.conversion.finish import exactness
@@ -30,19 +30,13 @@ from s2d_convert.search.base import Evaluation
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model and unlabelled images, made once."""
-    folder = tmp_path_factory.mktemp("tiny")
-    make_model(folder / "tiny.onnx")
-    np.savez(folder / "data.npz", images=quadrants(500, 1)[0])
-    return folder
+    return make_folder(tmp_path_factory.mktemp("tiny"), 500, labelled=False)
 
 
 @pytest.fixture
 def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder with the tiny model and its data, and a tiny effort."""
-    use_tiny_effort(monkeypatch)
-    for name in ("tiny.onnx", "data.npz"):
-        (tmp_path / name).write_bytes((template / name).read_bytes())
-    return tmp_path
+    return fresh_place(template, tmp_path, monkeypatch)
 
 
 def answers_as_static(place: Path, out: Path) -> tuple[float, float]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+from tiny import Listener, ask, fresh_place, make_folder
 
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.cli import convert as cli_convert
@@ -28,20 +27,13 @@ from s2d_convert.search.base import Evaluation, SearchResult, Trial, reward
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model and its data, made once."""
-    folder = tmp_path_factory.mktemp("bound")
-    make_model(folder / "tiny.onnx")
-    images, labels = quadrants(500, 1)
-    np.savez(folder / "data.npz", images=images, labels=labels)
-    return folder
+    return make_folder(tmp_path_factory.mktemp("bound"), 500)
 
 
 @pytest.fixture
 def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder with the tiny model and its data, and a tiny effort."""
-    use_tiny_effort(monkeypatch)
-    for name in ("tiny.onnx", "data.npz"):
-        (tmp_path / name).write_bytes((template / name).read_bytes())
-    return tmp_path
+    return fresh_place(template, tmp_path, monkeypatch)
 
 
 class FakeMeter:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_spaces import by_hand
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+from tiny import Listener, ask, make_folder, use_tiny_effort
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels, analyse
 from s2d_convert.conversion.options import PLANS
@@ -28,11 +28,7 @@ from s2d_convert.plans.plan_option import LIMITS, restricted
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model and its data, made once."""
-    folder = tmp_path_factory.mktemp("planned")
-    make_model(folder / "tiny.onnx")
-    images, labels = quadrants(600, 1)
-    np.savez(folder / "data.npz", images=images, labels=labels)
-    return folder
+    return make_folder(tmp_path_factory.mktemp("planned"), 600)
 
 
 def test_every_name_has_its_limits() -> None:

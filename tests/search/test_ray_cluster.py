@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+from tiny import Listener, ask, make_folder, use_tiny_effort
 
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import UsageError
@@ -101,11 +101,7 @@ class FakeRay(ModuleType):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny model and its data."""
-    folder = tmp_path_factory.mktemp("spread")
-    make_model(folder / "tiny.onnx")
-    images, labels = quadrants(400, 1)
-    np.savez(folder / "data.npz", images=images, labels=labels)
-    return folder
+    return make_folder(tmp_path_factory.mktemp("spread"), 400)
 
 
 def searched(place: Path, name: str, *, ray: str | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ EFFORT = Effort(
     head_epochs=6.0,
     trial_steps=4,
 )
+MODEL, DATA = "tiny.onnx", "data.npz"
 TINY = "quick"  # the effort whose amounts the tests replace by EFFORT
 
 
@@ -88,6 +89,25 @@ def make_model(path: Path) -> None:
             net, (torch.zeros(1, 3, 12, 12),), str(path), dynamo=False, opset_version=17,
             input_names=["input"], output_names=["logits"], dynamic_axes={"input": {0: "N"}, "logits": {0: "N"}},
         )  # fmt: skip
+
+
+def make_folder(folder: Path, count: int, *, labelled: bool = True) -> Path:
+    """Put the tiny model and `count` images into a folder; returns the folder."""
+    make_model(folder / MODEL)
+    images, labels = quadrants(count, 1)
+    if labelled:
+        np.savez(folder / DATA, images=images, labels=labels)
+    else:
+        np.savez(folder / DATA, images=images)
+    return folder
+
+
+def fresh_place(template: Path, place: Path, monkeypatch: object) -> Path:
+    """Copy what `make_folder` has made to `place`, and make `--effort quick` tiny for one test; returns the place."""
+    use_tiny_effort(monkeypatch)
+    for name in (MODEL, DATA):
+        (place / name).write_bytes((template / name).read_bytes())
+    return place
 
 
 def ask(folder: Path, **changes: object) -> ConvertOptions:
