@@ -36,11 +36,12 @@ def _tied(node: Node, context: Context, varying: list[int], *, free: tuple[int, 
 
 @rule("BatchNormalization", vectors=(1, 2, 3, 4))
 @rule("InstanceNormalization", vectors=(1, 2))
-@rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "MaxPool", "AveragePool", "LpPool", keeps_zero=True)
+@rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "MaxPool", "AveragePool", "LpPool", "GridSample",
+      keeps_zero=True)  # fmt: skip
 def _needs_axis_0(node: Node, context: Context) -> Role:
     """Channel by channel, with the channels at position 1."""
-    if len(context.computed(node)) != 1:
-        return opaque("it has several computed inputs")
+    if context.computed(node) != node.inputs[:1]:
+        return opaque("an input other than the first is computed")
     if len(node.outputs) > 1:
         return opaque("it has several outputs")
     if context.has_axis(node.inputs[0], 0):

@@ -195,8 +195,8 @@ def _check_rows(
         if not holders:
             raise
         raise ModelError(
-            f"nodes {', '.join(holders)}: they read a constant that depends on the length of the batch, which has no rule here; "
-            "export the model without them (no assignments to slices, no states of recurrent layers)"
+            f"nodes {', '.join(holders)}: they read a constant that depends on the length of the batch; export the model without "
+            "(no assignments to slices, no states of recurrent layers, torch's affine_grid with dynamo=True)"
         ) from error
     unread = simple.image.unread
     if unread and bool((answers == answers[:1]).all()):

@@ -275,6 +275,20 @@ MOVES = [
     *(case("Pad", IMAGE, ints(7, 2), None, ints(3), mode=mode, opset=19) for mode in ("edge", "wrap")),
 ]
 
+GRID = Feed((3, 7, 2))  # beyond -1 and 1 lies the padding
+SAMPLES = [
+    *(
+        case("GridSample", IMAGE, GRID, opset=16, mode=mode, padding_mode=padding, align_corners=corners)
+        for mode in ("bilinear", "nearest", "bicubic")
+        for padding in ("zeros", "border", "reflection")
+        for corners in (0, 1)
+    ),
+    *(case("GridSample", IMAGE, GRID, opset=20, mode=mode) for mode in ("linear", "nearest", "cubic")),
+    case("GridSample", IMAGE, GRID, opset=16),
+    case("GridSample", IMAGE, floats(1, 3, 7, 2), opset=16, batches=(1,)),
+    *(case("GridSample", VOLUME, Feed((2, 3, 4, 3)), opset=20, mode=mode) for mode in ("linear", "nearest")),
+]
+
 HALF_PIXEL = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 NEAREST_MODES = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 SCALES = (np.array([1, 1, 2, 2], np.float32), np.array([1, 1, 1.5, 0.5], np.float32))
@@ -317,4 +331,4 @@ RESIZES = [
     case("Resize", VOLUME, EMPTY, np.array([1, 1, 2, 3, 1], np.float32), mode="nearest"),
 ]
 
-CASES = [*UNARY, *BINARY, *REDUCTIONS, *NORMS, *CONVS, *PRODUCTS, *POOLS, *MOVES, *RESIZES]
+CASES = [*UNARY, *BINARY, *REDUCTIONS, *NORMS, *CONVS, *PRODUCTS, *POOLS, *MOVES, *SAMPLES, *RESIZES]

@@ -21,6 +21,7 @@ from s2d_convert.network.converters import movement as lower_movement
 from s2d_convert.network.converters import norm as lower_norm
 from s2d_convert.network.converters import pool as lower_pool
 from s2d_convert.network.converters import resize as lower_resize
+from s2d_convert.network.converters import sample as lower_sample
 from s2d_convert.network.converters.base import BUILDERS, Builder, Constants, Lowered, builder, refusal
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILDERS", "Builder", "Constants", "Lowered", "builder", "lower"]
 
-TABLES = (lower_layers, lower_math, lower_movement, lower_norm, lower_pool, lower_resize)
+TABLES = (lower_layers, lower_math, lower_movement, lower_norm, lower_pool, lower_resize, lower_sample)
 
 
 def lower(node: Node, constants: Constants) -> Lowered:

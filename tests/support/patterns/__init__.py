@@ -17,6 +17,7 @@ from patterns import (
     opsets,
     padding,
     pooling,
+    sampling,
     shuffles,
     weights,
 )
@@ -25,4 +26,7 @@ from patterns.base import PATTERNS, Pattern
 __all__ = ["PATTERNS", "Pattern"]
 
 # Importing these modules fills the table.
-MODULES = (arithmetic, batches, channels_last, gates, mixed, norms, odd, opsets, padding, pooling, shuffles, weights)
+MODULES = (
+    *(arithmetic, batches, channels_last, gates, mixed, norms, odd, opsets, padding, pooling, sampling, shuffles),
+    weights,
+)
