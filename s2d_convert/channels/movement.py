@@ -68,7 +68,7 @@ def _move_or_map(node: Node, context: Context) -> Role:
         dropped = len(context.shape(data)) - len(context.shape(node.outputs[0]))
         return mapped(node, context, channel - (dropped if min(touched, default=99) < channel else 0))
     if touched != {channel}:
-        return opaque(f"a {node.op} of channels and space at once")
+        return opaque(f"{node.op} over channels and space at once")
     if node.op == "Tile":
         return Role(Kind.MOVE)
     if node.op == "Gather" and np.ndim(context.constants[node.inputs[1]]) != 1:

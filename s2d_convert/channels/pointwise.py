@@ -38,8 +38,8 @@ def _tied(node: Node, context: Context, varying: list[int], *, free: tuple[int, 
 @rule("InstanceNormalization", vectors=(1, 2))
 @rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "MaxPool", "AveragePool", "LpPool", "GridSample",
       keeps_zero=True)  # fmt: skip
-def _needs_axis_0(node: Node, context: Context) -> Role:
-    """Channel by channel, with the channels at position 1."""
+def _channel_by_channel(node: Node, context: Context) -> Role:
+    """Over space it maps, with the channels at position 1."""
     if context.computed(node) != node.inputs[:1]:
         return opaque("an input other than the first is computed")
     if len(node.outputs) > 1:

@@ -12,6 +12,7 @@ from helpers import Array, assert_close, open_session, run
 from patterns import PATTERNS
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
+from s2d_convert.channels.kinds import RULES
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.assignment import Effective
@@ -73,6 +74,14 @@ def is_possible(graph: Graph, channels: Channels, plan: Plan) -> bool:
     except UsageError:
         return False
     return True
+
+
+def test_every_channel_rule_has_a_net() -> None:
+    models = [model_of(name) for name in PATTERNS]
+    ops = {node.op_type for m in models for part in (m.graph, *m.functions) for node in part.node}
+    assert sorted(RULES.keys() - ops) == [], (
+        "operators with a rule and without a pattern; add one to tests/support/patterns"
+    )
 
 
 @each_pattern

@@ -17,6 +17,7 @@ from patterns import (
     opsets,
     padding,
     pooling,
+    rare,
     sampling,
     shuffles,
     weights,
@@ -27,6 +28,6 @@ __all__ = ["PATTERNS", "Pattern"]
 
 # Importing these modules fills the table.
 MODULES = (
-    *(arithmetic, batches, channels_last, gates, mixed, norms, odd, opsets, padding, pooling, sampling, shuffles),
-    weights,
+    *(arithmetic, batches, channels_last, gates, mixed, norms, odd),
+    *(opsets, padding, pooling, rare, sampling, shuffles, weights),
 )

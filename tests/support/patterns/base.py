@@ -113,7 +113,10 @@ def around(
     functions: str = "",
     **weights: Weight,
 ) -> onnx.ModelProto:
-    """`middle` makes y (`made` channels) of x (`channels`), between two convs; a pooled linear ends the net."""
+    """`middle` makes y (`made` channels) of x (`channels`), between two convs; a pooled linear ends the net.
+
+    Its own tensors and weights need other names than those below.
+    """
     return net(
         f"""(float[{batch},3,{SIZE},{SIZE}] image) => (float[{batch},{CLASSES}] logits) {{
             s = Conv<pads=[1,1,1,1]>(image, ws, bs)  x = Relu(s)
