@@ -1,1 +1,1 @@
-"""Trainings of a staged network: the loop, distillation, exit heads."""
+"""Training of a staged network: the loop, distillation, exit heads, closed-form solving."""

@@ -1,8 +1,8 @@
-"""The static model as a teacher: its logits, and the features that they are made from as hints.
+"""The static model as a teacher: its logits, and the features behind them as hints.
 
-Ten logits say little about an image, the some sixty features behind them say more. So every exit learns, beside its answer,
-features from which those of the static model can be told by a linear map (Romero et al., ICLR 2015, arXiv 1412.6550, for
-hints; Chen et al., CVPR 2022, arXiv 2203.14001, for the features before the classifier). The maps are thrown away.
+The ten logits of a small classifier say less about an image than the features that they are computed from. So every exit
+also learns to predict these features with a linear map (hints: Romero et al., ICLR 2015, arXiv 1412.6550; features before
+the classifier: Chen et al., CVPR 2022, arXiv 2203.14001). The maps are discarded after the training.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import identity_plan
 from s2d_convert.plans.weights import Weights
 
-SMALLEST_SPREAD = 1e-12  # of features, below which they say nothing
+SMALLEST_SPREAD = 1e-12  # lower limit of the features' variance, where they are constant
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher says about a batch: logits float32 [B, K] and features float32 [B, C], if it has any."""
+    """The teacher's targets for a batch: logits float32 [B, K], and features float32 [B, C] if it has any."""
 
     logits: Tensor
     features: Tensor | None = None
@@ -39,23 +39,25 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The static model: how many features there are behind its logits (None: it has none), and what it says about model
-    input [B, ...]."""
+    """The static model as a teacher.
+
+    width: the number of features behind its logits, None if it has none. say: its targets for model input [B, ...].
+    """
 
     width: int | None
     say: Callable[[Array], Lesson]
 
 
 def teacher_in_onnxruntime(model: AnalysedModel, **session: Any) -> Teacher:
-    """Return the teacher for a CPU, where onnxruntime is the quicker one; `session` as of `make_session`."""
-    source, whole = feature_source(model), model.graph.to_logits_model()
+    """Return a teacher that runs in onnxruntime, which is faster than torch on a CPU. session: keywords of `make_session`."""
+    source, logits_model = feature_source(model), model.graph.to_logits_model()
     if source is not None:
         shape: list[str | int | None] = ["N", *model.graph.shapes[source]]
-        whole.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
-    runs = make_session(whole.SerializeToString(), **session)
+        logits_model.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
+    inference = make_session(logits_model.SerializeToString(), **session)
 
     def say(images: Array) -> Lesson:
-        logits, *features = runs.run(None, {model.graph.image: images})
+        logits, *features = inference.run(None, {model.graph.image: images})
         answer = torch.from_numpy(to_logits(logits, model.graph.logits_kind))
         if source is None:
             return Lesson(answer)
@@ -65,14 +67,14 @@ def teacher_in_onnxruntime(model: AnalysedModel, **session: Any) -> Teacher:
 
 
 def teacher_in_torch(model: AnalysedModel, weights: Weights, device: torch.device) -> Teacher:
-    """Return the teacher on the device that trains: a GPU must not wait for a CPU."""
+    """Return a teacher on the training device, so that a GPU need not wait for the CPU."""
     net = StagedNet(model, weights).to(device).eval()
     masks = net.masks(Effective(model, identity_plan(model)))
 
     @torch.no_grad()
     def say(images: Array) -> Lesson:
-        (found,) = net.exits(torch.from_numpy(images).to(device), masks)
-        return Lesson(found.logits, found.features)
+        (answer,) = net.exits(torch.from_numpy(images).to(device), masks)
+        return Lesson(answer.logits, answer.features)
 
     return Teacher(_width(model), say)
 
@@ -83,23 +85,23 @@ def _width(model: AnalysedModel) -> int | None:
 
 
 class Hints(nn.Module):
-    """For each exit of a network a linear map from its features to the `width` features of the teacher."""
+    """Linear maps from the features of each exit to the `width` features of the teacher."""
 
     def __init__(self, net: StagedNet, width: int) -> None:
         super().__init__()
         counts = {tap: count for tap in net.taps if (count := net.feature_count(tap)) is not None}
         self._key = {tap: f"h{i}" for i, tap in enumerate(counts)}
         self.maps = nn.ModuleDict({self._key[tap]: nn.Linear(count, width) for tap, count in counts.items()})
-        for parameter in self.parameters():  # from nothing, so that equal seeds give equal maps
+        for parameter in self.parameters():  # start at zero: no random numbers are drawn
             nn.init.zeros_(parameter)
 
     def loss(self, taps: Sequence[str], exits: Sequence[Exit], features: Tensor) -> Tensor:
-        """Return the share of the variance of the teacher's features [B, C] that the maps leave unexplained, mean over the
+        """Return the share of the variance of the teacher's features [B, C] that the maps do not explain, averaged over the
         exits."""
-        spread = features.var().clamp_min(SMALLEST_SPREAD)
+        variance = features.var().clamp_min(SMALLEST_SPREAD)
         total = features.new_zeros(())
-        for tap, found in zip(taps, exits, strict=True):
-            if found.features is not None:
-                told = self.maps[self._key[tap]](found.features.float())
-                total = total + F.mse_loss(told, features) / spread
+        for tap, exit_ in zip(taps, exits, strict=True):
+            if exit_.features is not None:
+                predicted = self.maps[self._key[tap]](exit_.features.float())
+                total = total + F.mse_loss(predicted, features) / variance
         return total / len(exits)

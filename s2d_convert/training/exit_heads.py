@@ -1,8 +1,8 @@
-"""Exit heads on a backbone that stays as it is: features are computed once, then small heads are trained on them.
+"""Exit heads on a frozen backbone: features are computed once, then small heads are trained on them.
 
-onnxruntime runs the static model over the images a single time and gives, beside the logits, the means over a grid of
-cells of every candidate tap. A head is one hidden layer on that grid: on the means of whole maps a linear layer finds
-little in the early layers of a thin network, where things lie tells much more (docs/experiments.md).
+onnxruntime runs the static model once over the images. Its outputs are the logits and, for every candidate tap, the means
+over a grid of cells. A head is one hidden layer on that grid. Means over whole maps would lose where things are in the
+image, and with it most of what the early layers of a thin network can tell (docs/experiments.md).
 
 Letters: B rows, F features of a tap, K classes, T taps.
 """
@@ -33,7 +33,7 @@ from s2d_convert.network.layers import Head
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.training.loop import Progress, TrainSettings, exit_loss, schedule
 
-MAX_FEATURES = 2048  # of one tap: bounds the head's work and the space on disk (8 KB a row)
+MAX_FEATURES = 2048  # per tap; limits the head's work and the space on disk (8 KB a row)
 MAX_SIDE = 8  # cells along one axis
 MIN_HIDDEN, MAX_HIDDEN = 128, 512
 FEATURE_BATCH = 100
@@ -41,12 +41,12 @@ MAX_COPIES = 10
 HEAD_BATCH, HEAD_RATE, MIN_STEPS = 256, 3e-3, 400
 TEMPERATURE = 2.0
 
-Report = Callable[[int, int], None]  # rows done, rows in all
+Report = Callable[[int, int], None]  # rows done, all rows
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the heads learn from: per tap float32 [B, F], the static model's logits [B, K], and labels int64 [B] if any."""
+    """The training data of heads: per tap float32 [B, F], the static model's logits [B, K], and labels int64 [B] if any."""
 
     taps: Mapping[str, Array]
     logits: Array
@@ -54,7 +54,7 @@ class Features:
 
 
 def head_cell(model: AnalysedModel, tap: str) -> tuple[int, int] | None:
-    """Return height and width of the cells that a head averages a tap over; None for a feature vector."""
+    """Return height and width of the cells over which a head averages a tap, None for a tap that is a vector."""
     shape, axis = list(model.graph.shapes[tap]), model.channels.layouts[tap].axis
     if len(shape) == 1:
         return None
@@ -64,7 +64,7 @@ def head_cell(model: AnalysedModel, tap: str) -> tuple[int, int] | None:
 
 
 def feature_count(model: AnalysedModel, tap: str) -> int:
-    """Return the number of features of a tap."""
+    """Return F, the number of features of a tap."""
     shape, axis = list(model.graph.shapes[tap]), model.channels.layouts[tap].axis
     cell = head_cell(model, tap)
     if cell is None:
@@ -78,8 +78,8 @@ def feature_count(model: AnalysedModel, tap: str) -> int:
 
 def feature_model(model: AnalysedModel, taps: Sequence[str]) -> onnx.ModelProto:
     """Return the static model with the features of every tap as further outputs, in the order of `taps`."""
-    whole = model.graph.to_logits_model()
-    nodes = list(whole.graph.node)
+    extended = model.graph.to_logits_model()
+    nodes = list(extended.graph.node)
     for index, tap in enumerate(taps):
         source, cell = tap, head_cell(model, tap)
         steps: list[tuple[str, dict[str, Any]]] = []
@@ -88,31 +88,32 @@ def feature_model(model: AnalysedModel, taps: Sequence[str]) -> onnx.ModelProto:
         if cell is not None:
             steps.append(("AveragePool", {"kernel_shape": list(cell), "strides": list(cell)}))
         for number, (op, attributes) in enumerate([*steps, ("Flatten", {"axis": 1})]):
-            made = f"s2d.features{index}.{number}"
-            nodes.append(helper.make_node(op, [source], [made], name=made, **attributes))
-            source = made
+            output = f"s2d.features{index}.{number}"
+            nodes.append(helper.make_node(op, [source], [output], name=output, **attributes))
+            source = output
         shape: list[str | int | None] = ["N", feature_count(model, tap)]
-        whole.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
-    set_nodes(whole.graph, nodes)
-    return whole
+        extended.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, shape))
+    set_nodes(extended.graph, nodes)
+    return extended
 
 
 class Extractor:
-    """Runs the static model over images and keeps what heads need; one session for all splits."""
+    """A session of the static model that computes the features of heads, shared by all data splits."""
 
     def __init__(self, model: AnalysedModel, taps: Sequence[str], *, threads: int, provider: str) -> None:
         self.graph, self.taps = model.graph, tuple(taps)
         self._widths = [feature_count(model, tap) for tap in taps]
-        whole = feature_model(model, taps).SerializeToString()
-        self._session = make_session(whole, threads=threads, provider=provider)
+        serialized = feature_model(model, taps).SerializeToString()
+        self._session = make_session(serialized, threads=threads, provider=provider)
 
     def features(
         self, images: Images, *, copies: int = 1, level: Level = "light", flip: bool = True, seed: int = 0,
         store: Path | None = None, report: Report | None = None,
     ) -> Features:  # fmt: skip
-        """Return the features of all images, `copies` times: first as they are, then augmented anew each time.
+        """Return the features of `copies` copies of the images: the first unchanged, every other one augmented differently.
 
-        With `store` they lie in that folder and not in memory; it appears when it is whole, and is read if it is there.
+        store: a folder that holds the features instead of memory. It appears when it is complete; if it exists, the
+        features are read from it. report: called after every batch.
         """
         rows = copies * len(images)
         partial = None if store is None else store.with_name(store.name + ".partial")
@@ -128,9 +129,9 @@ class Extractor:
             rng = np.random.default_rng([seed, 4, copy])
             for part in slices(len(images), FEATURE_BATCH):
                 batch = images.batch(part) if copy == 0 else images.augmented(part, rng, level=level, flip=flip)
-                found = self._session.run(None, {self.graph.image: np.ascontiguousarray(batch)})
-                found[0] = to_logits(found[0], self.graph.logits_kind)
-                for array, value in zip(arrays, found, strict=True):
+                outputs = self._session.run(None, {self.graph.image: np.ascontiguousarray(batch)})
+                outputs[0] = to_logits(outputs[0], self.graph.logits_kind)
+                for array, value in zip(arrays, outputs, strict=True):
                     array[done : done + len(value)] = value
                 done += len(batch)
                 if report is not None:
@@ -161,7 +162,7 @@ def _new_array(folder: Path | None, index: int, shape: tuple[int, int]) -> Array
 
 
 def new_head(model: AnalysedModel, tap: str, *, seed: int) -> ExitHead:
-    """Return an untrained head for features of deviation 1; the same for equal seeds."""
+    """Return an untrained head for features of standard deviation 1. Equal seeds give equal heads."""
     rng = np.random.default_rng([seed, 5, *tap.encode()])
     width, hidden = feature_count(model, tap), min(MAX_HIDDEN, max(MIN_HIDDEN, model.graph.classes // 2))
     first = rng.normal(0, math.sqrt(2 / width), (hidden, width)).astype(np.float32)
@@ -179,7 +180,7 @@ def train_heads(
     device: torch.device,
     on_step: Callable[[Progress], None] | None = None,
 ) -> dict[str, ExitHead]:
-    """Return a trained head for every tap; all of them in one loop over the same batches."""
+    """Train a head for every tap, all in one loop over the same batches, and return them by tap."""
     taps = list(features.taps)
     scales = [_scale(features.taps[tap]) for tap in taps]
     heads = [_module(model, t, new_head(model, t, seed=seed)).to(device) for t in taps]
@@ -195,11 +196,12 @@ def train_heads(
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
     started = time.monotonic()
     for step in range(settings.steps):
-        epoch, place = divmod(step, rows // size)
-        picked = np.sort(np.random.default_rng([seed, 6, epoch]).permutation(rows)[place * size : (place + 1) * size])
-        inputs = [torch.from_numpy(features.taps[t][picked] / s).to(device) for t, s in zip(taps, scales, strict=True)]
-        soft = torch.from_numpy(features.logits[picked]).to(device)
-        labels = None if features.labels is None else torch.from_numpy(features.labels[picked]).to(device)
+        epoch, number = divmod(step, rows // size)
+        order = np.random.default_rng([seed, 6, epoch]).permutation(rows)
+        batch = np.sort(order[number * size : (number + 1) * size])
+        inputs = [torch.from_numpy(features.taps[t][batch] / s).to(device) for t, s in zip(taps, scales, strict=True)]
+        soft = torch.from_numpy(features.logits[batch]).to(device)
+        labels = None if features.labels is None else torch.from_numpy(features.labels[batch]).to(device)
         logits = [head.logits(x) for head, x in zip(heads, inputs, strict=True)]
         optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step / settings.steps, settings.warmup)
         loss = exit_loss(logits, soft, labels, settings)
@@ -207,13 +209,13 @@ def train_heads(
         (loss * len(taps)).backward()
         optimizer.step()
         if on_step is not None:
-            left = (time.monotonic() - started) / (step + 1) * (settings.steps - step - 1)
-            on_step(Progress(step + 1, settings.steps, float(loss.detach()), left))
+            seconds_left = (time.monotonic() - started) / (step + 1) * (settings.steps - step - 1)
+            on_step(Progress(step + 1, settings.steps, float(loss.detach()), seconds_left))
     return {t: _rescaled(head.numpy(), scale) for t, head, scale in zip(taps, heads, scales, strict=True)}
 
 
 def head_logits(model: AnalysedModel, heads: Mapping[str, ExitHead], features: Features) -> Array:
-    """Return logits [T, B, K] of all heads, in their order, on features."""
+    """Return the logits [T, B, K] of all heads, in the order of `heads`."""
     rows = []
     for tap, head in heads.items():
         module = _module(model, tap, head)
@@ -227,12 +229,12 @@ def _module(model: AnalysedModel, tap: str, head: ExitHead) -> Head:
 
 
 def _scale(values: Array) -> Array:
-    """Return the deviation of each feature, at least a hundredth of the mean one, so that a dead feature stays harmless."""
+    """Return the standard deviation of each feature, at least 1 % of the mean one, so that constant features stay harmless."""
     deviation = values.std(axis=0)
     return np.maximum(deviation, max(1e-2 * float(deviation.mean()), 1e-6)).astype(np.float32)
 
 
 def _rescaled(head: ExitHead, scale: Array) -> ExitHead:
-    """Return the head for features that are not divided by `scale`."""
+    """Return the equivalent head for features that are not divided by `scale`."""
     (weight, bias), *rest = head.layers
     return ExitHead(((weight / scale, bias), *rest), head.cell)

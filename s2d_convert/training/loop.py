@@ -1,7 +1,7 @@
 """Joint training of all exits of a staged network.
 
-Targets are the labels, where there are any, and the static model's logits (knowledge distillation, Hinton et al., 2015,
-arXiv 1503.02531); with hints, the features behind these logits too. Hidden weights move by Muon, all others by SGD.
+Targets are the labels, if there are any, and the static model's logits (knowledge distillation, Hinton et al., 2015, arXiv
+1503.02531). With hints, the features behind these logits are targets too. Muon trains hidden weights, SGD all others.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ Choose = Callable[[int, float], Sequence[Masks]]
 class TrainSettings:
     """How long and how to train.
 
-    `muon_rate` is the learning rate of what Muon trains; `distill` is the weight of the static model's logits (1 without
-    labels), `hint` that of its features; `mixed`: products are computed in bfloat16, weights, norms' statistics and losses
-    kept in float32.
+    `muon_rate` is the learning rate of Muon, `learning_rate` that of SGD. `distill` is the weight of the static model's
+    logits in the loss (1 without labels), `hint` that of its features. With `mixed`, products are computed in bfloat16;
+    weights, the norms' statistics and losses stay in float32.
     """
 
     steps: int
@@ -62,16 +62,16 @@ class TrainSettings:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies in bfloat16 itself; elsewhere mixed precision is slower than float32."""
+    """Return whether the device has bfloat16 products in hardware; without them mixed precision is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: steps done and in all, the smoothed loss, and the seconds left."""
+    """The progress of a training: steps done, all steps, the smoothed loss, and the estimated seconds left."""
 
     step: int
     steps: int
@@ -91,12 +91,14 @@ def train(
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Train `net` in place; `choose(step, progress)` gives the plans (as masks) of a step, progress in 0..1.
+    """Train `net` in place. `choose(step, progress)` returns the plans (as masks) of a step; progress is in 0..1.
 
-    With `hints` the exits learn features too, and `hints` is trained beside them.
+    hints: maps to the teacher's features, trained together with the exits.
 
-    With `checkpoint` the state is saved there now and then, and training goes on from it if it exists: the same
-    seed then gives the same batches as an uninterrupted run.
+    checkpoint: a file to which the state is saved every CHECKPOINT_SECONDS. If it exists, training resumes from it; the
+    same seed then gives the same batches as an uninterrupted run.
+
+    Raises DataError when the loss is not finite.
     """
     device = next(net.parameters()).device
     trained = nn.ModuleDict({"net": net} if hints is None else {"net": net, "hints": hints})
@@ -118,7 +120,7 @@ def train(
         for masks in plans:
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed):
                 exits = net.exits(data, masks)
-            loss = exit_loss([found.logits.float() for found in exits], soft, truth, settings)
+            loss = exit_loss([exit_.logits.float() for exit_ in exits], soft, truth, settings)
             if hints is not None and features is not None:
                 loss = loss + settings.hint * hints.loss(masks.taps, exits, features)
             loss = loss / len(plans)
@@ -135,8 +137,8 @@ def train(
         loss_average = total if math.isnan(loss_average) else 0.95 * loss_average + 0.05 * total
         if on_step is not None:
             elapsed = time.monotonic() - started
-            left = elapsed / (step + 1 - first) * (settings.steps - step - 1)
-            on_step(Progress(step + 1, settings.steps, loss_average, left))
+            seconds_left = elapsed / (step + 1 - first) * (settings.steps - step - 1)
+            on_step(Progress(step + 1, settings.steps, loss_average, seconds_left))
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             states = [optimizer.state_dict() for optimizer in rates]
             save_state(checkpoint, {"step": step + 1, "net": trained.state_dict(), "optimizers": states})
@@ -147,12 +149,12 @@ def train(
 def _optimizers(
     trained: nn.Module, hidden: Sequence[Tensor], settings: TrainSettings
 ) -> dict[torch.optim.Optimizer, float]:
-    """Return Muon for the hidden layers and SGD for everything else, with their rates.
+    """Return SGD, and Muon if there are hidden weights, each with its learning rate.
 
-    Weight decay on weights only; norms and biases go without, and what Muon trains, whose steps do not shrink with the gradient.
+    SGD decays weights, but not norms and biases. Muon decays nothing: its steps do not shrink with the gradient.
     """
-    own = {id(weight) for weight in hidden}
-    others = [p for p in trained.parameters() if id(p) not in own]
+    hidden_ids = {id(weight) for weight in hidden}
+    others = [p for p in trained.parameters() if id(p) not in hidden_ids]
     matrices = [p for p in others if sum(n > 1 for n in p.shape) > 1]
     vectors = [p for p in others if sum(n > 1 for n in p.shape) <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -164,14 +166,17 @@ def _optimizers(
 
 
 def schedule(progress: float, warmup: float) -> float:
-    """Return linear warm-up, then a cosine to zero."""
+    """Return the factor of the learning rate: a linear warm-up, then a cosine that falls to zero. progress: 0 to 1."""
     if progress < warmup:
         return (progress + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings) -> Tensor:
-    """Return mean over exits of cross entropy with the labels and divergence from the static model's softened answer."""
+    """Return the loss, averaged over the exits: cross entropy with the labels and divergence from the softened answers.
+
+    soft: the static model's logits [B, K]. Without labels only the divergence counts.
+    """
     t = settings.temperature
     target = F.log_softmax(soft / t, dim=1)
     distill = 1.0 if labels is None else settings.distill
@@ -187,14 +192,14 @@ def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, sett
 def _batches(
     images: Images, teacher: Say, settings: TrainSettings, seed: int, first: int
 ) -> Iterator[tuple[int, tuple[Array, Lesson, Array | None]]]:
-    """Yield (step, (model input, what the teacher says, labels)) from step `first` on, made one step ahead in a thread."""
+    """Yield (step, (model input, lesson, labels)) from step `first` on. A thread prepares each batch one step ahead."""
     size = min(settings.batch_size, len(images))
     per_epoch = max(1, len(images) // size)
 
     def make(step: int) -> tuple[Array, Lesson, Array | None]:
-        epoch, place = divmod(step, per_epoch)
+        epoch, number = divmod(step, per_epoch)
         order = np.random.default_rng([seed, 1, epoch]).permutation(len(images))
-        indices = order[place * size : (place + 1) * size]
+        indices = order[number * size : (number + 1) * size]
         rng = np.random.default_rng([seed, 2, step])
         batch = np.ascontiguousarray(images.augmented(indices, rng, level=settings.level, flip=settings.flip))
         return batch, teacher(batch), None if images.labels is None else images.labels[indices]
@@ -202,14 +207,14 @@ def _batches(
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(make, first) if first < settings.steps else None
         for step in range(first, settings.steps):
-            assert ahead is not None, "a batch was asked for one step ahead"
+            assert ahead is not None, "every batch is submitted one step ahead"
             ready = ahead.result()
             ahead = pool.submit(make, step + 1) if step + 1 < settings.steps else None
             yield step, ready
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a torch state whole or not at all."""
+    """Write a torch state completely or not at all."""
     partial = path.with_name(path.name + ".partial")
     torch.save(state, partial)
     partial.replace(path)
@@ -220,17 +225,17 @@ def _restore(net: nn.Module, optimizers: Iterable[torch.optim.Optimizer], checkp
         return 0
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     net.load_state_dict(state["net"])
-    for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(own)
+    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(optimizer_state)
     return int(state["step"])
 
 
 @torch.no_grad()
 def exit_logits(net: StagedNet, images: Images, masks: Masks, *, batch_statistics: bool = False) -> Array:
-    """Return logits float32 [S, B, K] of all exits on images without augmentation.
+    """Return the logits of all exits, float32 [S, B, K], on images without augmentation.
 
-    With `batch_statistics` the norms use each batch's own statistics: a fair look at a plan that was not trained
-    on its own, without recalibrating it.
+    batch_statistics: let the norms use the statistics of each batch. This judges a plan fairly that was not trained by
+    itself, without measuring its statistics first.
     """
     device = next(net.parameters()).device
     net.eval()
@@ -247,6 +252,6 @@ def exit_logits(net: StagedNet, images: Images, masks: Masks, *, batch_statistic
 
 
 def input_batches(images: Images, device: torch.device, *, count: int, size: int = EVAL_BATCH) -> Iterator[Tensor]:
-    """Yield the first `count` images as model input on `device`, in batches, for measuring statistics."""
+    """Yield the first `count` images as batches of model input on `device`, for measuring statistics."""
     for part in slices(min(count, len(images)), size):
         yield torch.from_numpy(np.ascontiguousarray(images.batch(part))).to(device)

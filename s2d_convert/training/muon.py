@@ -1,9 +1,11 @@
-"""Muon: momentum whose step is turned into the nearest (semi-)orthogonal matrix.
+"""Muon: momentum whose step is replaced by the nearest (semi-)orthogonal matrix.
 
-The gradient of a layer is close to a matrix of low rank: plain momentum moves a few directions much and most of them hardly
-at all. Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) moves all of them alike. torch has it for matrices
-only; here a kernel [O, I, ...] is taken as the matrix [O, I * ...]. And here a step is a share of the weight's own size, as in
-LARS (You et al., 2017, arXiv 1708.03888): where a norm follows, folded weights may have any size, and it means nothing.
+The gradient of a layer is close to a matrix of low rank, so plain momentum moves along a few directions far and along most
+hardly at all. Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) moves equally far along all of them.
+
+Two things differ from torch's Muon, which trains matrices only. A kernel [O, I, ...] is reshaped to the matrix [O, I * ...].
+And the length of a step is relative to the weight's norm, as in LARS (You et al., 2017, arXiv 1708.03888), because the
+size of a weight means nothing where a norm follows it.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The odd polynomial a x + b x^3 + c x^5 that takes (0, 1] close to 1 when it is applied five times.
+# The odd polynomial a x + b x^3 + c x^5, which maps (0, 1] close to 1 when it is applied five times.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 SMALLEST = 1e-7
-LEAST_SIZE = 0.01  # of a weight whose rows have length 1: a smaller one is moved as if it had this size
+LEAST_SIZE = 0.01  # smallest size that a step is relative to; 1 is a weight whose rows have length 1
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Of the singular values decomposition U S V of matrices [..., m, n], about U V: singular values of 0.7 to 1.2 instead of S.
+    """Return approximately U V of the singular value decomposition U S V of matrices [..., m, n].
 
-    All iterates are a polynomial of the Gram matrix times the matrix itself, so only the small Gram matrix is iterated on.
+    The singular values of the result are 0.7 to 1.2. All iterates are a polynomial of the Gram matrix times the matrix
+    itself, so only the smaller Gram matrix is iterated.
     """
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
     wide = wide / (_norms(wide) + SMALLEST)
@@ -40,31 +43,31 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def _norms(matrices: Tensor) -> Tensor:
-    """Return the length of each matrix [..., m, n] as [..., 1, 1]."""
+    """Return the Frobenius norm of each matrix [..., m, n] as [..., 1, 1]."""
     return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum for weights [O, I, ...]; `lr` is the length of a step relative to the weight's."""
+    """Muon with Nesterov momentum for weights [O, I, ...]. `lr` is the length of a step relative to the weight's norm."""
 
     def __init__(self, params: Iterable[Tensor], lr: float = 1.0, momentum: float = 0.9) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Return one step; weights without a gradient stay."""
+        """Take one step and return the closure's loss. Weights without a gradient do not move."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike.setdefault(weight.shape, []).append(weight)
-            for weights in alike.values():  # at once: on a GPU it is the number of operations that costs
+                    by_shape.setdefault(weight.shape, []).append(weight)
+            for weights in by_shape.values():  # in one batch, because a GPU's time depends on the number of operations
                 self._move(weights, group)
         return loss
 
     def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of weights of one shape."""
+        """Move weights of the same shape by one step."""
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         for weight in weights:
             if not self.state[weight]:
@@ -72,8 +75,8 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
-        wanted = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
-        direction = orthogonal(torch.stack([value.flatten(1) for value in wanted]))
+        nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+        direction = orthogonal(torch.stack([value.flatten(1) for value in nesterov]))
         length = _norms(direction)
         sizes = _norms(torch.stack([weight.flatten(1) for weight in weights]))
         steps = direction * (group["lr"] * torch.maximum(sizes, LEAST_SIZE * length) / (length + SMALLEST))

@@ -1,7 +1,7 @@
-"""First chains with weights solved in closed form: what a search judges, and what trainings start from.
+"""First chains whose weights are solved in closed form. The search judges them, and trainings start from them.
 
-A solve needs images, no labels, and no gradient step (`training.reconstruction`). The search solves hundreds of chains roughly,
-on few images; the chains that are left are solved once more, on all that the work allows.
+Solving needs images, but neither labels nor gradient steps (`training.reconstruction`). The search solves hundreds of chains
+roughly, on few images. The chains that remain are solved again, on as many images as the limits below allow.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from s2d_convert.training.reconstruction import Reconstruction, Settings, data_i
 ROUGH_IMAGES, ROUGH_POSITIONS = 512, 32
 FULL_IMAGES, FULL_POSITIONS = 1000, 64
 LEAST_IMAGES = 64
-ROUGH_MACS, FULL_MACS = 8e10, 5e11  # of the static model on all images that a solve sees
-IMAGE_BYTES = 2**30  # of the images of a solve
+ROUGH_MACS, FULL_MACS = 8e10, 5e11  # limits of the static model's MACs over the images of a solve
+IMAGE_BYTES = 2**30  # limit of the memory for the images of a solve
 
 
 @dataclass(frozen=True, eq=False)
 class Solver:
-    """Solves first chains of one model on its training images."""
+    """A solver for the first chains of one model, on its training images."""
 
     model: AnalysedModel
     weights: Weights
@@ -39,16 +39,16 @@ class Solver:
 
     @cached_property
     def rough(self) -> Reconstruction:
-        """The reconstruction that a search judges by."""
+        """The rough reconstruction, with which a search judges plans."""
         return self._reconstruction(ROUGH_IMAGES, ROUGH_POSITIONS, ROUGH_MACS)
 
     @cached_property
     def importance(self) -> Array:
-        """A score per channel unit, float64 [U], from what the layers do to the images."""
+        """The importance of every channel unit, float64 [U], measured on the images."""
         return data_importance(self.rough)
 
     def chain(self, plan: Plan) -> Chain:
-        """Return the chain of a plan with its solved weights; a plan is solved once."""
+        """Return the chain of a plan with solved weights. Every plan is solved once."""
         if plan not in self._chains:
             self._chains[plan] = Chain(self.model, plan, self._full.solve(plan).weights)
         return self._chains[plan]
@@ -69,7 +69,7 @@ class Solver:
         )
 
     def _images_within(self, macs: float) -> int:
-        """Return how many images the static model may see for so many multiply-accumulates, within IMAGE_BYTES."""
+        """Return the largest number of images that keeps within `macs` multiply-accumulates and IMAGE_BYTES."""
         graph = self.model.graph
         pixels = int(np.prod(graph.shapes[graph.image]))
         return max(LEAST_IMAGES, min(int(macs / max(1, total_macs(graph))), IMAGE_BYTES // (4 * pixels)))
