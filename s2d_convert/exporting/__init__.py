@@ -1,7 +1,7 @@
-"""From stage models to an exported folder, and what else can be made of one.
+"""From stage models to an exported folder, and from a folder to other formats.
 
-The door has what reads a folder. What writes one is in `folder` and `renewal`, and the other formats in modules of their
-own, whose libraries (onnxruntime's quantiser among them) are loaded only by who asks for them.
+This package's own names only read a folder. `folder` and `renewal` write one. The other formats are modules of their own,
+so that their libraries (onnxruntime's quantiser among them) are loaded only where they are needed.
 """
 
 from s2d_convert.exporting.provenance import Origin, model_sha256, recorded_preprocess

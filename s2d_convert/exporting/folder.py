@@ -1,7 +1,7 @@
-"""The exported folder: the one way it is drafted, written, tried and published, and its stage files read back.
+"""The exported folder: how it is drafted, written, tried out and published, and how its stage files are read back.
 
-No folder is published that its own dispatcher has not opened and run. `new_folder` makes one; `trial_folder` is for
-stages that are only to be measured; `renewal` brings a new calibration into a folder that is there.
+A folder is published only after its own dispatcher has opened and run it. `new_folder` makes a folder, `trial_folder` a
+temporary one for measuring stages; `renewal` writes a new calibration into an existing folder.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ from s2d_convert.slicing.split import StageModel
 MANIFEST, PLAN, TRACE, REPORT, DISPATCHER = (
     "manifest.json", "plan.json", "search.jsonl", "report.html", "dispatcher.py",
 )  # fmt: skip
-NOT_WRITTEN = "0" * 64  # stands for the hash of a stage file that is still to be written
+NOT_WRITTEN = "0" * 64  # the hash of a stage file that is not written yet
 TRIED_BATCHES = (1, 3)
 
 
 def draft_manifest(
     graph: Graph, conversion: Conversion, models: Sequence[StageModel], temperatures: Sequence[float] | None = None
 ) -> Manifest:
-    """Return a manifest with one policy that never leaves early, for stages that are not calibrated (yet) and not written.
-    Raises OutputError where the runtime's checks refuse it."""
+    """Return a manifest for stages that are neither written nor calibrated yet. Its one policy never exits early.
+
+    Raises OutputError when the runtime's checks reject it.
+    """
     chains = [number for number, chain in enumerate(conversion.chains, start=1) for _ in range(chain.stages)]
     rows = zip(chains, models, temperatures or [1.0] * len(models), strict=True)
     early = len(models) - 1
@@ -87,7 +89,7 @@ def _stage_entry(number: int, chain: int, model: StageModel, temperature: float)
 
 
 def with_stages(manifest: Manifest, **columns: Sequence[Any]) -> tuple[Stage, ...]:
-    """Return the stages of a manifest with other values in some fields, one for every stage."""
+    """Return the stages of a manifest with some fields replaced. columns: per field, one value for every stage."""
     rows = zip(*columns.values(), strict=True)
     return tuple(
         replace(stage, **dict(zip(columns, row, strict=True))) for stage, row in zip(manifest.stages, rows, strict=True)
@@ -95,9 +97,9 @@ def with_stages(manifest: Manifest, **columns: Sequence[Any]) -> tuple[Stage, ..
 
 
 class FolderWriter:
-    """A folder in the making, where nobody reads it yet: its files, and the manifest that goes with them by now.
+    """A folder that is being written and that nobody reads yet, with its manifest so far.
 
-    running: how its stages are run when they are tried and timed.
+    running: how its stages are run when they are tried out and timed.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, running: Running) -> None:
@@ -108,25 +110,25 @@ class FolderWriter:
         (self.folder / name).write_bytes(data)
 
     def add_json(self, name: str, data: object) -> None:
-        """Write a file of JSON."""
+        """Write a JSON file."""
         write_json(self.folder / name, data)
 
     def add_stages(self, files: Sequence[bytes]) -> None:
-        """Write the stage files under the names that the manifest has for them, and their hashes into the manifest."""
+        """Write the stage files under the names that the manifest gives, and put their hashes into the manifest."""
         for stage, data in zip(self.manifest.stages, files, strict=True):
             self.add(stage.file, data)
         hashes = [hashlib.sha256(data).hexdigest() for data in files]
         self.update(stages=with_stages(self.manifest, sha256=hashes))
 
     def update(self, **changes: Any) -> None:
-        """Change parts of the manifest, and write it. Raises OutputError where the runtime's checks refuse it."""
+        """Replace fields of the manifest and write it. Raises OutputError when the runtime's checks reject it."""
         with _as_fault():
             self.manifest = replace(self.manifest, **changes)
             write_json(self.folder / MANIFEST, self.manifest.to_json())
             self.manifest = Manifest.load(self.folder)
 
     def calibrate(self, chosen: Chosen, cost: Sequence[float], **changes: Any) -> None:
-        """Write the policies, and what every stage costs relative to the static model."""
+        """Put the policies and the cost of every stage, relative to the static model, into the manifest."""
         stages = with_stages(self.manifest, latency_ratio=[round(ratio, 5) for ratio in cost])
         provenance = dict(changes.pop("provenance", self.manifest.provenance))
         provenance.pop(PROMISED_CLASSES, None)
@@ -141,18 +143,18 @@ class FolderWriter:
         )
 
     def dispatcher(self) -> Dispatcher:
-        """Open what is written so far."""
+        """Open the folder as written so far."""
         return self.running.dispatcher(self.folder)
 
     def add_report(self, images: Images, *, trace: Path | None = None) -> None:
-        """Write the report, with some of the images; trace: the search's, which need not exist."""
+        """Write the report, with some of the images. trace: the search trace, which need not exist."""
         lines = trace.read_text(encoding="utf-8").splitlines() if trace is not None and trace.is_file() else []
         with self.dispatcher() as runner:
             pictures = gallery(runner, images)
         self.add(REPORT, page(self.manifest, [json.loads(line) for line in lines], pictures).encode())
 
     def try_out(self) -> None:
-        """Open the folder and run every stage. Raises OutputError where its dispatcher refuses or fails."""
+        """Open the folder and run every stage. Raises OutputError when its dispatcher rejects it or fails."""
         with _as_fault(), self.dispatcher() as runner:
             for batch in TRIED_BATCHES:
                 runner.warm_up(batch)
@@ -162,10 +164,13 @@ class FolderWriter:
 def new_folder(
     out: Path, manifest: Manifest, models: Sequence[StageModel], *, running: Running = ONE_THREAD
 ) -> Iterator[FolderWriter]:
-    """A folder with these stages, to be completed in the block; it becomes `out` when the block ends well and its
-    dispatcher has run it, and vanishes otherwise. Raises OutputError."""
-    with whole_folder(out) as place:
-        writer = _written(place, manifest, models, running)
+    """Yield the writer of a folder with these stages, to be completed in the block.
+
+    The folder becomes `out` when the block succeeds and its dispatcher has run it, and is removed otherwise. Raises
+    OutputError.
+    """
+    with whole_folder(out) as folder:
+        writer = _written(folder, manifest, models, running)
         yield writer
         writer.try_out()
 
@@ -174,24 +179,24 @@ def new_folder(
 def trial_folder(
     manifest: Manifest, models: Sequence[StageModel], *, running: Running = ONE_THREAD
 ) -> Iterator[Dispatcher]:
-    """The dispatcher of a folder with these stages, which nobody else sees and which vanishes with the block."""
+    """Yield the dispatcher of a temporary folder with these stages."""
     with (
-        tempfile.TemporaryDirectory() as place,
-        _written(Path(place), manifest, models, running).dispatcher() as runner,
+        tempfile.TemporaryDirectory() as folder,
+        _written(Path(folder), manifest, models, running).dispatcher() as runner,
     ):
         yield runner
 
 
-def _written(place: Path, manifest: Manifest, models: Sequence[StageModel], running: Running) -> FolderWriter:
-    writer = FolderWriter(place, manifest, running)
+def _written(folder: Path, manifest: Manifest, models: Sequence[StageModel], running: Running) -> FolderWriter:
+    writer = FolderWriter(folder, manifest, running)
     writer.add_stages([model.model.SerializeToString() for model in models])
-    shutil.copyfile(dispatcher.__file__, place / DISPATCHER)
+    shutil.copyfile(dispatcher.__file__, folder / DISPATCHER)
     return writer
 
 
 @contextmanager
 def _as_fault() -> Iterator[None]:
-    """What the runtime refuses of a folder that is being written here is a fault of the export: OutputError."""
+    """Turn a DispatcherError within the block into OutputError: a folder that the runtime rejects is a fault of the export."""
     try:
         yield
     except DispatcherError as error:
@@ -199,7 +204,7 @@ def _as_fault() -> Iterator[None]:
 
 
 def read_stages(folder: Path, manifest: Manifest) -> tuple[StageModel, ...]:
-    """Return the stages of a folder. Raises OutputError when a file is not the one that the manifest was checked with."""
+    """Read the stages of a folder. Raises OutputError when a file does not have the hash in the manifest."""
     return tuple(
         StageModel(
             model=onnx.load_model_from_string(read_stage(folder, stage)),
@@ -214,7 +219,7 @@ def read_stages(folder: Path, manifest: Manifest) -> tuple[StageModel, ...]:
 
 
 def read_stage(folder: Path, stage: Stage) -> bytes:
-    """Return a stage file. Raises OutputError when it is not the one that the manifest was checked with."""
+    """Read a stage file. Raises OutputError when it does not have the hash in the manifest."""
     data = (folder / stage.file).read_bytes()
     if hashlib.sha256(data).hexdigest() != stage.sha256:
         raise OutputError(f"{folder / stage.file}: changed while it was read; try again")

@@ -1,4 +1,4 @@
-"""What an exported folder does to each class: agreement and loss where classes are unequal, and classes that a stage loses.
+"""The effect of an exported folder on each class: accuracy, agreement, and classes that a stage loses.
 
 Letters: B images, K classes.
 """
@@ -19,8 +19,10 @@ MOST_ROWS = 30
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class: how many images have it as their label (without labels: as the static model's answer), which share of them
-    is answered rightly, and which share as the static model does."""
+    """One class: its number of images, and the accuracy and agreement on them.
+
+    An image belongs to the class of its label, or without labels to that of the static model's answer.
+    """
 
     name: str
     images: int
@@ -31,9 +33,9 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers on the same images: `truth` are the labels, or without them the static model's answers; all are [B].
+    """Answers on the same images, all [B]. `truth`: the labels, or without labels the static model's answers.
 
-    `exits` is the stage that answered, counted from 1.
+    `exits`: the number of the stage that answered, from 1.
     """
 
     truth: Classes
@@ -44,26 +46,28 @@ class Answers:
     labelled: bool
 
     def balanced(self, answers: Classes) -> float:
-        """Return the mean over the classes with images of the share that is answered rightly."""
+        """Return the balanced accuracy: the mean of the accuracies of all classes that have images."""
         counts = np.bincount(self.truth, minlength=self.classes)
         hits = np.bincount(self.truth[answers == self.truth], minlength=self.classes)
         return float((hits[counts > 0] / counts[counts > 0]).mean())
 
     @property
     def unequal(self) -> bool:
-        """Whether some classes are larger than others by more than chance."""
+        """Whether the sizes of the classes differ by more than chance."""
         return unequal(np.bincount(self.truth, minlength=self.classes))
 
 
 def class_results(answers: Answers, names: Sequence[str] | None) -> tuple[ClassResult, ...]:
-    """Return the classes that have images, those that lose most first; at most MOST_ROWS."""
+    """Return the classes that have images, those with the largest loss first; at most MOST_ROWS."""
     rows = []
     for k in np.unique(answers.truth):
-        here = answers.truth == k
-        static, dynamic = answers.static[here], answers.dynamic[here]
-        right = [float((said == k).mean()) if answers.labelled else None for said in (static, dynamic)]
+        in_class = answers.truth == k
+        static, dynamic = answers.static[in_class], answers.dynamic[in_class]
+        accuracies = [float((predicted == k).mean()) if answers.labelled else None for predicted in (static, dynamic)]
         name = names[k] if names else str(k)
-        rows.append(ClassResult(name, int(here.sum()), right[0], right[1], float((static == dynamic).mean())))
+        rows.append(
+            ClassResult(name, int(in_class.sum()), accuracies[0], accuracies[1], float((static == dynamic).mean()))
+        )
     return tuple(sorted(rows, key=_gain)[:MOST_ROWS])
 
 
@@ -75,16 +79,19 @@ def _gain(row: ClassResult) -> tuple[float, float]:
 
 
 def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return a sentence for every stage that hardly answers a class rightly which the static model knows on the same
-    images, and for classes that the static model does not know itself; and one where nearly all images are of one class."""
+    """Return warnings about classes, as sentences.
+
+    There is one for every stage that gets a class wrong which the static model gets right on the same images, one for
+    classes that the static model gets wrong itself, and one where nearly all images belong to one class.
+    """
     texts = []
     counts = np.bincount(answers.truth, minlength=answers.classes)
-    most = int(counts.argmax())
-    share = counts[most] / max(1, len(answers.truth))
+    largest = int(counts.argmax())
+    share = counts[largest] / max(1, len(answers.truth))
     if answers.classes > 1 and share >= ONE_SIDED:
         texts.append(
-            f"{100 * share:.1f} % of the images are of class '{names[most] if names else most}': the numbers say little of the "
-            "other classes; give more images of them"
+            f"{100 * share:.1f} % of the images are of class '{names[largest] if names else largest}': the numbers say little "
+            "of the other classes; give more images of them"
         )
     for stage in np.unique(answers.exits):
         lost = list(_lost_at(answers, answers.exits == stage))
@@ -102,25 +109,25 @@ def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ..
 
 
 def _lost_at(answers: Answers, leaving: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int, int]]:
-    """Yield (class, images, the static model's hits) of the classes that are lost among the images that leave at a
-    stage."""
+    """Yield (class, images, right answers of the static model) for the classes that are lost among the images that leave at
+    a stage. leaving: bool [B]."""
     for k in np.unique(answers.truth):
-        here = leaving & (answers.truth == k)
-        hits = int((answers.static[here] == k).sum())
-        kept = int((answers.dynamic[here] == k).sum())
-        if hits >= FEW_OF_CLASS and kept <= LOST * hits:
-            yield int(k), int(here.sum()), hits
+        in_class = leaving & (answers.truth == k)
+        hits = int((answers.static[in_class] == k).sum())
+        exit_hits = int((answers.dynamic[in_class] == k).sum())
+        if hits >= FEW_OF_CLASS and exit_hits <= LOST * hits:
+            yield int(k), int(in_class.sum()), hits
 
 
 def _unknown(answers: Answers) -> Iterator[int]:
     for k in np.unique(answers.truth):
-        here = answers.truth == k
-        if here.sum() >= FEW_OF_CLASS and (answers.static[here] == k).mean() <= LOST:
+        in_class = answers.truth == k
+        if in_class.sum() >= FEW_OF_CLASS and (answers.static[in_class] == k).mean() <= LOST:
             yield int(k)
 
 
 def answers_on(images: Images, static: Classes, dynamic: Classes, exits: Classes, *, classes: int) -> Answers:
-    """Return the answers with their labels, or without labels with the static model's answers in their place."""
+    """Return the answers with the labels as truth, or without labels with the static model's answers."""
     labelled = images.labels is not None
     truth = images.labels if images.labels is not None else static
     return Answers(truth, static, dynamic, exits, classes, labelled)

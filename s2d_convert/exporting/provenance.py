@@ -1,5 +1,7 @@
-"""What a manifest records of the model that it was made from. Free-form parts of a folder, which nobody trusts: whatever
-stands there, a reader gets values of the right types or one sentence."""
+"""What a manifest records about the model that it was made from.
+
+Provenance is free-form and untrusted. Reading it gives values of the right types, or an error of one sentence.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,17 @@ from s2d_convert.channels.macs import total_macs
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError, ModelError, OutputError
 
-HASHED_BYTES = 2**20  # at once
-LARGEST = 2**63  # of a number in a manifest
+HASHED_BYTES = 2**20  # read at once
+LARGEST = 2**63  # upper limit of a number in a manifest
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The static model as the manifest names it: its file and hash, the image size (H, W) and the output that were asked
-    for, its multiply-accumulates per image and parameters, the data and seed of the conversion, and whether it was in exact
-    mode; None and 0 where nothing is recorded."""
+    """The static model as the manifest records it, with None and 0 for what is not recorded.
+
+    Its file and hash; the requested image size (H, W) and output; its multiply-accumulates per image and its parameters;
+    the data and seed of the conversion, and whether it was in exact mode.
+    """
 
     model: str | None
     sha256: str | None
@@ -43,14 +47,14 @@ class Origin:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
-        """Return what a manifest records. Raises OutputError that names the place."""
+        """Read the provenance of a manifest. Raises OutputError that names the faulty field."""
         recorded = manifest.provenance
         options = _value(recorded, "options", Mapping, "an object") or {}
-        given = options.get("size") or recorded.get("input_size")
+        size = options.get("size") or recorded.get("input_size")
         return cls(
             model=_value(recorded, "model", str, "a path"),
             sha256=_value(recorded, "model_sha256", str, "64 hexadecimal digits"),
-            size=None if given is None else _size(given),
+            size=None if size is None else _size(size),
             output=_value(options, "output", str, "a name") or _value(recorded, "output_name", str, "a name"),
             macs=_count(recorded, "static_macs"),
             parameters=_count(recorded, "static_parameters"),
@@ -60,17 +64,17 @@ class Origin:
         )
 
     def find(self, asked: Path | None, folder: Path) -> Path:
-        """Return the static model's file: the one asked for, or the recorded one. Raises ModelError when there is none, or
-        when it is another model than `folder` was made from."""
+        """Return the static model's file: `asked`, or else the recorded one. Raises ModelError when it does not exist or is
+        not the model that `folder` was made from."""
         path = asked or Path(self.model or "")
         try:
-            there = path.is_file()
-            digest = model_sha256(path) if there else ""
+            exists = path.is_file()
+            digest = model_sha256(path) if exists else ""
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{path}: cannot be read ({error}); give the static model with --model MODEL.onnx"
             ) from error
-        if not there:
+        if not exists:
             raise ModelError(f"{path}: the static model is not there; give it with --model MODEL.onnx")
         if digest != self.sha256:
             raise ModelError(
@@ -80,7 +84,7 @@ class Origin:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hash of a file, which need not fit into memory."""
+    """Return the SHA-256 of a file, which need not fit into memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(HASHED_BYTES):
@@ -89,22 +93,23 @@ def sha256_of(path: Path) -> str:
 
 
 def model_sha256(path: Path) -> str:
-    """Return the hash of a model: of its file and, where its weights lie in files beside it, of those too. Raises
-    OSError."""
-    own = sha256_of(path)
+    """Return the SHA-256 of a model, which covers its file and all files with external weights. Raises OSError."""
+    file_hash = sha256_of(path)
     try:
         model = onnx.load(path, load_external_data=False, format="protobuf")
-    except DecodeError:  # no model at all, which a reader says better
-        return own
-    outside = (t for t in _tensors(model.graph) if onnx.external_data_helper.uses_external_data(t))
-    files = sorted({onnx.external_data_helper.ExternalDataInfo(tensor).location for tensor in outside})
+    except DecodeError:  # not a model; the loader gives the better message
+        return file_hash
+    external = (t for t in _tensors(model.graph) if onnx.external_data_helper.uses_external_data(t))
+    files = sorted({onnx.external_data_helper.ExternalDataInfo(tensor).location for tensor in external})
     if not files:
-        return own
-    return hashlib.sha256(" ".join([own, *(sha256_of(path.parent / file) for file in files)]).encode()).hexdigest()
+        return file_hash
+    return hashlib.sha256(
+        " ".join([file_hash, *(sha256_of(path.parent / file) for file in files)]).encode()
+    ).hexdigest()
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield all tensors that a graph holds: initializers, and what its nodes have as attributes, branches included."""
+    """Yield all tensors of a graph: initializers, and attributes of its nodes, including those in branches."""
     yield from graph.initializer
     for attribute in (a for node in graph.node for a in node.attribute):
         yield from (attribute.t, *attribute.tensors)
@@ -113,20 +118,20 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def recorded_preprocess(manifest: Manifest) -> Preprocess:
-    """Return the preprocessing that a manifest records. Raises DataError when it has none, or one that makes other input
-    than the stages take."""
+    """Return the preprocessing that a manifest records. Raises DataError when it has none, or one whose result the stages
+    do not take."""
     if manifest.preprocess is None:
         raise DataError(
             "the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly"
         )
-    found = Preprocess.from_json(manifest.preprocess)
-    made, wanted = (found.dtype, *found.input_shape), (manifest.input.dtype, *manifest.input.shape[1:])
-    if made != wanted:
+    preprocess = Preprocess.from_json(manifest.preprocess)
+    produced, expected = (preprocess.dtype, *preprocess.input_shape), (manifest.input.dtype, *manifest.input.shape[1:])
+    if produced != expected:
         raise DataError(
-            f"preprocess: makes {made[0]} {list(made[1:])} of an image, but the stages take {wanted[0]} {list(wanted[1:])}; "
-            "the manifest was changed, convert again"
+            f"preprocess: makes {produced[0]} {list(produced[1:])} of an image, but the stages take {expected[0]} "
+            f"{list(expected[1:])}; the manifest was changed, convert again"
         )
-    return found
+    return preprocess
 
 
 def _usual_mode(options: Mapping[str, Any]) -> str:
@@ -135,28 +140,28 @@ def _usual_mode(options: Mapping[str, Any]) -> str:
 
 
 def _value(record: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:
-    """Return a value of the kind, or None where there is none."""
-    found = record.get(name)
-    if found is not None and not isinstance(found, kind):
-        _refuse(name, found, expected)
-    return found
+    """Return the value of a field, None where it is missing. Raises OutputError when it has another type than `kind`."""
+    value = record.get(name)
+    if value is not None and not isinstance(value, kind):
+        _refuse(name, value, expected)
+    return value
 
 
-def _size(found: Any) -> tuple[int, int]:
-    if not (isinstance(found, list) and len(found) == 2 and all(type(n) is int and 0 < n < 2**16 for n in found)):
-        _refuse("size", found, "two whole numbers (height, width)")
-    return found[0], found[1]
+def _size(value: Any) -> tuple[int, int]:
+    if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**16 for n in value)):
+        _refuse("size", value, "two whole numbers (height, width)")
+    return value[0], value[1]
 
 
 def _count(record: Mapping[str, Any], name: str) -> int:
-    found = record.get(name, 0)
-    if type(found) is not int or not 0 <= found < LARGEST:
-        _refuse(name, found, "a whole number of at least 0")
-    return int(found)
+    value = record.get(name, 0)
+    if type(value) is not int or not 0 <= value < LARGEST:
+        _refuse(name, value, "a whole number of at least 0")
+    return int(value)
 
 
-def _refuse(name: str, found: object, expected: str) -> NoReturn:
-    raise OutputError(f"manifest.json: provenance, {name}: got {reprlib.repr(found)}; expected {expected}")
+def _refuse(name: str, value: object, expected: str) -> NoReturn:
+    raise OutputError(f"manifest.json: provenance, {name}: got {reprlib.repr(value)}; expected {expected}")
 
 
 def model_facts(model: AnalysedModel) -> dict[str, int]:

@@ -1,10 +1,12 @@
-"""The arithmetic of a stage: int8 by onnxruntime's static quantisation, or float16; inputs, outputs and links stay float32.
+"""The arithmetic of a stage: INT8 by onnxruntime's static quantisation, or float16. Inputs, outputs and links stay float32.
 
-What was measured (docs/results.md) stands behind INT8: activations uint8 and weights int8 per output channel are the fastest
-pair of onnxruntime's CPU kernels; weights keep to 7 bits, or sums overflow on processors without VNNI. An exit head, the
-layer that makes the logits of the model's own classifier, and the confidence behind them stay in float: that costs little
-time, and rounding there would move the exits. A head undoes the deviation of its features in its first weight, whose columns
-can differ by a factor of 700: eight bits for a row of it, and for all features together, leave nothing of the small ones.
+The INT8 settings follow from measurements (docs/results.md). Activations in uint8 and weights in int8 per output channel
+are the fastest pair of onnxruntime's CPU kernels. Weights use only 7 bits, because sums of 8 bits overflow on processors
+without VNNI.
+
+Exit heads, the layer that computes the logits of the model's own classifier, and the confidence stay in float. This costs
+little time, and rounding there would move the exits. The first weight of a head divides each feature by its deviation, so
+its columns can differ by a factor of 700; with eight bits for a whole row the small ones would be lost.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from s2d_convert.errors import ModelError
 from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.slicing.stage_graph import EXIT, INVERSE_TEMPERATURE, OUTPUT
 
-FEED_ROWS = 32  # images at a time while the ranges of activations are found
+FEED_ROWS = 32  # images per batch while the ranges of activations are measured
 QUANTISER: Mapping[str, Any] = {
     "quant_format": QuantFormat.QDQ,
     "activation_type": QuantType.QUInt8,
@@ -38,15 +40,15 @@ QUANTISER: Mapping[str, Any] = {
     "per_channel": True,
     "reduce_range": True,
 }
-# What leads from the layer that makes the logits to the logits.
+# Operators that may lie between the layer that computes the logits and the logits.
 AFTER_HEAD = ("Add", "Flatten", "Identity", "Reshape", "Squeeze")
 HEADS = ("Gemm", "MatMul")
-# The tools document no exceptions; these are what their code raises, and what a session does.
+# The tools document no exceptions. These are what their code and an onnxruntime session raise.
 TOOL_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, LookupError, TypeError, AttributeError, AssertionError)
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no annotations
-    """The inputs of a stage, some rows at a time, as the tool asks for them."""
+    """The inputs of a stage in batches, in the form that onnxruntime's tool expects."""
 
     def __init__(self, feeds: Mapping[str, Array]) -> None:
         rows = len(next(iter(feeds.values())))
@@ -56,53 +58,61 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
         )
 
     def get_next(self) -> dict[str, Array] | None:
-        """Return the next rows, None after the last."""
+        """Return the next batch, None after the last."""
         return next(self._batches, None)
 
 
 def int8_stage(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:
-    """Return the stage in int8. feeds: image and links, as many rows each, of images that reach this stage; they say how
-    large its activations become. Raises ModelError where onnxruntime's tool cannot do it."""
+    """Return the stage in INT8. Raises ModelError when onnxruntime's tool cannot convert it.
+
+    feeds: image and links, with equal numbers of rows, of images that reach this stage. They determine the ranges of its
+    activations.
+    """
     return int8_model(_with_plain_weights(model), feeds, excluded=answering_nodes(model))
 
 
 def int8_model(model: onnx.ModelProto, feeds: Mapping[str, Array], *, excluded: Sequence[str] = ()) -> onnx.ModelProto:
-    """Return any float32 model in int8, apart from the nodes `excluded`. Raises ModelError as `int8_stage` does."""
-    with tempfile.TemporaryDirectory() as place:
-        source, ready, made = (str(Path(place) / name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
+    """Return a float32 model in INT8, apart from the nodes `excluded`. Raises ModelError as `int8_stage` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, ready, result = (str(Path(folder) / name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
-        # Without the optimisation: the stage is simplified already, and it would take apart what keeps links alive.
+        # No optimisation: the stage is simplified already, and optimising would remove the nodes that keep links alive.
         _guarded(lambda: quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True))
-        kept = [*excluded, *_beyond_the_tool(model), *_resizings_of_the_image(model)]
+        excluded_names = [*excluded, *_beyond_the_tool(model), *_resizings_of_the_image(model)]
         with _without_known_warnings():
-            _guarded(lambda: quantize_static(ready, made, _Feeds(feeds), nodes_to_exclude=kept, **QUANTISER))
-        return onnx.load(made)
+            _guarded(
+                lambda: quantize_static(ready, result, _Feeds(feeds), nodes_to_exclude=excluded_names, **QUANTISER)
+            )
+        return onnx.load(result)
 
 
 @contextmanager
 def _without_known_warnings() -> Iterator[None]:
-    """The tool warns of every norm that its scale, a vector, has no second axis, and then does the right thing."""
+    """Suppress the tool's warning, for every norm, that its scale has no second axis. It is harmless: a scale is a vector."""
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def is_unknown(record: logging.LogRecord) -> bool:
         return "out-of-range for weight" not in record.getMessage()
 
     root = logging.getLogger()
-    root.addFilter(wanted)
+    root.addFilter(is_unknown)
     try:
         yield
     finally:
-        root.removeFilter(wanted)
+        root.removeFilter(is_unknown)
 
 
 def _beyond_the_tool(model: onnx.ModelProto) -> list[str]:
-    """Return names of the nodes that onnxruntime's tool cannot quantise per channel: transposed convolutions in groups,
-    whose weight has fewer columns than there are output channels, and a bias for each of these."""
+    """Return the names of nodes that onnxruntime's tool cannot quantise per channel.
+
+    These are grouped transposed convolutions. The weight of one has fewer columns than there are output channels, and a
+    bias for each channel.
+    """
     groups = {n.name: next((a.i for a in n.attribute if a.name == "group"), 1) for n in model.graph.node}
     return [n.name for n in model.graph.node if n.op_type == "ConvTranspose" and groups[n.name] > 1]
 
 
 def _resizings_of_the_image(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that resize the image itself: in eight bits every pixel would be rounded once more, for no gain."""
+    """Return the names of nodes that resize the image: in INT8 every pixel would be rounded once more, for no gain."""
     pixels, kept = {i.name for i in model.graph.input}, []
     for node in model.graph.node:
         if node.op_type in ("Cast", "Resize") and node.input[0] in pixels:
@@ -112,17 +122,17 @@ def _resizings_of_the_image(model: onnx.ModelProto) -> list[str]:
 
 
 def float16_stage(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the stage computing in float16. Raises ModelError where the converter cannot do it."""
+    """Return the stage in float16. Raises ModelError when the converter fails."""
     source = _with_plain_weights(model)
     kept = answering_nodes(model)
-    made = _guarded(lambda: convert_float_to_float16(source, keep_io_types=True, node_block_list=kept))
-    ordered = gs.export_onnx(gs.import_onnx(made).toposort())  # the converter puts its casts at the end
+    converted = _guarded(lambda: convert_float_to_float16(source, keep_io_types=True, node_block_list=kept))
+    ordered = gs.export_onnx(gs.import_onnx(converted).toposort())  # the converter puts its casts at the end
     ordered.ir_version = model.ir_version
     return ordered
 
 
 def _guarded(tool: Callable[[], Any]) -> Any:
-    """Return what a tool of onnxruntime returns. Raises ModelError for whatever it raises."""
+    """Return the result of one of onnxruntime's tools. Raises ModelError for any error of the tool."""
     try:
         return tool()
     except TOOL_ERRORS as error:
@@ -131,13 +141,16 @@ def _guarded(tool: Callable[[], Any]) -> Any:
 
 
 def check_runs(model: onnx.ModelProto) -> None:
-    """Raise ModelError unless onnxruntime can make a session of a converted stage."""
+    """Raise ModelError unless onnxruntime can open a converted stage."""
     _guarded(lambda: make_session(model.SerializeToString()))
 
 
 def answering_nodes(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the nodes that stay in float: an exit head from the pooled tap on or, of the model's own classifier,
-    the linear layer that makes the logits; and everything behind."""
+    """Return the names of the nodes that stay in float.
+
+    These are an exit head from the pooling of its tap on, or the linear layer that computes the logits in the model's own
+    classifier, and everything behind them.
+    """
     makers = {name: node for node in model.graph.node for name in node.output}
     logits = makers[OUTPUT].input[0]
     kept, behind = [], {logits}
@@ -155,12 +168,12 @@ def answering_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def _exit_head(last: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> list[str]:
-    """Return the names of an exit head's nodes, from its `last` one back to the mean over the tap."""
+    """Return the names of an exit head's nodes, from its `last` node back to the mean over the tap."""
     node, kept = makers.get(last.input[0]), [last.name]
     while node is not None and _of_exit_head(node):
         kept.append(node.name)
         node = makers.get(node.input[0])
-    # The mean over a whole map with channels last is named after the map.
+    # With channels last, the mean over a whole map has the map's name.
     return [*kept, node.name] if node is not None and node.op_type == "ReduceMean" else kept
 
 
@@ -170,7 +183,7 @@ def _of_exit_head(node: onnx.NodeProto) -> bool:
 
 
 def _with_plain_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which weights that are stored in float16 and cast back are float32 weights."""
+    """Return a copy with float32 weights in place of weights that are stored in float16 and cast."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     stored = {i.name: i for i in copy.graph.initializer}
@@ -184,7 +197,7 @@ def _with_plain_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def set_temperature(model: onnx.ModelProto, temperature: float) -> None:
-    """Write the temperature of a stage into its file, in place. Raises ModelError for a stage that has none."""
+    """Write the temperature of a stage into its model, in place. Raises ModelError for a stage without a temperature."""
     for value in model.graph.initializer:
         if value.name == INVERSE_TEMPERATURE and value.data_type == TensorProto.FLOAT:
             value.CopyFrom(numpy_helper.from_array(np.array([1 / temperature], np.float32), value.name))

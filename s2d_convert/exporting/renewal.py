@@ -1,7 +1,8 @@
-"""A new calibration of a folder that is there, and the way back.
+"""A new calibration of an existing folder, and how to undo it.
 
-A reader never sees half: stage files with a new temperature get new names, and the one step that counts is the
-replacement of manifest.json. What was there before stays readable until the next calibration, and comes back by `undo`.
+A reader never sees a half-written folder. Stage files with a new temperature get new names, and the replacement of
+manifest.json makes them valid in one step. The previous state stays in the folder until the next calibration; `undo`
+restores it.
 """
 
 from __future__ import annotations
@@ -31,20 +32,22 @@ RENEWED_FILE = re.compile(r"stage\d+\.[0-9a-f]{12}\.onnx")  # stage files that a
 def renewed_folder(
     folder: Path, manifest: Manifest, temperatures: Sequence[float], *, running: Running
 ) -> Iterator[FolderWriter]:
-    """The stages of `folder` with other temperatures, beside it, to be completed in the block; they and the new manifest
-    come into the folder when the block ends well and the dispatcher has run them. Raises OutputError, and then the folder
-    is as it was."""
+    """Yield the writer of a temporary folder with the stages of `folder` at other temperatures, to be completed in the block.
+
+    Its files are moved into `folder` when the block succeeds and the dispatcher has run them. Raises OutputError, and
+    leaves `folder` unchanged then.
+    """
     try:
         with tempfile.TemporaryDirectory(
             prefix=f".{folder.name}.", suffix=".partial", dir=folder.resolve().parent
-        ) as place:
+        ) as partial:
             files = [
                 _tempered(read_stage(folder, stage), stage.temperature, temperature)
                 for stage, temperature in zip(manifest.stages, temperatures, strict=True)
             ]
             names = [_file_name(stage, data) for stage, data in zip(manifest.stages, files, strict=True)]
             stages = with_stages(manifest, temperature=temperatures, file=names)
-            writer = FolderWriter(Path(place), manifest, running)
+            writer = FolderWriter(Path(partial), manifest, running)
             writer.update(stages=stages)
             writer.add_stages(files)
             yield writer
@@ -57,7 +60,7 @@ def renewed_folder(
 
 
 def _tempered(data: bytes, before: float, temperature: float) -> bytes:
-    """Return a stage file with another temperature in it."""
+    """Return the content of a stage file with another temperature."""
     if temperature == before:
         return data
     model = onnx.load_from_string(data)
@@ -66,28 +69,28 @@ def _tempered(data: bytes, before: float, temperature: float) -> bytes:
 
 
 def _file_name(stage: Stage, data: bytes) -> str:
-    """Return the name of a stage file: a new one for new content."""
+    """Return the name of a stage file, which is new if its content is."""
     digest = hashlib.sha256(data).hexdigest()
     return stage.file if digest == stage.sha256 else f"{stage.file.split('.')[0]}.{digest[:12]}.onnx"
 
 
-def _publish(place: Path, folder: Path) -> None:
-    """Bring everything from `place` into the folder: the stage files under names that nobody reads yet, the old manifest
-    to where `undo` finds it, and at last the new manifest."""
+def _publish(source: Path, folder: Path) -> None:
+    """Move everything into the folder, in this order: the stage files, under names that nobody reads yet; the old manifest,
+    to where `undo` reads it; the new manifest."""
     (folder / UNDO).mkdir(exist_ok=True)
-    for file in place.glob("*.onnx"):
+    for file in source.glob("*.onnx"):
         if not (folder / file.name).exists():
             file.replace(folder / file.name)
     for name in (MANIFEST, REPORT):
         if (folder / name).is_file():
             write_bytes(folder / UNDO / name, (folder / name).read_bytes())
-    (place / MANIFEST).replace(folder / MANIFEST)
-    (place / REPORT).replace(folder / REPORT)
+    (source / MANIFEST).replace(folder / MANIFEST)
+    (source / REPORT).replace(folder / REPORT)
     _remove_unused(folder)
 
 
 def undo(folder: Path) -> None:
-    """Bring back what the last calibration replaced. Raises OutputError when there is nothing to bring back."""
+    """Restore what the last calibration replaced. Raises OutputError when there is nothing to restore."""
     saved = folder / UNDO
     if not (saved / MANIFEST).is_file():
         raise OutputError(
@@ -107,9 +110,9 @@ def undo(folder: Path) -> None:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove stage files of earlier calibrations that neither the manifest nor the one to undo to names."""
+    """Remove stage files of earlier calibrations that are named neither in the manifest nor in the saved one."""
     saved = [folder / UNDO] if (folder / UNDO / MANIFEST).is_file() else []
-    used = {stage.file for place in (folder, *saved) for stage in Manifest.load(place).stages}
+    used = {stage.file for location in (folder, *saved) for stage in Manifest.load(location).stages}
     for file in folder.glob("stage*.onnx"):
         if RENEWED_FILE.fullmatch(file.name) and file.name not in used:
             file.unlink()

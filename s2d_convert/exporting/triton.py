@@ -1,4 +1,4 @@
-"""A Triton model repository from an exported folder: a model per stage and one in front of them, or the one-file graph.
+"""A Triton model repository from an exported folder: a front model with one model per stage, or the single file.
 
 ::
 
@@ -7,8 +7,8 @@
       NAME_stage1/  the stage files as they are, in Triton's onnxruntime backend
       NAME_stage2/
 
-Every model has dynamic batching: the rows of many requests that go on to stage 2 meet there again. A confidence is [B] in
-the stage file and [B, 1] to Triton, whose tensors have at least one axis behind the batch.
+Every model uses dynamic batching, so that rows of different requests that reach stage 2 are batched again. A confidence is
+[B] in the stage file but [B, 1] for Triton, where a tensor has at least one axis besides the batch.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ TYPES = {
 class TritonOptions:
     """How the models are served; see the help texts of `s2d export`.
 
-    `queue` is the most requests that wait at the front model (more are refused), `delay_us` how long a batch waits to
-    grow, `threads` those of onnxruntime per stage.
+    `queue`: the largest number of requests that wait at the front model; further ones are rejected. `delay_us`: how long a
+    batch waits for more rows. `threads`: onnxruntime's threads per stage.
     """
 
     name: str
@@ -66,23 +66,23 @@ class TritonOptions:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a model; `lengths` without the batch."""
+    """An input or output of a model. `lengths`: its shape without the batch."""
 
     name: str
     dtype: str
     lengths: tuple[int | None, ...]
 
     def text(self, side: str) -> str:
-        """Return the entry of config.pbtxt; `side` is input or output."""
+        """Return the entry in config.pbtxt. side: input or output."""
         dims = ", ".join(map(str, self.lengths or (1,)))
         scalar = "" if self.lengths else " reshape { shape: [ ] }"
         return f"{side} {{ name: {quoted(self.name)} data_type: {TYPES[self.dtype]} dims: [ {dims} ]{scalar} }}"
 
 
 def write_repository(folder: Path, repository: Path, options: TritonOptions) -> tuple[str, ...]:
-    """Write the repository of an exported folder, whole or not at all; returns the names of its models.
+    """Write the repository of an exported folder, completely or not at all, and return the names of its models.
 
-    Raises DispatcherError when the folder is not whole, UsageError and OutputError.
+    Raises DispatcherError for a faulty folder, UsageError for a faulty option, and OutputError.
     """
     options.check()
     with Dispatcher(folder) as runner:
@@ -102,10 +102,10 @@ def write_repository(folder: Path, repository: Path, options: TritonOptions) -> 
 def write_single_repository(
     folder: Path, repository: Path, options: TritonOptions, *, budget: float | None = None
 ) -> tuple[str, ...]:
-    """Write a repository of one model, the one-file graph, whole or not at all; returns its name.
+    """Write a repository with the single file as its one model, completely or not at all, and return the model's name.
 
-    The thresholds of the budget (None: the manifest's default) are fixed in the file: Triton's batches would otherwise
-    have to agree on them. Raises as `write_repository` and `write_single` do.
+    The thresholds of the budget (None: the manifest's default) are fixed in the file, because all requests in one of
+    Triton's batches would have to agree on them. Raises the errors of `write_repository` and `write_single`.
     """
     options.check()
     with Dispatcher(folder) as runner:
@@ -117,7 +117,7 @@ def write_single_repository(
 
 
 def _new_model(repository: Path, name: str, config: str) -> Path:
-    """Return the folder of version 1 of a new model."""
+    """Make the folder of a new model with its configuration, and return the folder of its version 1."""
     version = repository / name / "1"
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config, encoding="utf-8")
@@ -148,7 +148,7 @@ def front_config(manifest: Manifest, options: TritonOptions) -> str:
 
 
 def single_config(manifest: Manifest, options: TritonOptions) -> str:
-    """Return config.pbtxt of the one-file graph."""
+    """Return config.pbtxt of the single file."""
     outputs = (
         Tensor("output", "float32", manifest.output.shape[1:]),
         Tensor("stage", "int64", ()),
@@ -175,8 +175,7 @@ def stage_config(manifest: Manifest, number: int, options: TritonOptions) -> str
 def _onnx_config(
     name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], options: TritonOptions, *, queue: bool = False
 ) -> str:
-    """Return config.pbtxt of a model that Triton's onnxruntime backend runs; `queue`: clients call it, so its queue
-    ends."""
+    """Return config.pbtxt of a model in Triton's onnxruntime backend. queue: limit its queue, because clients call it."""
     return _config(
         [
             f"name: {quoted(name)}",
@@ -205,5 +204,5 @@ def _parameter(key: str, value: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text as protobuf's text format writes it."""
+    """Return a text as a quoted string in protobuf's text format."""
     return f'"{text_encoding.CEscape(text, as_utf8=True)}"'

@@ -1,1 +1,1 @@
-"""The report of an exported folder: one HTML page with pictures."""
+"""The report of an exported folder: an HTML page with charts and pictures."""

@@ -1,4 +1,4 @@
-"""Charts as inline SVG text: no script, no request, colours from the page's own variables; every text is escaped."""
+"""Charts as inline SVG: no scripts, no requests, colours from the page's CSS variables. All text is escaped."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ COLOURS = 6  # --c0 ... of the page
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) of one name, drawn as dots, and joined by a line if `line`, as steps if `steps`. `notes`: the text of
-    each point, shown where the mouse rests."""
+    """Named points (x, y), drawn as dots and joined by a line if `line`, by steps if `steps`.
+
+    `notes`: the tooltip of each point.
+    """
 
     name: str
     colour: int
@@ -30,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """From values to pixels, and where the ticks are."""
+    """A mapping from values to pixels, with ticks."""
 
     low: float
     high: float
@@ -43,27 +45,27 @@ class _Axis:
 
 
 def plot(series: Sequence[Series], *, x_name: str, y_name: str, percent: bool = False) -> str:
-    """Return a chart of points over two number axes; `percent`: y is a share. Points that are not finite are left out."""
+    """Return a chart of points over two numeric axes, without those that are not finite. percent: show y as a percentage."""
     shown = [[p for p in s.points if all(map(math.isfinite, p))] for s in series]
-    points = [p for own in shown for p in own]
+    points = [p for finite in shown for p in finite]
     if not points:
         return ""
     x = _axis([p[0] for p in points], LEFT, WIDTH - RIGHT)
     y = _axis([p[1] for p in points], HEIGHT - BOTTOM, TOP)
     parts = [_grid(x, y, x_name, y_name, percent=percent)]
-    for s, own in zip(series, shown, strict=True):
-        place = [(x(a), y(b)) for a, b in own]
-        if (s.line or s.steps) and len(place) > 1:
-            parts.append(_line(place, s))
+    for s, finite in zip(series, shown, strict=True):
+        pixels = [(x(a), y(b)) for a, b in finite]
+        if (s.line or s.steps) and len(pixels) > 1:
+            parts.append(_line(pixels, s))
         if s.dots:
-            parts += _dots(place, s)
+            parts += _dots(pixels, s)
     return _svg(HEIGHT, "".join(parts), f"{y_name} over {x_name}") + legend(
         [(s.name, s.colour) for s in series if s.dots]
     )
 
 
 def bars(rows: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Return shares that sum to 1 as one divided bar per row, with the row's name before it."""
+    """Return a stacked bar per row, with the row's name before it. rows: names and shares that sum to 1."""
     step, thick = 26, 16
     parts = []
     for number, (name, shares) in enumerate(rows):
@@ -85,13 +87,13 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]]) -> str:
 
 
 def legend(names: Sequence[tuple[str, int]]) -> str:
-    """Return names with their colours."""
+    """Return a legend. names: texts and the numbers of their colours."""
     items = (f'<span><i style="background:var(--c{colour})"></i>{escape(name)}</span>' for name, colour in names)
     return f'<p class="legend">{"".join(items)}</p>'
 
 
 def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
-    """Return an axis that holds all values, with ticks at round numbers."""
+    """Return an axis that covers all values, with ticks at round numbers."""
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05 * max(abs(high), 0.1)
     low, high = low - margin, high + margin
@@ -117,20 +119,20 @@ def _grid(x: _Axis, y: _Axis, x_name: str, y_name: str, *, percent: bool) -> str
     return "".join(parts)
 
 
-def _line(place: Sequence[tuple[float, float]], series: Series) -> str:
+def _line(pixels: Sequence[tuple[float, float]], series: Series) -> str:
     if series.steps:
-        place = [place[0], *(corner for (_, b), (c, d) in pairwise(place) for corner in ((c, b), (c, d)))]
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in place)
+        pixels = [pixels[0], *(corner for (_, b), (c, d) in pairwise(pixels) for corner in ((c, b), (c, d)))]
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in pixels)
     return f'<polyline points="{path}" stroke="var(--c{series.colour})"/>'
 
 
-def _dots(place: Sequence[tuple[float, float]], series: Series) -> list[str]:
-    notes = series.notes or ("",) * len(place)
+def _dots(pixels: Sequence[tuple[float, float]], series: Series) -> list[str]:
+    notes = series.notes or ("",) * len(pixels)
     size = 7 if series.large else 3.5
     return [
         f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{size}" fill="var(--c{series.colour})"><title>{escape(note or series.name)}'
         "</title></circle>"
-        for (a, b), note in zip(place, notes, strict=False)
+        for (a, b), note in zip(pixels, notes, strict=False)
     ]
 
 

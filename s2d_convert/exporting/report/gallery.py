@@ -22,7 +22,7 @@ RUN_BATCH = 64
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG in base64, and what was answered."""
+    """A PNG in base64 and a caption with the answer."""
 
     png: str
     caption: str
@@ -30,44 +30,44 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images that the first stage was most sure of, and images of which even the last stage that answered was least sure."""
+    """The easiest images (highest confidence at the first stage) and the hardest (lowest confidence of the answer)."""
 
     easy: tuple[Picture, ...] = ()
     hard: tuple[Picture, ...] = ()
 
 
 def gallery(runner: Dispatcher, images: Images) -> Gallery:
-    """Return the pictures, of the first MOST_IMAGES images under the default policy."""
+    """Choose pictures among the first MOST_IMAGES images, run with the default policy."""
     count = min(MOST_IMAGES, len(images))
     answers = [runner(np.ascontiguousarray(images.batch(part))) for part in slices(count, RUN_BATCH)]
     stage = np.concatenate([answer.stage for answer in answers])
     confidence = np.nan_to_num(np.concatenate([answer.confidence for answer in answers]))
-    said = np.concatenate([answer.output.reshape(len(answer.output), -1).argmax(axis=1) for answer in answers])
+    predicted = np.concatenate([answer.output.reshape(len(answer.output), -1).argmax(axis=1) for answer in answers])
     easy = [row for row in np.argsort(-confidence, kind="stable") if stage[row] == 1][:SHOWN]
     hard = [row for row in np.argsort(confidence, kind="stable") if stage[row] == stage.max() and row not in easy][
         :SHOWN
     ]
 
     def pictures(rows: Sequence[np.intp]) -> tuple[Picture, ...]:
-        captions = [_caption(images, int(row), int(said[row]), float(confidence[row])) for row in rows]
+        captions = [_caption(images, int(row), int(predicted[row]), float(confidence[row])) for row in rows]
         pixels = _pixels(images, np.array(rows, dtype=np.int64)) if rows else []
         return tuple(Picture(_png(p), caption) for p, caption in zip(pixels, captions, strict=True))
 
     return Gallery(pictures(easy), pictures(hard))
 
 
-def _caption(images: Images, row: int, said: int, confidence: float) -> str:
+def _caption(images: Images, row: int, predicted: int, confidence: float) -> str:
     def name(k: int) -> str:
         return images.class_names[k] if images.class_names else f"class {k}"
 
-    text = f"{name(said)}, {100 * confidence:.1f} %"
-    if images.labels is not None and images.labels[row] != said:
+    text = f"{name(predicted)}, {100 * confidence:.1f} %"
+    if images.labels is not None and images.labels[row] != predicted:
         text += f" (is {name(int(images.labels[row]))})"
     return text
 
 
 def _pixels(images: Images, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """Return uint8 [H, W, C]; of model input each image is stretched to its own range."""
+    """Return images for display, uint8 [H, W, C] each. Images that are model input are scaled from their own range."""
     raw: NDArray[Any] = images.raw(rows)
     if not images.is_model_input:
         return list(raw)
@@ -78,7 +78,7 @@ def _pixels(images: Images, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:
-    """Return the picture with its longer side at SIDE pixels, small ones enlarged without blur."""
+    """Return a picture as PNG in base64, its longer side SIDE pixels long. Small pictures are enlarged without blur."""
     flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]
     picture = Image.fromarray(np.ascontiguousarray(flat))
     scale = SIDE / max(picture.size)

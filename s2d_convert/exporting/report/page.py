@@ -1,7 +1,7 @@
-"""report.html of an export: one self-contained page from the manifest, the search trace and some pictures.
+"""report.html of an export: one self-contained page with the manifest, the search trace and some pictures.
 
-Everything that comes from outside (file names, class names, numbers of a manifest) is escaped by the template, or by the
-charts; the page runs no script and asks for nothing from anywhere.
+The template and the charts escape everything that comes from outside (file names, class names, numbers of a manifest). The
+page runs no script and sends no request.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from s2d_convert.exporting.report.charts import Series, bars, plot
 from s2d_convert.exporting.report.gallery import Gallery
 
 TEMPLATE = "report.html.jinja"
-METHODS = "reinforce random uniform"  # in this order, others behind
-RECORDED = ("options", "versions", "calibration", "seconds")  # what of the provenance is shown
+METHODS = "reinforce random uniform"  # the order of methods; others follow
+RECORDED = ("options", "versions", "calibration", "seconds")  # parts of the provenance that are shown
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A table of texts: column names, rows, the row that is set off, and a line below."""
+    """A table of texts: column names, rows, the row that is highlighted, and a line below."""
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -44,7 +44,7 @@ def _template() -> Template:
 
 
 def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Gallery) -> str:
-    """Return the whole page. trace: the lines of the search, as parsed JSON."""
+    """Return the HTML page. trace: the lines of the search trace, as parsed JSON."""
     static = 1.0 if manifest.target == "agreement" else manifest.measured.get("correct_static")
     return _template().render(
         model=Path(str(manifest.provenance.get("model", "model"))).name,
@@ -65,7 +65,7 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
 
 
 def _lines(manifest: Manifest) -> list[str]:
-    """Return what the page says first, the promise among it."""
+    """Return the sentences at the top of the page, including the promise."""
     lines = [
         *_verdict(manifest),
         f"{len(manifest.stages)} stages, default budget {manifest.default_budget:g}; {manifest.data} images.",
@@ -77,15 +77,15 @@ def _lines(manifest: Manifest) -> list[str]:
 
 
 def _verdict(manifest: Manifest) -> tuple[str, ...]:
-    """Return what the conversion is worth, where it was measured."""
-    found = [Outcome(**{**o, "exit_share": tuple(o["exit_share"])}) for o in manifest.measured.get("outcomes", ())]
-    if not found:
+    """Return the verdict on the conversion, empty where it was not measured."""
+    outcomes = [Outcome(**{**o, "exit_share": tuple(o["exit_share"])}) for o in manifest.measured.get("outcomes", ())]
+    if not outcomes:
         return ()
-    return verdict(found, budget=manifest.default_budget, target=manifest.target).sentences
+    return verdict(outcomes, budget=manifest.default_budget, target=manifest.target).sentences
 
 
 def _cards(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return the numbers of the default policy: measured ones where there are any."""
+    """Return names and values of the default policy's numbers, measured ones where there are any."""
     policy, measured = manifest.default_policy, manifest.measured
     if not measured:
         return [
@@ -106,17 +106,20 @@ def _cards(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _trade_off(manifest: Manifest, static: float | None) -> str:
-    """Return the chart of the policies, the default one, and the static model where its accuracy is known: all on the same
-    images where they were measured."""
-    found = {o["budget"]: (o["latency"], o["right"]) for o in manifest.measured.get("outcomes", ())}
-    found = found or {p.budget: (p.expected_latency, p.expected_accuracy) for p in manifest.policies}
+    """Return the chart of all policies, the default policy and the static model, if its accuracy is known.
+
+    Where policies were measured, all points are of the same images.
+    """
+    by_budget = {o["budget"]: (o["latency"], o["right"]) for o in manifest.measured.get("outcomes", ())}
+    by_budget = by_budget or {p.budget: (p.expected_latency, p.expected_accuracy) for p in manifest.policies}
     dots = sorted(
-        (point, f"budget {budget:g}: latency {point[0]:.3f}, {_percent(point[1])}") for budget, point in found.items()
+        (point, f"budget {budget:g}: latency {point[0]:.3f}, {_percent(point[1])}")
+        for budget, point in by_budget.items()
     )
     points, notes = tuple(point for point, _ in dots), tuple(note for _, note in dots)
     series = [
         Series("budgets", 0, points, notes, line=True),
-        Series("default", 1, (found[manifest.default_budget],), large=True),
+        Series("default", 1, (by_budget[manifest.default_budget],), large=True),
     ]
     if static is not None:
         series.append(Series("static model", 5, ((1.0, float(static)),), large=True))
@@ -161,7 +164,7 @@ def _measured(measured: Mapping[str, Any]) -> Rows:
 
 
 def _classes(measured: Mapping[str, Any]) -> tuple[list[str], Rows]:
-    """Return recall and agreement of every class, below sentences about the classes that a stage loses."""
+    """Return warnings about classes that a stage loses, and a table with recall and agreement of every class."""
     rows, lines = measured["per_class"], [*measured.get("lost_classes", ())]
     labelled = rows[0]["correct_static"] is not None
     if labelled:
@@ -181,7 +184,7 @@ def _classes(measured: Mapping[str, Any]) -> tuple[list[str], Rows]:
 
 
 def _search(trace: Sequence[Mapping[str, Any]]) -> str:
-    """Return the chart of every trial's reward, and of the best so far, by method."""
+    """Return the chart of the rewards of all trials, and of the best so far, by method."""
     methods = sorted({str(line["method"]) for line in trace}, key=lambda name: (METHODS.find(name) % 99, name))
     series = []
     for number, method in enumerate(methods):
