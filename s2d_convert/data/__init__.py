@@ -1,4 +1,4 @@
-"""Images: from folders and arrays, or made up, to model input."""
+"""Images: read from folders and arrays, or made up, and turned into model input."""
 
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_all, load_calibration, load_data

@@ -1,4 +1,4 @@
-"""Images from .npz files; what is wrong with one is a DataError of one sentence. Letters as in `images`."""
+"""Images from .npz files. Every problem is a DataError of one sentence. Letters as in `images`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNREADABLE_ARRAY = (
 
 
 def read_npz(path: Path, preprocess: Preprocess, classes: int, *, warn: Warn = log_warning) -> Images:
-    """Return the Images of an .npz file; arrays of Python objects are refused, since reading them can run code."""
+    """Read the images of an .npz file. Raises DataError, also for arrays of Python objects: reading them can run code."""
     try:
         images, labels = _arrays(path)
     except UNREADABLE_ARRAY as error:
@@ -59,8 +59,8 @@ def read_npz(path: Path, preprocess: Preprocess, classes: int, *, warn: Warn = l
 
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return the arrays `images` and `labels` of an .npz file; raises one of UNREADABLE_ARRAY for a broken one."""
-    with path.open("rb") as stream:  # numpy itself would leave a broken file open
+    """Read the arrays `images` and `labels` of an .npz file. Raises one of UNREADABLE_ARRAY for a broken file."""
+    with path.open("rb") as stream:  # numpy would leave a broken file open
         archive = np.load(stream, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: is a single array, not an .npz; save it with numpy.savez(path, images=...)")
@@ -69,13 +69,13 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
         images = archive["images"]
         labels = archive["labels"] if "labels" in archive.files else None
     for name, array in (("images", images), ("labels", labels)):
-        if isinstance(array, bytes):  # what numpy makes of members that are no .npy
+        if isinstance(array, bytes):  # numpy returns bytes for members that are not .npy
             raise ValueError(f"{name} is no array")
     return images, labels
 
 
 def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArray[Any]:
-    """Return the images, if type, shape and values fit the model."""
+    """Return the images. Raises DataError when their type, shape or values do not fit the model."""
     pixel_shape = (*preprocess.size, preprocess.channels)
     if images.dtype == np.uint8 and images.ndim == 3 and preprocess.channels == 1:
         images = images[..., None]
@@ -93,14 +93,16 @@ def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArra
     if not len(images):
         raise DataError(f"{path}: holds no images")
     if as_input:
-        bad = [row for row, image in enumerate(images) if not np.isfinite(image).all()]
-        if bad:
-            raise DataError(f"{path}: {len(bad)} of {len(images)} images hold NaN or inf, the first is row {bad[0]}")
+        faulty = [row for row, image in enumerate(images) if not np.isfinite(image).all()]
+        if faulty:
+            raise DataError(
+                f"{path}: {len(faulty)} of {len(images)} images hold NaN or inf, the first is row {faulty[0]}"
+            )
     return images
 
 
 def _fitting_labels(path: Path, labels: NDArray[Any], count: int, classes: int) -> IntArray:
-    """Return the labels as int64 [B], if type, length and range fit."""
+    """Return the labels as int64 [B]. Raises DataError when their type, number or range does not fit."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

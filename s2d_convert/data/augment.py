@@ -1,4 +1,4 @@
-"""Changed copies of training images. Letters: B batch, H height, W width, C channels."""
+"""Augmentation of training images. Letters: B batch, H height, W width, C channels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def augment(
     flip: bool = True,
     layout: Layout = "NHWC",
 ) -> NDArray[Any]:
-    """Return a changed copy of a batch of uint8 or float32 images [B, H, W, C] or [B, C, H, W]; same shape and type.
+    """Return an augmented copy of uint8 or float32 images [B, H, W, C] or [B, C, H, W], of the same shape and type.
 
-    "none" returns the batch itself; "light" shifts by up to 1/8 of the side (edges reflected) and mirrors half of
-    the images where `flip`; "strong" also changes brightness and contrast and blanks a square.
+    Level "none" returns the batch itself. "light" shifts by up to 1/8 of the side (edges are reflected) and, with `flip`,
+    mirrors half of the images. "strong" also changes brightness and contrast and fills a square with the mean colour.
     """
     if level == "none":
         return batch
@@ -32,7 +32,7 @@ def augment(
 
 
 def _shift_and_flip(batch: NDArray[Any], rng: np.random.Generator, *, flip: bool, layout: Layout) -> NDArray[Any]:
-    """Return every image is gathered from its own rows and columns, so that shift, reflection and flip are one copy."""
+    """Return shifted and flipped images. Each is gathered from its own rows and columns, so all changes are one copy."""
     count, height, width, channels = _as_nhwc(batch, layout).shape
     rows, columns = _reflected(rng, count, height), _reflected(rng, count, width)
     if flip:
@@ -50,7 +50,7 @@ def _shift_and_flip(batch: NDArray[Any], rng: np.random.Generator, *, flip: bool
 
 
 def _reflected(rng: np.random.Generator, count: int, side: int) -> NDArray[np.int64]:
-    """Return source positions [B, side] along one axis after a random shift; what falls outside is reflected."""
+    """Return source positions [B, side] along one axis for a random shift, reflected at the edges."""
     reach = side // 8
     positions = np.abs(np.arange(side) + rng.integers(-reach, reach + 1, (count, 1)))
     reflected: NDArray[np.int64] = (side - 1) - np.abs(side - 1 - positions)
@@ -58,7 +58,7 @@ def _reflected(rng: np.random.Generator, count: int, side: int) -> NDArray[np.in
 
 
 def _distort(batch: NDArray[Any], rng: np.random.Generator, *, layout: Layout) -> NDArray[Any]:
-    """Return contrast and brightness relative to the image's own mean and spread, and a square of its mean colour."""
+    """Return images with other contrast and brightness, and a square filled with each image's mean colour."""
     count = len(batch)
     images: NDArray[Any] = batch.astype(np.float32).reshape(count, -1)
     mean, spread = images.mean(1, keepdims=True), images.std(1, keepdims=True)
@@ -74,12 +74,12 @@ def _distort(batch: NDArray[Any], rng: np.random.Generator, *, layout: Layout) -
 
 
 def _interval(rng: np.random.Generator, count: int, side: int) -> NDArray[np.bool_]:
-    """Return which positions [B, side] lie in a random interval; its length is between nothing and half of the side."""
+    """Return which positions lie in a random interval of 0 to half of the side, bool [B, side]."""
     centre, reach = rng.uniform(0, side, (count, 1)), rng.uniform(0, side / 4, (count, 1))
     inside: NDArray[np.bool_] = np.abs(np.arange(side) + 0.5 - centre) < reach
     return inside
 
 
 def _as_nhwc(images: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """Return a view with the channels last."""
+    """Return a view with channels last."""
     return images.transpose(0, 2, 3, 1) if layout == "NCHW" else images

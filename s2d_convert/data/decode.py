@@ -1,4 +1,4 @@
-"""Image files as pixels, decoded in a few threads. Letters: B batch, H height, W width, C channels."""
+"""Decoding image files in a few threads. Letters: B batch, H height, W width, C channels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import Progress
 from s2d_convert.errors import DataError
 
-CHUNK = 256  # files that one thread decodes between two reports of progress
+CHUNK = 256  # files that a thread decodes between two reports of progress
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files that are decoded each time their rows are asked for: `files[rows]` is uint8 [B, H, W, C]."""
+    """Image files that are decoded on every access: `files[rows]` is uint8 [B, H, W, C]."""
 
     files: tuple[str, ...]
     preprocess: Preprocess
@@ -31,17 +31,19 @@ class ImageFiles:
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         files = [self.files[row] for row in rows]
         out = np.empty((len(files), *self.preprocess.size, self.preprocess.channels), np.uint8)
-        look = decode(files, self.preprocess, out=out)
-        if look.broken:
-            raise look.refusal(files)
+        summary = decode(files, self.preprocess, out=out)
+        if summary.broken:
+            raise summary.refusal(files)
         return out
 
 
 @dataclass(frozen=True)
 class Look:
-    """What decoding some files has shown: the reason for each row that cannot be read; of the others the largest pixel, how
-    many are grey with more than 8 bits and their largest pixel, and the share of the pictures that is cropped away because of
-    their aspect ratio (mean)."""
+    """Findings while decoding files.
+
+    The reason for each row that cannot be read. Of the others: the largest pixel; the number of grey pictures with more
+    than 8 bits, and their largest pixel; the mean share that is cropped away because of the aspect ratio.
+    """
 
     broken: Mapping[int, str]
     largest: int
@@ -50,7 +52,7 @@ class Look:
     cut_away: float
 
     def refusal(self, files: Sequence[str]) -> DataError:
-        """Return the error that names the first broken file and how many there are."""
+        """Return the error that names the first broken file and the number of broken files."""
         row = min(self.broken)
         return DataError(
             f"{files[row]}: cannot be read as an image ({self.broken[row]}); {len(self.broken)} of {len(files)} images are "
@@ -65,8 +67,10 @@ def decode(
     out: NDArray[np.uint8] | None = None,
     progress: Progress | None = None,
 ) -> Look:
-    """Decode every file into its row of `out`, uint8 [B, H, W, C]; without it they are only looked at. Rows that cannot be
-    read are left as they are."""
+    """Decode every file into its row of `out`, uint8 [B, H, W, C], and return the findings.
+
+    Without `out` the pixels are dropped. Rows that cannot be read are left unchanged.
+    """
     largest, lost, wide = np.zeros(len(files), np.uint8), np.zeros(len(files)), np.zeros(len(files), bool)
 
     def keep(row: int, picture: Picture) -> None:
@@ -76,15 +80,15 @@ def decode(
             out[row] = picture.pixels
 
     broken = _for_each(files, preprocess, keep, progress)
-    whole = max(1, len(files) - len(broken))
+    readable = max(1, len(files) - len(broken))
     brightest = int(largest.max(initial=0)), int(wide.sum()), int(largest[wide].max(initial=0))
-    return Look(broken, *brightest, float(lost.sum() / whole))
+    return Look(broken, *brightest, float(lost.sum() / readable))
 
 
 def _for_each(
     files: Sequence[str], preprocess: Preprocess, keep: Callable[[int, Picture], None], progress: Progress | None
 ) -> dict[int, str]:
-    """Call `keep` with every row and its picture, in a few threads; returns the rows that cannot be read, with reasons."""
+    """Call `keep` with every row and its picture, in a few threads. Return the reasons of the rows that cannot be read."""
 
     def work(rows: range) -> list[tuple[int, str]]:
         broken = []
@@ -105,5 +109,5 @@ def _for_each(
                 if progress:
                     progress(chunk.stop, len(files))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
+        pool.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the rest of the folder
     return broken

@@ -1,7 +1,7 @@
-"""Folders of images: what lies in them, and how they are divided.
+"""Folders of images: their files, labels and splits.
 
-A folder holds class folders, or images directly, or `train/` and perhaps `val/` and `test/` (`roles`) that are one of
-these two.
+A folder holds class folders, or images directly, or `train/` and perhaps `val/` and `test/` (`roles`), each of which holds
+class folders or images.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from s2d_convert.data.roles import role_of
 from s2d_convert.errors import DataError
 
 MAX_IN_MEMORY_BYTES = 1_000_000_000
-MOST_UNREADABLE = 0.1  # a larger share of pictures that cannot be read is no accident
-NAMED = 3  # of them, in a warning
+MOST_UNREADABLE = 0.1  # a larger share of unreadable pictures is an error
+NAMED = 3  # unreadable pictures that a warning names
 MOST_CUT_AWAY = 0.1
-# Which splits of a folder are loaded, by role.
+# Chooses the splits of a folder to be loaded, by role.
 Choose = Callable[[Path, Mapping[str, Path], Warn], Sequence[str]]
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """The image files of one folder: `labels` int64 [B] and `class_names`, or None where there are no classes."""
+    """The image files of one folder. `labels`: int64 [B]; `labels` and `class_names` are None without class folders."""
 
     path: Path
     files: tuple[str, ...]
@@ -50,9 +50,10 @@ def read_folder(
     choose: Choose,
     reading: Reading,
 ) -> dict[str, Images]:
-    """Return the chosen splits by role; only "train" where the folder is not divided.
+    """Return the chosen splits by role; only "train" if the folder is not divided.
 
-    Pictures that cannot be read are left out with a warning; many of them, or any where reading is strict, are a DataError.
+    Unreadable pictures are left out with a warning. Raises DataError for more than MOST_UNREADABLE of them, or for any if
+    reading is strict.
     """
     preprocess.check_known(path)
     folders = _list_folders(path, classes, choose, reading.warn)
@@ -61,19 +62,19 @@ def read_folder(
     store: NDArray[np.uint8] | ImageFiles
     if len(files) * height * width * preprocess.channels <= MAX_IN_MEMORY_BYTES:
         store = np.empty((len(files), height, width, preprocess.channels), np.uint8)
-        look = decode(files, preprocess, out=store, progress=reading.progress)
+        summary = decode(files, preprocess, out=store, progress=reading.progress)
     else:
         store = ImageFiles(files, preprocess)
-        look = decode(files, preprocess, progress=reading.progress)
-    if len(look.broken) > (0 if reading.strict else MOST_UNREADABLE * len(files)):
-        raise look.refusal(files)
-    for text in _to_mind(path, files, look, preprocess):
+        summary = decode(files, preprocess, progress=reading.progress)
+    if len(summary.broken) > (0 if reading.strict else MOST_UNREADABLE * len(files)):
+        raise summary.refusal(files)
+    for text in _to_mind(path, files, summary, preprocess):
         reading.warn(text)
-    return _as_images(folders, store, preprocess, look)
+    return _as_images(folders, store, preprocess, summary)
 
 
 def _list_folders(path: Path, classes: int, choose: Choose, warn: Warn) -> dict[str, _Folder]:
-    """Return the image files of every chosen split; all are labelled by the class folders of train, or none is."""
+    """Return the image files of every chosen split. All are labelled by the class folders of train, or none are."""
     path = _unpacked(path)
     splits = _find_splits(path, warn)
     if not splits:
@@ -90,28 +91,28 @@ def _list_folders(path: Path, classes: int, choose: Choose, warn: Warn) -> dict[
 
 
 def _find_splits(path: Path, warn: Warn) -> dict[str, Path]:
-    """Return the folders train, val and test inside `path` by role; empty when `path` is not divided like that."""
+    """Return the folders train, val and test inside `path` by role, {} if `path` is not divided like that."""
     entries = _scan(path)
     roles = {folder: role_of(folder.name) for folder in entries.folders}
-    found = {role: _unwrapped(folder, role) for folder, role in roles.items() if role}
+    splits = {role: _unwrapped(folder, role) for folder, role in roles.items() if role}
     others = [folder.name for folder, role in roles.items() if not role]
-    if not found or entries.images:
+    if not splits or entries.images:
         return {}
     if others:
         # "train" may be a class beside "truck": then it holds images, not class folders
-        parted = [folder.name for folder in found.values() if _scan(folder).folders]
+        parted = [folder.name for folder in splits.values() if _scan(folder).folders]
         if parted:
             raise DataError(f"{path}: holds {listed(others)} beside '{parted[0]}'; allowed are train, val and test")
-        names = [folder.name for folder in found.values()]
+        names = [folder.name for folder in splits.values()]
         warn(f"{path}: {listed(names)} beside {listed(others)}: taken for classes, not for parts")
         return {}
-    if len(found) < len(roles):
+    if len(splits) < len(roles):
         raise DataError(f"{path}: {listed([folder.name for folder in roles])} mean the same split twice; keep one")
-    return found
+    return splits
 
 
 def _unpacked(path: Path) -> Path:
-    """Return the folder of folders that alone lies in `path`, as archives are often unpacked, or else `path` itself."""
+    """Return the one folder of folders inside `path`, as unpacked archives often have it, or else `path` itself."""
     entries = _scan(path)
     if len(entries.folders) == 1 and not entries.images + entries.strays and not role_of(entries.folders[0].name):
         inner = _scan(entries.folders[0])
@@ -121,14 +122,14 @@ def _unpacked(path: Path) -> Path:
 
 
 def _unwrapped(path: Path, role: str) -> Path:
-    """Return the folder of the same role that alone lies in `path`, such as seg_train/seg_train, or else `path` itself."""
+    """Return the one folder of the same role inside `path`, such as seg_train/seg_train, or else `path` itself."""
     entries = _scan(path)
     alone = len(entries.folders) == 1 and not entries.images + entries.strays
     return entries.folders[0] if alone and role_of(entries.folders[0].name) == role else path
 
 
 def _list_folder(path: Path, classes: int, warn: Warn, *, names: tuple[str, ...] | None = None) -> _Folder:
-    """Return the image files of a folder with or without class folders; `names` are the class folders of train."""
+    """Return the image files of a folder with or without class folders. names: the class folders of train."""
     entries = _scan(path)
     if entries.strays:
         raise DataError(
@@ -150,14 +151,14 @@ def _list_classes(
     path: Path, folders: Sequence[Path], classes: int, names: tuple[str, ...] | None, warn: Warn
 ) -> _Folder:
     """Return the files of all class folders with their labels."""
-    here = tuple(folder.name for folder in folders)
-    names = names or here
+    own_names = tuple(folder.name for folder in folders)
+    names = names or own_names
     if len(names) != classes:
         raise DataError(
             f"{path}: {len(names)} class folders ({listed(names)}), the model has {classes} classes; expected one "
             f"folder per class (an empty one for a class without images), or images directly inside if unlabelled"
         )
-    unknown = sorted(set(here) - set(names))
+    unknown = sorted(set(own_names) - set(names))
     if unknown:
         raise DataError(f"{path}: class folders {listed(unknown)} are not in train; expected only those of train")
     if all(name.isdecimal() for name in names) and list(names) != sorted(names, key=int):
@@ -169,7 +170,7 @@ def _list_classes(
         files += images
         labels += [names.index(folder.name)] * len(images)
     if not files:
-        raise DataError(f"{path}: its {len(here)} class folders hold no images")
+        raise DataError(f"{path}: its {len(own_names)} class folders hold no images")
     return _Folder(path, tuple(files), np.asarray(labels, np.int64), names)
 
 
@@ -196,7 +197,7 @@ class _Entries:
 
 
 def _scan(path: Path) -> _Entries:
-    """Return what lies in a folder, sorted by name; hidden files and file managers' droppings are left out."""
+    """Return the entries of a folder, sorted by name, without hidden files and files that file managers leave behind."""
     folders, images, strays = [], [], []
     try:
         with os.scandir(path) as entries:
@@ -215,24 +216,24 @@ def _scan(path: Path) -> _Entries:
 
 
 def _as_images(
-    folders: Mapping[str, _Folder], store: NDArray[np.uint8] | ImageFiles, preprocess: Preprocess, look: Look
+    folders: Mapping[str, _Folder], store: NDArray[np.uint8] | ImageFiles, preprocess: Preprocess, summary: Look
 ) -> dict[str, Images]:
-    """Return the Images of every folder, without those that cannot be read; all share one pixel store."""
+    """Return the readable Images of every folder. All share one pixel store."""
     loaded: dict[str, Images] = {}
     files = tuple(file for folder in folders.values() for file in folder.files)
     start = 0
     for role, folder in folders.items():
-        here = np.arange(len(folder.files), dtype=np.int64)
-        whole = np.array([start + row not in look.broken for row in here], bool)
+        rows = np.arange(len(folder.files), dtype=np.int64)
+        readable = np.array([start + row not in summary.broken for row in rows], bool)
         kind: Kind = "unlabelled" if folder.labels is None else "labelled"
-        labels = None if folder.labels is None else folder.labels[whole]
-        loaded[role] = Images(store, preprocess, start + here[whole], labels, kind, folder.class_names, files)
+        labels = None if folder.labels is None else folder.labels[readable]
+        loaded[role] = Images(store, preprocess, start + rows[readable], labels, kind, folder.class_names, files)
         start += len(folder.files)
     return loaded
 
 
 def _to_mind(path: Path, files: Sequence[str], look: Look, preprocess: Preprocess) -> Iterator[str]:
-    """Yield what the user should mind about the pictures: which cannot be read, and what those that can look like."""
+    """Yield warnings about unreadable pictures, and about what is odd in the readable ones."""
     if look.broken:
         rows = sorted(look.broken)
         named = [f"{os.path.relpath(files[row], path)} ({look.broken[row]})" for row in rows[:NAMED]]

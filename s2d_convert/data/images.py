@@ -24,15 +24,15 @@ Kind = Literal["labelled", "unlabelled", "made-up"]
 DEFAULT_HOLDOUT = 0.1
 MIN_HELD_OUT, MAX_HELD_OUT = 200, 5000
 MIN_IMAGES = 20
-HASHED_ROWS = 500  # at once
-DARK = 64  # where no pixel of any image is that bright, they hold fewer bits than their type
+HASHED_ROWS = 500  # read at once
+DARK = 64  # if no pixel of any image is brighter, images hold fewer bits than their type
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Rows of a pixel store, with their labels: int64 [B], or None when there are none.
+    """Rows of a pixel store, with labels int64 [B], or None without labels.
 
-    `pixels` is uint8 [*, H, W, C], float32 as the model takes it, or files that are decoded lazily.
+    `pixels`: uint8 [*, H, W, C], float32 model input, or files that are decoded lazily.
     """
 
     pixels: NDArray[Any] | ImageFiles
@@ -41,47 +41,46 @@ class Images:
     labels: IntArray | None
     kind: Kind
     class_names: tuple[str, ...] | None = None
-    files: tuple[str, ...] | None = None  # where each row of `pixels` comes from
+    files: tuple[str, ...] | None = None  # the file of each row of `pixels`
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def is_model_input(self) -> bool:
-        """Whether the images came as float32 that the model takes as it is."""
+        """Whether the images are float32 model input, which needs no preprocessing."""
         return not isinstance(self.pixels, ImageFiles) and self.pixels.dtype != np.uint8
 
     def digest(self) -> str:
-        """Return a hash of the images in their order and of their labels; of files that are decoded lazily, of names and
-        sizes."""
-        found = hashlib.sha256(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
+        """Return a hash of the images, in order, and of the labels. Lazily decoded files are hashed by names and sizes."""
+        digest = hashlib.sha256(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
         for start in range(0, len(self), HASHED_ROWS):
             rows = slice(start, start + HASHED_ROWS)
             if isinstance(self.pixels, ImageFiles):
                 files = [self.pixels.files[row] for row in self.rows[rows]]
-                places = [Path(file) for file in files]  # wherever the folder lies, and however it was named
-                found.update(str([(place.parts[-2:], place.stat().st_size) for place in places]).encode())
+                paths = [Path(file) for file in files]  # independent of the folder's location and name
+                digest.update(str([(path.parts[-2:], path.stat().st_size) for path in paths]).encode())
             else:
-                found.update(np.ascontiguousarray(self.raw(rows)).data)
-        return found.hexdigest()
+                digest.update(np.ascontiguousarray(self.raw(rows)).data)
+        return digest.hexdigest()
 
     def take(self, indices: IntArray | slice) -> Images:
-        """Return the Images at these indices; the pixels are shared, not copied."""
+        """Return the Images at these indices. Pixels are shared, not copied."""
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, rows=self.rows[indices], labels=labels)
 
     def raw(self, indices: IntArray | slice) -> NDArray[Any]:
-        """Return the stored images: uint8 [B, H, W, C], or float32 as the model takes them."""
+        """Return the stored images: uint8 [B, H, W, C], or float32 model input."""
         return self.pixels[self.rows[indices]]
 
     def batch(self, indices: IntArray | slice) -> NDArray[Any]:
-        """Return the model input for these indices: preprocessed, or the stored float32 as it is."""
+        """Return the model input for these indices: preprocessed images, or the stored float32 unchanged."""
         return self._as_input(self.raw(indices))
 
     def augmented(
         self, indices: IntArray | slice, rng: np.random.Generator, *, level: Level = "light", flip: bool = True
     ) -> NDArray[Any]:
-        """Like `batch`, with `augment` in between: before the preprocessing where the images are uint8."""
+        """Return augmented model input for these indices. Images in uint8 are augmented before the preprocessing."""
         layout = self.preprocess.layout if self.is_model_input else "NHWC"
         return self._as_input(augment(self.raw(indices), rng, level=level, flip=flip, layout=layout))
 
@@ -91,9 +90,9 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three disjoint splits, each in an order that the seed shuffled, so that any head of it is a fair sample.
+    """Three disjoint splits, each shuffled by the seed, so that the first images of each are a fair sample.
 
-    `calib` sets thresholds and feeds the search reward; `test` is only reported, nothing is chosen on it.
+    Thresholds and search rewards come from `calib`. Results are reported on `test`, on which nothing is chosen.
     """
 
     train: Images
@@ -102,7 +101,7 @@ class Dataset:
 
     @property
     def kind(self) -> Kind:
-        """Where the images and labels came from; the same for all splits."""
+        """The origin of images and labels, the same for all splits."""
         return self.train.kind
 
     def digest(self) -> str:
@@ -111,9 +110,10 @@ class Dataset:
 
 
 def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:
-    """Return the Dataset that holds out a part of `images`, stratified by label, and halves it into calib and test.
+    """Hold out a part of `images`, stratified by label, and halve it into calib and test.
 
-    Held out is the share `holdout`, but at least 200 images, at most 5000, and never more than half of them.
+    The part is the share `holdout` of the images, but at least 200, at most 5000, and never more than half of them. Raises
+    UsageError for a `holdout` out of range and DataError for too few images.
     """
     if not 0 < holdout < 1:
         raise UsageError(f"holdout: got {holdout:g}, expected a share above 0 and below 1")
@@ -122,22 +122,22 @@ def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT)
     rng = np.random.default_rng(seed)
     count = len(images)
     held_count = min(max(round(count * holdout), MIN_HELD_OUT), MAX_HELD_OUT, count // 2)
-    train, held = _divide(images, held_count, rng)
-    return Dataset(train, *halves(held, rng))
+    train, held_out = _divide(images, held_count, rng)
+    return Dataset(train, *halves(held_out, rng))
 
 
 def halves(images: Images, rng: np.random.Generator) -> tuple[Images, Images]:
-    """Return the images in two halves, every class with its share in both, shuffled."""
+    """Divide the images into two shuffled halves, stratified by label."""
     return _divide(images, len(images) // 2, rng)
 
 
 def _divide(images: Images, count: int, rng: np.random.Generator) -> tuple[Images, Images]:
-    """Return the images without `count` of them, and those; every class gives its share, both parts are shuffled."""
+    """Divide the images into all but `count`, and `count`. Both parts are shuffled and stratified by label."""
     order = rng.permutation(len(images))
     if images.labels is not None:
         order = order[np.argsort(images.labels[order], kind="stable")]
-    # Evenly spaced along the order by class: exactly `count` in all, and within one of the exact share per class.
+    # Evenly spaced in the order by class: exactly `count` in total, and within one of the exact share per class.
     steps = np.arange(len(order) + 1) * count // len(order)
-    chosen = np.diff(steps) == 1
-    rest, held = order[~chosen], order[chosen]
-    return images.take(rng.permutation(rest)), images.take(rng.permutation(held))
+    is_held_out = np.diff(steps) == 1
+    rest, held_out = order[~is_held_out], order[is_held_out]
+    return images.take(rng.permutation(rest)), images.take(rng.permutation(held_out))

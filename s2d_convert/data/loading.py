@@ -4,11 +4,11 @@ Accepted are
 
 - a folder of class folders (`DIR/cat/*.jpg`); class index = alphabetical order of the folder names,
 - a folder with images directly inside (no labels),
-- a folder with `train/` and perhaps `val/` and `test/` (or what people call them, see `roles`), each one of the two above,
+- a folder with `train/` and perhaps `val/` and `test/` (other common names: see `roles`), each one of the two above,
 - an `.npz` with `images` (uint8 NHWC, or float32 exactly as the model takes them) and perhaps `labels`.
 
-Everything wrong with the data is a DataError of one sentence. A few pictures that cannot be read are left out with a
-warning, unless reading is strict; docs/data.md says what pictures may look like.
+Every problem with the data is a DataError of one sentence. A few unreadable pictures are left out with a warning, unless
+reading is strict. docs/data.md describes the pictures that can be read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import LENIENT, Reading, Warn
 from s2d_convert.errors import DataError
 
-MIN_VAL = 10  # what is held out of MIN_IMAGES
+MIN_VAL = 10  # the part that is held out of MIN_IMAGES
 
 
 def load_data(
@@ -40,19 +40,19 @@ def load_data(
     holdout: float = DEFAULT_HOLDOUT,
     reading: Reading = LENIENT,
 ) -> Dataset:
-    """Return the Dataset at `path`, for a model with `classes` classes.
+    """Load the data at `path` for a model with `classes` classes.
 
-    A `val/` (or else `test/`) folder becomes calib and test, half and half; when both are there, val is calib
-    and test is test. Without either, see `split_images`. Raises DataError for everything that is wrong.
+    With folders `val/` and `test/`, val becomes calib and test becomes test. If there is only one of them, it is halved
+    into calib and test. Without either, a part of the images is held out (`split_images`). Raises DataError.
     """
-    place = Path(path)
-    parts = _read(place, preprocess, classes, choose=_for_training, reading=reading)
-    _check_usable(place, parts)
+    source = Path(path)
+    parts = _read(source, preprocess, classes, choose=_for_training, reading=reading)
+    _check_usable(source, parts)
     rng = np.random.default_rng(seed)
     if len(parts) == 1:
         return split_images(parts["train"], seed=seed, holdout=holdout)
-    train, *held = (images.take(rng.permutation(len(images))) for images in parts.values())
-    return Dataset(train, *held) if len(held) == 2 else Dataset(train, *halves(held[0], rng))
+    train, *held_out = (images.take(rng.permutation(len(images))) for images in parts.values())
+    return Dataset(train, *held_out) if len(held_out) == 2 else Dataset(train, *halves(held_out[0], rng))
 
 
 def load_all(
@@ -62,9 +62,9 @@ def load_all(
     classes: int,
     reading: Reading = LENIENT,
 ) -> Images:
-    """Return all images at `path` in the order of their names; of a folder with splits the test, or else the val, part.
+    """Load all images at `path` in the order of their names. Raises DataError.
 
-    Raises DataError for everything that is wrong with them.
+    Of a divided folder, only the test part is loaded, or the val part if there is no test part.
     """
     parts = _read(Path(path), preprocess, classes, choose=_for_evaluation, reading=reading)
     return next(iter(parts.values()))
@@ -77,14 +77,14 @@ def load_calibration(
     classes: int,
     reading: Reading = LENIENT,
 ) -> Images:
-    """Return all images at `path`, to set thresholds on; of a folder with splits the val, or else the test, part.
+    """Load all images at `path` for setting thresholds. Of a divided folder, only the val part, or else the test part.
 
-    Raises DataError for everything that is wrong with them, too few, all equal or of one class among it.
+    Raises DataError, also for images that are too few, all equal or all of one class.
     """
-    place = Path(path)
-    parts = _read(place, preprocess, classes, choose=_for_calibration, reading=reading)
+    source = Path(path)
+    parts = _read(source, preprocess, classes, choose=_for_calibration, reading=reading)
     (images,) = parts.values()
-    _check_usable(place, {"the data": images})
+    _check_usable(source, {"the data": images})
     return images
 
 
@@ -96,7 +96,7 @@ def _read(
     choose: Choose,
     reading: Reading,
 ) -> dict[str, Images]:
-    """Return the chosen parts by role; only "train" where the data is not divided."""
+    """Return the chosen parts by role; only "train" if the data is not divided."""
     if path.is_dir():
         return read_folder(path, preprocess, classes, choose=choose, reading=reading)
     if not path.exists():
@@ -107,8 +107,10 @@ def _read(
 
 
 def sample_files(path: Path, count: int) -> tuple[str, ...]:
-    """Return at most `count` image files below a folder, evenly spaced in the order of their names. Raises DataError for
-    none."""
+    """Return up to `count` image files below a folder, evenly spaced in the order of their names.
+
+    Raises DataError if there are none.
+    """
     if not path.is_dir():
         raise DataError(f"{path}: is no folder; give a folder of images")
     files = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
@@ -126,7 +128,7 @@ def _for_training(path: Path, splits: Mapping[str, Path], _warn: Warn) -> Sequen
 
 
 def _for_evaluation(path: Path, splits: Mapping[str, Path], warn: Warn) -> Sequence[str]:
-    """Return the one split to load: images that a conversion with the same folder has used least."""
+    """Return the one split to load: the one that a conversion with the same folder uses least."""
     role = next(role for role in ("test", "val", "train") if role in splits)
     if role == "train":
         warn(f"{path} has neither val nor test: evaluating on its training images")
@@ -134,7 +136,7 @@ def _for_evaluation(path: Path, splits: Mapping[str, Path], warn: Warn) -> Seque
 
 
 def _for_calibration(path: Path, splits: Mapping[str, Path], warn: Warn) -> Sequence[str]:
-    """Return the one split to load: images that were not trained on, and not the last ones that nothing was chosen on."""
+    """Return the one split to load: neither the training images nor, if possible, those that nothing was chosen on."""
     role = next(role for role in ("val", "test", "train") if role in splits)
     if role == "train":
         warn(f"{path} has neither val nor test: calibrating on its training images")
@@ -142,7 +144,7 @@ def _for_calibration(path: Path, splits: Mapping[str, Path], warn: Warn) -> Sequ
 
 
 def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
-    """Nothing, if a conversion can be run on this data; raises DataError if not."""
+    """Raise DataError if a conversion cannot use this data."""
     total = sum(map(len, parts.values()))
     if total < MIN_IMAGES:
         raise DataError(f"{path}: got {total} images in all, at least {MIN_IMAGES} are needed")
@@ -160,7 +162,7 @@ def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
 
 
 def _all_equal(images: Images) -> bool:
-    """Return whether no image differs from the first; of lazily decoded files only a sample is looked at."""
+    """Return whether all images are equal. Of lazily decoded files only a sample is compared."""
     count = len(images)
     if count == 1:
         return False

@@ -1,7 +1,7 @@
-"""Data for conversions without data: made-up images, or one real picture and made-up images, chosen by class.
+"""Data for conversions without real data: made-up images, or crops of one real picture and made-up images.
 
-A model names some classes far more often than others when it looks at textures. The images are therefore chosen from
-half as many more, the rarer their class the likelier: heads and thresholds then rest on all classes.
+On textures, a model answers some classes far more often than others. So half as many images again are drawn, and among
+them images of rare classes are kept with higher probability. Heads and thresholds then rest on all classes.
 
 Letters: B images, H height, W width, C channels.
 """
@@ -24,10 +24,10 @@ from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.synthetic import made_up
 from s2d_convert.errors import DataError
 
-POOL = 1.5  # images drawn for each that is kept, where memory allows
-HOLDOUT = 0.25  # more than of real images: they cost nothing, and the careful thresholds need many
+POOL = 1.5  # images drawn per image kept, if memory allows
+HOLDOUT = 0.25  # more than of real images: they are free, and confidence floors need many
 ANSWER_BATCH = 100
-LARGEST_SIDE = 1024  # pixels of a picture that are kept along its longer side
+LARGEST_SIDE = 1024  # pixels along the longer side that are kept of a picture
 STRETCH = 0.3  # crops are up to exp(STRETCH) times as wide as high, or as high as wide
 
 Answers = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # model input -> logits [B, K]
@@ -36,36 +36,37 @@ Answers = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # model input ->
 def made_up_data(
     count: int, preprocess: Preprocess, *, seed: int, logits: Answers, picture: Path | None = None
 ) -> Dataset:
-    """Return a Dataset of `count` unlabelled images whose classes, by the model's own `logits`, are less uneven than chance
-    makes them; with a `picture`, half of them are its crops. Raises DataError for a picture that cannot be used."""
+    """Return a Dataset of `count` unlabelled images, with classes (by the model's own `logits`) less uneven than at random.
+
+    picture: a file whose crops are half of the images. Raises DataError if it cannot be used.
+    """
     bytes_each = math.prod(preprocess.size) * preprocess.channels
-    drawn = max(count, min(round(POOL * count), MAX_IN_MEMORY_BYTES // bytes_each))
-    cropped = drawn // 2 if picture is not None else 0
-    pixels = made_up(drawn - cropped, size=preprocess.size, channels=preprocess.channels, seed=seed)
+    pool = max(count, min(round(POOL * count), MAX_IN_MEMORY_BYTES // bytes_each))
+    cropped = pool // 2 if picture is not None else 0
+    pixels = made_up(pool - cropped, size=preprocess.size, channels=preprocess.channels, seed=seed)
     if picture is not None:
         pixels = np.concatenate([pixels, crops(_opened(picture, preprocess), cropped, preprocess.size, seed=seed)])
-    images = Images(pixels, preprocess, np.arange(drawn, dtype=np.int64), None, "made-up")
-    said = [
+    images = Images(pixels, preprocess, np.arange(pool, dtype=np.int64), None, "made-up")
+    classes = [
         logits(np.ascontiguousarray(images.batch(slice(start, start + ANSWER_BATCH)))).argmax(axis=1)
-        for start in range(0, drawn, ANSWER_BATCH)
+        for start in range(0, pool, ANSWER_BATCH)
     ]
-    kept = less_uneven(np.concatenate(said), count, seed=seed)
-    # A copy of what is kept: the pool would stay in memory with it.
+    kept = less_uneven(np.concatenate(classes), count, seed=seed)
+    # Indexing copies what is kept; a view would keep the whole pool in memory.
     chosen = Images(pixels[kept], preprocess, np.arange(count, dtype=np.int64), None, "made-up")
     return split_images(chosen, seed=seed, holdout=HOLDOUT)
 
 
 def less_uneven(classes: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
-    """Return `count` different rows in order, drawn with chances that fall with the square root of how common their class
-    is."""
+    """Draw `count` different rows, in ascending order, with weights of one over the square root of their class's size."""
     common = np.bincount(classes)[classes]
     chances = 1 / np.sqrt(common)
-    drawn = np.random.default_rng([seed, 8]).choice(len(classes), count, replace=False, p=chances / chances.sum())
-    return np.sort(drawn)
+    rows = np.random.default_rng([seed, 8]).choice(len(classes), count, replace=False, p=chances / chances.sum())
+    return np.sort(rows)
 
 
 def crops(picture: NDArray[np.uint8], count: int, size: tuple[int, int], *, seed: int) -> NDArray[np.uint8]:
-    """Return pieces of one picture [H, W, C] at all scales, strongly augmented, uint8 [B, *size, C]."""
+    """Return random crops of one picture [H, W, C] at all scales, strongly augmented, uint8 [B, *size, C]."""
     height, width = picture.shape[:2]
     rng = np.random.default_rng([seed, 9])
     shorter = min(height, width)
@@ -83,7 +84,7 @@ def crops(picture: NDArray[np.uint8], count: int, size: tuple[int, int], *, seed
 
 
 def _opened(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Return the picture's pixels, [H, W, C]. Raises DataError when it is broken or too small."""
+    """Read a picture's pixels, [H, W, C]. Raises DataError when it is broken or too small."""
     try:
         with quiet_decoders():
             picture = read_picture(path, preprocess, LARGEST_SIDE)

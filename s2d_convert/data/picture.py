@@ -1,4 +1,4 @@
-"""One image file as pixels: what it may be, how it is turned upright, brought to the model's channels and to its size.
+"""Reading one image file: decoding, turning it upright, and conversion to the model's channels and size.
 
 Letters: H height, W width, C channels.
 """
@@ -24,13 +24,13 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError
 
-# Pillow is told which decoders it may use: among the others is one that starts an external program (EPS).
+# The decoders that Pillow may use. One of the others (EPS) starts an external program.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"}
 )
-# What Pillow's decoders raise on broken files.
+# The errors that Pillow's decoders raise for broken files.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -61,13 +61,13 @@ _UPRIGHT: Mapping[Any, Image.Transpose] = MappingProxyType(
     }
 )
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"})  # those that the pixels hang on
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"})  # the chunks that determine the pixels
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The pixels as the model's preprocessing takes them, uint8 [H, W, C], the (width, height) of the upright picture that
-    they come from, and whether that is grey with more than 8 bits."""
+    """A decoded picture: the pixels for the preprocessing, uint8 [H, W, C]; the (width, height) of the upright picture in
+    the file; whether that is grey with more than 8 bits."""
 
     pixels: NDArray[np.uint8]
     source: tuple[int, int]
@@ -75,17 +75,17 @@ class Picture:
 
 
 def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Return the pixels of one image file, uint8 [H, W, C] of the model's size and channels (always in RGB order).
+    """Read one image file as uint8 [H, W, C], with the model's size and channels (always in RGB order).
 
-    The orientation of the EXIF is applied; grey, palette, alpha, 16-bit and CMYK images are converted; `preprocess.fit`
-    says how the picture is brought to the model's size (bicubic, antialiased); an image of the right size keeps its pixels.
-    Raises one of UNREADABLE for a broken file, and DataError when the model takes neither 1 nor 3 channels.
+    The EXIF orientation is applied. Grey, palette, alpha, 16-bit and CMYK images are converted. The picture is resized as
+    `preprocess.fit` says (bicubic, antialiased); an image of the right size keeps its pixels. Raises one of UNREADABLE for
+    a broken file, and DataError when the model takes neither 1 nor 3 channels.
     """
     return load_picture(path, preprocess).pixels
 
 
 def load_picture(path: str | os.PathLike[str], preprocess: Preprocess) -> Picture:
-    """Like `read_image`, with the size of the picture in the file."""
+    """Read one image file like `read_image`, with the size of the picture in the file."""
     height, width = preprocess.size
     side = round(2 * max(height, width) / preprocess.crop_ratio)
     image, wide = _open(path, preprocess, side)
@@ -94,9 +94,9 @@ def load_picture(path: str | os.PathLike[str], preprocess: Preprocess) -> Pictur
 
 
 def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
-    """Return the pixels of one picture as it is, uint8 [H, W, C], made smaller where it is longer than `side`.
+    """Read one picture without fitting it to the model, uint8 [H, W, C], reduced if it is longer than `side`.
 
-    Raises as `read_image` does.
+    Raises the errors of `read_image`.
     """
     image, _ = _open(path, preprocess, side)
     image.thumbnail((side, side))
@@ -104,7 +104,7 @@ def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why a file cannot be read, in some words."""
+    """Return in a few words why a file cannot be read."""
     if isinstance(error, UnidentifiedImageError):
         return "its content is none of " + ", ".join(IMAGE_FORMATS)
     if isinstance(error, OSError) and error.strerror:
@@ -114,15 +114,17 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Within the block Pillow's warnings about odd metadata are not shown: the pixels are whole, or reading fails."""
+    """Suppress Pillow's warnings about odd metadata within the block: the pixels are complete, or reading fails."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def cut_away(source: tuple[int, int], preprocess: Preprocess) -> float:
-    """Return the share of a picture of this (width, height) that the crop leaves out because its aspect ratio is not the
-    model's."""
+    """Return the share of a picture that is cropped away because its aspect ratio differs from the model's.
+
+    source: its (width, height).
+    """
     if preprocess.fit != "crop":
         return 0.0
     height, width = preprocess.size
@@ -131,15 +133,17 @@ def cut_away(source: tuple[int, int], preprocess: Preprocess) -> float:
 
 
 def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> tuple[Image.Image, bool]:
-    """Return the upright picture in the model's mode, and whether it was wide; a large JPEG is decoded with no more detail
-    than `side` pixels need."""
+    """Return the upright picture in the model's mode, and whether it had more than 8 bits.
+
+    A large JPEG is decoded with no more detail than `side` pixels need.
+    """
     if preprocess.channels not in {1, 3}:
         raise DataError(
             f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
         )
     mode = "L" if preprocess.channels == 1 else "RGB"
     try:
-        # Not by its name: Pillow would map the pixels of an uncompressed TIFF into memory, and take its width for its
+        # Opened as a stream, not by name: Pillow would map an uncompressed TIFF into memory, and then mix up width and
         # height where it has to be turned.
         with Path(path).open("rb") as stream:
             return _decoded(stream, mode, side, bits=preprocess.bits)
@@ -150,7 +154,7 @@ def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> tu
         try:
             return _decoded(io.BytesIO(bare), mode, side, bits=preprocess.bits)
         except UNREADABLE:
-            raise error from None  # the first one names the file
+            raise error from None  # the first error names the file
 
 
 def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int) -> tuple[Image.Image, bool]:
@@ -163,8 +167,11 @@ def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int) -> tuple[Image
 
 
 def _orientation(image: Image.Image) -> object:
-    """Return the orientation in the EXIF of a loaded image. Nothing else of it is looked at: other entries may be broken,
-    and `ImageOps.exif_transpose`, which writes all of them anew, refuses whole photographs for one odd number."""
+    """Return the EXIF orientation of a loaded image.
+
+    Other entries are not read, because they may be broken. `ImageOps.exif_transpose` rewrites all of them, and fails for
+    one odd number.
+    """
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
         return value if value in _UPRIGHT else None
@@ -173,25 +180,25 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _without_metadata(path: Path) -> bytes | None:
-    """Return a PNG without the chunks that the pixels do not hang on (long texts, a broken colour profile); None for other
+    """Return a PNG without chunks that do not affect the pixels (long texts, a broken colour profile), None for other
     files."""
     content = path.read_bytes() if path.is_file() else b""
     if not content.startswith(_PNG_SIGNATURE):
         return None
-    kept, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    chunks, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
     while at + 8 <= len(content):
         length, kind = struct.unpack(">I4s", content[at : at + 8])
         end = at + 12 + length
         if kind in _PNG_CHUNKS:
-            kept.append(content[at:end])
+            chunks.append(content[at:end])
         at = end
-    return b"".join(kept)
+    return b"".join(chunks)
 
 
 def _to_mode(image: Image.Image, mode: str, *, bits: int) -> Image.Image:
-    """Return the image in mode L or RGB; Pillow alone would clip 16-bit pixels instead of scaling them.
+    """Return the image in mode L or RGB. The pixels of a grey image with more than 8 bits are scaled from `bits` bits.
 
-    Of a wide grey image the pixels hold `bits` bits, of which the upper eight are kept.
+    Pillow alone would clip them. Raises ValueError for pixels that do not fit.
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels are not supported")
@@ -201,7 +208,7 @@ def _to_mode(image: Image.Image, mode: str, *, bits: int) -> Image.Image:
             raise ValueError(f"pixels from {wide.min()} to {wide.max()} do not fit into {bits} bits")
         image = Image.fromarray((wide >> (bits - 8)).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about the transparency
+        image = image.convert("RGBA")  # converting straight to RGB, Pillow would warn about the transparency
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -210,7 +217,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _fitted(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Return the image at the model's size."""
+    """Return the image in the model's size."""
     height, width = preprocess.size
     ratio, method = preprocess.crop_ratio, Image.Resampling.BICUBIC
     if image.size == (width, height) and ratio == 1:

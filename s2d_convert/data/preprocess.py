@@ -1,4 +1,4 @@
-"""How pixels become what the model takes: the order of channels, the fused multiply-add, and the record of all of it.
+"""Preprocessing of pixels to model input: the order of channels, a fused multiply-add, and its record as JSON.
 
 Letters: B batch, H height, W width, C channels. Pixels are uint8 NHWC; the model input is NCHW or NHWC.
 """
@@ -29,25 +29,25 @@ from s2d_convert.errors import DataError, UsageError
 Layout = Literal["NCHW", "NHWC"]
 InputType = Literal["float32", "uint8"]
 
-LARGEST = 1e300  # of a number in a file; also keeps out NaN, infinities, and whole numbers that no float can hold
-WIDE_BITS = 16  # of grey pictures that have more than 8
-# Those that manifests of older versions lack.
+LARGEST = 1e300  # limit for numbers in a file; also excludes NaN, infinities and integers that no float can hold
+WIDE_BITS = 16  # assumed for grey pictures with more than 8 bits
+# Fields that manifests of older versions lack.
 OPTIONAL = frozenset({"known", "fit", "crop_ratio", "fill", "bits"})
-# What Pillow computes for mode L, in 1/65536 (ITU-R 601-2 luma).
+# Pillow's weights for mode L, in 1/65536 (ITU-R 601-2 luma).
 LUMA = np.array([19595, 38470, 7471], np.uint32)
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The way from pixels to model input: `(pixel * scale - mean) / std` per channel, then the layout.
+    """The preprocessing of pixels: `(pixel * scale - mean) / std` per channel, then the layout.
 
-    `size` is (H, W). `mean` and `std` have one value per channel, in the model's channel order; `order` says
-    which order that is (only a 3-channel model can be "BGR", or "GRAY": the luma in all three). With `dtype` "uint8" the
-    model takes the pixels themselves, so mean, std and scale must be 0, 1 and 1. Where it is not `known`, nobody has said
-    how: the model was converted with arrays that it takes as they are, and pixels are refused.
+    `size` is (H, W). `mean` and `std` have one value per channel, in the model's channel order, which `order` names. Only a
+    3-channel model can have the order "BGR", or "GRAY" (the luma in all three). With `dtype` "uint8" the model takes the
+    pixels themselves, so mean, std and scale must be 0, 1 and 1. If the preprocessing is not `known`, the model was
+    converted with float32 model input, and pixels are rejected.
 
-    The rest concerns image files, see `picture`: `fit` is the way to the model's size, `crop_ratio` the share of each side
-    that is kept, `fill` the pixel value of padding, `bits` those of grey pictures of more than 8 bits.
+    The other fields concern image files, see `picture`: `fit` is the way of resizing, `crop_ratio` the share of each side
+    that is kept, `fill` the pixel value of padding, `bits` the depth of grey pictures with more than 8 bits.
     """
 
     mean: tuple[float, ...]
@@ -70,14 +70,14 @@ class Preprocess:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """The shape of one image as the model takes it, without the batch axis."""
+        """The shape of one image of model input, without the batch axis."""
         height, width = self.size
         return (self.channels, height, width) if self.layout == "NCHW" else (height, width, self.channels)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         """Return the model input for uint8 images [B, H, W, C]: `dtype`, contiguous, [B, C, H, W] or [B, H, W, C].
 
-        Raises DataError when type or shape do not fit, or when the way is not known.
+        Raises DataError when type or shape do not fit, or when the preprocessing is not known.
         """
         self.check_known("images")
         expected = (*self.size, self.channels)
@@ -95,22 +95,22 @@ class Preprocess:
         if self.dtype == "uint8":
             return np.ascontiguousarray(view)
         out = np.empty(view.shape, np.float32)
-        out[...] = view  # casting and reordering in one pass, then two passes in place: faster than a strided multiply
+        out[...] = view  # cast and reorder in one pass, then two passes in place: faster than a strided multiply
         factor, offset = self._fused()
         out *= factor
         out += offset
         return out
 
-    def check_known(self, place: object) -> None:
-        """Raise DataError unless it is known what becomes of pixels, such as those in `place`."""
+    def check_known(self, source: object) -> None:
+        """Raise DataError if the preprocessing is not known. place: where the pixels come from, for the message."""
         if not self.known:
             raise DataError(
-                f"{place}: pixels, but the model was converted with float32 arrays that it takes as they are; give such an "
+                f"{source}: pixels, but the model was converted with float32 arrays that it takes as they are; give such an "
                 "array (.npy for one image, .npz for many), or convert again and say with --preprocess what pixels become"
             )
 
     def _fused(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return factor and offset per channel, shaped to broadcast over the layout; computed in double precision."""
+        """Return factor and offset per channel, in the shape that broadcasts over the layout. Computed in float64."""
         std = np.asarray(self.std, np.float64)
         factor = (self.scale / std).astype(np.float32)
         offset = (-np.asarray(self.mean, np.float64) / std).astype(np.float32)
@@ -119,7 +119,7 @@ class Preprocess:
         return factor[:, None, None], offset[:, None, None]
 
     def to_json(self) -> dict[str, Any]:
-        """Return a plain dict of lists, numbers and strings, with a line on how to read it; `from_json` takes it back."""
+        """Return a JSON-able dict, with a sentence that explains it. `from_json` reads it."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         formula = "none" if self.dtype == "uint8" else "(pixel * scale - mean) / std, pixel in 0..255, per channel"
@@ -127,7 +127,7 @@ class Preprocess:
         return plain | {"formula": formula, "resize": self._resizing()}
 
     def _resizing(self) -> str:
-        """Return how a picture is brought to the model's size, in words."""
+        """Return the way of resizing in words."""
         if self.fit == "crop" and self.crop_ratio == 1:
             return "shorter side to size (bicubic, antialiased), then centre crop"
         larger = "size" if self.crop_ratio == 1 else f"size / {self.crop_ratio:g}"
@@ -141,7 +141,7 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Preprocess:
-        """Return the Preprocess that `to_json` wrote; unknown keys are ignored. Raises DataError for anything else."""
+        """Read the dict that `to_json` wrote. Unknown keys are ignored. Raises DataError for anything else."""
         names = [f.name for f in fields(cls)]
         missing = [name for name in names if name not in plain and name not in OPTIONAL]
         if missing:
@@ -155,8 +155,8 @@ class Preprocess:
 
 
 def _problems(p: Preprocess) -> Sequence[str]:
-    """Return what is wrong with the values of a Preprocess; they may come from a file, so types are checked too."""
-    found = []
+    """Return the problems with the values of a Preprocess. Types are checked too, because values may come from a file."""
+    problems = []
     for name, value, allowed in (
         ("layout", p.layout, get_args(Layout)),
         ("dtype", p.dtype, get_args(InputType)),
@@ -165,23 +165,23 @@ def _problems(p: Preprocess) -> Sequence[str]:
         ("fit", p.fit, get_args(Fit)),
     ):
         if value not in allowed:
-            found.append(f"{name} {value!r} is unknown; allowed: {', '.join(map(str, allowed))}")
+            problems.append(f"{name} {value!r} is unknown; allowed: {', '.join(map(str, allowed))}")
     if not (_are(p.size, 2, whole=True) and min(p.size) >= 1):
-        found.append(f"size {p.size!r}; expected two whole numbers (height, width), each at least 1")
+        problems.append(f"size {p.size!r}; expected two whole numbers (height, width), each at least 1")
     if not (_are((p.channels,), 1, whole=True) and p.channels >= 1):
-        return [*found, f"channels {p.channels!r}; expected a whole number of at least 1"]
+        return [*problems, f"channels {p.channels!r}; expected a whole number of at least 1"]
     for name, values in (("mean", p.mean), ("std", p.std)):
         if not _are(values, p.channels):
-            found.append(f"{name} {values!r}; expected {p.channels} finite numbers, one per channel")
+            problems.append(f"{name} {values!r}; expected {p.channels} finite numbers, one per channel")
         elif name == "std" and min(values) <= 0:
-            found.append(f"std {values!r}; expected values above 0")
+            problems.append(f"std {values!r}; expected values above 0")
     if not (_are((p.scale,), 1) and p.scale > 0):
-        found.append(f"scale {p.scale!r}; expected a number above 0")
-    return [*found, *_file_problems(p)] or _misfits(p)
+        problems.append(f"scale {p.scale!r}; expected a number above 0")
+    return [*problems, *_file_problems(p)] or _misfits(p)
 
 
 def _file_problems(p: Preprocess) -> Iterator[str]:
-    """Yield what is wrong with the values that concern image files."""
+    """Yield the problems with the values that concern image files."""
     if not (_are((p.crop_ratio,), 1) and 0.1 <= p.crop_ratio <= 1):
         yield f"crop_ratio {p.crop_ratio!r}; expected a number from 0.1 to 1"
     for name, value, low, high in (("fill", p.fill, 0, 255), ("bits", p.bits, 8, WIDE_BITS)):
@@ -190,19 +190,21 @@ def _file_problems(p: Preprocess) -> Iterator[str]:
 
 
 def _misfits(p: Preprocess) -> Sequence[str]:
-    """Return what does not fit together, of values that are right each by itself."""
-    found = []
+    """Return the contradictions between values that are valid by themselves."""
+    problems = []
     if p.order != "RGB" and p.channels != 3:
-        found.append(f"order {p.order} needs 3 channels, the model has {p.channels}")
+        problems.append(f"order {p.order} needs 3 channels, the model has {p.channels}")
     if p.crop_ratio != 1 and p.fit.startswith("pad"):
-        found.append(f"crop_ratio {p.crop_ratio:g} means nothing with fit {p.fit}, which cuts nothing away; expected 1")
+        problems.append(
+            f"crop_ratio {p.crop_ratio:g} means nothing with fit {p.fit}, which cuts nothing away; expected 1"
+        )
     if p.dtype == "uint8" and (p.scale, *p.mean, *p.std) != (1, *[0] * p.channels, *[1] * p.channels):
-        found.append("the model takes uint8, so mean, std and scale must be 0, 1 and 1; use the preset raw")
-    return found
+        problems.append("the model takes uint8, so mean, std and scale must be 0, 1 and 1; use the preset raw")
+    return problems
 
 
 def _are(values: object, count: int, *, whole: bool = False) -> bool:
-    """Return whether `values` is a tuple of `count` finite (whole) numbers; bool is no number here."""
+    """Return whether `values` is a tuple of `count` finite numbers (integers if `whole`), none of them bool."""
     kinds = (int,) if whole else (int, float)
     return (
         isinstance(values, tuple)
@@ -222,18 +224,18 @@ def make_preprocess(
     std: Sequence[float] | None = None,
     pixels: PixelOptions = PixelOptions(),  # noqa: B008 (frozen)
 ) -> Preprocess:
-    """Return the Preprocess of a preset, with `mean` and `std` (in 0..1 units, one value or one per channel of the model,
-    in its order) and what `pixels` says put over it.
+    """Return the Preprocess of a preset, overridden by `mean`, `std` and `pixels`.
 
-    Without a name: `imagenet`, or `raw` for a model that takes uint8 and where a scale is given. A model that has not 3
-    channels gets the mean of the preset's three numbers. Raises UsageError for unknown names and values out of range.
+    mean, std: in 0..1 units, one value, or one per channel in the model's order. The default preset is `imagenet`, or
+    `raw` for a model that takes uint8 or if a scale is given. A model without 3 channels gets the mean of the preset's
+    three numbers. Raises UsageError for unknown names and values out of range.
     """
     name = name or ("raw" if dtype == "uint8" or pixels.scale is not None else DEFAULT_PRESET)
     preset = preset_named(name)
     order = order_of(pixels.order, preset, channels)
     scaled = pixels.scale is not None
     scale = preset.scale if pixels.scale is None else own_scale(pixels.scale)
-    unit = 255 * scale  # the override is in 0..1 units, the preset in those after its scale
+    unit = 255 * scale  # overrides are in 0..1 units, presets in units after their scale
     fit, ratio = resize_of(pixels.resize, pixels.crop_ratio)
     numbers = {
         key: per_channel(preset_values, channels, order)

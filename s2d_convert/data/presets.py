@@ -1,4 +1,4 @@
-"""Named ways from pixels to model input, and what a user may say beside them."""
+"""Presets of the preprocessing, and the options that override them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from s2d_convert.errors import UsageError
 Order = Literal["RGB", "BGR", "GRAY"]
 Fit = Literal["crop", "stretch", "pad", "pad-right"]
 
-MAX_STD = 10.0  # a larger one was surely meant in 0..255 units
+MAX_STD = 10.0  # a larger value was surely meant in 0..255 units
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Mean and std of R, G, B after the pixels were multiplied by `scale`."""
+    """Mean and std of R, G, B, in the units of pixels times `scale`."""
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -33,14 +33,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "unit": Preset(),
         "signed": Preset((1.0, 1.0, 1.0), scale=1 / 127.5),
         "raw": Preset(scale=1.0),
-        # These three numbers belong to R, G, B like those of the others; the model gets them in its own order.
+        # These numbers belong to R, G, B, as in the other presets; they are reordered for the model.
         "bgr-caffe": Preset((123.68, 116.779, 103.939), scale=1.0, order="BGR"),
     }
 )
 DEFAULT_PRESET = "imagenet"
 ORDERS: Mapping[str, Order] = MappingProxyType({"rgb": "RGB", "bgr": "BGR", "grey": "GRAY", "gray": "GRAY"})
-# --resize: how a picture of another size and aspect ratio becomes one of the model's, and the share of each side that is
-# kept, such as the 224 pixels in the middle of 256.
+# --resize: how a picture of another size and aspect ratio is fitted to the model's, and the share of each side that is
+# kept, such as the central 224 of 256 pixels.
 RESIZES: Mapping[str, tuple[Fit, float]] = MappingProxyType(
     {
         "crop": ("crop", 1.0),
@@ -55,11 +55,11 @@ RESIZES: Mapping[str, tuple[Fit, float]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class PixelOptions:
-    """What is said beside a preset; None where nothing is.
+    """Overrides of a preset; None keeps the preset's value.
 
-    `scale` replaces the preset's, and then `mean` and `std` are in the units of the scaled pixels; `order` is a key of
-    ORDERS, `resize` one of RESIZES, `crop_ratio` the share of each side that is kept, `fill` the pixel value of padding,
-    `bits` how many bits grey pictures of more than 8 bits hold.
+    `scale` replaces the preset's; `mean` and `std` are then in the units of the scaled pixels. `order` is a key of ORDERS,
+    `resize` one of RESIZES, `crop_ratio` the share of each side that is kept, `fill` the pixel value of padding, `bits` the
+    depth of grey pictures with more than 8 bits.
     """
 
     scale: float | None = None
@@ -71,49 +71,49 @@ class PixelOptions:
 
 
 def preset_named(name: str) -> Preset:
-    """Return the preset. Raises UsageError for an unknown name."""
+    """Return the preset of a name. Raises UsageError for an unknown name."""
     if name not in PRESETS:
         raise UsageError(f"preprocess {name!r} is unknown; allowed: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
-def order_of(said: str | None, preset: Preset, channels: int) -> Order:
-    """Return the order of the model's channels. Raises UsageError."""
-    if said is None or channels != 3:
-        if said is not None and said.lower() == "bgr":
+def order_of(name: str | None, preset: Preset, channels: int) -> Order:
+    """Return the order of the model's channels. name: the option, None for the preset's order. Raises UsageError."""
+    if name is None or channels != 3:
+        if name is not None and name.lower() == "bgr":
             raise UsageError(f"order bgr: the model has {channels} channels, expected 3; leave it out")
         return preset.order if channels == 3 else "RGB"
-    if said.lower() not in ORDERS:
-        raise UsageError(f"order {said!r} is unknown; allowed: {', '.join(ORDERS)}")
-    return ORDERS[said.lower()]
+    if name.lower() not in ORDERS:
+        raise UsageError(f"order {name!r} is unknown; allowed: {', '.join(ORDERS)}")
+    return ORDERS[name.lower()]
 
 
-def resize_of(said: str | None, crop_ratio: float | None) -> tuple[Fit, float]:
-    """Return the way to the model's size and the share of each side that is kept. Raises UsageError."""
-    said = said or "crop"
-    if said not in RESIZES:
-        raise UsageError(f"resize {said!r} is unknown; allowed: {', '.join(RESIZES)}")
-    fit, ratio = RESIZES[said]
+def resize_of(name: str | None, crop_ratio: float | None) -> tuple[Fit, float]:
+    """Return the way of resizing and the share of each side that is kept. Raises UsageError."""
+    name = name or "crop"
+    if name not in RESIZES:
+        raise UsageError(f"resize {name!r} is unknown; allowed: {', '.join(RESIZES)}")
+    fit, ratio = RESIZES[name]
     if crop_ratio is None:
         return fit, ratio
     if fit.startswith("pad"):
-        raise UsageError(f"crop-ratio: means nothing with --resize {said}, which cuts nothing away; leave it out")
+        raise UsageError(f"crop-ratio: means nothing with --resize {name}, which cuts nothing away; leave it out")
     if not 0.1 <= crop_ratio <= 1:
         raise UsageError(f"crop-ratio {crop_ratio:g}: 0.1 to 1 is allowed, such as 0.875 for 224 of 256 pixels")
     return fit, crop_ratio
 
 
 def per_channel(rgb: tuple[float, float, float], channels: int, order: Order) -> tuple[float, ...]:
-    """Return a preset's numbers in the order of the model's channels; a model without three gets their mean."""
+    """Return a preset's numbers in the model's channel order. A model without 3 channels gets their mean."""
     if channels != 3:
         return (sum(rgb) / 3,) * channels
     return rgb[::-1] if order == "BGR" else rgb
 
 
 def own_numbers(name: str, values: Sequence[float], channels: int, *, unit: float, scaled: bool) -> tuple[float, ...]:
-    """Return the user's mean or std after the scale, one per channel. Raises UsageError.
+    """Return the user's mean or std in units after the scale, one value per channel. Raises UsageError.
 
-    They are in 0..1 units, of which one is `unit` after the scale; `scaled`: in the units after the scale themselves.
+    values: in 0..1 units, each of which is `unit` after the scale; in units after the scale if `scaled`.
     """
     factor = 1.0 if scaled else unit
     high = (1.0 if name == "mean" else MAX_STD) * unit / factor
@@ -134,7 +134,7 @@ def own_numbers(name: str, values: Sequence[float], channels: int, *, unit: floa
 
 
 def own_scale(scale: float) -> float:
-    """Return the user's scale. Raises UsageError."""
+    """Return the user's scale. Raises UsageError when it is out of range."""
     if not (math.isfinite(scale) and 0 < scale <= 1):
         raise UsageError(
             f"scale {scale:g}: pixels from 0 to 255 are multiplied by it, above 0 and at most 1 is allowed; "

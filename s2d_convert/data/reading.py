@@ -1,4 +1,4 @@
-"""How data is read: what is refused, and where progress and warnings go."""
+"""Options of reading data: strictness, and where progress and warnings go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Progress = Callable[[int, int], None]  # images done, images in all
+Progress = Callable[[int, int], None]  # images done, all images
 Warn = Callable[[str], None]
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def log_warning(text: str) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """`strict` refuses data with any picture that cannot be read; `warn` gets what the user should mind, in sentences."""
+    """How data is read. `strict`: reject data with any unreadable picture; `warn`: called with each warning, a sentence."""
 
     strict: bool = False
     warn: Warn = log_warning

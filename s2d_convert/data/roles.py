@@ -1,4 +1,4 @@
-"""Folders that are parts of a data set by their names: train, val and test as people call them."""
+"""The common names of folders that hold the train, val and test part of a data set."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _WORDS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("test", "testing", "tst"), "test"),
     }
 )
-# What may stand beside such a word without changing what it means: `Training_Set`, `seg_test`, `val2017`, `test-images`.
+# Words that may accompany such a name without changing its meaning: `Training_Set`, `seg_test`, `val2017`, `test-images`.
 _BESIDE = frozenset({"set", "data", "dataset", "split", "images", "image", "imgs", "img", "pictures", "seg", "folder"})
 
 
 def role_of(name: str) -> str | None:
-    """Return the part that a folder of this name is, "train", "val" or "test"; None for any other name."""
+    """Return the part that a folder's name stands for, "train", "val" or "test", or None for any other name."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
     telling = [word.lower() for word in words if word.lower() not in _BESIDE]
     merged = [re.sub(r"(set|data)$", "", word) for word in telling]  # trainset, testdata

@@ -1,9 +1,9 @@
-"""Made-up images for conversions without data: procedural textures and scenes, then strong augmentation.
+"""Made-up images for conversions without data: procedural textures and scenes, strongly augmented.
 
-The families are those that networks are known to learn natural-image features from: dead leaves and noise with
-the spectrum of natural images (Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021), regions cut
-from fractal noise, gratings and checkers, gradients, shaded shapes on backgrounds. Every image is drawn on a canvas
-larger than asked for, from which a rotated and zoomed window is cut; that also smooths hard edges.
+Networks are known to learn natural-image features from these families: dead leaves, and noise with the spectrum of natural
+images (Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021); regions of fractal noise; gratings and
+checkers; gradients; shaded shapes on backgrounds. Every image is drawn on a canvas larger than itself, from which a rotated
+and zoomed window is cut. This also smooths hard edges.
 
 Letters: B batch, H height, W width of the canvas, C channels, P entries of a palette. Canvases are float32
 [B, H, W, 3] with values around 0..1; one block of images is drawn at a time, each from its own seed.
@@ -22,16 +22,16 @@ from s2d_convert.errors import UsageError
 
 Floats = NDArray[np.float32]
 Rng = np.random.Generator
-Family = Callable[[Rng, int, int, int], Floats]  # how many canvases, height, width
+Family = Callable[[Rng, int, int, int], Floats]  # generator, number of canvases, height, width
 
-_BLOCK_PIXELS = 300_000  # canvas pixels drawn together: big enough for numpy, small enough for the cache
+_BLOCK_PIXELS = 300_000  # canvas pixels drawn together: enough for numpy's speed, few enough for the cache
 _MARGIN = {True: 1.5, False: 1.15}  # canvas side over image side, for small and for large images
 _SMALL = 64
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def made_up(count: int, *, size: tuple[int, int], channels: int, seed: int) -> NDArray[np.uint8]:
-    """Return made-up images, uint8 [B, H, W, C] with (H, W) = `size`; a larger `count` only adds images at the end."""
+    """Return made-up images, uint8 [B, H, W, C] with (H, W) = `size`. A larger `count` only adds images at the end."""
     if count < 0 or min(size) < 1 or channels < 1:
         raise UsageError(f"made-up images: got count {count}, size {size}, channels {channels}; expected none negative")
     out = np.empty((count, *size, channels), np.uint8)
@@ -46,7 +46,7 @@ def made_up(count: int, *, size: tuple[int, int], channels: int, seed: int) -> N
 
 
 def _drawn(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Return one block of canvases [B, H, W, 3]; every family draws its share, the order is shuffled."""
+    """Return one block of canvases [B, H, W, 3] in random order. Every family draws its share."""
     shares = rng.multinomial(count, [weight for _, weight in _FAMILIES])
     parts = [draw(rng, int(share), height, width) for (draw, _), share in zip(_FAMILIES, shares, strict=True) if share]
     return np.concatenate(parts)[rng.permutation(count)]
@@ -65,7 +65,7 @@ def _uniform(rng: Rng, low: float, high: float, *shape: int) -> Floats:
 
 
 def _coordinates(height: int, width: int) -> tuple[Floats, Floats]:
-    """Return y [H, 1] and x [1, W], zero in the middle; the shorter side runs from -1 to 1."""
+    """Return the coordinates y [H, 1] and x [1, W], 0 in the middle; the shorter side ranges from -1 to 1."""
     unit = min(height, width) / 2
     y = ((np.arange(height) + 0.5 - height / 2) / unit).astype(np.float32)
     x = ((np.arange(width) + 0.5 - width / 2) / unit).astype(np.float32)
@@ -73,7 +73,7 @@ def _coordinates(height: int, width: int) -> tuple[Floats, Floats]:
 
 
 def _palette(rng: Rng, count: int, entries: int) -> Floats:
-    """Return colours [B, P, 3]: each image has its own mean colour, saturation and contrast, as photos have."""
+    """Return colours [B, P, 3]. Each image has its own mean colour, saturation and contrast, like photographs."""
     mean = _uniform(rng, 0.25, 0.75, count, 1, 3)
     light = rng.standard_normal((count, entries, 1), np.float32) * _uniform(rng, 0.1, 0.35, count, 1, 1)
     tint = rng.standard_normal((count, entries, 3), np.float32) * _uniform(rng, 0.0, 0.3, count, 1, 1) ** 1.5
@@ -109,7 +109,7 @@ def _wave(rng: Rng, count: int, height: int, width: int, *, cycles: tuple[float,
 
 
 def _blend(weight: Floats, first: Floats, second: Floats) -> Floats:
-    """From `first` [B, 3] at weight 0 to `second` [B, 3] at weight 1; weight is [B, H, W]."""
+    """Return a blend [B, H, W, 3] from `first` [B, 3] at weight 0 to `second` [B, 3] at weight 1; weight: [B, H, W]."""
     blend: Floats = first[:, None, None] + weight[..., None] * (second - first)[:, None, None]
     return blend
 
@@ -118,7 +118,7 @@ def _blend(weight: Floats, first: Floats, second: Floats) -> Floats:
 
 
 def _spectral(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Return colour noise with the 1/f spectrum of photos; brightness is shared by the channels, tint only partly."""
+    """Return colour noise with the 1/f spectrum of photographs. The channels share the brightness, and partly the tint."""
     slope = np.repeat(_uniform(rng, 0.6, 2.2, count), 3)
     fields = _noise(rng, 3 * count, height, width, slope=slope).reshape(count, 3, height, width)
     mixing = rng.standard_normal((count, 3, 3), np.float32) * _uniform(rng, 0, 0.15, count, 1, 1)
@@ -172,7 +172,7 @@ def _gradients(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _backgrounds(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Return what scenes stand on: mostly smooth, sometimes one of the textures."""
+    """Return the backgrounds of scenes: mostly gradients, sometimes one of the textures."""
     shares = rng.multinomial(count, (0.45, 0.2, 0.15, 0.2))
     families = (_gradients, _spectral, _regions, _gratings)
     parts = [draw(rng, int(n), height, width) for draw, n in zip(families, shares, strict=True) if n]
@@ -180,8 +180,8 @@ def _backgrounds(rng: Rng, count: int, height: int, width: int) -> Floats:
 
 
 def _dead_leaves(rng: Rng, count: int, height: int, width: int) -> Floats:
-    """Return shapes that cover each other, with radii after a power law, until nearly the whole canvas is full."""
-    # density ~ r^-2: with r^-3, which looks alike at every zoom, it takes ten times as many shapes to fill the canvas
+    """Return overlapping shapes, with radii after a power law, that cover nearly the whole canvas."""
+    # The density falls as r^-2. The scale-invariant r^-3 would need ten times as many shapes to cover the canvas.
     leaves, smallest, largest = 40, _uniform(rng, 0.08, 0.2, count, 1), np.float32(1)
     radius = 1 / (1 / smallest - rng.random((count, leaves), np.float32) * (1 / smallest - 1 / largest))
     return _scene(rng, _gradients(rng, count, height, width), _f32(radius))
@@ -209,7 +209,7 @@ _FAMILIES: tuple[tuple[Family, float], ...] = (
 
 
 def _scene(rng: Rng, background: Floats, radius: Floats) -> Floats:
-    """Return the background with shapes of these radii [B, P] drawn over it one after the other, textured and shaded."""
+    """Draw textured and shaded shapes of these radii [B, P] over the background, one after the other."""
     count, height, width, _ = background.shape
     top, depth = _stacked(rng, radius, height, width)
     colours = _palette(rng, count, radius.shape[1] + 1)
@@ -225,7 +225,7 @@ def _scene(rng: Rng, background: Floats, radius: Floats) -> Floats:
 
 
 def _stacked(rng: Rng, radius: Floats, height: int, width: int) -> tuple[NDArray[np.uint8], Floats]:
-    """Return per pixel [B, H, W] the number of the uppermost shape (0: none), and how deep in its own shade it lies."""
+    """Return for each pixel [B, H, W] the number of the uppermost shape (0: none) and the depth of its shading."""
     count, shapes = radius.shape
     y, x = _coordinates(height, width)
     top = np.zeros((count, height, width), np.uint8)
@@ -233,19 +233,19 @@ def _stacked(rng: Rng, radius: Floats, height: int, width: int) -> tuple[NDArray
     middle_y, middle_x = (_uniform(rng, -s, s, shapes, count, 1, 1) for s in (float(y.max()), float(x.max())))
     angle, stretch = _uniform(rng, 0, 2 * np.pi, shapes, count, 1, 1), _uniform(rng, 0.6, 1.6, shapes, count, 1, 1)
     for shape in range(shapes):
-        drawn = radius[:, shape] > 0
-        size = np.where(drawn, radius[:, shape], 1)[:, None, None]
+        is_drawn = radius[:, shape] > 0
+        size = np.where(is_drawn, radius[:, shape], 1)[:, None, None]
         sin, cos = np.sin(angle[shape]) / size, np.cos(angle[shape]) / size
         dx, dy = x - middle_x[shape], y - middle_y[shape]
         u, v = (cos * dx + sin * dy) * stretch[shape], (cos * dy - sin * dx) / stretch[shape]
         distance = _SHAPES[int(rng.integers(len(_SHAPES)))](u, v)
-        inside = distance < np.where(drawn, 1, -1)[:, None, None]
+        inside = distance < np.where(is_drawn, 1, -1)[:, None, None]
         top[inside] = shape + 1
         np.copyto(depth, v, where=inside)
     return top, depth
 
 
-# Each shape by its distance function over (u, v): inside where below 1. Ellipses stand twice: they come twice as often.
+# The distance function of each shape over (u, v), below 1 inside. Ellipses are listed twice, to be twice as frequent.
 _SHAPES: tuple[Callable[[Floats, Floats], Floats], ...] = (
     lambda u, v: u * u + v * v,
     lambda u, v: u * u + v * v,
@@ -262,7 +262,7 @@ _SHAPES: tuple[Callable[[Floats, Floats], Floats], ...] = (
 
 
 def _augmented(canvas: Floats, size: tuple[int, int], rng: Rng) -> Floats:
-    """Return images [B, H, W, 3] of the final size, cut from the mixed canvases and changed in colour and sharpness."""
+    """Return images [B, H, W, 3] of the final size: windows of mixed canvases, with changed colours and sharpness."""
     images = _windows(_mixed(canvas, rng), size, rng)
     images = _recoloured(images, rng)
     images = _softened(images, rng)
@@ -291,7 +291,7 @@ def _windows(canvas: Floats, size: tuple[int, int], rng: Rng) -> Floats:
 
 
 def _sampled(canvas: Floats, rows: Floats, columns: Floats) -> Floats:
-    """Return the canvas between its pixels at rows and columns [B, H, W]; beyond the edges it is reflected."""
+    """Interpolate the canvas bilinearly at fractional rows and columns [B, H, W], reflected at the edges."""
     count, height, width, channels = canvas.shape
     rows, columns = (
         np.clip((side - 1) - np.abs((side - 1) - np.abs(at)), 0, side - 1.001)
@@ -308,9 +308,9 @@ def _sampled(canvas: Floats, rows: Floats, columns: Floats) -> Floats:
 
 
 def _mixed(images: Floats, rng: Rng) -> Floats:
-    """Return mixup (15 %: two canvases shine through each other) and CutMix (15 %: a box of another canvas).
+    """Apply mixup to 15 % of the canvases (a weighted mean of two) and CutMix to 15 % (a box from another one).
 
-    Done before the windows are cut, so that an image and its partner show different parts in different colours.
+    This is done before the windows are cut, so that an image and its partner show different parts in different colours.
     """
     count, height, width, _ = images.shape
     choice = rng.random((count, 1, 1))
@@ -326,7 +326,7 @@ def _mixed(images: Floats, rng: Rng) -> Floats:
 
 
 def _recoloured(images: Floats, rng: Rng) -> Floats:
-    """Return contrast, brightness, saturation, gamma, order of the channels, gray and negative images."""
+    """Change contrast, brightness, saturation, gamma and the order of channels; turn some images grey or negative."""
     count = len(images)
 
     def some(share: float) -> NDArray[np.bool_]:
@@ -348,7 +348,7 @@ def _recoloured(images: Floats, rng: Rng) -> Floats:
 
 
 def _softened(images: Floats, rng: Rng) -> Floats:
-    """Return blurred (up to two binomial filters) or slightly sharpened images; a third stays as it is."""
+    """Blur images with up to two binomial filters or sharpen them slightly; a third stays unchanged."""
     for _ in range(2):
         blurred: NDArray[Any] = images
         for axis in (1, 2):
@@ -360,7 +360,7 @@ def _softened(images: Floats, rng: Rng) -> Floats:
 
 
 def _finished(images: Floats, channels: int, rng: Rng) -> NDArray[np.uint8]:
-    """Return the images as uint8 [B, H, W, C]: gray for one channel, random mixtures for more than three."""
+    """Return the images as uint8 [B, H, W, C]: grey for one channel, random mixtures for more than three."""
     if channels == 1:
         images = (images @ _LUMA)[..., None]
     elif channels != 3:

@@ -1,1 +1,1 @@
-"""What else is done with models and exported folders: inspect, split, calibrate, profile."""
+"""The other work on models and exported folders: inspect, split, calibrate, profile."""

@@ -1,4 +1,4 @@
-"""What a model offers to a conversion: channel classes, opaque nodes, places for exits. Plain data, no printing."""
+"""A description of a model for a conversion: channel classes, opaque nodes, candidate taps. Plain data, no printing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from s2d_convert.plans.exit_points import candidate_taps
 HOLDS_LOGITS = "holds the logits"
 ONE_CHANNEL = "one channel"
 TIED_BY = "one unit, tied by "
-CHEAP = (Kind.MAP, Kind.MOVE)  # told last
+CHEAP = (Kind.MAP, Kind.MOVE)  # listed last
 
 
 def describe(model: AnalysedModel) -> dict[str, Any]:
@@ -53,15 +53,14 @@ def describe(model: AnalysedModel) -> dict[str, Any]:
 
 
 def unsupported(graph: Graph) -> list[dict[str, str]]:
-    """Return every node that keeps the model from being converted, with the reason: no torch builder, or one that
-    refuses."""
+    """Return every node that cannot be converted, with the reason: no converter for its operator, or one that rejects it."""
     without = {n.name for n in unsupported_nodes(graph)}
-    found = []
+    entries = []
     for node in graph.nodes:
         reason = "the operator has no torch counterpart" if node.name in without else _refusal(graph, node)
         if reason:
-            found.append({"node": node.name, "op": node.op, "reason": reason})
-    return found
+            entries.append({"node": node.name, "op": node.op, "reason": reason})
+    return entries
 
 
 def _refusal(graph: Graph, node: Node) -> str:
@@ -77,10 +76,10 @@ def _refusal(graph: Graph, node: Node) -> str:
 
 def _classes(model: AnalysedModel) -> list[dict[str, Any]]:
     macs, makers = _macs_by_class(model), _opaque_by_class(model)
-    found = []
+    entries = []
     for index, group in enumerate(model.channels.classes):
         reason, tied_by = _why_whole(model, group, makers.get(index, []))
-        found.append(
+        entries.append(
             {
                 "name": group.name,
                 "units": len(group.units),
@@ -92,25 +91,25 @@ def _classes(model: AnalysedModel) -> list[dict[str, Any]]:
                 "tied_by": tied_by,
             }
         )
-    return found
+    return entries
 
 
 def _macs_by_class(model: AnalysedModel) -> list[float]:
-    """Return the share of each class in the MACs: those of the nodes that make it, divided by their channels."""
+    """Return the share of each class in the MACs. A node's MACs are divided among the classes of its output channels."""
     macs = node_macs(model.graph)
     total = max(1, sum(macs.values()))
-    found = [0.0] * len(model.channels.classes)
+    shares = [0.0] * len(model.channels.classes)
     for node in model.graph.nodes:
         if node.name in macs:
             units = model.channels.layouts[node.outputs[0]].units
             known = units[units != FREE]
             for index, count in zip(*np.unique(model.channels.class_of[known], return_counts=True), strict=True):
-                found[index] += macs[node.name] * count / len(units) / total
-    return found
+                shares[index] += macs[node.name] * count / len(units) / total
+    return shares
 
 
 def _anchored_macs(model: AnalysedModel) -> float:
-    """Return the share of the MACs that make channels of no unit: they are whole in the first stage that needs them."""
+    """Return the share of the MACs for channels of no unit, which are computed in the first stage that needs them."""
     macs = node_macs(model.graph)
     anchored = (
         n for n in model.graph.nodes if n.name in macs and (model.channels.layouts[n.outputs[0]].units == FREE).all()
@@ -119,14 +118,16 @@ def _anchored_macs(model: AnalysedModel) -> float:
 
 
 def _opaque_by_class(model: AnalysedModel) -> dict[int, list[Node]]:
-    """Return the opaque nodes by the index of the class that they tie. All channels around such a node are one unit, so it
-    belongs to one class, and that class has no other unit; -1 where they are anchored and belong to none."""
-    found: dict[int, list[Node]] = {}
+    """Return the opaque nodes by the index of the class that they tie, or -1 where their channels are anchored.
+
+    All channels around an opaque node are one unit, so it belongs to one class, which has no other unit.
+    """
+    by_class: dict[int, list[Node]] = {}
     for node in model.graph.nodes:
         if model.channels.roles[node.name].kind is Kind.OPAQUE:
             unit = int(model.channels.layouts[node.outputs[0]].units[0])
-            found.setdefault(-1 if unit == FREE else int(model.channels.class_of[unit]), []).append(node)
-    return found
+            by_class.setdefault(-1 if unit == FREE else int(model.channels.class_of[unit]), []).append(node)
+    return by_class
 
 
 def _why_whole(model: AnalysedModel, group: ChannelClass, opaque: Sequence[Node]) -> tuple[str | None, list[str]]:
@@ -154,8 +155,8 @@ def _touches(channels: Channels, node: Node, group: ChannelClass) -> bool:
 
 
 def _keeps_groups(model: AnalysedModel, node: Node) -> bool:
-    """Return whether a node ties channels beside one another; a depthwise convolution, with one channel per group, does
-    not."""
+    """Return whether a node ties neighbouring channels in groups. A depthwise convolution does not: its groups have one
+    channel."""
     role = model.channels.roles[node.name]
     if role.kind is not Kind.GROUPED:
         return False
@@ -163,13 +164,13 @@ def _keeps_groups(model: AnalysedModel, node: Node) -> bool:
 
 
 def _opaque(model: AnalysedModel, classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return every opaque node: why, the class that it ties, and the share of the MACs that is not split because of it.
+    """Return every opaque node with its reason, the class that it ties, and the share of the MACs that it keeps whole.
 
-    Nodes that tie the same class share that cost: it is lost until all of them are gone. What holds the logits could not
-    be split anyway, so there it is 0. Nodes around which everything is anchored belong to no class (None), and share
-    what that costs.
+    Nodes that tie the same class have this share in common, because the class stays whole until all of them are gone. For
+    the class of the logits, which cannot be split anyway, the share is 0. Nodes whose channels are anchored belong to no
+    class (None) and have the share of all anchored channels in common.
     """
-    found = {}
+    entries = {}
     for index, nodes in _opaque_by_class(model).items():
         if index < 0:
             name, cost = None, _anchored_macs(model)
@@ -179,15 +180,16 @@ def _opaque(model: AnalysedModel, classes: Sequence[Mapping[str, Any]]) -> list[
         for node in nodes:
             reason = model.channels.roles[node.name].reason
             facts = {"node": node.name, "op": node.op, "reason": reason}
-            found[node.name] = {**facts, "class": name, "macs": cost}
-    return [found[n.name] for n in model.graph.nodes if n.name in found]
+            entries[node.name] = {**facts, "class": name, "macs": cost}
+    return [entries[n.name] for n in model.graph.nodes if n.name in entries]
 
 
 # --- taps -------------------------------------------------------------------------------------------
 
 
 def _stretches(model: AnalysedModel) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the candidate taps with what lies before them, and what lies between the last one and the logits."""
+    """Return the candidate taps, each with the part of the graph before it, and the part between the last tap and the
+    logits."""
     macs = node_macs(model.graph)
     total = max(1, sum(macs.values()))
     seen: set[str] = set()
@@ -206,19 +208,19 @@ def _stretches(model: AnalysedModel) -> tuple[list[dict[str, Any]], dict[str, An
 
 
 def _new_ancestors(graph: Graph, tensor: str, seen: set[str]) -> list[Node]:
-    """Return the nodes that a tensor depends on and that are not in `seen` yet, in order; they are added to it."""
-    pending, found = [tensor], set()
+    """Return the nodes that a tensor depends on and that are not in `seen`, in order, and add them to `seen`."""
+    pending, ancestors = [tensor], set()
     while pending:
         node = graph.producer.get(pending.pop())
         if node is not None and node.name not in seen:
             seen.add(node.name)
-            found.add(node.name)
+            ancestors.add(node.name)
             pending.extend(graph.computed(node))
-    return [n for n in graph.nodes if n.name in found]
+    return [n for n in graph.nodes if n.name in ancestors]
 
 
 def _operators(nodes: Sequence[Node], channels: Channels) -> dict[str, int]:
-    """Return how often each operator occurs, the most telling ones first."""
+    """Return the number of occurrences of each operator, the most significant operators first."""
     counts: dict[str, int] = {}
     for node in sorted(nodes, key=lambda n: _rank(channels.roles[n.name].kind)):
         counts[node.op] = counts.get(node.op, 0) + 1

@@ -1,4 +1,4 @@
-"""Some pictures of a data set as the model sees them: to find a wrong crop, order or scale before it costs accuracy."""
+"""Sample pictures of a data set as the model sees them, to notice a wrong crop, order or scale before it costs accuracy."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ COLUMNS = 48
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture: its name, the (width, height) in its file (None for an array), the pixels behind resizing and cropping,
-    uint8 [H, W, C] in RGB order (None for arrays that are taken as they are), the share that was cropped away, and lowest
-    value, mean and highest value of every channel of the model input, in the model's order."""
+    """One picture as the model sees it.
+
+    Its name; the (width, height) in its file, None for an array; the pixels after resizing and cropping, uint8 [H, W, C] in
+    RGB order, None for arrays of model input; the share that was cropped away; and the minimum, mean and maximum of every
+    channel of the model input, in the model's order.
+    """
 
     name: str
     source: tuple[int, int] | None
@@ -46,7 +49,7 @@ class Seen:
 
 
 def look_at(path: Path, preprocess: Preprocess, *, classes: int) -> list[Seen]:
-    """Return at most SHOWN pictures of a folder or an .npz, evenly spaced. Raises DataError."""
+    """Return up to SHOWN pictures of a folder or an .npz file, evenly spaced. Raises DataError."""
     if path.suffix.lower() == ".npz" and path.is_file():
         images = read_npz(path, preprocess, classes)
         rows = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(np.int64))
@@ -74,7 +77,7 @@ def _seen(path: Path, file: str, preprocess: Preprocess) -> Seen:
 
 
 def _channels(values: NDArray[Any], preprocess: Preprocess) -> tuple[tuple[float, float, float], ...]:
-    """Return lowest value, mean and highest value per channel of one model input."""
+    """Return the minimum, mean and maximum of every channel of one model input."""
     flat = (
         values.reshape(preprocess.channels, -1)
         if preprocess.layout == "NCHW"
@@ -84,7 +87,7 @@ def _channels(values: NDArray[Any], preprocess: Preprocess) -> tuple[tuple[float
 
 
 def save_pictures(seen: Sequence[Seen], folder: Path) -> list[Path]:
-    """Write the pictures as PNG files 1.png, 2.png, ... into a folder, which is made where it is not there."""
+    """Write the pictures as 1.png, 2.png, ... into a folder, which is created if it does not exist. Return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number, one in enumerate(seen, start=1):
@@ -97,7 +100,7 @@ def save_pictures(seen: Sequence[Seen], folder: Path) -> list[Path]:
 
 
 def in_letters(pixels: NDArray[np.uint8], *, columns: int = COLUMNS) -> list[str]:
-    """Return the picture in lines of letters, dark to bright; a letter is twice as high as wide."""
+    """Return the picture as lines of characters, from dark to bright. A character is taken to be twice as high as wide."""
     height, width, channels = pixels.shape
     columns = min(columns, 2 * width)
     lines = max(1, round(columns * height / width / 2))

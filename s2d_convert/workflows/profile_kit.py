@@ -1,8 +1,8 @@
 """A kit: a folder of small stage files of one model, to be measured on another device that has neither torch nor onnx.
 
-The files are stages of random plans of the model's own search space, so every kind of kernel is measured among the
-neighbours that it will have. They hold no weights: a tensor is filled when the session is made, which onnxruntime folds away
-before it optimises, so that a file of 10 kB runs the same kernels as one of 10 MB.
+The files are stages of random plans in the model's search space, so every kind of kernel is measured among its usual
+neighbours. They hold no weights: a fill operator stands for each of them, which onnxruntime folds into a constant before it
+optimises the graph. So a file of 10 kB runs the same kernels as one of 10 MB.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.chain import Chain, build_stages
 
 FILES = 120
-MOST_PLANS = 400  # where a space has hardly any distinct stages
-GROUPS, BLOCK = 8, 8  # finer steps than a search takes, so that the table knows the widths between
-SMALL = 64  # constants of fewer elements stay as they are
+MOST_PLANS = 400  # limit for spaces with few distinct stages
+GROUPS, BLOCK = 8, 8  # finer steps than the search's, so that the table covers the widths between
+SMALL = 64  # constants with fewer elements stay unchanged
 STATIC, PROBE, SCRIPT = "static.onnx", "probe.onnx", "s2d_profile.py"
 
 
 @dataclass(frozen=True)
 class KitOptions:
-    """What a kit is made for: the stages of the conversion, which output and size, and the seed of the plans."""
+    """The options of a kit: the stages of the conversion, the model's output and image size, and the seed of the plans."""
 
     stages: int = 2
     seed: int = 0
@@ -51,7 +51,7 @@ class KitOptions:
 
 
 def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
-    """Write the kit of a model into the new folder `kit`; returns what its kit.json says."""
+    """Write the kit of a model into the new folder `kit` and return the content of its kit.json."""
     analysed = read_analysed(model, size=options.size, output=options.output)
     weights = static_weights(analysed.graph, analysed.channels)
     space = PlanSpace(
@@ -89,7 +89,7 @@ def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
 
 
 def stage_files(space: PlanSpace, weights: Any, options: KitOptions) -> Iterator[onnx.ModelProto]:
-    """Yield distinct stages of random plans, without weights; at most `options.files`."""
+    """Yield up to `options.files` distinct stages of random plans, without weights."""
     rng, seen = np.random.default_rng([options.seed, 5]), set()
     for _ in range(MOST_PLANS):
         conversion = random_plan(space, rng)
@@ -105,7 +105,7 @@ def stage_files(space: PlanSpace, weights: Any, options: KitOptions) -> Iterator
 
 
 def weightless(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the same graph with every larger float constant replaced by a fill that keeps activations near one."""
+    """Return the graph with every larger float constant replaced by a fill operator, whose value keeps activations near 1."""
     small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = small.graph
     graph.name = model.graph.name
@@ -130,6 +130,6 @@ def _work_table(stages: list[onnx.ModelProto], block: int) -> dict[str, Any]:
 
 
 def _save(path: Path, model: onnx.ModelProto) -> None:
-    """Write a model without the shapes of what lies inside, which nobody there reads."""
+    """Write a model without the shapes of its inner tensors, which the device does not need."""
     del model.graph.value_info[:]
     path.write_bytes(model.SerializeToString())

@@ -1,5 +1,4 @@
-"""`s2d calibrate`: temperatures and thresholds of an exported folder set anew, without training, and the way back
-(`exporting.renewal`)."""
+"""`s2d calibrate`: set temperatures and thresholds of an exported folder anew, without training (see `exporting.renewal`)."""
 
 from __future__ import annotations
 
@@ -32,12 +31,12 @@ from s2d_convert.slicing.chain import session_logits
 from s2d_convert.slicing.stage_graph import with_logits
 from s2d_convert.workflows.split_model import open_export
 
-FIT_SHARE = 0.2  # of the images, for temperatures and the order of the policies; a promise is tested on the others
+FIT_SHARE = 0.2  # images for temperatures and the order of policies; a promise is tested on the others
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """The options of `s2d calibrate`; `budget` None: the folder's default, or with `max_drop` the cheapest that keeps it."""
+    """The options of `s2d calibrate`. `budget` None: the folder's default, or with `max_drop` the cheapest that keeps it."""
 
     folder: Path
     data: Path
@@ -62,18 +61,18 @@ class CalibrateOptions:
 
     @property
     def running(self) -> Running:
-        """How the stages are run when their latency is measured. Raises UsageError."""
+        """How stages are run when their latency is measured. Raises UsageError."""
         return Running(self.threads, self.batch, self.provider)
 
     @property
     def risk_bound(self) -> RiskBound | None:
-        """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
+        """The requested bound on the risk, None if there is none. Raises UsageError."""
         return risk_bound_of(self.max_drop, self.confidence, per_class=self.per_class)
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The new manifest, whether the budget that was asked for is reached, and what the user should mind."""
+    """The new manifest, whether the requested budget is reached, and warnings."""
 
     manifest: Manifest
     reached: bool
@@ -81,9 +80,11 @@ class Calibrated:
 
 
 def calibrate_folder(options: CalibrateOptions) -> Calibrated:
-    """Set temperatures and thresholds of a folder anew from real images. Raises S2DError or DispatcherError, and then the
-    folder is as it was."""
-    told: list[str] = []
+    """Set temperatures and thresholds of a folder anew from real images.
+
+    Raises S2DError or DispatcherError, and leaves the folder unchanged then.
+    """
+    warnings: list[str] = []
     with _opened(options) as (runner, static):
         before = runner.manifest
         classes = int(np.prod([n or 1 for n in before.output.shape[1:]]))
@@ -91,7 +92,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
             options.data,
             preprocess=recorded_preprocess(before),
             classes=classes,
-            reading=Reading(options.strict, warn=told.append),
+            reading=Reading(options.strict, warn=warnings.append),
         )
         scores = read_scores(runner, static, images, options)
         fit, test = _divided(scores, options)
@@ -112,7 +113,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
             writer.add_report(images, trace=options.folder / TRACE)
     reached = writer.manifest.default_policy.reached or (options.budget is None and options.risk_bound is not None)
     return Calibrated(
-        writer.manifest, reached, (*told, *_warnings(before, options, static), *_to_mind(writer.manifest, images))
+        writer.manifest, reached, (*warnings, *_warnings(before, options, static), *_to_mind(writer.manifest, images))
     )
 
 
@@ -124,7 +125,7 @@ def _measured(writer: FolderWriter, static: StaticModel, images: Images) -> dict
 
 @contextmanager
 def _opened(options: CalibrateOptions) -> Iterator[tuple[Dispatcher, StaticModel | None]]:
-    """The folder's dispatcher, and the static model; None where it is absent and the last stage answers as it does."""
+    """Yield the folder's dispatcher and the static model, None if that is missing and the last stage answers like it."""
     with ExitStack() as stack:
         try:
             pair = stack.enter_context(open_export(options.folder, static=options.static, running=options.running))
@@ -138,7 +139,7 @@ def _opened(options: CalibrateOptions) -> Iterator[tuple[Dispatcher, StaticModel
 
 
 def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, options: CalibrateOptions) -> Scores:
-    """Return what every stage and the static model say on the images; without the latter the last stage speaks for it."""
+    """Return the answers of every stage and of the static model. Without a static model, the last stage stands for it."""
     manifest = runner.manifest
     models = [with_logits(stage.model) for stage in read_stages(options.folder, manifest)]
     sessions = [
@@ -153,8 +154,10 @@ def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, 
 
 
 def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]:
-    """Return what is fitted on and what a promise is tested on; without a promise both are everything. For a promise per class,
-    every class is divided."""
+    """Return the scores to fit on and the scores to test a promise on. Without a promise both are all scores.
+
+    For a promise per class, every class is divided.
+    """
     if options.risk_bound is None:
         return scores, scores
     order = np.random.default_rng(options.seed).permutation(len(scores))
@@ -182,8 +185,8 @@ def _choose(
 
 
 def _costs(runner: Dispatcher, static: StaticModel | None, images: Images, *, batch: int) -> tuple[float, ...]:
-    """Return the latency of every stage relative to the static model: measured where that is there, else what the manifest
-    says."""
+    """Return the latency of every stage relative to the static model's: measured if the static model is there, else as the
+    manifest records it."""
     if static is None:
         return tuple(stage.latency_ratio for stage in runner.manifest.stages)
     return path_costs(runner, static, np.ascontiguousarray(images.batch(np.arange(batch) % len(images)))).per_stage
@@ -201,7 +204,7 @@ def _warnings(old: Manifest, options: CalibrateOptions, static: StaticModel | No
 
 
 def _to_mind(manifest: Manifest, images: Images) -> Iterator[str]:
-    """Yield how few images the numbers rest on, and which classes a stage loses."""
+    """Yield warnings about too few images and about classes that a stage loses."""
     few = few_images(f"expected {manifest.target}", manifest.default_policy.expected_accuracy, len(images))
     if few:
         yield f"{few}; give some hundred"

@@ -1,4 +1,4 @@
-"""Work on exported folders: cut a model without training, and open an export next to its static model."""
+"""Split a model into a folder without training, and open a folder together with its static model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def split_model(
     size: tuple[int, int] | None = None,
     weights: str = "float32",
 ) -> Manifest:
-    """Cut a model by a named or written plan into the folder `out`, without training; returns the manifest."""
+    """Split a model by a plan into the folder `out`, without training, and return the manifest.
+
+    plan: a plan's name or its JSON file. Raises UsageError.
+    """
     check_choice("weights", weights, FLOATS)
     if not 1 <= stages <= MAX_STAGES:
         raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
@@ -58,7 +61,7 @@ def split_model(
 
 
 def make_plan(model: AnalysedModel, plan: str, stages: int) -> Conversion:
-    """Return the plan behind a name, or in a JSON file. Raises UsageError."""
+    """Return the plan of a name or in a JSON file. Raises UsageError."""
     if plan == "identity":
         return Conversion((identity_plan(model),))
     if plan in ("depth", "width"):
@@ -70,7 +73,7 @@ def make_plan(model: AnalysedModel, plan: str, stages: int) -> Conversion:
 def open_export(
     folder: Path, *, static: Path | None = None, running: Running = ONE_THREAD
 ) -> Iterator[tuple[Dispatcher, StaticModel]]:
-    """The dispatcher of a folder and the static model that it was made from, ready to be timed.
+    """Yield the dispatcher of a folder and the static model that it was made from, ready to be timed.
 
     Raises ModelError when the static model is not where the manifest says, or is another one.
     """
@@ -79,13 +82,13 @@ def open_export(
         origin = Origin.of(manifest)
         try:
             graph = load_graph(origin.find(static, folder), size=origin.size, output=origin.output)
-        except UsageError as error:  # the record asked, not the user
+        except UsageError as error:  # the values come from the manifest, not from the user
             raise ModelError(f"{folder}: what it records does not fit its static model ({error})") from error
-        found = [(None, *shape) for shape in (graph.shapes[graph.image], graph.answer_shape)]
-        for shape, wanted in zip(found, (manifest.input.shape, manifest.output.shape), strict=True):
-            if shape != wanted:
+        shapes = [(None, *shape) for shape in (graph.shapes[graph.image], graph.answer_shape)]
+        for shape, expected in zip(shapes, (manifest.input.shape, manifest.output.shape), strict=True):
+            if shape != expected:
                 raise ModelError(
-                    f"{folder}: made for {list(wanted)}, but the static model has {list(shape)} there; convert again"
+                    f"{folder}: made for {list(expected)}, but the static model has {list(shape)} there; convert again"
                 )
         yield runner, StaticModel(graph, running)
 
@@ -93,8 +96,11 @@ def open_export(
 def static_of(
     path: Path, *, size: tuple[int, int] | None, output: str | None
 ) -> tuple[Path, tuple[int, int] | None, str | None]:
-    """Return the static model that `path` is, or that the export in the folder `path` was made from, with the size and
-    output that were asked for. Raises ModelError when it is not where the manifest says, or is another one."""
+    """Return path, image size and output of the static model. path: the model's file or an exported folder.
+
+    For a folder, they are those recorded in its manifest, unless they are given. Raises ModelError when the static model is
+    not where the manifest says, or is another one.
+    """
     if not path.is_dir():
         return path, size, output
     origin = Origin.of(Manifest.load(path))
