@@ -64,9 +64,8 @@ def halved(graph: Graph, channels: Channels) -> Plan:
 def test_a_plan_that_keeps_everything_gives_the_static_model_back(make: object) -> None:
     model = make()  # type: ignore[operator]
     graph, channels, weights = analysed(model)
-    solved = Reconstruction(AnalysedModel(graph, channels), weights, images_of(model)).solve(
-        identity_plan(AnalysedModel(graph, channels))
-    )
+    analysed_model = AnalysedModel(graph, channels)
+    solved = Reconstruction(analysed_model, weights, images_of(model)).solve(identity_plan(analysed_model))
     for name, (weight, bias) in weights.mix.items():
         assert_close(solved.weights.mix[name][0], weight, what=name)
         assert_close(solved.weights.mix[name][1], np.zeros(len(weight)) if bias is None else bias, what=name)
