@@ -13,21 +13,10 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
+from s2d_convert.frontend.batch_edit import BatchEdit, Shape
+from s2d_convert.frontend.operator_sets import BROADCASTING
 from s2d_convert.frontend.proto import attributes_of, label
-
-# Operators that broadcast their operands, so that an operand needs no expanding.
-BROADCASTING = {
-    "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul", "Or",
-    "Pow", "PRelu", "Sub", "Sum", "Where",
-}  # fmt: skip
-# Operators that can do their work with one more axis in front.
-ELEMENTWISE = BROADCASTING | {
-    "Abs", "Cast", "Celu", "Clip", "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
-}  # fmt: skip
-WITH_AXIS = {"Concat", "LogSoftmax", "Softmax"}
-
-Shape = tuple[int, ...]
+from s2d_convert.frontend.squeezed_batch import restore_batch
 
 
 def is_plain(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape]) -> bool:
@@ -35,14 +24,15 @@ def is_plain(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape]) ->
     return all(shapes[o][:1] == (batch,) for n in model.graph.node for o in n.output if o)
 
 
-def joins_rows(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a reduction is over axis 0. In a file for one image that axis may have one row and not be the batch."""
+def has_other_rows(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a reduction is over axis 0, or an axis is put before it. In a file for one image the first axis may then have one
+    row and not be the batch."""
     constants = {i.name: i for i in model.graph.initializer}
-    for node in (n for n in model.graph.node if n.op_type.startswith("Reduce") and n.input[0] in shapes):
+    for node in (n for n in model.graph.node if n.op_type.startswith(("Reduce", "Unsqueeze")) and n.input[0] in shapes):
         axes = attributes_of(node).get("axes")
         if axes is None and len(node.input) > 1 and node.input[1] in constants:
             axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
-        rank = len(shapes[node.input[0]])
+        rank = len(shapes[node.output[0] if node.op_type == "Unsqueeze" else node.input[0]])
         if not axes or 0 in [int(axis) % rank for axis in axes]:
             return True
     return False
@@ -59,7 +49,7 @@ def free_batch(
     """
     edit = _Edit(model, batch, shapes, other)
     if batch == 1:
-        edit.restore_batch()
+        restore_batch(edit)
     mixed = [n for n in model.graph.node for o in n.output if o and len(edit.batch_axes(o)) != 1]
     if mixed:
         names = ", ".join(dict.fromkeys(map(label, mixed)))
@@ -88,47 +78,8 @@ def free_batch(
     return edit.shapes, folded
 
 
-class _Edit:
-    """Changes to a model whose batch had the length `batch`."""
-
-    def __init__(
-        self, model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape], other: Mapping[str, Shape] | None
-    ) -> None:
-        self.model, self.batch, self.shapes, self.other = model, batch, dict(shapes), other or {}
-        self.constants = {i.name: i for i in model.graph.initializer}
-
-    def batch_axes(self, name: str) -> list[int]:
-        """The axes whose length goes with the batch; without a second look, axis 0 if it can be."""
-        shape, other = self.shapes[name], self.other.get(name)
-        if other is not None and len(other) == len(shape):
-            return [axis for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b]
-        return [0] if shape and shape[0] > 0 and shape[0] % self.batch == 0 else []
-
-    def is_folded(self, name: str) -> bool:
-        """Whether axis 0 is not the batch alone."""
-        return self.shapes[name][:1] != (self.batch,) or self.batch_axes(name) != [0]
-
-    def constant(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
-        """A copy of constant input `index`, None where it is absent. Raises ModelError where it is computed."""
-        name = node.input[index] if index < len(node.input) else ""
-        if not name:
-            return None
-        if name not in self.constants:
-            raise ModelError(
-                f"node {label(node)}: its input '{name}' is computed from the image; export with fixed shapes"
-            )
-        return numpy_helper.to_array(self.constants[name]).copy()
-
-    def put(self, node: onnx.NodeProto, index: int, value: np.ndarray) -> None:
-        """Give the node a constant of its own as input `index`."""
-        fresh = numpy_helper.from_array(value, f"{node.output[0]}.free{len(self.constants)}")
-        self.model.graph.initializer.append(fresh)
-        self.constants[fresh.name] = fresh
-        while len(node.input) <= index:
-            node.input.append("")
-        node.input[index] = fresh.name
-
-    # --- one operator each ---
+class _Edit(BatchEdit):
+    """What is done to each operator."""
 
     def reshape(self, node: onnx.NodeProto) -> None:
         """The batch is the rest of the elements where nothing else is, else a copy of the input's."""
@@ -197,13 +148,13 @@ class _Edit:
     def _pad_after(self, node: onnx.NodeProto, axis: int, padding: np.ndarray, *, low: bool) -> None:
         """Pad what `node` makes on one side, with one value, or with zeros to which the values are added."""
         made, whole = node.output[0], self.shapes[node.output[0]]
-        inner = f"{made}.unpadded{len(node.input)}"
+        inner = self.unused(f"{made}.unpadded{len(node.input)}")
         node.output[0] = inner
         self.shapes[inner] = tuple(n - padding.shape[axis] if a == axis else n for a, n in enumerate(whole))
         pads = np.zeros((2, len(whole)), dtype=np.int64)
         pads[0 if low else 1, axis] = padding.shape[axis]
         is_one_value = bool((padding == padding.flat[0]).all())
-        padded = made if is_one_value else f"{inner}.padded"
+        padded = made if is_one_value else self.unused(f"{inner}.padded")
         pad = onnx.helper.make_node("Pad", [inner], [padded], name=f"{node.name or made}.pad{len(node.input)}")
         self.put(pad, 1, pads.reshape(-1))
         self.put(pad, 2, np.array(padding.flat[0] if is_one_value else 0, dtype=np.float32))
@@ -237,7 +188,7 @@ class _Edit:
         ):
             return
         whole = list(self.shapes[made])
-        inner = f"{made}.unsqueezed"
+        inner = self.unused(f"{made}.unsqueezed")
         self.put(node, 1, numpy_helper.to_array(index).reshape(1))
         node.output[0] = inner
         self.shapes[inner] = (*whole[:1], 1, *whole[1:])
@@ -282,62 +233,6 @@ class _Edit:
         operands = [source if name == made else name for name in node.input]
         shapes = [self.shapes[n] if n in self.shapes else tuple(self.constants[n].dims) for n in operands]
         return np.broadcast_shapes(*shapes) == self.shapes[node.output[0]]
-
-    def restore_batch(self) -> None:
-        """Put back the batch of one where a Squeeze took it away, until an Unsqueeze or a Reshape does it anyway."""
-        lost: set[str] = set()
-        for node in self.model.graph.node:
-            without = [name for name in node.input if name in lost]
-            if node.op_type == "Squeeze" and not without:
-                if self._keep_batch(node):
-                    lost.add(node.output[0])
-            elif without and self._carry_on(node, set(without)):
-                lost.update(node.output)
-        for name in lost:
-            self.shapes[name] = (1, *self.shapes[name])
-
-    def _keep_batch(self, node: onnx.NodeProto) -> bool:
-        """Let a Squeeze leave the batch alone; whether it would have taken it."""
-        shape, axes = self.shapes[node.input[0]], self.constant(node, 1)
-        taken = [a for a, n in enumerate(shape) if n == 1] if axes is None else [int(a) % len(shape) for a in axes]
-        if 0 in taken:
-            self._set_axes(node, [a for a in taken if a])
-        return 0 in taken
-
-    def _set_axes(self, node: onnx.NodeProto, axes: list[int]) -> None:
-        if axes:
-            self.put(node, 1, np.array(axes, dtype=np.int64))
-        else:
-            node.op_type = "Identity"
-            del node.input[1:]
-
-    def _carry_on(self, node: onnx.NodeProto, lost: set[str]) -> bool:
-        """Let a node work on a tensor that has its batch back; whether its output should not have one."""
-        shape = self.shapes[node.output[0]]
-        if node.op_type == "Unsqueeze":
-            axes = sorted(int(a) % len(shape) for a in self._required(node))
-            if axes[0] == 0:
-                self._set_axes(node, axes[1:])
-                return False
-            self._set_axes(node, [a + 1 for a in axes])
-        elif node.op_type == "Reshape":
-            if shape[:1] == (1,):
-                return False
-            self.put(node, 1, np.array([1, *shape], dtype=np.int64))
-        elif node.op_type in WITH_AXIS and all(name in lost for name in node.input):
-            for attribute in node.attribute:
-                if attribute.name == "axis" and attribute.i >= 0:
-                    attribute.i += 1
-        elif not (node.op_type in ELEMENTWISE or (node.op_type == "MatMul" and node.input[1] not in lost)):
-            raise ModelError(
-                f"node {label(node)}: the batch was squeezed away before it; export the model with a dynamic batch"
-            )
-        return True
-
-    def _required(self, node: onnx.NodeProto) -> np.ndarray:
-        value = self.constant(node, 1)
-        assert value is not None, "an Unsqueeze has axes"
-        return value
 
 
 def _drop(node: onnx.NodeProto, *names: str) -> None:

@@ -22,8 +22,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from s2d_convert.frontend.dynamic_batch import ELEMENTWISE
 from s2d_convert.frontend.graph import SOFTMAXES, Node
+from s2d_convert.frontend.operator_sets import ELEMENTWISE
+from s2d_convert.frontend.proto import unused_stem
 
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 CHOOSING = ("Concat", "Expand", "Gather", "GatherElements", "Slice", "Split", "Transpose")
@@ -162,8 +163,9 @@ def _plain_softmax(graph: Region, output: str) -> Ending | None:
 def with_softmax_behind(model: onnx.ModelProto, shapes: dict[str, Shape]) -> None:
     """Let a model that answers probabilities make them by a Softmax of their logarithms, in place; `shapes` as well."""
     (answer,) = model.graph.output
-    names = [f"{answer.name}.{part}" for part in ("positive", "logarithm", "probabilities")]
-    smallest = numpy_helper.from_array(np.array(SMALLEST, np.float32), f"{answer.name}.smallest")
+    stem = unused_stem(model.graph, answer.name)
+    names = [f"{stem}.{part}" for part in ("positive", "logarithm", "probabilities")]
+    smallest = numpy_helper.from_array(np.array(SMALLEST, np.float32), f"{stem}.smallest")
     model.graph.initializer.append(smallest)
     axis = int(np.argmax(shapes[answer.name][1:])) + 1
     model.graph.node.extend(

@@ -8,12 +8,14 @@ from typing import NamedTuple
 import onnx
 
 from s2d_convert.errors import ModelError, UsageError
+from s2d_convert.frontend.graph import RESERVED
 from s2d_convert.frontend.layout import IMAGE_AXES, Layout, layout_of
-from s2d_convert.frontend.proto import names_read
+from s2d_convert.frontend.proto import graphs, names_read
 
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
 IMAGE_TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8"}
+TAKEN_NAMES = (*RESERVED, "stage", "thresholds")  # of stage files, and of single files
 IMAGE_CHANNELS = (1, 3, 4)  # of pictures, for graphs that do not tell the axis
 
 
@@ -55,6 +57,22 @@ def fix_image(model: onnx.ModelProto, size: tuple[int, int] | None) -> Image:
     for dim, length in zip(dims, (batch, *shape), strict=True):
         dim.dim_value = length
     return Image(image.name, shape, batch, image_type, layout.axis - 1, unread)
+
+
+def with_free_name(model: onnx.ModelProto, image: Image) -> Image:
+    """The image under a name that no stage and no single file needs for something else; `model` is changed in place."""
+    if image.name not in TAKEN_NAMES:
+        return image
+    every = list(graphs(model.graph))
+    taken = {name for graph in every for node in graph.node for name in (*node.input, *node.output)}
+    fresh = f"{image.name}_image"
+    while fresh in taken or any(i.name == fresh for i in model.graph.initializer):
+        fresh += "_"
+    for node in (node for graph in every for node in graph.node):
+        node.input[:] = [fresh if name == image.name else name for name in node.input]
+    (value,) = (i for i in model.graph.input if i.name == image.name)
+    value.name = fresh
+    return image._replace(name=fresh)
 
 
 def _only_input(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, tuple[onnx.ValueInfoProto, ...]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from s2d_convert.frontend.dynamic_batch import ELEMENTWISE
+from s2d_convert.frontend.operator_sets import ELEMENTWISE
 from s2d_convert.frontend.proto import attributes_of
 
 IMAGE_AXES = 4

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from s2d_convert.base.sessions import first_line, quiet_session, save
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.frontend.build import graph_of
-from s2d_convert.frontend.dynamic_batch import free_batch, is_plain, joins_rows
+from s2d_convert.frontend.dynamic_batch import free_batch, has_other_rows, is_plain
 from s2d_convert.frontend.equivalence import (
     DoesNotRunError,
     are_probabilities,
@@ -31,8 +31,8 @@ from s2d_convert.frontend.equivalence import (
     kind_of_end,
 )
 from s2d_convert.frontend.external_data import read_external_data
-from s2d_convert.frontend.graph import RESERVED, Graph
-from s2d_convert.frontend.inputs import PROBE_BATCH, Image, fix_image
+from s2d_convert.frontend.graph import Graph
+from s2d_convert.frontend.inputs import PROBE_BATCH, Image, fix_image, with_free_name
 from s2d_convert.frontend.normalize import REPAIRS, normalised, passes
 from s2d_convert.frontend.proto import checkable, copy_of, label, opset_of
 from s2d_convert.frontend.simplify import Inferred, optimised
@@ -83,17 +83,19 @@ def graph_from_proto(
     half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
     model = normalised(model if file else copy_of(model), passes(output))
     image = fix_image(model, size)
+    answers = ask_file(file, image, model.graph.output[0].name) if file else None
+    image = with_free_name(model, image)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.onnx"
         save(model, source)
-        answers = ask_file(file, image, model.graph.output[0].name) if file else None
         del model  # large models should not lie in memory twice
         simple = _simplified(source, image, size)
         model, inferred = simple.model, simple.inferred
-        _check_ends(model, image.name, inferred)
+        _check_output(model, inferred)
         shapes, folded = free_batch(model, image.batch, inferred.shapes, simple.other)
         with quiet_session(model) as session:
             rows = _check_rows(session, simple, source, size)
+            _check_shape(rows, shapes, model.graph.output[0].name)
             if answers is not None:
                 check_same(session, answers, half=half)
     graph = graph_of(model, shapes, probabilities=are_probabilities(rows))
@@ -133,7 +135,9 @@ def _simplified(source: Path, image: Image, size: tuple[int, int] | None) -> _Si
             f"--size {size[0]}x{size[1]}: nothing is left of the image at node {empty[0]}; choose a larger one"
         )
     other = None
-    if not is_plain(model, image.batch, inferred.shapes) or (image.batch == 1 and joins_rows(model, inferred.shapes)):
+    if not is_plain(model, image.batch, inferred.shapes) or (
+        image.batch == 1 and has_other_rows(model, inferred.shapes)
+    ):
         other = _shapes_of_another_batch(source, image)
     return _Simplified(model, image, inferred, other)
 
@@ -166,15 +170,11 @@ def _with_batch(path: Path, image: str, batch: int) -> Path:
 # --- checks -----------------------------------------------------------------------------------------
 
 
-def _check_ends(model: onnx.ModelProto, image: str, inferred: Inferred) -> None:
-    """Raise ModelError where what goes in or comes out cannot be handed on."""
+def _check_output(model: onnx.ModelProto, inferred: Inferred) -> None:
+    """Raise ModelError where what comes out cannot be handed on."""
     name = model.graph.output[0].name
     if name in inferred.types:
         raise ModelError(f"'{name}' has type {inferred.types[name]}; float32 is expected: choose another --output")
-    if image in RESERVED:
-        raise ModelError(
-            f"input '{image}': the stages have an output or a constant of this name; rename it in the model"
-        )
     if inferred.shapes[name] == ():
         raise ModelError(
             f"output '{name}' is one number for the whole batch; logits of shape (N, K) are expected: choose them with --output"
@@ -205,6 +205,15 @@ def _check_rows(
             "not depend on the image: the export has lost what they should feed; freeze the variables before it"
         )
     return answers
+
+
+def _check_shape(answers: np.ndarray, shapes: Mapping[str, tuple[int, ...]], output: str) -> None:
+    """Raise ModelError where answers have another shape than the one that was worked out."""
+    if answers.shape[1:] != shapes[output][1:]:
+        raise ModelError(
+            f"output '{output}' has the shape {('N', *answers.shape[1:])} where {('N', *shapes[output][1:])} is expected: which "
+            "axis is the batch cannot be told; export the model with a dynamic batch"
+        )
 
 
 def _batch_holders(simple: _Simplified, source: Path) -> list[str]:

@@ -33,6 +33,7 @@ def with_functions_inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 # What onnxruntime mends too, and what onnx's checker insists on.
 REPAIRS = (
     Pass("name the graph", cleaning.with_graph_name),
+    Pass("name the default domain", cleaning.with_one_default_domain),
     Pass("sort the nodes", cleaning.with_sorted_nodes),
 )
 

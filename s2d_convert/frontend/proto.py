@@ -109,6 +109,15 @@ def names_read(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+def unused_stem(graph: onnx.GraphProto, name: str, *, mark: str = ".") -> str:
+    """A name such that no tensor is called like it with a mark and more behind."""
+    taken = {name for inner in graphs(graph) for node in inner.node for name in (*node.input, *node.output)}
+    taken.update(i.name for i in (*graph.initializer, *graph.input))
+    while any(other.startswith(f"{name}{mark}") for other in taken):
+        name += "_"
+    return name
+
+
 def computed_names(graph: onnx.GraphProto) -> set[str]:
     """The names of everything that depends on an input, for nodes in topological order."""
     names = {i.name for i in graph.input} - {i.name for i in graph.initializer}

@@ -55,6 +55,14 @@ def without_graph_name() -> onnx.ModelProto:
     return model
 
 
+def with_domains_spelled_out() -> onnx.ModelProto:
+    model = chain()
+    model.opset_import[0].domain = "ai.onnx"
+    for node in model.graph.node:
+        node.domain = "ai.onnx"
+    return model
+
+
 def unsorted() -> onnx.ModelProto:
     model = chain()
     set_nodes(model.graph, list(model.graph.node)[::-1])
@@ -80,6 +88,10 @@ def with_classes() -> onnx.ModelProto:
 
 CASES: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[onnx.ModelProto], bool]]] = {
     "name the graph": (without_graph_name, lambda m: bool(m.graph.name)),
+    "name the default domain": (
+        with_domains_spelled_out,
+        lambda m: m.opset_import[0].domain == "" and not any(n.domain for n in m.graph.node),
+    ),
     "sort the nodes": (unsorted, is_sorted),
     "leave one output": (with_classes, lambda m: len(m.graph.output) == 1 and "ArgMax" not in operators(m)),
     "inline the model's own functions": (with_function, lambda m: not m.functions and "Swish" not in operators(m)),

@@ -20,7 +20,10 @@ from pathlib import Path
 
 import numpy as np
 from s2d_runtime import Dispatcher
-from stacks import CLIENT, STACKS, environment, free_ports
+
+sys.path.append(str(Path(__file__).parent.parent / "support"))  # the other helpers of the tests
+from environments import environment
+from stacks import CLIENT, STACKS, free_ports
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

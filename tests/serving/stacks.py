@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from environments import environment
 
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
 
@@ -24,27 +23,9 @@ HERE = Path(__file__).parent
 ROOT = Path(__file__).parent.parent.parent
 RUNTIME = ROOT / "runtime"
 READY_S = 120.0
-INSTALL_S = 900
 MOST = 32  # images in a request
 CLIENT = ("tritonclient[grpc,http]>=2.50", "numpy>=1.26")
 TRITON = ("nvidia-pytriton>=0.7", "onnxruntime>=1.17", "numpy<2")
-
-
-def environment(name: str, requirements: Sequence[str]) -> Path:
-    """The Python of an environment with these requirements; skips the test where they cannot be installed."""
-    digest = hashlib.sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()
-    home = ROOT / "build" / "serving" / name
-    python, stamp = home / "bin" / "python", home / "installed"
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
-        return python
-    shutil.rmtree(home, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", home], check=True, timeout=INSTALL_S)
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    done = subprocess.run([*pip, *requirements], capture_output=True, text=True, check=False, timeout=INSTALL_S)
-    if done.returncode:
-        pytest.skip(f"{name}: cannot be installed here ({(done.stderr.splitlines() or ['no reason given'])[-1]})")
-    stamp.write_text(digest, encoding="utf-8")
-    return python
 
 
 def free_ports(count: int) -> list[int]:

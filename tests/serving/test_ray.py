@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from stacks import ROOT, RUNTIME, environment
+from environments import environment
+from stacks import ROOT, RUNTIME
 from toy_exports import PAIR, policy, write_export
 
 from s2d_convert.cli.main import main

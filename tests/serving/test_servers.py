@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from environments import environment
 from s2d_runtime import Dispatcher
-from stacks import CLIENT, MOST, STACKS, environment, free_ports
+from stacks import CLIENT, MOST, STACKS, free_ports
 from toy_exports import MIXED, images_of, policy, write_export
 
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository

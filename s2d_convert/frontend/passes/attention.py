@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.proto import attributes_of, label
+from s2d_convert.frontend.proto import attributes_of, label, unused_stem
 
 MASK, FIRST_OF_A_CACHE = 3, 4  # places among its inputs
 HEADS_FIRST, LAST_TWO_SWAPPED = [0, 2, 1, 3], [0, 1, 3, 2]
@@ -44,19 +44,19 @@ class _Writer:
     """Nodes in the making, whose names begin as that of the tensor that they make in the end."""
 
     def __init__(self, model: onnx.ModelProto, made: str, name: str) -> None:
-        self.model, self.made, self.name = model, made, name or made
+        self.model, self.stem, self.name = model, unused_stem(model.graph, made), name or made
         self.nodes: list[onnx.NodeProto] = []
 
     def __call__(self, op: str, inputs: list[str], *, made: str = "", **attributes: Any) -> str:
         """Add a node; returns the name of its output."""
         number = len(self.nodes)
-        output = made or f"{self.made}.{number}"
+        output = made or f"{self.stem}.{number}"
         self.nodes.append(onnx.helper.make_node(op, inputs, [output], name=f"{self.name}.{number}", **attributes))
         return output
 
     def constant(self, value: list[int] | np.ndarray) -> str:
         """Add an initializer; returns its name."""
-        name = f"{self.made}.constant{len(self.model.graph.initializer)}"
+        name = f"{self.stem}.constant{len(self.model.graph.initializer)}"
         self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 

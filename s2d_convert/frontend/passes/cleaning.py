@@ -3,6 +3,8 @@ of opsets. Each takes an `onnx.ModelProto`, changes it in place if it can, and r
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -22,6 +24,7 @@ from s2d_convert.frontend.proto import (
 )
 
 MIN_OPSET = 13
+DEFAULT_DOMAIN = "ai.onnx"  # another name of ""
 KNOWN_DOMAINS = ("ai.onnx", "com.microsoft")
 LOOPS = ("Loop", "Scan")
 UPGRADE_OPSET = 17
@@ -31,6 +34,22 @@ QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger",
 # Numbers of another width than float32; they are converted, and the widths of weights can be chosen at export.
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
 OTHER_FLOATS = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
+
+
+def with_one_default_domain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its standard operators in the domain "", which some writers spell `ai.onnx`, in place."""
+    if any(o.domain == DEFAULT_DOMAIN for o in model.opset_import):
+        version = opset_of(model)
+        kept = [(o.domain, o.version) for o in model.opset_import if o.domain not in ("", DEFAULT_DOMAIN)]
+        del model.opset_import[:]
+        model.opset_import.extend(onnx.helper.make_opsetid(*pair) for pair in [("", version), *kept])
+    for owner in model.functions:
+        for imported in owner.opset_import:
+            imported.domain = "" if imported.domain == DEFAULT_DOMAIN else imported.domain
+    nodes = (node for graph in graphs(model.graph) for node in graph.node)
+    for node in chain(nodes, *(owner.node for owner in model.functions)):
+        node.domain = "" if node.domain == DEFAULT_DOMAIN else node.domain
+    return model
 
 
 def with_sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -135,9 +154,7 @@ def without_spare_values(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without constants among the inputs, without shapes that were written down when the batch had another
     length, and without what nobody reads of an operator's further outputs (the mask of a Dropout, the places of a
     MaxPool), in place."""
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    _forget_shapes(model)
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) < len(model.graph.input):
@@ -149,6 +166,13 @@ def without_spare_values(model: onnx.ModelProto) -> onnx.ModelProto:
         while len(node.output) > 1 and node.output[-1] not in read:
             del node.output[-1]
     return model
+
+
+def _forget_shapes(model: onnx.ModelProto) -> None:
+    """Take away what is written down about shapes of anything but the inputs, in place."""
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
 
 
 def with_float32(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -195,6 +219,7 @@ def with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
             f"opset {version} could not be upgraded to {UPGRADE_OPSET} ({first_line(error)}); "
             f"export the model with opset {MIN_OPSET} or newer"
         ) from error
+    _forget_shapes(upgraded)  # the converter has inferred them from a batch of -1, or of another length
     _keep_old_coordinates(model, upgraded)
     return upgraded
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.passes.attention import plain_attention
-from s2d_convert.frontend.proto import attributes_of, label, opset_of, set_nodes, without_weights
+from s2d_convert.frontend.proto import attributes_of, label, opset_of, set_nodes, unused_stem, without_weights
 
 NEED_TYPES = ("Attention", "CastLike")
 
@@ -20,14 +22,9 @@ def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     trips over the first, does not fold the second, and puts the third into words whose shapes nobody infers; the fourth is
     newer than the words that the rest of the package knows. Raises ModelError for an If that the image decides."""
     kinds = _types(model) if any(n.op_type in NEED_TYPES for n in model.graph.node) else {}
-    known = {i.name: i for i in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type == "Identity" and node.input[0] in known:
-            known[node.output[0]] = known[node.input[0]]
-        if node.op_type == "If" and node.input[0] in known:
-            nodes.extend(_taken_branch(model, node, bool(numpy_helper.to_array(known[node.input[0]]).reshape(-1)[0])))
-        elif node.op_type == "CastLike":
+    for node in _without_decided_branches(model):
+        if node.op_type == "CastLike":
             to = kinds.get(node.input[1], 0)
             if not to:
                 raise ModelError(f"node {label(node)}: the type of its second input is not known; export with types")
@@ -40,6 +37,26 @@ def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(node)
     set_nodes(model.graph, nodes)
     return model
+
+
+def _without_decided_branches(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes in order; in place of an If whose condition is a constant the nodes of the branch that it takes, and so on
+    in that."""
+    known = {i.name: i for i in model.graph.initializer}
+    waiting = deque(model.graph.node)
+    while waiting:
+        node = waiting.popleft()
+        if node.op_type == "Identity" and node.input[0] in known:
+            known[node.output[0]] = known[node.input[0]]
+        if node.op_type == "Constant" and isinstance(attributes_of(node).get("value"), onnx.TensorProto):
+            known[node.output[0]] = attributes_of(node)["value"]
+        if node.op_type == "If" and node.input[0] in known:
+            condition = bool(numpy_helper.to_array(known[node.input[0]]).reshape(-1)[0])
+            before = len(model.graph.initializer)
+            waiting.extendleft(reversed(_taken_branch(model, node, condition)))
+            known.update((i.name, i) for i in model.graph.initializer[before:])
+        else:
+            yield node
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -56,7 +73,8 @@ def _taken_branch(model: onnx.ModelProto, node: onnx.NodeProto, condition: bool)
     branch = next(a.g for a in node.attribute if a.name == wanted)
     # Two branches may use the same names; what they take from outside keeps its own.
     own = {i.name for i in branch.initializer} | {name for n in branch.node for name in n.output if name}
-    renamed = {name: f"{node.output[0]}/{name}" for name in own}
+    stem = unused_stem(model.graph, node.output[0], mark="/")
+    renamed = {name: f"{stem}/{name}" for name in own}
     for constant in branch.initializer:
         fresh = model.graph.initializer.add()
         fresh.CopyFrom(constant)
@@ -66,39 +84,56 @@ def _taken_branch(model: onnx.ModelProto, node: onnx.NodeProto, condition: bool)
         taken, made = ([renamed.get(name, name) for name in side] for side in (inner.input, inner.output))
         nodes.append(onnx.helper.make_node(inner.op_type, taken, made, name=inner.name, domain=inner.domain))
         nodes[-1].attribute.extend(inner.attribute)
+        for attribute in nodes[-1].attribute:
+            if attribute.HasField("g"):
+                _rename_outer(attribute.g, renamed)
     pairs = zip(branch.output, node.output, strict=True)
     ends = [onnx.helper.make_node("Identity", [renamed.get(a.name, a.name)], [b]) for a, b in pairs]
     return [*nodes, *ends]
+
+
+def _rename_outer(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Give what a branch within a branch reads from outside its new name, in place; names of its own hide those."""
+    own = {i.name for i in graph.initializer} | {name for n in graph.node for name in n.output}
+    visible = {old: new for old, new in renamed.items() if old not in own}
+    for node in graph.node:
+        node.input[:] = [visible.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename_outer(attribute.g, visible)
+    for output in graph.output:
+        output.name = visible.get(output.name, output.name)
 
 
 def _plain_group_norm(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """A GroupNormalization as an InstanceNormalization of groups; until opset 20 its scale and bias go by group."""
     attributes = attributes_of(node)
     groups, (data, scale, bias), out = attributes["num_groups"], node.input, node.output[0]
+    stem = unused_stem(model.graph, out)
 
     def constant(name: str, value: np.ndarray) -> str:
-        model.graph.initializer.append(numpy_helper.from_array(value, f"{out}.{name}"))
-        return f"{out}.{name}"
+        model.graph.initializer.append(numpy_helper.from_array(value, f"{stem}.{name}"))
+        return f"{stem}.{name}"
 
     def make(op: str, inputs: list[str], name: str, **more: Any) -> onnx.NodeProto:
-        return onnx.helper.make_node(op, inputs, [name], name=f"{node.name or out}.{op}.{name[-1]}", **more)
+        return onnx.helper.make_node(op, inputs, [name], name=f"{node.name or stem}.{op}.{name[-1]}", **more)
 
     by_group = opset_of(model) < 21
     ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
-    norm = [f"{out}.g", scale, bias] if by_group else [f"{out}.g", constant("ones", ones), constant("zeros", zeros)]
+    norm = [f"{stem}.g", scale, bias] if by_group else [f"{stem}.g", constant("ones", ones), constant("zeros", zeros)]
     nodes = [
-        make("Reshape", [data, constant("grouped", np.array([0, groups, -1]))], f"{out}.g"),
-        make("InstanceNormalization", norm, f"{out}.n", epsilon=attributes.get("epsilon", 1e-5)),
-        make("Shape", [data], f"{out}.s"),
-        make("Reshape", [f"{out}.n", f"{out}.s"], out if by_group else f"{out}.r"),
+        make("Reshape", [data, constant("grouped", np.array([0, groups, -1]))], f"{stem}.g"),
+        make("InstanceNormalization", norm, f"{stem}.n", epsilon=attributes.get("epsilon", 1e-5)),
+        make("Shape", [data], f"{stem}.s"),
+        make("Reshape", [f"{stem}.n", f"{stem}.s"], out if by_group else f"{stem}.r"),
     ]
     if by_group:
         return nodes
     column = constant("column", np.array([-1, 1, 1]))
     return [
         *nodes,
-        make("Reshape", [scale, column], f"{out}.f"),
-        make("Reshape", [bias, column], f"{out}.b"),
-        make("Mul", [f"{out}.r", f"{out}.f"], f"{out}.m"),
-        make("Add", [f"{out}.m", f"{out}.b"], out),
+        make("Reshape", [scale, column], f"{stem}.f"),
+        make("Reshape", [bias, column], f"{stem}.b"),
+        make("Mul", [f"{stem}.r", f"{stem}.f"], f"{stem}.m"),
+        make("Add", [f"{stem}.m", f"{stem}.b"], out),
     ]

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.frontend.dynamic_batch import ELEMENTWISE
+from s2d_convert.frontend.operator_sets import ELEMENTWISE
 from s2d_convert.frontend.proto import FLOATS, label, names_read, set_nodes, without_weights
 
 PASSING = ELEMENTWISE | {"Flatten", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
