@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 from s2d_convert.base.sessions import first_line, quiet_options
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.dynamic_batch import whole_scale
+from s2d_convert.frontend.batch.freeing import whole_scale
 from s2d_convert.frontend.equivalence import noise
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.frontend.inputs import PROBE_BATCH

@@ -20,8 +20,8 @@ from google.protobuf.message import DecodeError
 
 from s2d_convert.base.sessions import first_line, quiet_session, save
 from s2d_convert.errors import ModelError, UsageError
+from s2d_convert.frontend.batch.freeing import free_batch, has_other_rows, is_plain
 from s2d_convert.frontend.build import graph_of
-from s2d_convert.frontend.dynamic_batch import free_batch, has_other_rows, is_plain
 from s2d_convert.frontend.equivalence import (
     DoesNotRunError,
     are_probabilities,

@@ -2,7 +2,7 @@
 
 The heavy lifting (constant folding, fusing BatchNormalization into Conv, removing what does nothing) is left to
 onnxruntime's basic graph optimisations, which only emit standard ONNX operators; what it leaves behind in the batch axis,
-`dynamic_batch` frees.
+`batch.freeing` frees.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from s2d_convert.base.sessions import first_line, quiet_options
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.dynamic_batch import is_plain
+from s2d_convert.frontend.batch.freeing import is_plain
 from s2d_convert.frontend.proto import attributes_of, label, opset_of, without_weights
 
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.batch_edit import BatchEdit
+from s2d_convert.frontend.batch.edit import BatchEdit
 from s2d_convert.frontend.operator_sets import ELEMENTWISE, WITH_AXIS
 from s2d_convert.frontend.proto import attributes_of, label
 

@@ -13,10 +13,10 @@ import onnx
 from onnx import numpy_helper
 
 from s2d_convert.errors import ModelError
-from s2d_convert.frontend.batch_edit import BatchEdit, Shape
+from s2d_convert.frontend.batch.edit import BatchEdit, Shape
+from s2d_convert.frontend.batch.squeezed import restore_batch
 from s2d_convert.frontend.operator_sets import BROADCASTING
 from s2d_convert.frontend.proto import attributes_of, label
-from s2d_convert.frontend.squeezed_batch import restore_batch
 
 
 def is_plain(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape]) -> bool:
