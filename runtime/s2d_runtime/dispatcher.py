@@ -48,7 +48,8 @@ MANIFEST_BYTES = 16 * 2**20  # more is no manifest
 STAGE_BYTES = 2**31  # protobuf ends there
 ELEMENTS = 2**31  # of one image's tensor
 OUTPUT, CONFIDENCE = "output", "confidence"  # what every stage answers with
-KINDS = ("logits", "probabilities", "log_probabilities")
+LABEL_KINDS = ("sigmoid", "sigmoid_logits")  # of networks that give each of several labels, or one, or none
+KINDS = ("logits", "probabilities", "log_probabilities", *LABEL_KINDS)
 TARGETS = ("accuracy", "agreement")
 DATA = ("labelled", "unlabelled", "made-up", "none")
 EQUALITIES = ("identical", "close")
@@ -140,11 +141,18 @@ class OutputSpec:
     shape: Shape
     kind: str
 
+    def said(self, output: Array) -> tuple[int, ...]:
+        """What one row of an output says: its class, or all labels that it gives."""
+        flat = output.ravel()
+        if self.kind not in LABEL_KINDS:
+            return (int(flat.argmax()),)
+        return tuple(np.flatnonzero(flat > (0.5 if self.kind == "sigmoid" else 0)).tolist())
+
     def check(self) -> None:
         """Raise DispatcherError if a value is out of range."""
         if self.kind not in KINDS:
             _refuse("kind", self.kind, f"one of {', '.join(KINDS)}")
-        _check_shape(self.shape, axes=2)
+        _check_shape(self.shape, axes=1 if self.kind in LABEL_KINDS else 2)
 
 
 @dataclass(frozen=True)
@@ -1134,6 +1142,7 @@ class Monitor:
         _check_range("window", window, low=1)
         _check_range("false_alarm", false_alarm, low=0, high=1)
         self._dispatcher, self._stages = dispatcher, len(dispatcher.manifest.stages)
+        self._output = dispatcher.manifest.output
         self._sample, self._window, self._false_alarm, self._background = sample, window, false_alarm, background
         self._random = np.random.default_rng()
         self._lock, self._auditing = threading.Lock(), threading.Lock()
@@ -1144,7 +1153,7 @@ class Monitor:
         with self._lock:
             self._tallies: dict[float, _Tally] = {}
             self._pending: list[tuple[Policy, list[Array]]] = []
-            self._waiting: deque[tuple[Policy, int, Array | None]] = deque(maxlen=WAITING)
+            self._waiting: deque[tuple[Policy, tuple[int, ...], Array | None]] = deque(maxlen=WAITING)
             self._looks = 0
             self._gap = self._next_gap()
 
@@ -1172,7 +1181,7 @@ class Monitor:
         while self._gap <= 0:
             row = len(images) - 1 + int(self._gap)
             image = None if answer.stage[row] == self._stages else images[row].copy()
-            self._waiting.append((policy, int(answer.output[row].argmax()), image))
+            self._waiting.append((policy, self._output.said(answer.output[row]), image))
             self._gap += self._next_gap()
 
     def _settle(self) -> None:
@@ -1221,7 +1230,7 @@ class Monitor:
             self._waiting.clear()
         early = [image for _, _, image in waiting if image is not None]
         found = self._dispatcher(np.stack(early), exits=False).output if early else ()
-        last = iter([int(output.argmax()) for output in found])
+        last = iter([self._output.said(output) for output in found])
         with self._lock:
             for policy, said, image in waiting:
                 tally = self._tally(policy)

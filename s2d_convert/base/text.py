@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from s2d_runtime import Manifest
 
@@ -57,3 +58,22 @@ def promise_cost(manifest: Manifest) -> str:
         f"the promise wins over the budget: asked was {policy.budget:g}, the cheapest policy that keeps the promise "
         f"costs {policy.expected_latency:.3f}"
     )
+
+
+def answer_rows(measured: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """Yield (name, static, dynamic) of the measured shares of right answers, as tables have them. measured: as in a
+    manifest; where images have several labels, `labels` tells of them one by one."""
+    labels = measured.get("labels") or {}
+    pairs = {
+        "exact match of all labels" if labels else "accuracy": (
+            measured["correct_static"],
+            measured["correct_dynamic"],
+        ),
+        "balanced accuracy": (measured.get("balanced_static"), measured.get("balanced_dynamic")),
+        "labels right": (labels.get("right_static"), labels.get("right_dynamic")),
+        "F1 over all labels (micro)": (labels.get("micro_f1_static"), labels.get("micro_f1_dynamic")),
+        "F1, mean over labels (macro)": (labels.get("macro_f1_static"), labels.get("macro_f1_dynamic")),
+    }
+    for name, (static, dynamic) in pairs.items():
+        if static is not None and dynamic is not None:
+            yield name, static, dynamic

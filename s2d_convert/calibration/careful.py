@@ -25,7 +25,8 @@ from s2d_convert.calibration.policies import (
     no_gain,
     safe_policy,
 )
-from s2d_convert.calibration.thresholds import budgets_from, confidences, observed, policy_at
+from s2d_convert.calibration.thresholds import budgets_from, observed, policy_at
+from s2d_convert.data.labels import groups
 
 
 def bounded_policies(
@@ -40,10 +41,9 @@ def bounded_policies(
 
     cost: of every stage, relative to the static model. budget None: the cheapest of them is the default.
     """
-    confidence, classes = confidences(scores.logits, temperatures), scores.classes
-    correct, static = classes == scores.target, scores.static_classes == scores.target
+    confidence, correct, static = scores.confidence(temperatures), scores.correct, scores.static_correct
     row, default = _row(confidence, correct, static, cost=cost, budget=budget, max_loss=max_loss)
-    return Chosen(tuple(observed(policy, confidence, classes) for policy in row), default)
+    return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default)
 
 
 def careful_policies(
@@ -55,14 +55,13 @@ def careful_policies(
     max_loss: float = MAX_LOSS,
 ) -> Chosen:
     """Return the same from made-up images, with the floors of `confidence_floor`; the last stage is the static model."""
-    confidence, classes = confidences(scores.logits, temperatures), scores.classes
-    agrees = classes == scores.target
-    lowest = floors(confidence, agrees, scores.static_classes, classes=scores.logits.shape[2])
-    rows = sure_rows(scores.logits[-1])
-    sure, said, right = confidence[:, rows], classes[:, rows], agrees[:, rows]
-    static = scores.static_classes[rows] == scores.target[rows]
+    confidence, agrees, task = scores.confidence(temperatures), scores.correct, scores.task
+    lowest = floors(confidence, agrees, groups(scores.static_classes), classes=task.kinds(scores.logits.shape[2]))
+    rows = sure_rows(scores.logits[-1], task)
+    sure, as_last, right = confidence[:, rows], scores.as_last[:, rows], agrees[:, rows]
+    static = scores.static_correct[rows]
     row, default = _row(above(sure, lowest), right, static, cost=cost, budget=budget, max_loss=max_loss)
-    return Chosen(tuple(observed(raised(policy, lowest), sure, said) for policy in row), default)
+    return Chosen(tuple(observed(raised(policy, lowest), sure, as_last) for policy in row), default)
 
 
 def _row(

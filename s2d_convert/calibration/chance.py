@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2d_convert.calibration.risk_control import binomial_tail, upper_share
 
-Classes = NDArray[np.int64]  # one class per image [B]
+Classes = NDArray[np.integer[Any]]  # one class per image [B]
 
 LEVEL = 0.01  # the largest chance of a lucky result that counts as shown
 SURE = 3.0  # standard deviations that hits lie above those of a random order

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime.dispatcher import Policy
 
-from s2d_convert.calibration.thresholds import NEVER_LEAVES, softmax
+from s2d_convert.calibration.task import ONE_CLASS, Task
+from s2d_convert.calibration.thresholds import NEVER_LEAVES
 
 AGREEMENT = 0.95
 LEAST_EXITS = 20  # below that many rows an agreement says nothing
@@ -79,8 +80,7 @@ def raised(policy: Policy, lowest: Sequence[float]) -> Policy:
     return replace(policy, thresholds=tuple(max(t, f) for t, f in zip(policy.thresholds, lowest, strict=True)))
 
 
-def sure_rows(static_logits: Floats) -> NDArray[np.int64]:
-    """Return the rows on which the static model's largest probability is at least SURE; all rows where these are too
-    few."""
-    sure = np.flatnonzero(softmax(static_logits).max(axis=1) >= SURE)
+def sure_rows(static_logits: Floats, task: Task = ONE_CLASS) -> NDArray[np.int64]:
+    """The rows on which the static model's confidence is at least SURE; all rows where these are too few."""
+    sure = np.flatnonzero(task.confidence(static_logits, 1.0) >= SURE)
     return sure if len(sure) >= LEAST_SURE else np.arange(len(static_logits))

@@ -1,7 +1,7 @@
 """From what stages and static model say on images to the policies of a manifest: a row of budgets, with or without a
 promise; numpy only, no files, no clocks.
 
-Letters: S stages, B rows (images), K classes.
+Letters: S stages, B rows (images), K classes or labels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,18 @@ from s2d_runtime import Policy, Promise
 
 from s2d_convert.base.text import listed
 from s2d_convert.calibration.risk_control import RiskBound, Tested, fixed_sequence, images_needed, path, stage_losses
+from s2d_convert.calibration.task import ONE_CLASS, Task
 from s2d_convert.calibration.thresholds import (
     NEVER_LEAVES,
     best_policy,
     budget_grid,
     budgets_from,
     cheapest_policy,
-    confidences,
     exits,
-    fit_temperature,
     observed,
     policy_at,
 )
-from s2d_convert.errors import DataError, PromiseError
+from s2d_convert.errors import DataError, PromiseError, UsageError
 
 Array = NDArray[Any]
 
@@ -42,32 +42,53 @@ SURE = 1.64  # standard errors: 95 % of one side
 class Scores:
     """What stages and static model say on images.
 
-    logits: float32 [S, B, K] of every stage; static_classes: int [B], the static model's class; labels: int [B], or None,
-    and then what the static model says counts as right; class_names: what the classes are called, in messages.
+    logits: float32 [S, B, K] of every stage; static_classes: what the static model answers, int [B], or [B, K] where images
+    have several labels; labels: the same of the truth, or None, and then what the static model says counts as right;
+    class_names: what the classes are called, in messages.
     """
 
     logits: Array
     static_classes: Array
     labels: Array | None
     class_names: tuple[str, ...] | None = None
+    task: Task = ONE_CLASS
 
     def __len__(self) -> int:
         return len(self.static_classes)
 
     @property
     def target(self) -> Array:
-        """The class that counts as right, int [B]."""
+        """The answer that counts as right, [B] or [B, K]."""
         return self.static_classes if self.labels is None else self.labels
 
-    @property
+    @cached_property
     def classes(self) -> Array:
-        """The class that every stage says, int [S, B]."""
-        return self.logits.argmax(axis=2)
+        """What every stage answers, [S, B] or [S, B, K]."""
+        return self.task.answers(self.logits)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Where every stage is right, bool [S, B]."""
+        return self.task.agree(self.classes, self.target)
+
+    @property
+    def static_correct(self) -> NDArray[np.bool_]:
+        """Where the static model is right, bool [B]."""
+        return self.task.agree(self.static_classes, self.target)
+
+    @property
+    def as_last(self) -> NDArray[np.bool_]:
+        """Where every stage answers as the last one does, bool [S, B]."""
+        return self.task.agree(self.classes, self.classes[-1])
 
     @property
     def losses(self) -> NDArray[np.int8]:
         """What every stage loses against the static model, int8 [S, B]; see `promise`."""
-        return stage_losses(self.static_classes == self.target, self.classes == self.target)
+        return stage_losses(self.static_correct, self.correct)
+
+    def confidence(self, temperatures: Sequence[float]) -> NDArray[np.float32]:
+        """How sure every stage is, [S, B]."""
+        return self.task.confidences(self.logits, temperatures)
 
     @property
     def images_of(self) -> dict[str, int]:
@@ -97,7 +118,7 @@ class Chosen:
 
 def fit_temperatures(scores: Scores) -> tuple[float, ...]:
     """The temperature of every stage."""
-    return tuple(fit_temperature(row, scores.target) for row in scores.logits)
+    return scores.task.fit_temperatures(scores.logits, scores.target)
 
 
 def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
@@ -107,13 +128,12 @@ def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequ
     calibrated on; where that cannot be reached, at the budget itself. Where nothing is clearly faster than the static model, no
     image leaves early.
     """
-    confidence, classes = confidences(scores.logits, temperatures), scores.classes
+    confidence, correct, as_last = scores.confidence(temperatures), scores.correct, scores.as_last
     budgets = budget_grid(confidence, cost, include=[budget])
-    correct = classes == scores.target
     row = [safe_policy(confidence, correct, cost, one) for one in budgets]
     if no_gain(row):
         row = [never_early(confidence, correct, cost=cost, budget=one) for one in budgets]
-    return Chosen(tuple(observed(policy, confidence, classes) for policy in row), budget)
+    return Chosen(tuple(observed(policy, confidence, as_last) for policy in row), budget)
 
 
 def accurate_policies(
@@ -123,15 +143,14 @@ def accurate_policies(
 
     The loss is judged one standard error (of the paired comparison) below `max_loss`, where that can be reached.
     """
-    confidence, classes = confidences(scores.logits, temperatures), scores.classes
-    correct, static = classes == scores.target, scores.static_classes == scores.target
+    confidence, correct, static = scores.confidence(temperatures), scores.correct, scores.static_correct
     default = safely_cheapest(confidence, correct, static, cost=cost, max_loss=max_loss)
     budgets = [b for b in budget_grid(confidence, cost) if b != default.budget]
     others = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
     row = sorted([default, *others], key=lambda policy: policy.budget)
     if no_gain(row):
         row = [never_early(confidence, correct, cost=cost, budget=policy.budget) for policy in row]
-    return Chosen(tuple(observed(policy, confidence, classes) for policy in row), default.budget)
+    return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default.budget)
 
 
 def safely_cheapest(
@@ -205,6 +224,15 @@ def check_enough(images: int, bound: RiskBound, *, labelled: bool, share: float 
         )
 
 
+def check_kind(task: Task, bound: RiskBound | None) -> None:
+    """Raise UsageError for a promise of every class where images have several labels: it is tested class by class."""
+    if bound is not None and bound.per_class and task.several:
+        raise UsageError(
+            "--per-class: the model gives labels, each by itself, and a promise is made of all labels of an image together; "
+            "leave it out"
+        )
+
+
 def check_classes(images_of: Mapping[str, int], bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
     """Raise DataError if a class has too few images for any result to keep a promise per class; images_of: the images of every
     class to test on, by name; see `check_enough`."""
@@ -240,8 +268,8 @@ def promised_policies(
     check_enough(len(test), bound, labelled=labelled, share=share)
     if bound.per_class:
         check_classes(test.images_of, bound, labelled=labelled, share=share)
-    walk = path(confidences(fit.logits, temperatures), fit.losses, cost=cost)
-    confidence, classes = confidences(test.logits, temperatures), test.classes
+    walk = path(fit.confidence(temperatures), fit.losses, cost=cost)
+    confidence, correct, as_last = test.confidence(temperatures), test.correct, test.as_last
     groups = test.target if bound.per_class else None
     tested = fixed_sequence(walk, confidence, test.losses, bound, paired=labelled, groups=groups)
     if not tested.kept:
@@ -253,10 +281,8 @@ def promised_policies(
     row = []
     for wanted in budgets:
         careful = [t for t, (mean, error) in zip(kept, means, strict=True) if mean + error <= wanted]
-        found = policy_at(
-            confidence, classes == test.target, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0]
-        )
-        row.append(replace(observed(found, confidence, classes), promise=promise))
+        found = policy_at(confidence, correct, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0])
+        row.append(replace(observed(found, confidence, as_last), promise=promise))
     tested_classes = test.images_of if bound.per_class else None
     return Chosen(tuple(row), budgets[0] if budget is None else budget, tested_classes)
 

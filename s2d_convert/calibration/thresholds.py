@@ -24,6 +24,7 @@ NEVER_LEAVES = 1.01  # the threshold that no confidence reaches
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 SLACK = 1e-9  # by how much a mean latency may pass the budget: float rounding, no more
 TOLD_APART = 0.005  # budgets closer than this look the same in tables
+FITTED_NUMBERS = 2**21  # logits of labels that a temperature is fitted to
 GRID_CELLS = 2**18  # combinations of thresholds that are looked at in one go
 
 Floats = NDArray[np.floating[Any]]
@@ -93,6 +94,18 @@ def _slope(margins: NDArray[np.float64], place: float) -> tuple[float, float]:
     return slope, slope + scale**2 * float(spread.mean())
 
 
+def fit_label_temperature(logits: Floats, labels: Integers) -> float:
+    """The same for labels, each given or not: the T that makes ``sigmoid(logits / T)`` likeliest, mean over all labels.
+
+    logits: [B, K]; labels: 0 or 1 [B, K]. Of very many numbers evenly spaced rows are taken.
+    """
+    if np.ndim(logits) != 2 or np.shape(logits) != np.shape(labels):
+        raise ValueError(f"logits {np.shape(logits)} and labels {np.shape(labels)} do not belong together")
+    step = max(1, math.ceil(np.size(logits) / FITTED_NUMBERS))
+    flat = np.asarray(logits[::step], dtype=np.float64).ravel()
+    return fit_temperature(np.stack([np.zeros_like(flat), flat], axis=1), np.asarray(labels[::step]).ravel())
+
+
 def softmax(logits: Floats) -> Floats:
     """Probabilities [B, K]."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -114,6 +127,15 @@ def confidences(logits: Floats, temperatures: Sequence[float] | Floats) -> NDArr
         with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is the answer
             result[stage] = 1 / np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1)
     return result
+
+
+def label_confidence(logits: Floats, temperature: float) -> NDArray[np.float32]:
+    """How sure logits [B, K] are of the least sure label, the smallest of max(p, 1 - p) at the temperature, float32 [B];
+    NaN where a logit is NaN."""
+    if not temperature > 0:
+        raise ValueError(f"got the temperature {temperature}; expected a positive number")
+    least = np.abs(np.asarray(logits, dtype=np.float64)).min(axis=1) / temperature
+    return (1 / (1 + np.exp(-least))).astype(np.float32)
 
 
 # Policies
@@ -144,11 +166,12 @@ def policy_at(
     return Policy(budget, tuple(map(float, thresholds)), latency, hits / rows, share, latency <= budget + SLACK)
 
 
-def observed(policy: Policy, confidence: Floats, answers: Integers) -> Policy:
+def observed(policy: Policy, confidence: Floats, as_last: NDArray[np.bool_]) -> Policy:
     """The policy with what else it does on these rows: how often its answer is not the last stage's, and the histogram of
-    confidence of the rows that reach each stage. confidence: [S, B]; answers: int [S, B], the class that a stage says."""
+    confidence of the rows that reach each stage. confidence: [S, B]; as_last: bool [S, B], where a stage answers as the
+    last one does."""
     stage = exits(confidence, policy.thresholds)
-    parted = answers[stage, np.arange(stage.size)] != answers[-1]
+    parted = ~as_last[stage, np.arange(stage.size)]
     counts = tuple(tuple(histogram(row[stage >= k]).tolist()) for k, row in enumerate(confidence))
     return replace(policy, disagreement=float(parted.mean()), confidence_histogram=counts)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from s2d_runtime import Policy
 
 from s2d_convert.calibration.policies import MAX_LOSS, NO_GAIN, SURE, Scores, loss_error
-from s2d_convert.calibration.thresholds import confidences, exits
+from s2d_convert.calibration.thresholds import exits
 
 LARGE_LOSS = 0.05
 
@@ -60,10 +60,9 @@ def outcomes(
     policies: Sequence[Policy], scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float]
 ) -> tuple[Outcome, ...]:
     """Return what policies do on the images of `scores`. cost: latency of every stage alone, relative to static."""
-    confidence = confidences(scores.logits, temperatures)
-    static = (scores.static_classes == scores.target).astype(np.float64)
-    stage_right = scores.classes == scores.target
-    return tuple(_outcome(policy, confidence, stage_right, static, np.cumsum(cost)) for policy in policies)
+    static = scores.static_correct.astype(np.float64)
+    confidence = scores.confidence(temperatures)
+    return tuple(_outcome(policy, confidence, scores.correct, static, np.cumsum(cost)) for policy in policies)
 
 
 def _outcome(

@@ -14,6 +14,7 @@ from s2d_convert import conversion
 from s2d_convert.base.text import promise_cost, promise_text
 from s2d_convert.cli.options import (
     DEFAULTS,
+    LABELS,
     MODEL,
     OUT,
     OUTPUT,
@@ -113,6 +114,7 @@ from s2d_convert.exporting.folder import REPORT
 @WEIGHTS
 @QUANTIZE
 @OUTPUT
+@LABELS
 @SIZE
 @PREPROCESSING
 @STRICT

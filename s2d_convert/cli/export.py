@@ -129,6 +129,7 @@ def quantize(folder: Path, options: Options) -> None:
             options["data"],
             preprocess=recorded_preprocess(runner.manifest),
             classes=reference.graph.classes,
+            several=reference.graph.task.several,
             seed=Origin.of(runner.manifest).seed,
             reading=Reading(options["strict"], warn=reporter.warn),
         )

@@ -12,6 +12,7 @@ from rich.console import Console
 from s2d_runtime import Dispatcher
 
 from s2d_convert.base.sessions import Running
+from s2d_convert.calibration.task import task_of
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC, STRICT
 from s2d_convert.cli.progress import say_warning
 from s2d_convert.cli.terminal import bench_table, class_table, measured_table
@@ -52,7 +53,10 @@ def evaluate(
     with open_export(folder, static=static, running=running) as (runner, reference):
         preprocess = recorded_preprocess(runner.manifest)
         reading = Reading(strict, warn=say_warning)
-        images = load_all(data, preprocess=preprocess, classes=reference.graph.classes, reading=reading)
+        graph = reference.graph
+        images = load_all(
+            data, preprocess=preprocess, classes=graph.classes, several=graph.task.several, reading=reading
+        )
         if not len(images):
             raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
         measured = measure(runner, reference, images, running=running, budget=budget)
@@ -94,14 +98,17 @@ def bench_command(
 @click.option("--budget", type=float, help="Another of the calibrated budgets. [default: the one converted for]")
 @click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime.")
 def run(folder: Path, image: Path, budget: float | None, threads: int) -> None:
-    """Answer for one image file, or for an .npy of model input: class, confidence and the stage that answered."""
+    """Answer for one image file, or for an .npy of model input: class or labels, confidence and the stage that answered."""
     if budget is not None:
         check_budget("budget", budget)
     with Running(threads).dispatcher(folder) as runner:
         answer = runner(read_input(image, runner), budget=budget)
-    flat = answer.output.reshape(len(answer.output), -1)
-    for row, (scores, stage, confidence) in enumerate(zip(flat, answer.stage, answer.confidence, strict=True)):
-        click.echo(f"{row}: class {int(scores.argmax())}, confidence {confidence:.4f}, stage {stage}")
+    spec = runner.manifest.output
+    several = task_of(spec.kind).several
+    for row, (scores, stage, confidence) in enumerate(zip(answer.output, answer.stage, answer.confidence, strict=True)):
+        said = ", ".join(map(str, spec.said(scores)))
+        named = f"labels {said or 'none'}" if several else f"class {said}"
+        click.echo(f"{row}: {named}, confidence {confidence:.4f}, stage {stage}")
 
 
 def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:

@@ -13,6 +13,7 @@ from s2d_convert.base.text import plain
 from s2d_convert.cli.inspect_view import InspectView
 from s2d_convert.cli.options import (
     DEFAULTS,
+    LABELS,
     MODEL,
     OUT,
     OUTPUT,
@@ -26,6 +27,7 @@ from s2d_convert.cli.options import (
 )
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import preprocess_of, read_analysed
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.workflows.inspect import describe
@@ -36,6 +38,7 @@ from s2d_convert.workflows.split_model import split_model
 @click.command()
 @MODEL
 @OUTPUT
+@LABELS
 @SIZE
 @click.option("--all", "everything", is_flag=True, help="Show all channel classes and opaque nodes of a large model.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all there is, instead of tables.")
@@ -47,6 +50,7 @@ from s2d_convert.workflows.split_model import split_model
 def inspect(
     model: Path,
     output: str | None,
+    labels: str | None,
     size: tuple[int, int] | None,
     everything: bool,
     as_json: bool,
@@ -62,7 +66,7 @@ def inspect(
         for name in ("pictures", *pixels):
             if name in named_options():
                 raise UsageError(f"{flag(name)}: means nothing without --data; give both, or leave it out")
-    analysed = read_analysed(model, size=size, output=output, strict=False)
+    analysed = read_analysed(model, size=size, output=output, labels=labels, strict=False)
     if data is not None:
         options = ConvertOptions(model=model, out=default_out(model), **pixels)
         show_pictures(analysed.graph, data, options, pictures=pictures, as_json=as_json)
@@ -80,7 +84,7 @@ def inspect(
 def show_pictures(graph: Graph, data: Path, options: ConvertOptions, *, pictures: Path | None, as_json: bool) -> None:
     """Print what the model gets of some pictures, and write them as files where a folder is given."""
     preprocess = preprocess_of(graph, options)
-    seen = look_at(data, preprocess, classes=graph.classes)
+    seen = look_at(data, preprocess, space=LabelSpace(graph.classes, graph.task.several))
     files = save_pictures(seen, pictures) if pictures is not None else []
     if as_json:
         click.echo(json.dumps({"preprocess": preprocess.to_json(), "pictures": [s.to_json() for s in seen]}, indent=1))
@@ -110,6 +114,7 @@ def show_pictures(graph: Graph, data: Path, options: ConvertOptions, *, pictures
 @OUT
 @WEIGHTS
 @OUTPUT
+@LABELS
 @SIZE
 def split(
     model: Path,
@@ -118,12 +123,15 @@ def split(
     out: Path | None,
     weights: str,
     output: str | None,
+    labels: str | None,
     size: tuple[int, int] | None,
 ) -> None:
     """Cut MODEL into stages without any training; exit heads start from the classifier."""
     if "stages" in named_options() and (plan == "identity" or Path(plan).is_file()):
         raise UsageError(f"--stages: --plan {plan} has stages of its own; leave it out")
     target = out or default_out(model)
-    manifest = split_model(model, plan=plan, stages=stages, out=target, output=output, size=size, weights=weights)
+    manifest = split_model(
+        model, plan=plan, stages=stages, out=target, output=output, labels=labels, size=size, weights=weights
+    )
     for stage in manifest.stages:
         click.echo(f"{target / stage.file}: {stage.macs} MACs, {stage.parameters} parameters")

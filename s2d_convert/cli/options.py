@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from s2d_convert.conversion.options import ARITHMETIC, FLOATS, ConvertOptions
+from s2d_convert.conversion.options import LABELS as FIXED_LABELS
 from s2d_convert.data.presets import ORDERS, PRESETS, RESIZES
 from s2d_convert.errors import UsageError
 
@@ -76,6 +77,12 @@ PATH = click.Path(path_type=Path)
 MODEL = click.argument("model", type=PATH)
 FOLDER = click.argument("folder", metavar="OUT", type=PATH)
 OUTPUT = click.option("--output", metavar="NAME", help="Which output, or which tensor inside, holds the logits.")
+LABELS = click.option(
+    "--labels",
+    type=click.Choice(FIXED_LABELS),
+    help="What the model says of an image: one of the classes, or several labels. [default: labels where it ends in a Sigmoid "
+    "or in one number, else classes]",
+)
 SIZE = click.option("--size", type=Size(), help="Height and width, for a model whose input size is dynamic.")
 SEED = click.option(
     "--seed",

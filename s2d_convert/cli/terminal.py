@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from s2d_runtime import Manifest
 
-from s2d_convert.base.text import quantity
+from s2d_convert.base.text import answer_rows, quantity
 from s2d_convert.calibration.verdict import worth_showing
 from s2d_convert.exporting.measure import Measured, worst_case
 
@@ -24,23 +24,11 @@ def measured_table(measured: Measured, *, title: str) -> Table:
     table.add_column("")
     for column in ("static", "dynamic", "ratio"):
         table.add_column(column, justify="right")
-    if measured.correct_static is not None and measured.correct_dynamic is not None:
-        difference = 100 * (measured.correct_dynamic - measured.correct_static)
-        table.add_row(
-            "accuracy",
-            _percent(measured.correct_static),
-            _percent(measured.correct_dynamic),
-            f"{difference:+.2f} points",
-        )
-    if measured.balanced_static is not None and measured.balanced_dynamic is not None:
-        difference = 100 * (measured.balanced_dynamic - measured.balanced_static)
-        table.add_row(
-            "balanced accuracy",
-            _percent(measured.balanced_static),
-            _percent(measured.balanced_dynamic),
-            f"{difference:+.2f} points",
-        )
+    for name, before, after in answer_rows(measured.to_json()):
+        table.add_row(name, _percent(before), _percent(after), f"{100 * (after - before):+.2f} points")
     table.add_row("agreement with static", _percent(1.0), _percent(measured.agreement), "")
+    if measured.labels is not None:
+        table.add_row("label by label", _percent(1.0), _percent(measured.labels.agreement), "")
     for ratio, name in (
         (measured.mean_latency, "mean latency"),
         (measured.median_latency, "median latency"),
@@ -62,9 +50,9 @@ def class_table(measured: Measured) -> Table | None:
     """Return the table of the classes, where they are unequal or one is lost; None elsewhere."""
     if not measured.per_class:
         return None
-    labelled = measured.per_class[0].correct_static is not None
-    table = Table(title="class by class, those that lose most first", title_justify="left")
-    table.add_column("label" if labelled else "class by the static model")
+    labelled, one = measured.per_class[0].correct_static is not None, "class" if measured.labels is None else "label"
+    table = Table(title=f"{one} by {one}, those that lose most first", title_justify="left")
+    table.add_column("label" if labelled else f"{one} by the static model")
     for column in ("images", *(("recall static", "recall dynamic") if labelled else ()), "agreement"):
         table.add_column(column, justify="right")
     for row in measured.per_class:

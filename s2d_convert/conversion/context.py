@@ -13,6 +13,7 @@ import torch
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.sessions import Running
+from s2d_convert.calibration.task import Task
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
@@ -68,6 +69,11 @@ class Prepared:
     def graph(self) -> Graph:
         """The graph of the static model."""
         return self.model.graph
+
+    @property
+    def task(self) -> Task:
+        """What the static model answers: one class of many, or several labels."""
+        return self.model.graph.task
 
     @property
     def channels(self) -> Channels:
@@ -148,7 +154,7 @@ class Tuned:
 def goal_of(job: Job) -> Goal:
     """Return what a search is to aim at."""
     options, ready = job.options, job.ready
-    static = float((ready.calib_logits.argmax(axis=1) == ready.right_classes).mean())
+    static = float(ready.task.agree(ready.task.answers(ready.calib_logits), ready.right_classes).mean())
     worst = math.inf if options.max_latency is None else options.max_latency
     # In exact mode no budget makes thresholds lose more (`careful`), so it is not searched for either.
     budget = None if options.exact and options.risk_bound is None else options.budget

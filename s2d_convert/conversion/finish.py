@@ -116,7 +116,7 @@ def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores
     verify(ready, tuned, logits)
     if options.weights != "float32":
         logits = stage_logits(ready.graph, build_stages(parts, weights=options.weights), ready.dataset.calib)
-    return Scores(logits, ready.calib_logits.argmax(axis=1), ready.dataset.calib.labels)
+    return Scores(logits, ready.task.answers(ready.calib_logits), ready.dataset.calib.labels, task=ready.task)
 
 
 def measured_costs(job: Job, writer: FolderWriter, models: Sequence[StageModel]) -> tuple[float, ...]:
@@ -207,8 +207,9 @@ def choose_policies(
             return accurate_policies(scores, temperatures, cost=cost, max_loss=options.max_loss)
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
     images = promise_images(ready.dataset)
-    said = static_logits(ready.static, images).argmax(axis=1)
-    test = Scores(stage_logits(ready.graph, models, images), said, images.labels, images.class_names)
+    said = ready.task.answers(static_logits(ready.static, images))
+    logits = stage_logits(ready.graph, models, images)
+    test = Scores(logits, said, images.labels, images.class_names, ready.task)
     return promised_policies(scores, test, temperatures, cost=cost, bound=options.risk_bound, budget=options.budget)
 
 
@@ -225,7 +226,7 @@ def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
     expected = [*exit_logits(tuned.net, images, tuned.masks)]
     expected += [ready.calib_logits[: len(images)]] * (len(logits) - len(expected))
     pairs = [*zip(logits[:, : len(images)], expected, strict=True)]
-    if ready.graph.logits_kind != "logits":  # the files tell logits up to a constant per row only
+    if ready.graph.logits_kind.endswith("probabilities"):  # the files tell logits up to a constant per row only
         pairs = [(softmax(got), softmax(own)) for got, own in pairs]
     for stage, (got, own) in enumerate(pairs, start=1):
         error = float(np.abs(got - own).max() / max(1.0, float(np.abs(own).max())))

@@ -47,6 +47,7 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
 )
 DEVICES = ("auto", "cpu", "cuda")
 MODES = ("train", "exact")
+LABELS = ("classes", "multi")  # what --labels says of the model
 FLOATS = ("float32", "float16")
 ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
 PLANS = ("search", "depth", "width", "cascade", "uniform")
@@ -113,6 +114,7 @@ class ConvertOptions:
     ray: str | None = None
     flip: bool = True
     output: str | None = None
+    labels: str | None = None
     size: tuple[int, int] | None = None
     preprocess: str | None = None
     mean: tuple[float, ...] | None = None
@@ -142,8 +144,9 @@ class ConvertOptions:
         _check_range("seed", self.seed, 0, 2**31 - 1)
         for name, allowed in (("effort", tuple(EFFORTS)), ("device", DEVICES), ("weights", FLOATS)):
             check_choice(name, getattr(self, name), allowed)
-        if self.quantize is not None:
-            check_choice("quantize", self.quantize, ARITHMETIC)
+        for name, choices in (("quantize", ARITHMETIC), ("labels", LABELS), ("mode", MODES)):
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
         if self.plan not in PLANS and not Path(self.plan).is_file():
             raise UsageError(f"--plan {self.plan}: expected {', '.join(PLANS)} or the path of a JSON file")
         if self.plan != "search" and self.exact:
@@ -168,8 +171,6 @@ class ConvertOptions:
                 "--quantize with --latency: the device's table knows float32 stages only; convert first, then "
                 "s2d export OUT --quantize on the device, where its stages are measured"
             )
-        if self.mode is not None:
-            check_choice("mode", self.mode, MODES)
 
     @property
     def running(self) -> Running:

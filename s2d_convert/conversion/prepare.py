@@ -12,14 +12,14 @@ import torch
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import MOST_THREADS, Running
 from s2d_convert.calibration.chance import FEW, interval
-from s2d_convert.calibration.policies import Scores, check_classes, check_enough
+from s2d_convert.calibration.policies import Scores, check_classes, check_enough, check_kind
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Prepared, Reporter
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_data
-from s2d_convert.data.made_up import Answers, made_up_data
+from s2d_convert.data.made_up import made_up_data
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
 from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, UsageError
@@ -31,17 +31,21 @@ from s2d_convert.frontend.static_check import check_static
 from s2d_convert.latency.device_table import Table, read_table
 from s2d_convert.network.staged_net import unsupported_nodes
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.search.evaluate import right_classes
 
 TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
 
 
 def read_analysed(
-    path: Path, *, size: tuple[int, int] | None = None, output: str | None = None, strict: bool = True
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    output: str | None = None,
+    labels: str | None = None,
+    strict: bool = True,
 ) -> AnalysedModel:
-    """Load and analyse a model file. Raises ModelError naming every node that is not supported,
+    """Load and analyse a model file (`load_graph`). Raises ModelError naming every node that is not supported,
     unless `strict` is off."""
-    graph = load_graph(path, size=size, output=output)
+    graph = load_graph(path, size=size, output=output, labels=labels)
     missing = unsupported_nodes(graph) if strict else ()
     if missing:
         raise ModelError(
@@ -72,13 +76,13 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     """Load, analyse and check: no training happens before the static model has shown that it works on the data."""
     reporter.step("load")
     device = torch_device(options.device)
-    model = read_analysed(options.model, size=options.size, output=options.output)
+    model = read_analysed(options.model, size=options.size, output=options.output, labels=options.labels)
     graph = model.graph
     preprocess = preprocess_of(graph, options)
     table = read_latencies(options, reporter)
     static = StaticModel(graph, Running(threads=min(torch.get_num_threads(), MOST_THREADS), provider=options.provider))
     reporter.step("data")
-    dataset = read_dataset(graph, preprocess, options, reporter, logits=static.logits)
+    dataset = read_dataset(static, preprocess, options, reporter)
     if options.risk_bound is not None:
         images = promise_images(dataset)
         share = len(images) / sum(map(len, (dataset.train, dataset.calib, dataset.test)))
@@ -86,7 +90,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     reporter.step("static check")
     logits = static_logits(static, dataset.calib)
     static_check(static, dataset.calib, logits, options, reporter)
-    right = right_classes(dataset.calib, logits)
+    right = graph.task.right(dataset.calib.labels, logits)
     weights = static_weights(graph, model.channels)
     return Prepared(model, weights, preprocess, dataset, static, logits, right, device, options.provider, table)
 
@@ -130,19 +134,23 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def read_dataset(
-    graph: Graph, preprocess: Preprocess, options: ConvertOptions, reporter: Reporter, *, logits: Answers
-) -> Dataset:
-    """The user's images, or made-up ones that the static model, `logits`, has labelled."""
+def read_dataset(static: StaticModel, preprocess: Preprocess, options: ConvertOptions, reporter: Reporter) -> Dataset:
+    """The user's images, or made-up ones that the static model has labelled."""
+    graph = static.graph
     if options.data is None or options.picture is not None:
         reporter.warn(_without_data(options))
         return made_up_data(
-            options.work.made_up_images, preprocess, seed=options.seed, logits=logits, picture=options.picture
+            options.work.made_up_images,
+            preprocess,
+            seed=options.seed,
+            answers=lambda images: graph.task.answers(static.logits(images)),
+            picture=options.picture,
         )
     dataset = load_data(
         options.data,
         preprocess=preprocess,
         classes=graph.classes,
+        several=graph.task.several,
         seed=options.seed,
         reading=Reading(
             options.strict,
@@ -176,6 +184,7 @@ def check_promise(static: StaticModel, images: Images, bound: RiskBound, *, shar
     """Raise DataError if no result on the images can keep the promise: before anything long is done. `share`: the part of all
     images that they are."""
     labelled = images.labels is not None
+    check_kind(static.graph.task, bound)
     check_enough(len(images), bound, labelled=labelled, share=share)
     if bound.per_class:
         none = np.empty((0, 0, classes), np.float32)

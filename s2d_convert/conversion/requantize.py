@@ -65,8 +65,8 @@ def requantize(
         note("what was promised of the folder does not hold for other arithmetic: the new policies promise nothing")
     stages = read_stages(folder, before)
     made = converted_folder(before, stages, asked, dataset=dataset, static=static, note=note)
-    models, logits = made.models, made.logits
-    scores = Scores(logits, static_logits(static, dataset.calib).argmax(axis=1), dataset.calib.labels)
+    models, logits, task = made.models, made.logits, static.graph.task
+    scores = Scores(logits, task.answers(static_logits(static, dataset.calib)), dataset.calib.labels, task=task)
     temperatures = fit_temperatures(scores)
     for model, temperature in zip(models, temperatures, strict=True):
         set_temperature(model.model, temperature)
@@ -103,11 +103,12 @@ def converted_folder(
     float32 as well. Raises ModelError where nothing is left to convert.
     """
     kinds = list(kinds_of(asked.kind, len(stages)))
-    float_classes = stage_logits(static.graph, stages, dataset.calib).argmax(axis=2)
+    task = static.graph.task
+    float_classes = task.answers(stage_logits(static.graph, stages, dataset.calib))
     while True:
         models = convert_stages(before, stages, dataset.train, kinds=kinds)
         logits = stage_logits(static.graph, models, dataset.calib, provider=asked.running.provider)
-        agreement = (logits.argmax(axis=2) == float_classes).mean(axis=1)
+        agreement = task.agree(task.answers(logits), float_classes).mean(axis=1)
         for number, (same, kind) in enumerate(zip(agreement, kinds, strict=True), start=1):
             note(f"stage {number} ({kind}): answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
         if (spoiled := spoiled_stage(agreement, kinds)) is None:

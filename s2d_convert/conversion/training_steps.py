@@ -140,7 +140,7 @@ def finetune(job: Job, plan: Plan, *, start: Path | None = None) -> Tuned:
         file = job.run.path / FIRST_CHAIN
         if not file.exists():
             write_bytes(file, compact(job.ready.solver.chain(plan)) if start is None else start.read_bytes())
-        return train_chain(job, read_chain(file))
+        return train_chain(job, read_chain(file, labels=job.ready.graph.labels))
     training = _training(job.ready, job.ready.solver.chain(plan))
     if start is not None:
         _load_finished(training.net, start)
@@ -181,7 +181,8 @@ def _finetuned(job: Job, training: _Training) -> Tuned:
 def _right_answers(job: Job, training: _Training) -> float:
     """The share of the held-out images that the exits answer rightly, on average over the exits."""
     logits = exit_logits(training.net, job.ready.dataset.calib, training.masks)
-    return float((logits.argmax(axis=2) == job.ready.right_classes).mean())
+    task = job.ready.task
+    return float(task.agree(task.answers(logits), job.ready.right_classes).mean())
 
 
 def try_out(job: Job, plan: Plan, before: Path | None, after: Path, steps: int) -> None:
@@ -208,7 +209,7 @@ def _tried(ready: Prepared, plan: Plan, file: Path | None, *, norms: bool) -> _T
     """A first chain from its file, or with its solved weights."""
     if plan.stages == 1:
         data = compact(ready.solver.chain(plan)) if file is None else file.read_bytes()
-        return _training(ready, chain_from_bytes(data), norms=norms)
+        return _training(ready, chain_from_bytes(data, labels=ready.graph.labels), norms=norms)
     training = _training(ready, ready.solver.chain(plan), norms=norms)
     if file is not None:
         _load_finished(training.net, file)

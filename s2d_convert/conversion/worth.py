@@ -10,8 +10,8 @@ import numpy as np
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.calibration.confidence_floor import above, floors, sure_rows
-from s2d_convert.calibration.thresholds import confidences, fit_temperature
 from s2d_convert.conversion.context import Job, goal_of
+from s2d_convert.data.labels import groups
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.search.base import Evaluation
@@ -22,15 +22,15 @@ Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage take
 
 
 def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
-    """Return what stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the
-    budget."""
-    ready = job.ready
-    confidence = confidences(logits, [fit_temperature(row, ready.right_classes) for row in logits])
-    correct = logits.argmax(axis=2) == ready.right_classes
+    """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
+    ready, task = job.ready, job.ready.task
+    confidence = task.confidences(logits, task.fit_temperatures(logits, ready.right_classes))
+    correct = task.agree(task.answers(logits), ready.right_classes)
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
     if job.careful:  # as the policies of the folder will be chosen
-        rows, static = sure_rows(ready.calib_logits), ready.calib_logits.argmax(axis=1)
-        confidence = above(confidence, floors(confidence, correct, static, classes=logits.shape[2]))[:, rows]
+        rows, said = sure_rows(ready.calib_logits, task), task.answers(ready.calib_logits)
+        lowest = floors(confidence, correct, groups(said), classes=task.kinds(logits.shape[2]))
+        confidence = above(confidence, lowest)[:, rows]
         correct = correct[:, rows]
     value = goal_of(job).value(confidence, correct, cost)
     return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2d_convert.base.text import listed
-from s2d_convert.data.images import DARK, Images, IntArray
+from s2d_convert.data.images import DARK, Images
+from s2d_convert.data.labels import LabelSpace, fitting_labels
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import Warn, log_warning
 from s2d_convert.errors import DataError
@@ -35,8 +36,8 @@ UNREADABLE_ARRAY = (
 )
 
 
-def read_npz(path: Path, preprocess: Preprocess, classes: int, *, warn: Warn = log_warning) -> Images:
-    """Read the images of an .npz file. Raises DataError, also for arrays of Python objects: reading them can run code."""
+def read_npz(path: Path, preprocess: Preprocess, space: LabelSpace, *, warn: Warn = log_warning) -> Images:
+    """Return the Images of an .npz file; arrays of Python objects are refused, since reading them can run code."""
     try:
         images, labels = _arrays(path)
     except UNREADABLE_ARRAY as error:
@@ -53,7 +54,7 @@ def read_npz(path: Path, preprocess: Preprocess, classes: int, *, warn: Warn = l
             "fewer than 8 bits"
         )
     if labels is not None:
-        labels = _fitting_labels(path, labels, len(images), classes)
+        labels = fitting_labels(path, labels, len(images), space)
     rows = np.arange(len(images), dtype=np.int64)
     return Images(images, preprocess, rows, labels, "unlabelled" if labels is None else "labelled")
 
@@ -99,29 +100,3 @@ def _fitting(path: Path, images: NDArray[Any], preprocess: Preprocess) -> NDArra
                 f"{path}: {len(faulty)} of {len(images)} images hold NaN or inf, the first is row {faulty[0]}"
             )
     return images
-
-
-def _fitting_labels(path: Path, labels: NDArray[Any], count: int, classes: int) -> IntArray:
-    """Return the labels as int64 [B]. Raises DataError when their type, number or range does not fit."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        hint = ""
-        if labels.ndim == 2:
-            several = (labels != 0).sum(axis=1) != 1
-            hint = (
-                f"; {int(several.sum())} rows give several labels or none, which cannot be converted yet"
-                if several.any()
-                else "; use labels.argmax(axis=1)"
-            )
-        raise DataError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}, expected whole numbers of shape (B,){hint}"
-        )
-    if len(labels) != count:
-        raise DataError(f"{path}: {count} images but {len(labels)} labels; expected one label per image")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"{path}: labels run from {low} to {high}, the model's {classes} classes allow 0 to {classes - 1}"
-        )
-    return labels.astype(np.int64)

@@ -1,7 +1,7 @@
 """Folders of images: their files, labels and splits.
 
-A folder holds class folders, or images directly, or `train/` and perhaps `val/` and `test/` (`roles`), each of which holds
-class folders or images.
+A folder holds class folders, or images directly, or `train/` and perhaps `val/` and `test/` (`roles`) that are one of
+these two. Where images have several labels, `labels.csv` or `labels.json` lies beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from s2d_convert.base.text import listed
 from s2d_convert.data.decode import ImageFiles, Look, decode
-from s2d_convert.data.images import DARK, Images, IntArray, Kind
+from s2d_convert.data.images import DARK, Images, Kind
+from s2d_convert.data.labels import FILES, Labels, LabelSpace, read_label_file
 from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import Reading, Warn
@@ -34,18 +35,18 @@ _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 @dataclass(frozen=True)
 class _Folder:
-    """The image files of one folder. `labels`: int64 [B]; `labels` and `class_names` are None without class folders."""
+    """Return the image files of one folder: `labels` and `class_names`, or None where there are no classes."""
 
     path: Path
     files: tuple[str, ...]
-    labels: IntArray | None
+    labels: Labels | None
     class_names: tuple[str, ...] | None
 
 
 def read_folder(
     path: Path,
     preprocess: Preprocess,
-    classes: int,
+    space: LabelSpace,
     *,
     choose: Choose,
     reading: Reading,
@@ -56,7 +57,7 @@ def read_folder(
     reading is strict.
     """
     preprocess.check_known(path)
-    folders = _list_folders(path, classes, choose, reading.warn)
+    folders = _list_folders(path, space, choose, reading.warn)
     files = tuple(file for folder in folders.values() for file in folder.files)
     height, width = preprocess.size
     store: NDArray[np.uint8] | ImageFiles
@@ -73,19 +74,24 @@ def read_folder(
     return _as_images(folders, store, preprocess, summary)
 
 
-def _list_folders(path: Path, classes: int, choose: Choose, warn: Warn) -> dict[str, _Folder]:
-    """Return the image files of every chosen split. All are labelled by the class folders of train, or none are."""
+def _list_folders(path: Path, space: LabelSpace, choose: Choose, warn: Warn) -> dict[str, _Folder]:
+    """Return the image files of every chosen split; all are labelled by the class folders of train, or none is."""
     path = _unpacked(path)
     splits = _find_splits(path, warn)
     if not splits:
-        return {"train": _list_folder(path, classes, warn)}
-    reference = _list_folder(splits["train"], classes, warn) if "train" in splits else None
+        return {"train": _list_folder(path, space, warn)}
+    shared = _scan(path).label_file
+    reference = _list_folder(splits["train"], space, warn, shared=shared) if "train" in splits else None
     names = reference.class_names if reference else None
     folders = {}
     for role in choose(path, splits, warn):
-        folder = reference if reference and role == "train" else _list_folder(splits[role], classes, warn, names=names)
+        folder = reference
+        if not folder or role != "train":
+            folder = _list_folder(splits[role], space, warn, names=names, shared=shared)
         if reference and (folder.labels is None) != (reference.labels is None):
-            raise DataError(f"{path}: only one of '{splits['train'].name}' and '{splits[role].name}' has class folders")
+            raise DataError(
+                f"{path}: only one of '{splits['train'].name}' and '{splits[role].name}' has class folders, or labels"
+            )
         folders[role] = folder
     return folders
 
@@ -128,8 +134,18 @@ def _unwrapped(path: Path, role: str) -> Path:
     return entries.folders[0] if alone and role_of(entries.folders[0].name) == role else path
 
 
-def _list_folder(path: Path, classes: int, warn: Warn, *, names: tuple[str, ...] | None = None) -> _Folder:
-    """Return the image files of a folder with or without class folders. names: the class folders of train."""
+def _list_folder(
+    path: Path,
+    space: LabelSpace,
+    warn: Warn,
+    *,
+    names: tuple[str, ...] | None = None,
+    shared: Path | None = None,
+) -> _Folder:
+    """Return the image files of a folder with or without class folders.
+
+    names: the classes or labels of train; shared: the file of labels of all parts.
+    """
     entries = _scan(path)
     if entries.strays:
         raise DataError(
@@ -142,15 +158,41 @@ def _list_folder(path: Path, classes: int, warn: Warn, *, names: tuple[str, ...]
             f"{path}: mixes {len(entries.images)} images with {len(entries.folders)} folders; expected class "
             f"folders only, or images only"
         )
+    label_file = entries.label_file or shared
+    if label_file is not None:
+        return _with_label_file(path, entries, label_file, space, names)
     if entries.images:
         return _Folder(path, tuple(map(str, entries.images)), None, None)
-    return _list_classes(path, entries.folders, classes, names, warn)
+    if space.several and space.classes > 1:
+        raise DataError(
+            f"{path}: has class folders, which give one class per image, and the model gives {space.classes} labels, each by "
+            f"itself; put the images into one folder with {' or '.join(FILES)}, or say --labels classes if one class is right"
+        )
+    return _list_classes(path, entries.folders, space, names, warn)
+
+
+def _with_label_file(
+    path: Path, entries: _Entries, label_file: Path, space: LabelSpace, names: tuple[str, ...] | None
+) -> _Folder:
+    """The images of a folder with the labels that a file gives them."""
+    if not space.several:
+        raise DataError(
+            f"{label_file}: gives several labels per image, and the model one of {space.classes} classes; say --labels multi if "
+            "it gives each label by itself, or remove the file"
+        )
+    if not entries.images:
+        raise DataError(f"{label_file}: gives labels to images, and {path} holds folders; put the images right there")
+    told = read_label_file(label_file, space.classes)
+    if names is not None and told.names != names:
+        raise DataError(f"{label_file}: names other labels than those of train, or in another order")
+    return _Folder(path, tuple(map(str, entries.images)), told.of(entries.images), told.names)
 
 
 def _list_classes(
-    path: Path, folders: Sequence[Path], classes: int, names: tuple[str, ...] | None, warn: Warn
+    path: Path, folders: Sequence[Path], space: LabelSpace, names: tuple[str, ...] | None, warn: Warn
 ) -> _Folder:
-    """Return the files of all class folders with their labels."""
+    """Return the files of all class folders with their labels; two folders where there is one label to give or not."""
+    classes = 2 if space.several else space.classes
     own_names = tuple(folder.name for folder in folders)
     names = names or own_names
     if len(names) != classes:
@@ -171,15 +213,17 @@ def _list_classes(
         labels += [names.index(folder.name)] * len(images)
     if not files:
         raise DataError(f"{path}: its {len(own_names)} class folders hold no images")
+    if space.several:
+        return _Folder(path, tuple(files), np.asarray(labels, np.int8)[:, None], names[1:])
     return _Folder(path, tuple(files), np.asarray(labels, np.int64), names)
 
 
 def _scan_class(folder: Path, warn: Warn) -> list[str]:
     """Return the image files of one class folder."""
     entries = _scan(folder)
-    if entries.folders or entries.strays:
-        stray = (entries.folders + entries.strays)[0]
-        count = len(entries.folders) + len(entries.strays)
+    others = entries.folders + entries.strays + ((entries.label_file,) if entries.label_file else ())
+    if others:
+        stray, count = others[0], len(others)
         raise DataError(
             f"{folder}: is a class folder but holds {count} other things than images, the first is '{stray.name}'; "
             f"expected images only"
@@ -194,11 +238,12 @@ class _Entries:
     folders: tuple[Path, ...]
     images: tuple[Path, ...]
     strays: tuple[Path, ...]
+    label_file: Path | None = None
 
 
 def _scan(path: Path) -> _Entries:
-    """Return the entries of a folder, sorted by name, without hidden files and files that file managers leave behind."""
-    folders, images, strays = [], [], []
+    """Return what lies in a folder, sorted by name; hidden files and file managers' droppings are left out."""
+    folders, images, strays, label_files = [], [], [], []
     try:
         with os.scandir(path) as entries:
             for entry in entries:
@@ -208,11 +253,16 @@ def _scan(path: Path) -> _Entries:
                     folders.append(entry.name)
                 elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
                     images.append(entry.name)
+                elif entry.name in FILES:
+                    label_files.append(path / entry.name)
                 else:
                     strays.append(entry.name)
     except OSError as error:
         raise DataError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
-    return _Entries(*(tuple(path / name for name in sorted(names)) for names in (folders, images, strays)))
+    if len(label_files) > 1:
+        raise DataError(f"{path}: holds both {' and '.join(FILES)}; keep one")
+    inner, pictures, others = (tuple(path / name for name in sorted(names)) for names in (folders, images, strays))
+    return _Entries(inner, pictures, others, label_files[0] if label_files else None)
 
 
 def _as_images(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from s2d_convert.data.augment import Level, augment
 from s2d_convert.data.decode import ImageFiles
+from s2d_convert.data.labels import Labels, groups
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError, UsageError
 
@@ -30,7 +31,8 @@ DARK = 64  # if no pixel of any image is brighter, images hold fewer bits than t
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Rows of a pixel store, with labels int64 [B], or None without labels.
+    """Rows of a pixel store, with their labels: the class, int64 [B], or 0 or 1 for each label, int8 [B, K], or None when
+    there are none.
 
     `pixels`: uint8 [*, H, W, C], float32 model input, or files that are decoded lazily.
     """
@@ -38,7 +40,7 @@ class Images:
     pixels: NDArray[Any] | ImageFiles
     preprocess: Preprocess
     rows: IntArray
-    labels: IntArray | None
+    labels: Labels | None
     kind: Kind
     class_names: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = None  # the file of each row of `pixels`
@@ -53,7 +55,11 @@ class Images:
 
     def digest(self) -> str:
         """Return a hash of the images, in order, and of the labels. Lazily decoded files are hashed by names and sizes."""
-        digest = hashlib.sha256(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
+        labels = self.labels
+        told = labels.tolist() if labels is not None and labels.ndim == 1 else None
+        digest = hashlib.sha256(f"{len(self)} {told}".encode())
+        if labels is not None and labels.ndim > 1:
+            digest.update(np.ascontiguousarray(labels).data)
         for start in range(0, len(self), HASHED_ROWS):
             rows = slice(start, start + HASHED_ROWS)
             if isinstance(self.pixels, ImageFiles):
@@ -135,8 +141,8 @@ def _divide(images: Images, count: int, rng: np.random.Generator) -> tuple[Image
     """Divide the images into all but `count`, and `count`. Both parts are shuffled and stratified by label."""
     order = rng.permutation(len(images))
     if images.labels is not None:
-        order = order[np.argsort(images.labels[order], kind="stable")]
-    # Evenly spaced in the order by class: exactly `count` in total, and within one of the exact share per class.
+        order = order[np.argsort(groups(images.labels)[order], kind="stable")]
+    # Evenly spaced along the order by class: exactly `count` in all, and within one of the exact share per class.
     steps = np.arange(len(order) + 1) * count // len(order)
     is_held_out = np.diff(steps) == 1
     rest, held_out = order[~is_held_out], order[is_held_out]

@@ -7,8 +7,10 @@ Accepted are
 - a folder with `train/` and perhaps `val/` and `test/` (other common names: see `roles`), each one of the two above,
 - an `.npz` with `images` (uint8 NHWC, or float32 exactly as the model takes them) and perhaps `labels`.
 
-Every problem with the data is a DataError of one sentence. A few unreadable pictures are left out with a warning, unless
-reading is strict. docs/data.md describes the pictures that can be read.
+Where images have several labels, a file beside the images gives them (`labels`), or a `labels` array of 0 and 1.
+
+Everything wrong with the data is a DataError of one sentence. A few pictures that cannot be read are left out with a
+warning, unless reading is strict; docs/data.md says what pictures may look like.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from s2d_convert.data.arrays import read_npz
 from s2d_convert.data.decode import CHUNK, ImageFiles
 from s2d_convert.data.folders import Choose, read_folder
 from s2d_convert.data.images import DEFAULT_HOLDOUT, MIN_IMAGES, Dataset, Images, halves, split_images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import LENIENT, Reading, Warn
@@ -36,17 +39,18 @@ def load_data(
     *,
     preprocess: Preprocess,
     classes: int,
+    several: bool = False,
     seed: int,
     holdout: float = DEFAULT_HOLDOUT,
     reading: Reading = LENIENT,
 ) -> Dataset:
-    """Load the data at `path` for a model with `classes` classes.
+    """Return the Dataset at `path`, for a model with `classes` classes, or with `several` so many labels.
 
     With folders `val/` and `test/`, val becomes calib and test becomes test. If there is only one of them, it is halved
     into calib and test. Without either, a part of the images is held out (`split_images`). Raises DataError.
     """
     source = Path(path)
-    parts = _read(source, preprocess, classes, choose=_for_training, reading=reading)
+    parts = _read(source, preprocess, LabelSpace(classes, several), choose=_for_training, reading=reading)
     _check_usable(source, parts)
     rng = np.random.default_rng(seed)
     if len(parts) == 1:
@@ -60,13 +64,14 @@ def load_all(
     *,
     preprocess: Preprocess,
     classes: int,
+    several: bool = False,
     reading: Reading = LENIENT,
 ) -> Images:
     """Load all images at `path` in the order of their names. Raises DataError.
 
     Of a divided folder, only the test part is loaded, or the val part if there is no test part.
     """
-    parts = _read(Path(path), preprocess, classes, choose=_for_evaluation, reading=reading)
+    parts = _read(Path(path), preprocess, LabelSpace(classes, several), choose=_for_evaluation, reading=reading)
     return next(iter(parts.values()))
 
 
@@ -75,6 +80,7 @@ def load_calibration(
     *,
     preprocess: Preprocess,
     classes: int,
+    several: bool = False,
     reading: Reading = LENIENT,
 ) -> Images:
     """Load all images at `path` for setting thresholds. Of a divided folder, only the val part, or else the test part.
@@ -82,7 +88,7 @@ def load_calibration(
     Raises DataError, also for images that are too few, all equal or all of one class.
     """
     source = Path(path)
-    parts = _read(source, preprocess, classes, choose=_for_calibration, reading=reading)
+    parts = _read(source, preprocess, LabelSpace(classes, several), choose=_for_calibration, reading=reading)
     (images,) = parts.values()
     _check_usable(source, {"the data": images})
     return images
@@ -91,19 +97,19 @@ def load_calibration(
 def _read(
     path: Path,
     preprocess: Preprocess,
-    classes: int,
+    space: LabelSpace,
     *,
     choose: Choose,
     reading: Reading,
 ) -> dict[str, Images]:
     """Return the chosen parts by role; only "train" if the data is not divided."""
     if path.is_dir():
-        return read_folder(path, preprocess, classes, choose=choose, reading=reading)
+        return read_folder(path, preprocess, space, choose=choose, reading=reading)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a folder of images or an .npz file")
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: is not data that can be read; expected a folder of images or an .npz file")
-    return {"train": read_npz(path, preprocess, classes, warn=reading.warn)}
+    return {"train": read_npz(path, preprocess, space, warn=reading.warn)}
 
 
 def sample_files(path: Path, count: int) -> tuple[str, ...]:
@@ -153,8 +159,11 @@ def _check_usable(path: Path, parts: Mapping[str, Images]) -> None:
         if len(images) < least:
             raise DataError(f"{path}: got {len(images)} images in {role}, at least {least} are needed")
         if images.labels is not None and (images.labels == images.labels[0]).all():
+            one = (
+                str(images.labels[0]) if images.labels.ndim == 1 else f"set {np.flatnonzero(images.labels[0]).tolist()}"
+            )
             raise DataError(
-                f"{path}: all {len(images)} images in {role} have label {images.labels[0]}; expected "
+                f"{path}: all {len(images)} images in {role} have label {one}; expected "
                 "several classes (of a filter also images of what it is to find)"
             )
         if _all_equal(images):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from PIL import Image
 from s2d_convert.data.augment import augment
 from s2d_convert.data.folders import MAX_IN_MEMORY_BYTES
 from s2d_convert.data.images import Dataset, Images, split_images
+from s2d_convert.data.labels import groups
 from s2d_convert.data.picture import UNREADABLE, quiet_decoders, read_picture, reason_of
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.synthetic import made_up
@@ -30,16 +32,14 @@ ANSWER_BATCH = 100
 LARGEST_SIDE = 1024  # pixels along the longer side that are kept of a picture
 STRETCH = 0.3  # crops are up to exp(STRETCH) times as wide as high, or as high as wide
 
-Answers = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # model input -> logits [B, K]
+Answers = Callable[[NDArray[np.float32]], NDArray[Any]]  # model input -> classes [B], or sets of labels [B, K]
 
 
 def made_up_data(
-    count: int, preprocess: Preprocess, *, seed: int, logits: Answers, picture: Path | None = None
+    count: int, preprocess: Preprocess, *, seed: int, answers: Answers, picture: Path | None = None
 ) -> Dataset:
-    """Return a Dataset of `count` unlabelled images, with classes (by the model's own `logits`) less uneven than at random.
-
-    picture: a file whose crops are half of the images. Raises DataError if it cannot be used.
-    """
+    """Return a Dataset of `count` unlabelled images whose classes, by the model's own `answers`, are less uneven than chance
+    makes them; with a `picture`, half of them are its crops. Raises DataError for a picture that cannot be used."""
     bytes_each = math.prod(preprocess.size) * preprocess.channels
     pool = max(count, min(round(POOL * count), MAX_IN_MEMORY_BYTES // bytes_each))
     cropped = pool // 2 if picture is not None else 0
@@ -47,12 +47,12 @@ def made_up_data(
     if picture is not None:
         pixels = np.concatenate([pixels, crops(_opened(picture, preprocess), cropped, preprocess.size, seed=seed)])
     images = Images(pixels, preprocess, np.arange(pool, dtype=np.int64), None, "made-up")
-    classes = [
-        logits(np.ascontiguousarray(images.batch(slice(start, start + ANSWER_BATCH)))).argmax(axis=1)
+    said = [
+        answers(np.ascontiguousarray(images.batch(slice(start, start + ANSWER_BATCH))))
         for start in range(0, pool, ANSWER_BATCH)
     ]
-    kept = less_uneven(np.concatenate(classes), count, seed=seed)
-    # Indexing copies what is kept; a view would keep the whole pool in memory.
+    kept = less_uneven(groups(np.concatenate(said)), count, seed=seed)
+    # A copy of what is kept: the pool would stay in memory with it.
     chosen = Images(pixels[kept], preprocess, np.arange(count, dtype=np.int64), None, "made-up")
     return split_images(chosen, seed=seed, holdout=HOLDOUT)
 

@@ -24,7 +24,14 @@ from s2d_convert.calibration.policies import Scores
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.calibration.verdict import Outcome, outcomes
 from s2d_convert.data.images import Images
-from s2d_convert.exporting.per_class import ClassResult, answers_on, class_results, lost_classes
+from s2d_convert.exporting.per_class import (
+    ClassResult,
+    LabelScores,
+    answers_on,
+    class_results,
+    label_scores,
+    lost_classes,
+)
 from s2d_convert.exporting.provenance import Origin
 from s2d_convert.frontend.equivalence import noise
 from s2d_convert.frontend.reference import StaticModel, to_logits
@@ -56,7 +63,10 @@ class Measured:
     """Numbers of an export on a set of images. Latencies are ratios to the static model, measured in the same run;
     `correct_*` are shares of right answers (None without labels), `agreement` with the static model; `balanced_*` and
     `per_class` tell more where classes are unequal, `lost_classes` which classes a stage loses, in sentences; `outcomes` are
-    what every policy of the folder does on these images."""
+    what every policy of the folder does on these images.
+
+    Where images have several labels, an answer is right if all are, and `labels` tells of them one by one.
+    """
 
     images: int
     exit_share: tuple[float, ...]
@@ -78,6 +88,7 @@ class Measured:
     per_class: tuple[ClassResult, ...] = ()
     lost_classes: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
+    labels: LabelScores | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -87,7 +98,7 @@ class Measured:
         """What the numbers do not tell by themselves: that they rest on few images, and the classes that a stage loses."""
         what, share = ("agreement", self.agreement)
         if self.correct_dynamic is not None:
-            what, share = "accuracy", self.correct_dynamic
+            what, share = ("accuracy" if self.labels is None else "exact match"), self.correct_dynamic
         few = few_images(f"measured {what}", share, self.images)
         return (*([few] if few else []), *self.lost_classes)
 
@@ -127,30 +138,32 @@ def measure(
     runner: Dispatcher, static: StaticModel, images: Images, *, running: Running, budget: float | None = None
 ) -> Measured:
     """All numbers of the export behind `runner` on `images`, at `budget` (None: the default policy)."""
-    reference, logits, stage, every = [], [], [], []
+    graph, task = static.graph, static.graph.task
+    reference, answered, stage, every = [], [], [], []
     for part in slices(len(images), RUN_BATCH):
         data = np.ascontiguousarray(images.batch(part))
         answer = runner(data, budget=budget)
-        reference.append(static.logits(data).argmax(axis=1))
-        logits.append(to_logits(answer.output, static.graph.output_kind).argmax(axis=1))
+        reference.append(task.answers(static.logits(data)))
+        answered.append(task.answers(to_logits(answer.output, graph.output_kind)))
         stage.append(answer.stage)
         every.append(_logits_of_stages(runner, data))
-    said, dynamic, exits = np.concatenate(reference), np.concatenate(logits), np.concatenate(stage)
+    said, dynamic, exits = np.concatenate(reference), np.concatenate(answered), np.concatenate(stage)
     stages = len(runner.manifest.stages)
     share = np.bincount(exits, minlength=stages + 1)[1:] / max(1, len(exits))
     mean, median, worst, static_ms = _latency(runner, static, images, exits, batch=running.batch, budget=budget)
     entries = runner.manifest.stages
     upto = np.cumsum([entry.macs for entry in entries])
     labels, origin = images.labels, Origin.of(runner.manifest)
-    answers = answers_on(images, said, dynamic, exits, classes=static.graph.classes)
+    answers = answers_on(images, said, dynamic, exits, classes=graph.classes, task=task)
     lost = lost_classes(answers, images.class_names)
     shown = answers.unequal or bool(lost)
+    balanced = shown and answers.labelled and not task.several
     return Measured(
         images=len(images),
         exit_share=tuple(share.tolist()),
-        correct_static=None if labels is None else float((said == labels).mean()),
-        correct_dynamic=None if labels is None else float((dynamic == labels).mean()),
-        agreement=float((said == dynamic).mean()),
+        correct_static=None if labels is None else float(task.agree(said, labels).mean()),
+        correct_dynamic=None if labels is None else float(task.agree(dynamic, labels).mean()),
+        agreement=float(task.agree(said, dynamic).mean()),
         static_ms=static_ms,
         mean_latency=mean,
         median_latency=median,
@@ -161,11 +174,12 @@ def measure(
         parameters=int(sum(entry.parameters for entry in entries)),
         threads=running.threads,
         batch=running.batch,
-        balanced_static=answers.balanced(said) if shown and answers.labelled else None,
-        balanced_dynamic=answers.balanced(dynamic) if shown and answers.labelled else None,
+        balanced_static=answers.balanced(said) if balanced else None,
+        balanced_dynamic=answers.balanced(dynamic) if balanced else None,
         per_class=class_results(answers, images.class_names) if shown else (),
         lost_classes=lost,
-        outcomes=folder_outcomes(runner.manifest, Scores(np.concatenate(every, axis=1), said, labels)),
+        outcomes=folder_outcomes(runner.manifest, Scores(np.concatenate(every, axis=1), said, labels, task=task)),
+        labels=label_scores(answers) if task.several else None,
     )
 
 

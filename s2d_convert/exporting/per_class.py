@@ -1,17 +1,21 @@
 """The effect of an exported folder on each class: accuracy, agreement, and classes that a stage loses.
 
-Letters: B images, K classes.
+Letters: B images, K classes or labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
+from s2d_convert.base.arrays import Array
 from s2d_convert.base.text import listed
 from s2d_convert.calibration.chance import FEW_OF_CLASS, LOST, ONE_SIDED, Classes, unequal
+from s2d_convert.calibration.task import ONE_CLASS, Task
 from s2d_convert.data.images import Images
 
 MOST_ROWS = 30
@@ -19,9 +23,11 @@ MOST_ROWS = 30
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class: its number of images, and the accuracy and agreement on them.
+    """One class: how many images have it as their label (without labels: as the static model's answer), which share of them
+    is answered rightly, and which share as the static model does.
 
-    An image belongs to the class of its label, or without labels to that of the static model's answer.
+    Where images have several labels, of one of them: the images that have it, the share of these to which it is given, and
+    the share of all images on which it is given or not as by the static model.
     """
 
     name: str
@@ -33,41 +39,56 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers on the same images, all [B]. `truth`: the labels, or without labels the static model's answers.
+    """Answers on the same images: `truth` are the labels, or without them the static model's answers; all are [B], or [B, K]
+    where an image has several labels.
 
     `exits`: the number of the stage that answered, from 1.
     """
 
-    truth: Classes
-    static: Classes
-    dynamic: Classes
+    truth: Array
+    static: Array
+    dynamic: Array
     exits: Classes
     classes: int
     labelled: bool
+    task: Task = ONE_CLASS
 
-    def balanced(self, answers: Classes) -> float:
-        """Return the balanced accuracy: the mean of the accuracies of all classes that have images."""
-        counts = np.bincount(self.truth, minlength=self.classes)
-        hits = np.bincount(self.truth[answers == self.truth], minlength=self.classes)
+    def balanced(self, answers: Array) -> float:
+        """Return the mean over the classes with images of the share that is answered rightly."""
+        counts = self.counts
+        hits = np.array([(self.having(k) & self.task.has(answers, k)).sum() for k in range(self.classes)])
         return float((hits[counts > 0] / counts[counts > 0]).mean())
+
+    @cached_property
+    def counts(self) -> Array:
+        """How many images have each class, int [K]."""
+        return self.truth.sum(axis=0) if self.task.several else np.bincount(self.truth, minlength=self.classes)
 
     @property
     def unequal(self) -> bool:
-        """Whether the sizes of the classes differ by more than chance."""
-        return unequal(np.bincount(self.truth, minlength=self.classes))
+        """Whether some classes are larger than others by more than chance; labels are always told one by one."""
+        return self.task.several or unequal(self.counts)
+
+    @property
+    def present(self) -> list[int]:
+        """The classes that some images have."""
+        return np.flatnonzero(self.counts).tolist()
+
+    def having(self, k: int) -> NDArray[np.bool_]:
+        """Which images have class k [B]."""
+        return self.task.has(self.truth, k)
 
 
 def class_results(answers: Answers, names: Sequence[str] | None) -> tuple[ClassResult, ...]:
     """Return the classes that have images, those with the largest loss first; at most MOST_ROWS."""
     rows = []
-    for k in np.unique(answers.truth):
-        in_class = answers.truth == k
-        static, dynamic = answers.static[in_class], answers.dynamic[in_class]
-        accuracies = [float((predicted == k).mean()) if answers.labelled else None for predicted in (static, dynamic)]
+    for k in answers.present:
+        here = answers.having(k)
+        static, dynamic = (answers.task.has(said, k) for said in (answers.static, answers.dynamic))
+        right = [float(said[here].mean()) if answers.labelled else None for said in (static, dynamic)]
+        same = (static == dynamic) if answers.task.several else (answers.static == answers.dynamic)[here]
         name = names[k] if names else str(k)
-        rows.append(
-            ClassResult(name, int(in_class.sum()), accuracies[0], accuracies[1], float((static == dynamic).mean()))
-        )
+        rows.append(ClassResult(name, int(here.sum()), right[0], right[1], float(same.mean())))
     return tuple(sorted(rows, key=_gain)[:MOST_ROWS])
 
 
@@ -79,20 +100,9 @@ def _gain(row: ClassResult) -> tuple[float, float]:
 
 
 def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return warnings about classes, as sentences.
-
-    There is one for every stage that gets a class wrong which the static model gets right on the same images, one for
-    classes that the static model gets wrong itself, and one where nearly all images belong to one class.
-    """
-    texts = []
-    counts = np.bincount(answers.truth, minlength=answers.classes)
-    largest = int(counts.argmax())
-    share = counts[largest] / max(1, len(answers.truth))
-    if answers.classes > 1 and share >= ONE_SIDED:
-        texts.append(
-            f"{100 * share:.1f} % of the images are of class '{names[largest] if names else largest}': the numbers say little "
-            "of the other classes; give more images of them"
-        )
+    """Return a sentence for every stage that hardly answers a class rightly which the static model knows on the same images, and
+    for classes that the static model does not know itself; and one where nearly all images are of one class."""
+    texts = list(_one_sided(answers, names))
     for stage in np.unique(answers.exits):
         lost = list(_lost_at(answers, answers.exits == stage))
         if lost:
@@ -108,26 +118,72 @@ def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ..
     return tuple(texts)
 
 
-def _lost_at(answers: Answers, leaving: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int, int]]:
-    """Yield (class, images, right answers of the static model) for the classes that are lost among the images that leave at
-    a stage. leaving: bool [B]."""
-    for k in np.unique(answers.truth):
-        in_class = leaving & (answers.truth == k)
-        hits = int((answers.static[in_class] == k).sum())
-        exit_hits = int((answers.dynamic[in_class] == k).sum())
-        if hits >= FEW_OF_CLASS and exit_hits <= LOST * hits:
-            yield int(k), int(in_class.sum()), hits
+def _one_sided(answers: Answers, names: Sequence[str] | None) -> Iterator[str]:
+    most = int(answers.counts.argmax())
+    share = answers.counts[most] / max(1, len(answers.truth))
+    if answers.classes > 1 and share >= ONE_SIDED and not answers.task.several:
+        yield (
+            f"{100 * share:.1f} % of the images are of class '{names[most] if names else most}': the numbers say little of the "
+            "other classes; give more images of them"
+        )
+
+
+def _lost_at(answers: Answers, leaving: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+    """(class, images, the static model's hits) of the classes that are lost among the images that leave at a stage."""
+    for k in answers.present:
+        here = leaving & answers.having(k)
+        hits, kept = (int(answers.task.has(said[here], k).sum()) for said in (answers.static, answers.dynamic))
+        if hits >= FEW_OF_CLASS and kept <= LOST * hits:
+            yield k, int(here.sum()), hits
 
 
 def _unknown(answers: Answers) -> Iterator[int]:
-    for k in np.unique(answers.truth):
-        in_class = answers.truth == k
-        if in_class.sum() >= FEW_OF_CLASS and (answers.static[in_class] == k).mean() <= LOST:
-            yield int(k)
+    for k in answers.present:
+        here = answers.having(k)
+        if here.sum() >= FEW_OF_CLASS and answers.task.has(answers.static[here], k).mean() <= LOST:
+            yield k
 
 
-def answers_on(images: Images, static: Classes, dynamic: Classes, exits: Classes, *, classes: int) -> Answers:
-    """Return the answers with the labels as truth, or without labels with the static model's answers."""
+def answers_on(images: Images, static: Array, dynamic: Array, exits: Classes, *, classes: int, task: Task) -> Answers:
+    """Return the answers with their labels, or without labels with the static model's answers in their place."""
     labelled = images.labels is not None
     truth = images.labels if images.labels is not None else static
-    return Answers(truth, static, dynamic, exits, classes, labelled)
+    return Answers(truth, static, dynamic, exits, classes, labelled, task)
+
+
+# Several labels
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """How well labels are given, each by itself: the share of them that is as by the static model, and, where there are
+    labels, the share that is right and F1, over all labels together (micro) and as the mean over those that occur (macro)."""
+
+    agreement: float
+    right_static: float | None = None
+    right_dynamic: float | None = None
+    micro_f1_static: float | None = None
+    micro_f1_dynamic: float | None = None
+    macro_f1_static: float | None = None
+    macro_f1_dynamic: float | None = None
+
+
+def label_scores(answers: Answers) -> LabelScores:
+    """The scores of answers with several labels."""
+    agreement = float((answers.static == answers.dynamic).mean())
+    if not answers.labelled:
+        return LabelScores(agreement)
+    right = [float((said == answers.truth).mean()) for said in (answers.static, answers.dynamic)]
+    (micro, macro), (micro_dynamic, macro_dynamic) = (
+        f1_scores(said, answers.truth) for said in (answers.static, answers.dynamic)
+    )
+    return LabelScores(agreement, right[0], right[1], micro, micro_dynamic, macro, macro_dynamic)
+
+
+def f1_scores(answers: Array, truth: Array) -> tuple[float, float]:
+    """F1 of labels 0 or 1 [B, K]: over all of them together, and the mean over the labels that occur in either."""
+    hits, given, true = (x.sum(axis=0).astype(np.float64) for x in (answers & truth, answers, truth))
+    occurs = given + true > 0
+    each = 2 * hits[occurs] / (given + true)[occurs]
+    total = float((given + true).sum())
+    return (float(2 * hits.sum() / total), float(each.mean())) if total else (1.0, 1.0)

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from s2d_runtime.dispatcher import LABEL_KINDS
 
-from s2d_convert.errors import ModelError
-from s2d_convert.frontend.ending import Ending, Region, set_end_aside, with_softmax_behind
+from s2d_convert.errors import ModelError, UsageError
+from s2d_convert.frontend.ending import (
+    Ending,
+    Region,
+    set_end_aside,
+    set_sigmoid_aside,
+    with_axis,
+    with_softmax_behind,
+)
 from s2d_convert.frontend.graph import SOFTMAXES, Graph, Node
 from s2d_convert.frontend.proto import names_read, opset_of, without_constants
 
@@ -20,10 +28,11 @@ def graph_of(
     model: onnx.ModelProto,
     shapes: dict[str, tuple[int, ...]],
     *,
+    labels: str | None = None,
     probabilities: bool = False,
     ends_in_softmax: bool = False,
 ) -> Graph:
-    """The Graph of a simplified model, its trailing Softmax set aside.
+    """The Graph of a simplified model, its trailing Softmax or Sigmoid set aside; `labels` as of `load_graph`.
 
     `probabilities`: it is known to answer some; `ends_in_softmax`: nothing before its last Softmax is to be set aside.
     Where no Softmax at the end makes the probabilities, one is put there, in the model and its `shapes` too.
@@ -36,12 +45,14 @@ def graph_of(
     image, output = _input_name(model), model.graph.output[0].name
     if all(output not in n.outputs for n in nodes):
         raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
-    ending = set_end_aside(Region(tuple(nodes), constants, shapes), output, as_it_is=ends_in_softmax)
-    if probabilities and not ending.tail:
+    region = Region(tuple(nodes), constants, shapes)
+    ending = set_end_aside(region, output, as_it_is=ends_in_softmax)
+    if labels != "multi" and probabilities and not ending.tail:
         with_softmax_behind(model, shapes)
         return graph_of(model, shapes, ends_in_softmax=True)
+    ending, kind = with_kind(region, ending, output, labels)
     nodes = _reaching(ending.nodes, ending.logits)
-    _check_classifier(nodes, ending, shapes)
+    _check_classifier(nodes, ending, shapes, least=1 if kind in LABEL_KINDS else 2)
     used = set().union(*map(names_read, model.graph.node))
     computed = {image, *(o for n in nodes for o in n.outputs)}
     return Graph(
@@ -53,13 +64,35 @@ def graph_of(
         opset=opset_of(model),
         skeleton=without_constants(model),
         tail=ending.tail,
-        output_kind=SOFTMAXES.get(ending.tail[-1].op, "logits") if ending.tail else "logits",
+        output_kind=kind,
         tail_shapes=MappingProxyType({o: shapes[o][1:] for n in ending.tail for o in n.outputs}),
     )
 
 
-def _check_classifier(nodes: list[Node], ending: Ending, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ModelError unless the nodes are a convolutional network whose exits can answer as it does."""
+def with_kind(region: Region, ending: Ending, output: str, labels: str | None) -> tuple[Ending, str]:
+    """The division with what is behind a Sigmoid set aside as well, and what kind of output that makes. `load` looks again
+    where more than a Softmax was set aside. Raises UsageError where `labels` does not fit."""
+    softmax = ending.tail
+    if softmax and labels == "multi":
+        raise UsageError(
+            f"--labels multi: output '{output}' comes from {softmax[0]}, which gives one class of many; leave the option out, or "
+            "choose a tensor before it with --output"
+        )
+    if softmax:
+        return ending, SOFTMAXES.get(softmax[-1].op, "logits")
+    behind_sigmoid = set_sigmoid_aside(region, output)
+    ending = with_axis(region, behind_sigmoid or ending)
+    if labels == "classes":
+        return ending, "logits"
+    if behind_sigmoid:
+        return ending, "sigmoid"
+    one = region.count(ending.logits) == 1
+    return ending, "sigmoid_logits" if labels == "multi" or one else "logits"
+
+
+def _check_classifier(nodes: list[Node], ending: Ending, shapes: Mapping[str, tuple[int, ...]], *, least: int) -> None:
+    """Raise ModelError unless the nodes are a convolutional network of at least so many classes whose exits can answer as it
+    does."""
     output = ending.logits
     if ending.made_of_probabilities:
         raise ModelError(
@@ -70,10 +103,10 @@ def _check_classifier(nodes: list[Node], ending: Ending, shapes: Mapping[str, tu
     if all(n.op not in ("Conv", "ConvTranspose") for n in nodes):
         raise ModelError("the model has no Conv node; only convolutional classifiers can be converted")
     logits = shapes[output][1:]
-    if sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < 2:
+    if not logits or sum(d != 1 for d in logits) > 1 or int(np.prod(logits)) < least:
         raise ModelError(
-            f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= 2 are expected: choose them with "
-            "--output"
+            f"output '{output}' has shape {('N', *logits)}; logits of shape (N, K) with K >= {least} are expected: choose them "
+            "with --output"
         )
 
 

@@ -9,6 +9,10 @@ all classes) they may belong to the end. The logits are the last tensor that eve
 normalisation over the classes comes before. What mixes several tensors behind a Softmax cannot be set aside. If it is
 probabilities still (their average over several heads), their logarithms are logits as good as any: a logarithm and a Softmax
 are put behind. Else the model is refused.
+
+A Sigmoid of all classes is set aside like a Softmax (`set_sigmoid_aside`), with all that is made of its answers alone; there
+may be one class only. Where the answer is one number per image without an axis of its own, the logit before it lost that axis
+is taken (`with_axis`).
 """
 
 from __future__ import annotations
@@ -61,6 +65,30 @@ def set_end_aside(graph: Region, output: str, *, as_it_is: bool = False) -> Endi
             tail = tuple(n for n in end if n.name in behind)
             return Ending(tuple(n for n in graph.nodes if n.name not in behind), name, tail)
     return Ending(graph.nodes, output, made_of_probabilities=graph.softmax_before(output))
+
+
+def set_sigmoid_aside(graph: Region, output: str) -> Ending | None:
+    """The division of a model whose output is made of a Sigmoid of all classes, and of nothing else; None for others."""
+    end = graph.end(output)
+    for node in end:
+        made = node.outputs[0]
+        behind = _behind(end, made, output, graph.shapes)
+        if node.op == "Sigmoid" and graph.count(made) == graph.count(output) and (behind or made == output):
+            gone = {node.name, *behind}
+            tail = tuple(n for n in end if n.name in gone)
+            return Ending(tuple(n for n in graph.nodes if n.name not in gone), node.inputs[0], tail)
+    return None
+
+
+def with_axis(graph: Region, ending: Ending) -> Ending:
+    """The division moved to before the logits of one class lost their axis, where that is so."""
+    while len(graph.shapes[ending.logits]) < 2:
+        maker = graph.made_by.get(ending.logits)
+        if maker is None or maker.op not in RESHAPING or graph.count(maker.inputs[0]) != 1:
+            return ending
+        nodes = tuple(n for n in ending.nodes if n is not maker)
+        ending = replace(ending, nodes=nodes, logits=maker.inputs[0], tail=(maker, *ending.tail))
+    return ending
 
 
 @dataclass(frozen=True)

@@ -112,11 +112,7 @@ def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> np.ndar
 def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> str:
     """What a model answers that does more to its logits than a Softmax: probabilities, also in percent and clipped,
     log_probabilities, or logits. Raises ModelError when its largest answer is not that of the class with the largest logit."""
-    told = copy_of(model)
-    told.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
-    with quiet_session(told) as session:
-        images = noise((ENDS, *shape))
-        answers, raw = (a.reshape(ENDS, -1) for a in session.run(None, {session.get_inputs()[0].name: images}))
+    answers, raw = _answers_and_logits(model, logits, shape)
     if (np.take_along_axis(answers, raw.argmax(axis=1)[:, None], axis=1)[:, 0] < answers.max(axis=1)).any():
         raise ModelError(
             f"output '{model.graph.output[0].name}' is not largest for the class whose logit in '{logits}' is; choose a tensor "
@@ -125,6 +121,30 @@ def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> 
     if (answers >= 0).all() and _is_even(answers.sum(axis=1)):
         return "probabilities"
     return "log_probabilities" if answers.max() <= SUM_TOLERANCE and _is_even(np.exp(answers).sum(axis=1)) else "logits"
+
+
+def kind_of_label_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> str:
+    """What a model answers that gives labels: sigmoid, probabilities of each, or their sigmoid_logits. Raises ModelError where
+    the answers are neither."""
+    answers, raw = _answers_and_logits(model, logits, shape)
+    if same_answers(answers, raw):
+        return "sigmoid_logits"
+    if (answers >= 0).all() and (answers <= 1).all() and ((answers > 0.5) == (raw > 0)).all():
+        return "sigmoid"
+    raise ModelError(
+        f"output '{model.graph.output[0].name}' makes other numbers than probabilities of its labels, above 0.5 where a label is "
+        "given; choose the output of the Sigmoid or of the layer before it with --output"
+    )
+
+
+def _answers_and_logits(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The answers and the tensor `logits` of a model on noise, both [ENDS, K]."""
+    told = copy_of(model)
+    told.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
+    with quiet_session(told) as session:
+        images = noise((ENDS, *shape))
+        answers, raw = (a.reshape(ENDS, -1) for a in session.run(None, {session.get_inputs()[0].name: images}))
+    return answers, raw
 
 
 def are_probabilities(answers: np.ndarray) -> bool:

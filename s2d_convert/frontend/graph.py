@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from s2d_convert.calibration.task import Task, task_of
 from s2d_convert.frontend.proto import copy_of, set_nodes
 
 RESERVED = ("output", "confidence", "inverse_temperature")  # names of every stage file
@@ -43,7 +44,8 @@ class Graph:
 
     `shapes` gives every computed tensor without its batch axis. `tail` has the nodes that make the file's answer of the logits
     (none if the model ends in logits), and `tail_shapes` what they make; the export puts them behind every exit.
-    `output_kind` says what that answer is: logits, probabilities or log_probabilities.
+    `output_kind` says what that answer is: logits, probabilities or log_probabilities of classes, or of labels, each given or
+    not, sigmoid or sigmoid_logits.
     `half` says that the file had float16 weights; here all numbers are float32. `folded` has the tensors whose axis 0 is
     not the batch alone (windows as rows...), with the number of its rows per image. `types` has the numpy type of each
     tensor that is not float32 (masks, indices). `image_type` is what the file takes the image as, float32 or uint8; here it is
@@ -107,8 +109,18 @@ class Graph:
         return whole
 
     @property
+    def task(self) -> Task:
+        """What the model answers: one class of many, or several labels."""
+        return task_of(self.output_kind)
+
+    @property
+    def labels(self) -> str:
+        """What `load_graph` is to be told of its labels to read a part of the model likewise."""
+        return "multi" if self.task.several else "classes"
+
+    @property
     def classes(self) -> int:
-        """K, the number of classes."""
+        """K, the number of classes, or of labels."""
         return int(np.prod(self.shapes[self.output]))
 
     @property

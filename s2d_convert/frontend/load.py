@@ -29,6 +29,7 @@ from s2d_convert.frontend.equivalence import (
     check_rows,
     check_same,
     kind_of_end,
+    kind_of_label_end,
 )
 from s2d_convert.frontend.external_data import read_external_data
 from s2d_convert.frontend.graph import Graph
@@ -42,14 +43,18 @@ HOLDING = ("GRU", "GatherElements", "GatherND", "LSTM", "RNN", "ScatterElements"
 OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere than on axis 0
 
 
-def load_graph(path: str | Path, *, size: tuple[int, int] | None = None, output: str | None = None) -> Graph:
+def load_graph(
+    path: str | Path, *, size: tuple[int, int] | None = None, output: str | None = None, labels: str | None = None
+) -> Graph:
     """The simplified graph of an ONNX file.
 
-    `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs, or any tensor inside.
-    Raises ModelError when the file is not a static CNN classifier with one image input, UsageError when `size` or `output`
-    does not fit it.
+    `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs, or any tensor inside. `labels` says
+    whether an image has one of the classes ("classes") or several labels, or none ("multi"); None: several where the model
+    ends in a Sigmoid or in one number.
+    Raises ModelError when the file is not a static CNN classifier with one image input, UsageError when `size`, `output` or
+    `labels` does not fit it.
     """
-    return graph_from_proto(read_model(path), size=size, output=output, file=Path(path))
+    return graph_from_proto(read_model(path), size=size, output=output, labels=labels, file=Path(path))
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
@@ -73,6 +78,7 @@ def graph_from_proto(
     *,
     size: tuple[int, int] | None = None,
     output: str | None = None,
+    labels: str | None = None,
     file: Path | None = None,
 ) -> Graph:
     """The simplified graph of a model in memory; see `load_graph`.
@@ -98,9 +104,10 @@ def graph_from_proto(
             _check_shape(rows, shapes, model.graph.output[0].name)
             if answers is not None:
                 check_same(session, answers, half=half)
-    graph = graph_of(model, shapes, probabilities=are_probabilities(rows))
+    graph = graph_of(model, shapes, labels=labels, probabilities=are_probabilities(rows))
     if not graph.tells_logits:
-        graph = replace(graph, output_kind=kind_of_end(model, graph.output, image.shape))
+        look = kind_of_label_end if graph.task.several else kind_of_end
+        graph = replace(graph, output_kind=look(model, graph.output, image.shape))
     return replace(
         graph, half=half, folded=folded, types=MappingProxyType(inferred.types), image_type=image.type,
         image_axis=image.axis, source_opset=source_opset,

@@ -12,8 +12,10 @@ SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
 
 
 def to_logits(output: Array, kind: str) -> Array:
-    """Logits [B, K] (up to a constant per row) from a model's output of any kind and any trailing unit axes."""
+    """Logits [B, K] (of classes up to a constant per row) from a model's output of any kind and any trailing unit axes."""
     flat = output.reshape(len(output), -1) if len(output) else output.reshape(0, output.size or 1)
+    if kind == "sigmoid":
+        return np.log(np.maximum(flat, SMALLEST)) - np.log(np.maximum(1 - flat, SMALLEST))
     return np.log(np.maximum(flat, SMALLEST)) if kind == "probabilities" else flat
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.text import listed
 from s2d_convert.calibration.chance import LEVEL, ONE_SIDED, Judged, judge
+from s2d_convert.calibration.label_chance import judge_labels
 from s2d_convert.data.decode import ImageFiles
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
@@ -19,8 +20,6 @@ from s2d_convert.frontend.reference import StaticModel
 
 TRIED = 200  # images on which other ways from pixels to model input are tried
 BETTER = 0.1  # accuracy that another way must be better by to be named
-POSITIVE = 0.5  # a label is given where its probability is larger
-SEVERAL = 0.1  # a share of images that is no accident
 FITS = ("crop", "stretch", "pad", "pad-right")
 CHECK = (
     "check how pictures become model input (--preprocess, --mean, --std, --scale, --order rgb or bgr or grey, --resize crop or "
@@ -43,8 +42,10 @@ def check_static(static: StaticModel, images: Images, logits: Array, *, force: b
         raise StaticCheckError(
             "the static model answers NaN or infinity on the data; check the images and the preprocessing"
         )
-    _refuse_several_labels(static, logits)
-    said, classes = logits.argmax(axis=1), logits.shape[1]
+    task, classes = static.graph.task, logits.shape[1]
+    said = task.answers(logits)
+    if task.several:
+        return _check_labels(static, images, said, force=force)
     if images.labels is None:
         return _unlabelled(images, said, classes, force=force)
     judged = judge(said, images.labels, classes)
@@ -59,15 +60,37 @@ def check_static(static: StaticModel, images: Images, logits: Array, *, force: b
     return Checked(note, tuple(warnings))
 
 
-def _refuse_several_labels(static: StaticModel, answers: Array) -> None:
-    """Raise StaticCheckError where a Sigmoid at the end gives many images several labels: they are not one class of many."""
-    several = float(((answers > POSITIVE).sum(axis=1) > 1).mean())
-    if several > SEVERAL and (last := static.graph.producer[static.graph.output]).op == "Sigmoid":
-        raise StaticCheckError(
-            f"{last}: the model ends in a Sigmoid and gives {100 * several:.0f} % of the images several labels (answers above "
-            f"{POSITIVE}); networks with several labels per image cannot be converted yet, and as one class of many they would "
-            "be trained wrongly"
-        )
+def _check_labels(static: StaticModel, images: Images, said: Array, *, force: bool) -> Checked:
+    """The same for a model that gives labels, each by itself; said: 0 or 1 [B, K]."""
+    if images.labels is None:
+        given = np.flatnonzero(said.any(axis=0))
+        note = f"static model: {len(given)} of {said.shape[1]} labels occur among its answers"
+        if images.kind == "unlabelled" and (said == said[0]).all():
+            problem = (
+                f"the static model gives every one of {len(images)} images the same labels: images with other labels are needed "
+                "too, or, if there are some, " + CHECK
+            )
+            return Checked(note, (_refused(problem, force=force),))
+        return Checked(note)
+    judged = judge_labels(said, images.labels)
+    note = (
+        f"static model: {100 * judged.right:.2f} % of the labels right (always the commonest answer: "
+        f"{100 * judged.commonest:.2f} %), F1 {judged.f1:.3f}, all labels right in {100 * judged.exact:.2f} % of {len(images)} "
+        "held-out images"
+    )
+    lost = []
+    if judged.lost:
+        count = int(images.labels[:, list(judged.lost)].any(axis=1).sum())
+        lost = [f"the static model gives hardly any of the {count} images of {_named(images, judged.lost)} that label"]
+    if judged.knows_labels:
+        return Checked(note, tuple(lost))
+    hint = _better_way(static, images)
+    problem = (
+        f"the static model's labels are right in {100 * judged.right:.1f} %, near chance: no better on {len(images)} images than "
+        f"always giving each label its commonest answer ({100 * judged.commonest:.1f} %){''.join(f'; {text}' for text in lost)}; "
+        f"{CHECK}{f'; {hint}' if hint else ''}"
+    )
+    return Checked(note, (_refused(problem, force=force),))
 
 
 def _unlabelled(images: Images, said: Array, classes: int, *, force: bool) -> Checked:
@@ -131,9 +154,13 @@ def _below_largest(judged: Judged, images: Images) -> Iterator[str]:
 
 def _lost(judged: Judged, images: Images) -> Iterator[str]:
     if judged.lost:
-        names = listed([images.class_names[k] if images.class_names else str(k) for k in judged.lost])
         count = int(judged.counts[list(judged.lost)].sum())
+        names = _named(images, judged.lost)
         yield f"the static model answers hardly any of the {count} images of {names} rightly (recall near 0)"
+
+
+def _named(images: Images, classes: Sequence[int]) -> str:
+    return listed([images.class_names[k] if images.class_names else str(k) for k in classes])
 
 
 def _name(images: Images, k: int) -> str:
@@ -146,14 +173,18 @@ def _better_way(static: StaticModel, images: Images) -> str:
     if images.is_model_input or images.labels is None or now.dtype == "uint8":
         return ""
     some = np.arange(min(TRIED, len(images)))
-    labels, classes = images.labels[some], static.graph.classes
+    labels, graph = images.labels[some], static.graph
 
-    def accuracy(other: Preprocess, pixels: Array) -> float:
-        judged = judge(static.logits(other(pixels)).argmax(axis=1), labels, classes)
-        return judged.accuracy if judged.better_than_largest or judged.knows_classes else 0.0
+    def accuracy(other: Preprocess, pixels: Array, *, at_all: bool = False) -> float:
+        said = graph.task.answers(static.logits(other(pixels)))
+        if graph.task.several:
+            held = judge_labels(said, labels)
+            return held.right if at_all or held.knows_labels else 0.0
+        judged = judge(said, labels, graph.classes)
+        return judged.accuracy if at_all or judged.better_than_largest or judged.knows_classes else 0.0
 
     pixels = images.raw(some)
-    base = judge(static.logits(now(pixels)).argmax(axis=1), labels, classes).accuracy
+    base = accuracy(now, pixels, at_all=True)
     ways = [(accuracy(other, pixels), option, other) for option, other in _other_numbers(now)]
     numbers = max(ways, key=lambda way: way[0])
     best: Sequence[tuple[float, str]] = [numbers[:2]]

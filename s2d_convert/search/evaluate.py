@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.calibration.thresholds import best_policy, cheapest_policy, confidences, fit_temperature
+from s2d_convert.calibration.thresholds import best_policy, cheapest_policy
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.latency import LatencyMeter
@@ -154,9 +154,10 @@ class Evaluator:
             cost = self.latency(conversion)
             seconds = time.monotonic() - started
             logits = self.logits(conversion)
-            temperatures = [fit_temperature(row, self.right_classes) for row in logits]
-            correct = logits.argmax(axis=2) == self.right_classes
-            self._looks[conversion] = Look(cost, confidences(logits, temperatures), correct, seconds)
+            task = self.model.graph.task
+            temperatures = task.fit_temperatures(logits, self.right_classes)
+            correct = task.agree(task.answers(logits), self.right_classes)
+            self._looks[conversion] = Look(cost, task.confidences(logits, temperatures), correct, seconds)
         return self._looks[conversion]
 
     def latency(self, conversion: Conversion) -> tuple[float, ...]:
@@ -172,8 +173,3 @@ class Evaluator:
     def ahead(self, conversions: Sequence[Conversion]) -> None:
         """Told which conversions come next: their logits may be computed side by side."""
         self.logits.ahead(conversions)
-
-
-def right_classes(images: Images, static_logits: Array) -> Array:
-    """What counts as right: the labels, or without labels the static model's answers, int64 [B]."""
-    return static_logits.argmax(axis=1) if images.labels is None else images.labels

@@ -74,14 +74,15 @@ def store_as_float16(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model)
 
 
-def read_chain(path: Path) -> Chain:
-    """Read a stage file as a chain of its own, which trains faster because the channels that the stage lacks are gone."""
-    return _whole(load_graph(path, output=OUTPUT))
+def read_chain(path: Path, *, labels: str | None = None) -> Chain:
+    """Read a stage file as a chain of its own, which trains faster because the channels that the stage lacks are gone.
+    labels: as `Graph.labels` of the model that it is a stage of."""
+    return _whole(load_graph(path, output=OUTPUT, labels=labels))
 
 
-def chain_from_bytes(data: bytes) -> Chain:
+def chain_from_bytes(data: bytes, *, labels: str | None = None) -> Chain:
     """Return the chain of `read_chain` for a stage file in memory."""
-    return _whole(graph_from_proto(onnx.load_model_from_string(data), output=OUTPUT))
+    return _whole(graph_from_proto(onnx.load_model_from_string(data), output=OUTPUT, labels=labels))
 
 
 def _whole(graph: Graph) -> Chain:

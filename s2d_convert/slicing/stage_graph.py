@@ -149,7 +149,8 @@ class StageGraph:
         return self.op("Add", [name, *extra], out, shape) if extra else name
 
     def answer(self, logits: str, graph: Graph, *, temperature: float) -> None:
-        """Add `output`, as the static model gives it, and `confidence`, the largest probability at the temperature.
+        """Add `output`, as the static model gives it, and `confidence` at the temperature: the largest probability, or of
+        labels the smallest of max(p, 1 - p), which is the Sigmoid of the smallest distance of a logit from 0.
 
         The temperature is an initializer of its own even where it is 1, so that it can be calibrated anew in the file.
         """
@@ -159,6 +160,10 @@ class StageGraph:
         scale = gs.Constant(INVERSE_TEMPERATURE, np.array([1.0 / temperature], dtype=np.float32))
         scaled = self.op("Mul", [flat], "exit.scaled", [classes])
         self.nodes[-1].inputs.append(scale)
+        if graph.task.several:
+            least = self.reduce("ReduceMin", self.op("Abs", [scaled], "exit.distance", [classes]), [1], [])
+            self._rename(self.op("Sigmoid", [least], CONFIDENCE, []), CONFIDENCE)
+            return
         softmax = self.op("Softmax", [scaled], "exit.probabilities", [classes], attrs={"axis": 1})
         self._rename(self.reduce("ReduceMax", softmax, [1], []), CONFIDENCE)
 

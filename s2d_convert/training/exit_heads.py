@@ -46,7 +46,7 @@ Report = Callable[[int, int], None]  # rows done, all rows
 
 @dataclass(frozen=True)
 class Features:
-    """The training data of heads: per tap float32 [B, F], the static model's logits [B, K], and labels int64 [B] if any."""
+    """What the heads learn from: per tap float32 [B, F], the static model's logits [B, K], and labels if any."""
 
     taps: Mapping[str, Array]
     logits: Array
@@ -148,7 +148,7 @@ class Extractor:
         return self._gathered(arrays, images, copies)
 
     def _gathered(self, arrays: Sequence[Array], images: Images, copies: int) -> Features:
-        labels = None if images.labels is None else np.tile(images.labels, copies)
+        labels = None if images.labels is None else np.concatenate([images.labels] * copies)
         return Features(dict(zip(self.taps, arrays[1:], strict=True)), arrays[0], labels)
 
 
@@ -204,7 +204,7 @@ def train_heads(
         labels = None if features.labels is None else torch.from_numpy(features.labels[batch]).to(device)
         logits = [head.logits(x) for head, x in zip(heads, inputs, strict=True)]
         optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step / settings.steps, settings.warmup)
-        loss = exit_loss(logits, soft, labels, settings)
+        loss = exit_loss(logits, soft, labels, settings, several=model.graph.task.several)
         optimizer.zero_grad(set_to_none=True)
         (loss * len(taps)).backward()
         optimizer.step()

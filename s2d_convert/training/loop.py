@@ -120,7 +120,8 @@ def train(
         for masks in plans:
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed):
                 exits = net.exits(data, masks)
-            loss = exit_loss([exit_.logits.float() for exit_ in exits], soft, truth, settings)
+            found = [one.logits.float() for one in exits]
+            loss = exit_loss(found, soft, truth, settings, several=net.graph.task.several)
             if hints is not None and features is not None:
                 loss = loss + settings.hint * hints.loss(masks.taps, exits, features)
             loss = loss / len(plans)
@@ -172,21 +173,37 @@ def schedule(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def exit_loss(exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings) -> Tensor:
-    """Return the loss, averaged over the exits: cross entropy with the labels and divergence from the softened answers.
+def exit_loss(
+    exits: Sequence[Tensor], soft: Tensor, labels: Tensor | None, settings: TrainSettings, *, several: bool = False
+) -> Tensor:
+    """Return the mean over exits of cross entropy with the labels and divergence from the static model's softened answer, both
+    summed over the labels where an image has `several`.
 
-    soft: the static model's logits [B, K]. Without labels only the divergence counts.
+    exits: logits [B, K] each; soft: the static model's; labels: classes [B], or 0 and 1 [B, K].
     """
+    divergence, entropy = (_label_divergence, _label_entropy) if several else (_class_divergence, F.cross_entropy)
     t = settings.temperature
-    target = F.log_softmax(soft / t, dim=1)
     distill = 1.0 if labels is None else settings.distill
     total = soft.new_zeros(())
     for logits in exits:
-        divergence = F.kl_div(F.log_softmax(logits / t, dim=1), target, log_target=True, reduction="batchmean") * t * t
-        total = total + distill * divergence
+        total = total + distill * divergence(logits / t, soft / t) * t * t
         if labels is not None:
-            total = total + (1 - distill) * F.cross_entropy(logits, labels)
+            total = total + (1 - distill) * entropy(logits, labels)
     return total / len(exits)
+
+
+def _class_divergence(logits: Tensor, soft: Tensor) -> Tensor:
+    target = F.log_softmax(soft, dim=1)
+    return F.kl_div(F.log_softmax(logits, dim=1), target, log_target=True, reduction="batchmean")
+
+
+def _label_divergence(logits: Tensor, soft: Tensor) -> Tensor:
+    """The divergence of independent labels: that of each one, in sum."""
+    return _label_entropy(logits, soft.sigmoid()) - _label_entropy(soft, soft.sigmoid())
+
+
+def _label_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum") / len(logits)
 
 
 def _batches(

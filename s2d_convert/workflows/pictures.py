@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2d_convert.data.arrays import read_npz
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import sample_files
 from s2d_convert.data.picture import IMAGE_SUFFIXES, UNREADABLE, cut_away, load_picture, quiet_decoders, reason_of
 from s2d_convert.data.preprocess import Preprocess
@@ -48,10 +49,10 @@ class Seen:
         }
 
 
-def look_at(path: Path, preprocess: Preprocess, *, classes: int) -> list[Seen]:
-    """Return up to SHOWN pictures of a folder or an .npz file, evenly spaced. Raises DataError."""
+def look_at(path: Path, preprocess: Preprocess, *, space: LabelSpace) -> list[Seen]:
+    """Return at most SHOWN pictures of a folder or an .npz, evenly spaced. Raises DataError."""
     if path.suffix.lower() == ".npz" and path.is_file():
-        images = read_npz(path, preprocess, classes)
+        images = read_npz(path, preprocess, space)
         rows = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(np.int64))
         pixels = [None] * len(rows) if images.is_model_input else list(images.raw(rows))
         batch = images.batch(rows)

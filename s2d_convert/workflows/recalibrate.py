@@ -14,8 +14,16 @@ from s2d_runtime import Dispatcher, Manifest
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.careful import bounded_policies
 from s2d_convert.calibration.chance import few_images
-from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures, promised_policies
+from s2d_convert.calibration.policies import (
+    Chosen,
+    Scores,
+    budget_policies,
+    check_kind,
+    fit_temperatures,
+    promised_policies,
+)
 from s2d_convert.calibration.risk_control import RiskBound
+from s2d_convert.calibration.task import task_of
 from s2d_convert.conversion.options import check_budget, risk_bound_of
 from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.data.images import Images
@@ -87,11 +95,13 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
     warnings: list[str] = []
     with _opened(options) as (runner, static):
         before = runner.manifest
+        check_kind(task_of(before.output.kind), options.risk_bound)
         classes = int(np.prod([n or 1 for n in before.output.shape[1:]]))
         images = load_calibration(
             options.data,
             preprocess=recorded_preprocess(before),
             classes=classes,
+            several=task_of(before.output.kind).several,
             reading=Reading(options.strict, warn=warnings.append),
         )
         scores = read_scores(runner, static, images, options)
@@ -150,7 +160,8 @@ def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, 
     ]
     logits = session_logits(sessions, images, image=manifest.input.name, kind=manifest.output.kind)
     reference = logits[-1] if static is None else static_logits(static, images)
-    return Scores(logits, reference.argmax(axis=1), images.labels, images.class_names)
+    task = task_of(manifest.output.kind)
+    return Scores(logits, task.answers(reference), images.labels, images.class_names, task)
 
 
 def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.base.sessions import ONE_THREAD, Running
+from s2d_convert.calibration.task import task_of
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.options import FLOATS, check_choice
 from s2d_convert.conversion.prepare import read_analysed
@@ -35,6 +36,7 @@ def split_model(
     stages: int,
     out: Path,
     output: str | None = None,
+    labels: str | None = None,
     size: tuple[int, int] | None = None,
     weights: str = "float32",
 ) -> Manifest:
@@ -45,7 +47,7 @@ def split_model(
     check_choice("weights", weights, FLOATS)
     if not 1 <= stages <= MAX_STAGES:
         raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
-    analysed = read_analysed(model, size=size, output=output)
+    analysed = read_analysed(model, size=size, output=output, labels=labels)
     conversion = make_plan(analysed, plan, stages)
     check_conversion(analysed, conversion)
     static = static_weights(analysed.graph, analysed.channels)
@@ -81,8 +83,10 @@ def open_export(
         manifest = runner.manifest
         origin = Origin.of(manifest)
         try:
-            graph = load_graph(origin.find(static, folder), size=origin.size, output=origin.output)
-        except UsageError as error:  # the values come from the manifest, not from the user
+            path = origin.find(static, folder)
+            labels = "multi" if task_of(manifest.output.kind).several else "classes"
+            graph = load_graph(path, size=origin.size, output=origin.output, labels=labels)
+        except UsageError as error:  # the record asked, not the user
             raise ModelError(f"{folder}: what it records does not fit its static model ({error})") from error
         shapes = [(None, *shape) for shape in (graph.shapes[graph.image], graph.answer_shape)]
         for shape, expected in zip(shapes, (manifest.input.shape, manifest.output.shape), strict=True):

@@ -250,7 +250,7 @@ def test_what_else_a_policy_does_is_observed() -> None:
     confidence = np.array([[0.93, 0.86, 0.51, np.nan], [0.2, 0.2, 1.0, 0.31]], dtype=np.float32)
     answers = np.array([[3, 1, 1, 1], [3, 2, 2, 2]])
     policy = policy_at(confidence, answers == 2, cost=[0.3, 0.6], budget=0.9, thresholds=[0.8])
-    found = observed(policy, confidence, answers)
+    found = observed(policy, confidence, answers == answers[-1])
     assert found.disagreement == 0.25
     first, second = found.confidence_histogram
     assert {k: n for k, n in enumerate(first) if n} == {18: 1, 17: 1, 10: 1, 0: 1}

@@ -15,9 +15,8 @@ from s2d_convert.errors import DataError
 
 
 def brightness(images: np.ndarray) -> np.ndarray:
-    """Logits of a model that sees two classes, bright (rare) and dark."""
-    bright = images.mean(axis=(1, 2, 3)) - 0.8
-    return np.stack([-bright, bright], axis=1)
+    """The answers of a model that sees two classes, bright (rare) and dark."""
+    return (images.mean(axis=(1, 2, 3)) > 0.8).astype(np.int64)
 
 
 def test_rare_classes_are_kept_and_nothing_comes_twice() -> None:
@@ -33,15 +32,15 @@ def test_rare_classes_are_kept_and_nothing_comes_twice() -> None:
 
 def test_the_dataset_is_split_and_preprocessed_like_any_other() -> None:
     preprocess = make_preprocess(size=(8, 8), channels=1)
-    dataset = made_up_data(50, preprocess, seed=3, logits=brightness)
+    dataset = made_up_data(50, preprocess, seed=3, answers=brightness)
     assert dataset.kind == dataset.calib.kind == "made-up"
     assert dataset.train.labels is None
     assert (len(dataset.train), len(dataset.calib), len(dataset.test)) == (25, 13, 12)
     assert dataset.train.batch(np.arange(4)).shape == (4, 1, 8, 8)
-    again = made_up_data(50, preprocess, seed=3, logits=brightness)
+    again = made_up_data(50, preprocess, seed=3, answers=brightness)
     np.testing.assert_array_equal(dataset.test.raw(slice(None)), again.test.raw(slice(None)))
     with pytest.raises(DataError, match="got 19 images, at least 20 are needed"):
-        made_up_data(19, preprocess, seed=0, logits=brightness)
+        made_up_data(19, preprocess, seed=0, answers=brightness)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -58,7 +57,7 @@ def test_one_picture_gives_half_of_the_images(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     Image.fromarray(np.full((64, 48, 3), (250, 10, 10), np.uint8)).save(path)
     preprocess = make_preprocess("unit", size=(16, 16), channels=3)
-    dataset = made_up_data(60, preprocess, seed=0, logits=brightness, picture=path)
+    dataset = made_up_data(60, preprocess, seed=0, answers=brightness, picture=path)
     pixels = np.concatenate([part.raw(slice(None)) for part in (dataset.train, dataset.calib, dataset.test)])
     red = (np.median(pixels[..., 0], axis=(1, 2)) > 3 * np.median(pixels[..., 1:], axis=(1, 2, 3)) + 30).mean()
     assert 0.25 < red < 0.75
@@ -73,8 +72,8 @@ def test_pictures_that_cannot_be_used_end_in_a_sentence(tmp_path: Path) -> None:
     broken.write_bytes(b"no picture")
     preprocess = make_preprocess(size=(16, 16), channels=3)
     with pytest.raises(DataError, match=r"small.png: the picture has 40x10 pixels, at least 16 along both sides"):
-        made_up_data(40, preprocess, seed=0, logits=brightness, picture=small)
+        made_up_data(40, preprocess, seed=0, answers=brightness, picture=small)
     with pytest.raises(DataError, match=r"broken.jpg: cannot be read"):
-        made_up_data(40, preprocess, seed=0, logits=brightness, picture=broken)
+        made_up_data(40, preprocess, seed=0, answers=brightness, picture=broken)
     with pytest.raises(DataError, match="the model takes 4"):
-        made_up_data(40, make_preprocess(size=(16, 16), channels=4), seed=0, logits=lambda x: x, picture=small)
+        made_up_data(40, make_preprocess(size=(16, 16), channels=4), seed=0, answers=lambda x: x, picture=small)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from s2d_runtime import Manifest
+from s2d_runtime import Manifest, OutputSpec
 
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
@@ -157,6 +158,8 @@ def test_bars_are_as_long_as_their_shares() -> None:
 
 class FirstStageKnowsTheBright:
     """A dispatcher that is sure of bright images."""
+
+    manifest = SimpleNamespace(output=OutputSpec((None, 2, 1, 1), "logits"))
 
     def __call__(self, images: np.ndarray[Any, Any]) -> Any:
         light = images.mean(axis=(1, 2, 3))

@@ -178,8 +178,6 @@ POOLED = "p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, w
             {},
             "number of channels",
         ),
-        # One class is no classification.
-        (f"(float[N,3,8,8] image) => (float[N,1] logits) {{ a = Conv(image, wa) {POOLED} }}", {"wl": (1, 4)}, "K >= 2"),
         # Places of the feature map have become rows of the batch.
         (
             """(float[N,3,8,8] image) => (float[M,2] logits) <int64[2] r = {-1,4}>
@@ -201,7 +199,7 @@ POOLED = "p = GlobalAveragePool(a)  f = Flatten(p)  logits = Gemm<transB=1>(f, w
             "onnxruntime cannot load",
         ),
     ],
-    ids=["dynamic channels", "one class", "batch and space mixed", "value-dependent shapes", "shapes that clash"],
+    ids=["dynamic channels", "batch and space mixed", "value-dependent shapes", "shapes that clash"],
 )
 def test_what_cannot_be_reasoned_about_is_refused(text: str, shapes: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ModelError, match=message):

@@ -18,6 +18,7 @@ from s2d_convert.data.images import Images
 
 MOST_IMAGES, SHOWN, SIDE = 1000, 12, 96
 RUN_BATCH = 64
+NAMED = 4  # labels of a picture
 
 
 @dataclass(frozen=True)
@@ -42,28 +43,34 @@ def gallery(runner: Dispatcher, images: Images) -> Gallery:
     answers = [runner(np.ascontiguousarray(images.batch(part))) for part in slices(count, RUN_BATCH)]
     stage = np.concatenate([answer.stage for answer in answers])
     confidence = np.nan_to_num(np.concatenate([answer.confidence for answer in answers]))
-    predicted = np.concatenate([answer.output.reshape(len(answer.output), -1).argmax(axis=1) for answer in answers])
+    spec = runner.manifest.output
+    said = [spec.said(output) for answer in answers for output in answer.output]
     easy = [row for row in np.argsort(-confidence, kind="stable") if stage[row] == 1][:SHOWN]
     hard = [row for row in np.argsort(confidence, kind="stable") if stage[row] == stage.max() and row not in easy][
         :SHOWN
     ]
 
     def pictures(rows: Sequence[np.intp]) -> tuple[Picture, ...]:
-        captions = [_caption(images, int(row), int(predicted[row]), float(confidence[row])) for row in rows]
+        captions = [_caption(images, int(row), said[row], float(confidence[row])) for row in rows]
         pixels = _pixels(images, np.array(rows, dtype=np.int64)) if rows else []
         return tuple(Picture(_png(p), caption) for p, caption in zip(pixels, captions, strict=True))
 
     return Gallery(pictures(easy), pictures(hard))
 
 
-def _caption(images: Images, row: int, predicted: int, confidence: float) -> str:
-    def name(k: int) -> str:
-        return images.class_names[k] if images.class_names else f"class {k}"
+def _caption(images: Images, row: int, said: Sequence[int], confidence: float) -> str:
+    """What was answered for an image, its class or all its labels, and what is right where that is known to differ."""
+    labels = None if images.labels is None else images.labels[row]
+    several = labels is not None and labels.ndim > 0
+    right = None if labels is None else np.flatnonzero(labels).tolist() if several else [int(labels)]
+    text = f"{_names(images, said)}, {100 * confidence:.1f} %"
+    return text if right is None or right == list(said) else f"{text} (is {_names(images, right)})"
 
-    text = f"{name(predicted)}, {100 * confidence:.1f} %"
-    if images.labels is not None and images.labels[row] != predicted:
-        text += f" (is {name(int(images.labels[row]))})"
-    return text
+
+def _names(images: Images, said: Sequence[int]) -> str:
+    named = [images.class_names[k] if images.class_names else f"class {k}" for k in said[:NAMED]]
+    more = [f"{len(said) - NAMED} more"] if len(said) > NAMED else []
+    return ", ".join([*named, *more]) or "no label"
 
 
 def _pixels(images: Images, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from s2d_runtime import Manifest, Stage
 
-from s2d_convert.base.text import promise_text, quantity
+from s2d_convert.base.text import answer_rows, promise_text, quantity
 from s2d_convert.calibration.verdict import Outcome, verdict
 from s2d_convert.exporting.report.charts import Series, bars, plot
 from s2d_convert.exporting.report.gallery import Gallery
@@ -95,7 +95,8 @@ def _cards(manifest: Manifest) -> list[tuple[str, str]]:
         ]
     first = ("agreement with static", _percent(measured["agreement"]))
     if measured["correct_dynamic"] is not None:
-        name = f"accuracy (static {_percent(measured['correct_static'])})"
+        what = "exact match" if measured.get("labels") else "accuracy"
+        name = f"{what} (static {_percent(measured['correct_static'])})"
         first = (name, _percent(measured["correct_dynamic"]))
     return [
         first,
@@ -149,10 +150,14 @@ def _measured(measured: Mapping[str, Any]) -> Rows:
         (f"{kind} latency", f"{ms:.3f} ms", f"{measured[key] * ms:.3f} ms", f"{measured[key]:.3f}")
         for kind, key in (("mean", "mean_latency"), ("median", "median_latency"), ("worst", "worst_latency"))
     ]
-    if measured["correct_dynamic"] is not None:
-        static, dynamic = measured["correct_static"], measured["correct_dynamic"]
-        rows.insert(0, ("accuracy", _percent(static), _percent(dynamic), f"{100 * (dynamic - static):+.2f} points"))
-    rows.append(("agreement with static", "", _percent(measured["agreement"]), ""))
+    right = [
+        (name, _percent(static), _percent(dynamic), f"{100 * (dynamic - static):+.2f} points")
+        for name, static, dynamic in answer_rows(measured)
+        if name != "balanced accuracy"  # told with the classes
+    ]
+    rows = [*right, *rows, ("agreement with static", "", _percent(measured["agreement"]), "")]
+    if measured.get("labels"):
+        rows.append(("agreement with static, label by label", "", _percent(measured["labels"]["agreement"]), ""))
     if measured["static_macs"]:
         static, dynamic = measured["static_macs"], measured["mean_macs"]
         rows.append(("multiply-accumulates per image", quantity(static), quantity(dynamic), f"{dynamic / static:.3f}"))
@@ -167,10 +172,15 @@ def _classes(measured: Mapping[str, Any]) -> tuple[list[str], Rows]:
     """Return warnings about classes that a stage loses, and a table with recall and agreement of every class."""
     rows, lines = measured["per_class"], [*measured.get("lost_classes", ())]
     labelled = rows[0]["correct_static"] is not None
-    if labelled:
+    if labelled and measured.get("balanced_static") is not None:
         static, dynamic = _percent(measured["balanced_static"]), _percent(measured["balanced_dynamic"])
         lines.append(f"Balanced accuracy (the mean recall of the classes): static {static}, in stages {dynamic}.")
-    head = ("class", "images", *(("recall, static", "recall, in stages") if labelled else ()), "agreement")
+    head = (
+        "label" if measured.get("labels") else "class",
+        "images",
+        *(("recall, static", "recall, in stages") if labelled else ()),
+        "agreement",
+    )
     cells = [
         (
             str(row["name"]),

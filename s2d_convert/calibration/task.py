@@ -1,0 +1,134 @@
+"""What a classifier answers: one class of many, or several labels, each given or not.
+
+Everything that has to know which of the two it is asks a `Task`: what logits answer, when two answers are the same, how sure
+logits are and which temperature suits them. A network with one output that says yes or no is one with a single label.
+
+Letters: S stages, B rows (images), K classes or labels. numpy only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from s2d_runtime.dispatcher import LABEL_KINDS
+
+from s2d_convert.calibration import thresholds
+
+Array = NDArray[Any]
+MOST_COUNTED = 30  # labels whose sets are counted; more sets are as good as any number
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """How logits [..., K] become answers, and what answers are worth."""
+
+    @property
+    @abstractmethod
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+
+    @abstractmethod
+    def answers(self, logits: Array) -> Array:
+        """What logits [..., K] answer: the class, int64 [...], or 0 or 1 for every label, int8 [..., K]."""
+
+    @abstractmethod
+    def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
+        """Where answers are the same, with all their labels."""
+
+    @abstractmethod
+    def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
+        """Which answers are class k, or give label k."""
+
+    @abstractmethod
+    def kinds(self, classes: int) -> int:
+        """How many different answers there may be; classes: K."""
+
+    @abstractmethod
+    def fit_temperature(self, logits: Array, right: Array) -> float:
+        """The temperature at which logits [B, K] make the right answers likeliest."""
+
+    @abstractmethod
+    def confidence(self, logits: Array, temperature: float) -> NDArray[np.float32]:
+        """How sure logits [B, K] are at a temperature, float32 [B] in 0..1; NaN where a logit is NaN. Stage files compute
+        the same (`slicing.stage_graph`)."""
+
+    def confidences(self, logits: Array, temperatures: Sequence[float]) -> NDArray[np.float32]:
+        """The confidence of every stage, float32 [S, B]; logits: [S, B, K]."""
+        return np.stack([self.confidence(row, t) for row, t in zip(logits, temperatures, strict=True)])
+
+    def fit_temperatures(self, logits: Array, right: Array) -> tuple[float, ...]:
+        """The temperature of every stage; logits: [S, B, K]."""
+        return tuple(self.fit_temperature(row, right) for row in logits)
+
+    def right(self, labels: Array | None, static_logits: Array) -> Array:
+        """What counts as right: the labels, or without labels the static model's answers."""
+        return self.answers(static_logits) if labels is None else labels
+
+
+@dataclass(frozen=True)
+class OneClass(Task):
+    """One class of K: the largest logit wins, and its softmax probability is the confidence."""
+
+    @property
+    def several(self) -> bool:
+        return False
+
+    def answers(self, logits: Array) -> Array:
+        found: Array = logits.argmax(axis=-1)
+        return found
+
+    def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
+        return np.equal(first, second)
+
+    def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
+        return np.equal(answers, k)
+
+    def kinds(self, classes: int) -> int:
+        return classes
+
+    def fit_temperature(self, logits: Array, right: Array) -> float:
+        return thresholds.fit_temperature(logits, right)
+
+    def confidence(self, logits: Array, temperature: float) -> NDArray[np.float32]:
+        return thresholds.confidences(logits[None], [temperature])[0]
+
+
+@dataclass(frozen=True)
+class SeveralLabels(Task):
+    """K labels, each given where its logit is above 0; an answer is as sure as the least sure of its labels is."""
+
+    @property
+    def several(self) -> bool:
+        return True
+
+    def answers(self, logits: Array) -> Array:
+        return (logits > 0).astype(np.int8)
+
+    def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
+        same: NDArray[np.bool_] = (first == second).all(axis=-1)
+        return same
+
+    def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
+        return answers[..., k] > 0
+
+    def kinds(self, classes: int) -> int:
+        return 2 ** min(classes, MOST_COUNTED)
+
+    def fit_temperature(self, logits: Array, right: Array) -> float:
+        return thresholds.fit_label_temperature(logits, right)
+
+    def confidence(self, logits: Array, temperature: float) -> NDArray[np.float32]:
+        return thresholds.label_confidence(logits, temperature)
+
+
+ONE_CLASS, SEVERAL_LABELS = OneClass(), SeveralLabels()
+
+
+def task_of(kind: str) -> Task:
+    """The task of a model whose output is of this kind, as manifests name it."""
+    return SEVERAL_LABELS if kind in LABEL_KINDS else ONE_CLASS
