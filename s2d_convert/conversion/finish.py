@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from s2d_convert.exporting.measure import (
     predicted_costs,
 )
 from s2d_convert.exporting.provenance import model_facts
+from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
 from s2d_convert.plans.plan import Conversion, is_untouched
@@ -96,10 +98,15 @@ def finish(
         provenance=_provenance(ready, options, provenance),
     )
     with new_folder(out, draft, models, running=options.running) as writer:
-        cost = measured_costs(job, writer, models)
-        writer.calibrate(choose_policies(job, models, scores, temperatures, cost=cost), cost)
+
+        def deliver(cost: Costs) -> Measured:
+            # Costs do not hang on answers: a promise that is tested again with other costs is still tested once.
+            writer.calibrate(choose_policies(job, models, scores, temperatures, cost=cost), cost)
+            return measure_folder(job, writer, models, exact=options.exact or keeps_the_original(ready, conversion))
+
         reporter.step("measure")
-        measured = measure_folder(job, writer, models, exact=options.exact or keeps_the_original(ready, conversion))
+        measure_costs = partial(measured_costs, job, writer, models)
+        measured = steadily(measure_costs, deliver, note=reporter.note, warn=reporter.warn)
         add_records(job, writer, conversion)
     policy = writer.manifest.default_policy
     for text in to_mind(policy, measured, ready):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, new_folder, 
 from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
 from s2d_convert.exporting.provenance import Origin
 from s2d_convert.exporting.quantize import check_runs, float16_stage, int8_stage, set_temperature
+from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.slicing.chain import stage_logits
 from s2d_convert.slicing.split import StageModel
@@ -72,9 +74,13 @@ def requantize(
         set_temperature(model.model, temperature)
     draft = _draft(before, temperatures, asked.kind, made, dataset)
     with new_folder(out, draft, models, running=asked.running) as writer:
-        _calibrate_anew(writer, static, dataset.calib, scores)
-        with writer.dispatcher() as runner:
-            measured = measure(runner, static, dataset.test, running=asked.running)
+
+        def deliver(cost: Costs) -> Measured:
+            writer.calibrate(_chosen_again(writer.manifest, scores, cost=cost), cost)
+            with writer.dispatcher() as runner:
+                return measure(runner, static, dataset.test, running=asked.running)
+
+        measured = steadily(partial(_costs, writer, static, dataset.calib), deliver, note=note, warn=note)
         writer.update(measured={**measured.to_json(), "machine": machine(), "latency": "measured"})
         for name in KEPT:
             if (folder / name).is_file():
@@ -205,12 +211,11 @@ def _draft(before: Manifest, temperatures: Sequence[float], asked: str, made: Co
     )
 
 
-def _calibrate_anew(writer: FolderWriter, static: StaticModel, images: Images, scores: Scores) -> None:
-    """Measure the stages, and choose the policies with what they answered on `images`, as the conversion did."""
+def _costs(writer: FolderWriter, static: StaticModel, images: Images) -> Costs:
+    """Return what every stage costs relative to the static model."""
     timed = np.ascontiguousarray(images.batch(np.arange(writer.running.batch) % len(images)))
     with writer.dispatcher() as runner:
-        cost = path_costs(runner, static, timed).per_stage
-    writer.calibrate(_chosen_again(writer.manifest, scores, cost=cost), cost)
+        return path_costs(runner, static, timed).per_stage
 
 
 def _chosen_again(manifest: Manifest, scores: Scores, *, cost: Sequence[float]) -> Chosen:

@@ -117,8 +117,9 @@ def worst_case(ratios: Sequence[float], thresholds: Sequence[float]) -> float:
 def path_costs(runner: Dispatcher, static: StaticModel, image: Array, *, seconds: float = 1.5) -> PathCosts:
     """The latency of every way out for one batch, interleaved with the static model."""
     calls = _ways_out(runner, static, image)
-    medians = np.median(interleave(calls, seconds), axis=0)
-    return PathCosts(tuple((np.maximum.accumulate(medians[1:]) / medians[0]).tolist()), float(1e3 * medians[0]))
+    times = interleave(calls, seconds)
+    ratios = np.median(times[:, 1:] / times[:, :1], axis=0)  # round by round, as `measure` does it
+    return PathCosts(tuple(np.maximum.accumulate(ratios).tolist()), float(1e3 * np.median(times[:, 0])))
 
 
 def _ways_out(runner: Dispatcher, static: StaticModel, image: Array) -> list[Callable[[], object]]:
@@ -256,13 +257,14 @@ def _latency(
     if batch == 1:
         weights = np.array([(exits == e).mean() for e in np.unique(exits)])
         typical = np.array([np.median(ratios) for ratios in by_group])
-        order = np.argsort(typical)
+        slowest, order = float(typical.max()), np.argsort(typical)
         median = float(typical[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())])
         mean = float((weights * typical).sum())
     else:
         median, mean = float(np.median(by_group[0])), float(np.mean(by_group[0]))
+        slowest = max(median, mean)
     sample = np.ascontiguousarray(images.batch(np.arange(min(batch, len(images)))))
-    worst = path_costs(runner, static, sample).ratios[-1]
+    worst = max(slowest, path_costs(runner, static, sample).ratios[-1])  # no way out takes longer than the longest
     return mean, median, worst, 1e3 * base
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,10 @@ from s2d_convert.data.loading import load_calibration
 from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import TRACE, FolderWriter, read_stages
-from s2d_convert.exporting.measure import machine, measure, path_costs
+from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.renewal import renewed_folder
+from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.slicing.chain import session_logits
 from s2d_convert.slicing.stage_graph import with_logits
@@ -107,19 +108,22 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
         scores = read_scores(runner, static, images, options)
         fit, test = _divided(scores, options)
         temperatures = fit_temperatures(fit)
-        cost = _costs(runner, static, images, batch=options.batch)
-        chosen = _choose(fit, test, temperatures, cost=cost, options=options, before=before)
         with renewed_folder(options.folder, before, temperatures, running=options.running) as writer:
-            writer.calibrate(
-                chosen,
-                cost,
-                target="agreement" if images.labels is None else "accuracy",
-                data=images.kind,
-                measured={},
-                provenance={**before.provenance, "calibration": _provenance(options, images)},
-            )
-            if static is not None:
-                writer.update(measured=_measured(writer, static, images))
+
+            def calibrate(cost: Costs) -> None:
+                writer.calibrate(
+                    _choose(fit, test, temperatures, cost=cost, options=options, before=before),
+                    cost,
+                    target="agreement" if images.labels is None else "accuracy",
+                    data=images.kind,
+                    measured={},
+                    provenance={**before.provenance, "calibration": _provenance(options, images)},
+                )
+
+            if static is None:
+                calibrate(tuple(stage.latency_ratio for stage in before.stages))
+            else:
+                _calibrate_steadily(writer, static, images, calibrate, warnings)
             writer.add_report(images, trace=options.folder / TRACE)
     reached = writer.manifest.default_policy.reached or (options.budget is None and options.risk_bound is not None)
     return Calibrated(
@@ -127,10 +131,25 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
     )
 
 
-def _measured(writer: FolderWriter, static: StaticModel, images: Images) -> dict[str, Any]:
-    with writer.dispatcher() as runner:
-        measured = measure(runner, static, images, running=writer.running)
-    return {**measured.to_json(), "machine": machine(), "latency": "measured", "images_of": "calibration"}
+def _calibrate_steadily(
+    writer: FolderWriter, static: StaticModel, images: Images, calibrate: Callable[[Costs], None], warnings: list[str]
+) -> None:
+    """Calibrate by measured costs, and write what the folder was measured to do then."""
+    timed = np.ascontiguousarray(images.batch(np.arange(writer.running.batch) % len(images)))
+
+    def measure_costs() -> Costs:
+        with writer.dispatcher() as runner:
+            return path_costs(runner, static, timed).per_stage
+
+    def deliver(cost: Costs) -> Measured:
+        calibrate(cost)
+        with writer.dispatcher() as runner:
+            return measure(runner, static, images, running=writer.running)
+
+    measured = steadily(measure_costs, deliver, note=lambda _text: None, warn=warnings.append)
+    writer.update(
+        measured={**measured.to_json(), "machine": machine(), "latency": "measured", "images_of": "calibration"}
+    )
 
 
 @contextmanager
@@ -193,14 +212,6 @@ def _choose(
     return promised_policies(
         fit, test, temperatures, cost=cost, bound=options.risk_bound, budget=options.budget, share=share
     )
-
-
-def _costs(runner: Dispatcher, static: StaticModel | None, images: Images, *, batch: int) -> tuple[float, ...]:
-    """Return the latency of every stage relative to the static model's: measured if the static model is there, else as the
-    manifest records it."""
-    if static is None:
-        return tuple(stage.latency_ratio for stage in runner.manifest.stages)
-    return path_costs(runner, static, np.ascontiguousarray(images.batch(np.arange(batch) % len(images)))).per_stage
 
 
 def _warnings(old: Manifest, options: CalibrateOptions, static: StaticModel | None) -> Iterator[str]:

@@ -1,0 +1,85 @@
+"""Policies that noise does not choose: what stages cost and what the folder takes must tell the same mean latency.
+
+Thresholds are chosen by the latencies of the stages, then the folder is measured with them. On a busy machine one of the two
+can be far off, and a policy that was chosen by it is another one than was meant. Both are ratios to the static model that runs in
+turn with what is timed, so they may be compared. The clocks are the caller's.
+
+Letters: S stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+APART = 0.1  # so far apart, relative to what the stages say, two mean latencies contradict each other
+TRIES = 4
+
+Costs = tuple[float, ...]  # latency of every stage alone, relative to the static model [S]
+
+
+class Timed(Protocol):
+    """A measurement of a folder: the share of images per exit, the mean latency relative to static, and images per call."""
+
+    @property
+    def exit_share(self) -> tuple[float, ...]:
+        """The share of images that leave at every stage [S]."""
+
+    @property
+    def mean_latency(self) -> float:
+        """The mean latency, relative to the static model."""
+
+    @property
+    def batch(self) -> int:
+        """Images per call when latency is measured."""
+
+
+MeasuredT = TypeVar("MeasuredT", bound=Timed)
+
+
+def latency_by_stages(cost: Sequence[float], exit_share: Sequence[float]) -> float:
+    """Return the mean latency that the stages' costs give with these shares of exits."""
+    return float(np.dot(np.cumsum(cost), exit_share))
+
+
+def contradicts(measured: Timed, cost: Sequence[float]) -> bool:
+    """Return whether a measured mean latency is another one than the stages' costs say. In a batch the rows that stay cost more
+    than their share, so that nothing can be said there."""
+    expected = latency_by_stages(cost, measured.exit_share)
+    return measured.batch == 1 and abs(measured.mean_latency - expected) > APART * expected
+
+
+def steadily(
+    measure_costs: Callable[[], Costs],
+    deliver: Callable[[Costs], MeasuredT],
+    *,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> MeasuredT:
+    """Measure the stages, let policies be chosen by that, measure them, and do so again until both tell the same; return the last
+    measurement.
+
+    `deliver(cost)` chooses the policies, writes them, and measures the folder. From the second time on, `cost` is the median of
+    all times. What remains apart after TRIES is told to `warn`.
+    """
+    costs: list[Costs] = []
+    while True:
+        costs.append(measure_costs())
+        cost = tuple(np.median(costs, axis=0).tolist())
+        measured = deliver(cost)
+        if not contradicts(measured, cost):
+            return measured
+        apart = (
+            f"mean latency {latency_by_stages(cost, measured.exit_share):.3f} by the times of the stages, "
+            f"{measured.mean_latency:.3f} measured"
+        )
+        if len(costs) == TRIES:
+            break
+        note(f"{apart}: they contradict each other, both are measured again")
+    warn(
+        f"the machine is busy: {apart}, and still apart after {TRIES} tries. Policies were chosen by the median of the tries; "
+        "s2d calibrate sets them anew when the machine is idle"
+    )
+    return measured

@@ -1,0 +1,99 @@
+"""A measurement that contradicts itself is made again, and what noise chose is not delivered; all clocks are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array
+
+from s2d_convert.exporting import measure as measure_module
+from s2d_convert.exporting.steady import TRIES, Costs, contradicts, latency_by_stages, steadily
+
+TRUE = (0.3, 0.4)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a made-up measurement says."""
+
+    exit_share: tuple[float, ...]
+    mean_latency: float
+    batch: int = 1
+
+
+class Machine:
+    """A machine whose stages cost TRUE, and whose clock is wrong by these factors, one per measurement of the stages."""
+
+    def __init__(self, factors: Sequence[float], *, folder: float = 1.0) -> None:
+        self._factors: Iterator[float] = iter(factors)
+        self.folder = folder
+        self.chosen_by: list[Costs] = []
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def costs(self) -> Costs:
+        factor = next(self._factors)
+        return tuple(factor * cost for cost in TRUE)
+
+    def deliver(self, cost: Costs) -> Said:
+        self.chosen_by.append(cost)
+        share = (0.75, 0.25)
+        return Said(share, self.folder * latency_by_stages(TRUE, share))
+
+    def run(self) -> Said:
+        return steadily(self.costs, self.deliver, note=self.notes.append, warn=self.warnings.append)
+
+
+def test_what_agrees_is_measured_once() -> None:
+    machine = Machine([1.05])
+    assert machine.run().mean_latency == pytest.approx(0.4)
+    assert len(machine.chosen_by) == 1
+    assert (machine.notes, machine.warnings) == ([], [])
+
+
+def test_a_noisy_timing_does_not_choose_the_policy() -> None:
+    """The field report: 0.683 expected, 0.401 measured."""
+    machine = Machine([1.7, 1.0, 1.02])
+    machine.run()
+    assert machine.chosen_by[-1] == pytest.approx(tuple(1.02 * cost for cost in TRUE))  # the median of the three
+    assert machine.notes[0].startswith("mean latency 0.680 by the times of the stages, 0.400 measured: they contradict")
+    assert len(machine.notes) == 2
+    assert machine.warnings == []
+
+
+def test_a_machine_that_stays_busy_is_told_with_its_numbers() -> None:
+    machine = Machine([1.0] * TRIES, folder=1.5)
+    machine.run()
+    assert len(machine.chosen_by) == TRIES
+    (text,) = machine.warnings
+    assert text.startswith("the machine is busy: mean latency 0.400 by the times of the stages, 0.600 measured")
+    assert f"after {TRIES} tries" in text
+
+
+def test_what_contradicts() -> None:
+    assert not contradicts(Said((0.5, 0.5), 0.54), (0.3, 0.4))  # 0.5 by the stages
+    assert contradicts(Said((0.5, 0.5), 0.56), (0.3, 0.4))
+    assert contradicts(Said((0.5, 0.5), 0.44), (0.3, 0.4))
+    assert not contradicts(Said((0.5, 0.5), 0.9, batch=8), (0.3, 0.4))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_worst_is_never_below_the_median(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_module, "time_round", lambda calls: [0.001, 0.0012])
+    monkeypatch.setattr(measure_module, "path_costs", lambda *_: SimpleNamespace(ratios=(0.4, 0.9)))
+
+    def batch_of(rows: Array) -> Array:
+        return np.zeros((len(rows), 3, 8, 8), np.float32)
+
+    images: Any = type("Eight", (), {"batch": staticmethod(batch_of), "__len__": lambda _self: 8})()
+    runner: Any = len  # neither is called, the clock is made up
+    static: Any = SimpleNamespace(outputs=len)
+    exits = np.array([1, 2, 2, 1, 2, 2, 2, 2])
+    mean, median, worst, _ = measure_module._latency(runner, static, images, exits, batch=batch, budget=None)
+    assert (mean, median) == pytest.approx((1.2, 1.2))
+    assert worst == pytest.approx(1.2)
