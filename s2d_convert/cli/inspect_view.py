@@ -49,6 +49,7 @@ class InspectView:
             ("cost", f"{quantity(about['macs'])} MACs per image, {quantity(about['parameters'])} parameters"),
             ("can be split by channels", f"{_percent(about['splittable_macs'])} of the MACs"),
             ("can be split by depth", f"at {len(about['taps'])} candidate taps"),
+            ("can read images smaller", _sizes(about)),
         ]
         table = Table.grid(padding=(0, GAP))
         for label, value in rows:
@@ -249,6 +250,14 @@ def _label(label: str, name: str) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _sizes(about: Mapping[str, Any]) -> str:
+    """Return the smaller sizes of the image with what they leave of the cost, or why there is none."""
+    if not about["sizes"]:
+        return f"no: {about['size_fixed_by']}"
+    sizes = (f"{'x'.join(map(str, size['sides']))} ({_percent(size['macs'])} of the MACs)" for size in about["sizes"])
+    return f"at {', '.join(sizes)}"
 
 
 def _shape(shape: Sequence[Any]) -> str:

@@ -43,10 +43,10 @@ def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[f
 
 
 def favourites(trace: Iterable[Mapping[str, Any]], channels: Channels) -> dict[Conversion, Actions]:
-    """Return the best plans of every kind in a search's trace, with their decisions."""
-    best: dict[int, dict[Conversion, Actions]] = {kind: {} for kind in range(len(KINDS))}
+    """Return the best plans of every kind in a search's trace, with their decisions; all scales together are one kind."""
+    best: dict[int, dict[Conversion, Actions]] = {kind: {} for kind in range(len(KINDS) + 1)}
     for line in sorted(trace, key=lambda line: (-line["reward"], line["latency"])):
-        some = best[line["actions"][0]]
+        some = best[min(line["actions"][0], len(KINDS))]
         if len(some) < FAVOURITES:
             some.setdefault(Conversion.from_json(line["plan"], channels), tuple(line["actions"]))
     return {conversion: actions for some in best.values() for conversion, actions in some.items()}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.base.files import check_out
+from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
 from s2d_convert.conversion.exact import better, cascade_candidate, depth_candidate, trained_heads
 from s2d_convert.conversion.explore import choose, make_evaluator, search, written_plan
@@ -207,7 +208,7 @@ def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
     score = None if ready.dataset.kind == "made-up" else ready.solver.importance
     divisions = divide(ready.model, ready.weights, groups=options.work.groups, block=ready.block, score=score)
-    space = PlanSpace(ready.model, divisions, stages=options.stages)
+    space = PlanSpace(ready.model, divisions, stages=options.stages, scales=offered_scales(ready.model))
     if not space.taps:
         raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
     return space

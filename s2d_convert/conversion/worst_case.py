@@ -34,7 +34,7 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
         return space
     stored: Any = job.run.read_json(KINDS)
     if stored is None:
-        stages = _models(job, space.decode(space.narrowest(CASCADE)))
+        stages = _models(job, space.decode(space.narrowest(max(space.options_of_kind))))
         least = sum(job.meter.measure([m.model.SerializeToString() for m in stages]).ratios)
         stored = {
             "least_cascade": least,
@@ -46,7 +46,7 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
             f"no cascades: even the least costs {stored['least_cascade']:.3f} of static where every stage runs "
             f"(--max-latency {limit:g})"
         )
-    return PlanSpace(space.model, space.divisions, stages=space.stages, kinds=stored["kinds"])
+    return PlanSpace(space.model, space.divisions, stages=space.stages, kinds=stored["kinds"], scales=space.scales)
 
 
 def confirmed(

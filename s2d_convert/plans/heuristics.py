@@ -54,7 +54,7 @@ def _space(model: AnalysedModel) -> PlanSpace:
 
 def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
     """Draw a conversion from the space. A quarter have the same share of all classes, and a quarter have fewer blocks."""
-    shape, kind = rng.random(), int(rng.choice(space.kinds))
+    shape, kind = rng.random(), int(rng.choice(space.options_of_kind))
     if shape < 0.25:
         return space.decode(space.thinned(kind, rng.uniform(0.25, 0.75), rng.uniform(0.25, 1.0)))
     if shape < 0.5:
@@ -65,12 +65,12 @@ def random_plan(space: PlanSpace, rng: np.random.Generator) -> Conversion:
 
 
 def simple_chains(space: PlanSpace, budget: float) -> dict[Conversion, Actions]:
-    """Return simple first chains before the untouched model, with their decisions: several widths and depths, and chains with
-    fewer blocks.
+    """Return simple first chains before the untouched model, with their decisions: several widths and depths, chains with
+    fewer blocks, and the whole network at each scale.
 
     Chains with more multiply-accumulates than the budget allows are left out; if all have, the smallest one stays.
     """
-    pairs = PlanSpace(space.model, space.divisions, stages=2, kinds=(CASCADE,))
+    pairs = PlanSpace(space.model, space.divisions, stages=2, kinds=(CASCADE,), scales=space.scales)
     last = len(pairs.taps) - 1
     every = [
         pairs.actions(CASCADE, [round(depth * last)], [fraction])
@@ -78,6 +78,7 @@ def simple_chains(space: PlanSpace, budget: float) -> dict[Conversion, Actions]:
         for fraction in SIMPLE_FRACTIONS
     ]
     every += [pairs.thinned(CASCADE, keep, fraction) for keep in BLOCKS for fraction in (1.0, 0.5)]
+    every += [pairs.actions(kind, [last], [1.0]) for kind in pairs.options_of_kind if kind != CASCADE]
     chains = {pairs.decode(actions): actions for actions in reversed(every)}
     cost = {c: chain_macs(space.model, c.chains[0]) for c in reversed(chains)}
     limit = max(budget * total_macs(space.graph), min(cost.values()) + 1)

@@ -1,9 +1,9 @@
 """The plans that the search chooses among, as a sequence of small decisions.
 
 Decision 0 picks the kind: a *linked* chain, or a *cascade* (a pruned first chain, then the untouched
-static model). Then, for every stage but the last: its tap, and for every channel class how many of its groups the
-stage has by then. Groups follow the layout block of onnxruntime's kernels; inside a class, the units
-that matter most come first.
+static model); behind these two, a cascade whose first chain reads the image smaller, for each scale. Then, for every stage
+but the last: its tap, and for every channel class how many of its groups the stage has by then. Groups follow the layout
+block of onnxruntime's kernels; inside a class, the units that matter most come first.
 """
 
 from __future__ import annotations
@@ -49,20 +49,31 @@ class PlanSpace:
         stages: int,
         kinds: Sequence[int] = (LINKED, CASCADE),
         shape: Shape = "any",
+        scales: Sequence[float] = (),
     ) -> None:
         self.model, self.graph, self.channels = model, model.graph, model.channels
         self.divisions, self.stages = divisions, stages
-        self.kinds, self.shape = tuple(kinds), shape
+        self.kinds, self.shape, self.scales = tuple(kinds), shape, tuple(scales)
         self.taps = _thinned(model, candidate_taps(model))
         per_stage = [len(self.taps), *(d.levels + 1 for d in divisions)]
-        self.sizes: tuple[int, ...] = (len(KINDS), *(per_stage * (stages - 1)))
+        self.sizes: tuple[int, ...] = (len(KINDS) + len(self.scales), *(per_stage * (stages - 1)))
 
     def restricted(self, kinds: Sequence[int], shape: Shape) -> PlanSpace:
         """Return the part of this space that has these kinds and this shape."""
         return PlanSpace(
             self.model, self.divisions, stages=self.stages,
-            kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape,
+            kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape, scales=self.scales,
         )  # fmt: skip
+
+    @property
+    def options_of_kind(self) -> tuple[int, ...]:
+        """The options of decision 0 that are allowed: the kinds, and behind them cascades at each scale."""
+        scaled = range(len(KINDS), len(KINDS) + len(self.scales)) if CASCADE in self.kinds else ()
+        return (*self.kinds, *scaled)
+
+    def scale_of(self, kind: int) -> float:
+        """Return the scale of the first chain behind an option of decision 0."""
+        return self.scales[kind - len(KINDS)] if kind >= len(KINDS) else 1.0
 
     @cached_property
     def _reach(self) -> tuple[frozenset[str], ...]:
@@ -74,7 +85,7 @@ class PlanSpace:
         """Return the options that decision `len(prefix)` has, bool [sizes[len(prefix)]]; at least one is True."""
         mask = np.zeros(self.sizes[len(prefix)], dtype=bool)
         if not prefix:
-            mask[list(self.kinds)] = True
+            mask[list(self.options_of_kind)] = True
             return mask
         choices = Choices.read(prefix, len(self.divisions))
         before = choices.stages[-1] if choices.stages else None
@@ -98,10 +109,10 @@ class PlanSpace:
     def decode(self, actions: tuple[int, ...]) -> Conversion:
         """Return the conversion that a full sequence of options stands for. Stages that add nothing are dropped."""
         choices = Choices.read(actions, len(self.divisions))
-        return self._conversion(tuple(dict.fromkeys(choices.stages)), choices.kind == CASCADE)
+        return self._conversion(tuple(dict.fromkeys(choices.stages)), choices.kind)
 
-    def _conversion(self, choices: tuple[StageChoice, ...], cascade: bool) -> Conversion:
-        final = PRUNED if cascade else len(choices) + 1
+    def _conversion(self, choices: tuple[StageChoice, ...], kind: int) -> Conversion:
+        final = len(choices) + 1 if kind == LINKED else PRUNED
         stages = np.ones(self.channels.units, dtype=np.int64)
         for index, division in enumerate(self.divisions):
             for level, chunk in enumerate(division.chunks):
@@ -113,9 +124,10 @@ class PlanSpace:
                 stages[list(chunk)] = next(takers, final)
         taps = tuple(self.taps[choice.exit] for choice in choices)
         units = tuple(stages.tolist())
-        if not cascade:
+        if kind == LINKED:
             return Conversion((self._alive(Plan((*taps, self.graph.output), units)),))
-        return Conversion((self._alive(Plan(taps, units)), identity_plan(self.model)))
+        first = self._alive(Plan(taps, units, self.scale_of(kind)))
+        return Conversion((first, identity_plan(self.model)))
 
     def _alive(self, plan: Plan) -> Plan:
         """Return the plan, with the first group of every class moved to stage 1 if a tap would show nothing of the image."""
@@ -126,7 +138,7 @@ class PlanSpace:
         for division in self.divisions:
             for unit in division.chunks[0]:
                 stages[unit] = 1
-        return Plan(plan.taps, tuple(stages))
+        return replace(plan, stages_of_units=tuple(stages))
 
     def actions(self, kind: int, taps: Sequence[int], fractions: Sequence[float]) -> tuple[int, ...]:
         """Return the decisions nearest to these tap indices and these fractions of every class, valid step by step."""
@@ -172,6 +184,10 @@ class PlanSpace:
         sequences += [
             self.thinned(kind, keep, f) for kind in self.kinds for keep in BLOCKS for f in (1.0, 0.5)
             if kind == CASCADE or f < 1  # a linked stage 2 could add nothing to channels that stage 1 has whole
+        ]  # fmt: skip
+        sequences += [
+            self.actions(k, [last] * (self.stages - 1), self._fractions(f))
+            for k in self.options_of_kind if k >= len(KINDS) for f in (1.0, 0.5)
         ]  # fmt: skip
         return tuple(dict.fromkeys(sequences))
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, ChannelClass, Channels
+from s2d_convert.channels.image_scale import at_scale, fixed_by, offered_scales, scaled_sides
 from s2d_convert.channels.kinds import Kind
-from s2d_convert.channels.macs import node_macs
+from s2d_convert.channels.macs import node_macs, total_macs
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_facts
@@ -49,7 +50,22 @@ def describe(model: AnalysedModel) -> dict[str, Any]:
         "unsupported": unsupported(model.graph),
         "taps": taps,
         "last_stretch": last,
+        "sizes": _sizes(model),
+        "size_fixed_by": fixed_by(model),
     }
+
+
+def _sizes(model: AnalysedModel) -> list[dict[str, Any]]:
+    """Return the smaller sizes at which a first chain can read the image, with the share of the MACs that is left."""
+    total = max(1, total_macs(model.graph))
+    return [
+        {
+            "scale": scale,
+            "sides": list(scaled_sides(model, scale)),
+            "macs": total_macs(at_scale(model, scale).graph) / total,
+        }
+        for scale in offered_scales(model)
+    ]
 
 
 def unsupported(graph: Graph) -> list[dict[str, str]]:

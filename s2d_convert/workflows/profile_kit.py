@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from s2d_runtime import profile
 
 from s2d_convert.base.files import whole_folder, write_json
+from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256
@@ -58,6 +59,7 @@ def write_kit(model: Path, kit: Path, options: KitOptions) -> dict[str, Any]:
         analysed,
         divide(analysed, weights, groups=GROUPS, block=BLOCK),
         stages=options.stages,
+        scales=offered_scales(analysed),
     )
     stages = list(stage_files(space, weights, options))
     if len(stages) < min(LEAST_FILES, options.files):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from patterns import PATTERNS
 from text_nets import chain, net, residual
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
+from s2d_convert.channels.image_scale import at_scale
 from s2d_convert.channels.kinds import Kind
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.network.staged_net import StagedNet
@@ -255,3 +257,18 @@ def test_elimination_keeps_the_channel_that_nothing_can_stand_in_for() -> None:
     by_norm = importance(AnalysedModel(graph, channels), weights)[units]
     assert by_norm.argmin() == 2
     assert min(score[units[0]], score[units[1]]) == score[units].min()
+
+
+@pytest.mark.parametrize("make", [chain, residual])
+def test_a_chain_that_reads_the_image_smaller_is_solved_for_the_logits_of_the_whole_image(make: object) -> None:
+    model = make()  # type: ignore[operator]
+    graph, channels, static = analysed(model)
+    whole = AnalysedModel(graph, channels)
+    images = images_of(model)
+    (wanted,) = logits(graph, channels, static, identity_plan(whole), images)
+    small = at_scale(whole, 0.75)
+    plan = replace(identity_plan(whole), scale=0.75)
+    solved = Reconstruction(whole, static, images).solve(plan)
+    (before,) = logits(small.graph, small.channels, static, plan, images)
+    (after,) = logits(small.graph, small.channels, solved.weights, plan, images)
+    assert np.square(after - wanted).mean() < 0.9 * np.square(before - wanted).mean()

@@ -310,6 +310,8 @@ SCHEMA: dict[str, Any] = {
     "unsupported": [{"node": str, "op": str, "reason": str}],
     "taps": [{"tensor": str, "shape": list, "macs_before": float, "operators": dict}],
     "last_stretch": {"operators": dict},
+    "sizes": [{"scale": float, "sides": list, "macs": float}],
+    "size_fixed_by": str,
 }
 
 
@@ -366,3 +368,17 @@ def test_operators_of_strangers_are_named_all_at_once(tmp_path: Path, capsys: py
     assert stop.value.code == 4
     assert "2 nodes" in err
     assert "node 'first' (my.ops.Foo), node 'second' (my.ops.Foo)" in err
+
+
+def test_sizes_of_the_image_and_what_fixes_it() -> None:
+    said = about(export("resnet_basic"))
+    assert [(size["scale"], size["sides"]) for size in said["sizes"]] == [
+        (0.75, [24, 24]),
+        (0.625, [20, 20]),
+        (0.5, [16, 16]),
+    ]
+    assert said["sizes"][-1]["macs"] == pytest.approx(0.25, abs=0.01)
+    assert said["size_fixed_by"] == ""
+    fixed = about(export("lenet"))
+    assert fixed["sizes"] == []
+    assert fixed["size_fixed_by"] == "a node (Gemm) holds the size of a map"

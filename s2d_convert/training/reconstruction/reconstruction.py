@@ -22,6 +22,7 @@ from torch import Tensor
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.image_scale import at_scale
 from s2d_convert.channels.macs import macs_of
 from s2d_convert.channels.pointwise import channel_axis_of_constant
 from s2d_convert.frontend.graph import Node
@@ -124,6 +125,7 @@ class Reconstruction:
                 kept_bytes=self.settings.targets_bytes,
             )
         self._views: dict[str, LinearView] = {}
+        self._scaled: dict[float, Reconstruction] = {}
 
     def view(self, node: Node) -> LinearView:
         """How a mixing node reads its input, made once."""
@@ -140,11 +142,29 @@ class Reconstruction:
         settings = replace(self.settings, mirrored=False)  # the images are mirrored already
         return Reconstruction(self.model, self.weights, images, settings=settings, device=device)
 
+    def _at(self, scale: float) -> Reconstruction:
+        """Return the reconstruction of the model at a scale, whose logits are to be those of this one; made once."""
+        if scale not in self._scaled:
+            images = torch.cat(list(self.samples.chunks)).cpu().numpy()
+            kept = self.settings.targets_bytes // 4
+            settings = replace(self.settings, mirrored=False, targets_bytes=kept)  # the images are mirrored already
+            model = at_scale(self.model, scale)
+            small = Reconstruction(model, self.weights, images, settings=settings, device=self.device)
+            small.samples.answer_as(self.samples)
+            self._scaled[scale] = small
+        return self._scaled[scale]
+
     # --- one plan -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def solve(self, plan: Plan) -> Solved:
-        """Weights for a plan, its exit heads included, and the errors of every node that was solved."""
+        """Weights for a plan, its exit heads included, and the errors of every node that was solved.
+
+        A chain that reads the image smaller is solved for what the static model makes of the smaller image, and its logits for
+        those of the static model on the image as it is.
+        """
+        if plan.scale != self.graph.scale:
+            return self._at(plan.scale).solve(plan)
         effective = Effective(self.model, plan)
         net, budget = self._net.sharing(), self.settings.values_bytes
         cut = Pass(net, effective, self.samples.chunks, budget_bytes=budget)
