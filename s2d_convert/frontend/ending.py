@@ -17,7 +17,7 @@ is taken (`with_axis`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -37,6 +37,15 @@ SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
 REDUCING = tuple(f"Reduce{op}" for op in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Sum", "SumSquare"))
 
 Shape = tuple[int, ...]
+
+# Whether an operator that keeps the shape moves nothing, by its constant inputs.
+STILL: dict[str, Callable[[Sequence[np.ndarray]], bool]] = {
+    "Concat": lambda given: not given,
+    "Gather": lambda given: (given[0] % len(given[0]) == np.arange(len(given[0]))).all(),
+    "Pad": lambda given: not given[0].any(),
+    "Slice": lambda given: len(given) < 4 or bool((given[3] > 0).all()),
+    "Tile": lambda given: True,
+}
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,21 @@ class Region:
             return 0 not in self._axes(node)
         if node.op in OVER_AXIS:
             return self.is_normalising(node)
-        return node.op in ELEMENTWISE or node.op in RESHAPING or node.op == "Expand"
+        return node.op in ELEMENTWISE or node.op in RESHAPING or node.op == "Expand" or self.moves_nothing(node)
+
+    def moves_nothing(self, node: Node) -> bool:
+        """Whether an operator that moves elements leaves them all where they are, as tools put in that take care of shapes."""
+        shape = self.shapes.get(node.inputs[0])
+        if shape is None or any(name and name not in self.constants for name in node.inputs[1:]):
+            return False
+        if node.op == "Transpose":  # of axes of length 1
+            order = node.attrs.get("perm", range(len(shape))[::-1])
+            long = [a for a in order if a == 0 or shape[a] != 1]
+            return long == sorted(long)
+        if self.shapes[node.outputs[0]] != shape or node.op not in STILL:
+            return False
+        given = [self.constants[name] for name in node.inputs[1:] if name]
+        return STILL[node.op](given)
 
     def softmax_before(self, output: str) -> str:
         """How messages name a Softmax over all classes whose probabilities `output` is made of; '' if there is none."""

@@ -26,6 +26,7 @@ from s2d_convert.frontend import load_graph
 from s2d_convert.workflows.split_model import split_model
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "models.md"
+SUPPORT = Path(__file__).parent.parent / "support"
 RUN_S = 600
 KIND = "models"
 TENSORFLOW = ("tensorflow-cpu==2.21.0", "keras==3.15.1", "tf2onnx==1.17.0", "onnxruntime==1.32.0")
@@ -91,10 +92,11 @@ paddle.jit.save(model, "inference", input_spec=[paddle.static.InputSpec([None, 3
 
 @dataclass(frozen=True)
 class Place:
-    """A Python to run code with, and what else it may import."""
+    """A Python to run code with, what else it may import, and what comes before any code."""
 
     python: Path
     path: tuple[Path, ...] = ()
+    before: str = ""
 
 
 def here() -> Place:
@@ -104,7 +106,8 @@ def here() -> Place:
 def zoo() -> Place:
     if not (BUILD / "zoo" / "timm").is_dir():
         pytest.skip("timm is not in build/zoo: `make zoo` puts it there")
-    return Place(Path(sys.executable), (BUILD / "zoo",))
+    stand_in = "from zoo.sources import make_importable\nmake_importable()\n"  # for torchvision, which no model needs
+    return Place(Path(sys.executable), (SUPPORT,), stand_in)
 
 
 def hub() -> Place:
@@ -144,7 +147,7 @@ def execute(place: Place, language: str, text: str, folder: Path) -> None:
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONWARNINGS")}
     env = {**clean, "PATH": f"{place.python.parent}{os.pathsep}{clean['PATH']}", "HF_HUB_OFFLINE": "1",
            "PYTHONPATH": os.pathsep.join(map(str, (folder, *place.path)))}  # fmt: skip
-    command = [str(place.python), "-c", text] if language == "python" else ["sh", "-ec", text]
+    command = [str(place.python), "-c", place.before + text] if language == "python" else ["sh", "-ec", text]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=RUN_S)
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 

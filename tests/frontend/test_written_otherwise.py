@@ -18,6 +18,7 @@ from patterns.base import Weight, around, ending, number
 from s2d_runtime import Dispatcher
 from text_nets import chain
 
+from s2d_convert.errors import ModelError
 from s2d_convert.exporting.single import write_single
 from s2d_convert.frontend import graph_from_proto, load_graph
 from s2d_convert.frontend.inputs import TAKEN_NAMES
@@ -158,3 +159,36 @@ def test_an_axis_put_before_the_batch_and_taken_away_again(baked: bool) -> None:
     feeds = random_images(model, 4, 0)
     alone = [run(model, {"image": feeds["image"][i : i + 1]})["logits"] for i in range(4)]
     assert_close(run(graph_from_proto(model).to_model(), feeds)["logits"], np.concatenate(alone))
+
+
+# --- ends --------------------------------------------------------------------------------------------
+
+STILL = {
+    "gather": "b = Gather<axis=1>(k, every)",
+    "gather from behind": "b = Gather<axis=1>(k, behind)",
+    "tile": "b = Tile(k, i11)",
+    "pad": "b = Pad(k, i0000)",
+    "slice": "b = Slice(k, i0, i10, i1)",
+    "transpose": "u = Unsqueeze(k, i2)  t = Transpose<perm=[0,2,1]>(u)  b = Squeeze(t, i1)",
+    "concat": "b = Concat<axis=1>(k)",
+}
+PLACES: dict[str, Weight] = {
+    "every": list(range(10)), "behind": list(range(-10, 0)), "i11": [1, 1], "i0000": [0, 0, 0, 0], "i0": [0], "i1": [1],
+    "i2": [2], "i10": [10],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("still", STILL)
+def test_what_moves_nothing_behind_a_softmax_is_set_aside_with_it(still: str) -> None:
+    model = ending(f"{POOLED} k = Softmax<axis=1>(q)  {STILL[still]}  logits = Log(b)", PLACES)
+    graph = graph_from_proto(model)
+    feeds = random_images(model, 3, 0)
+    assert graph.output_kind == "log_probabilities"
+    assert_close(run(graph.to_model(), feeds), run(model, feeds))
+    check_identity_law(model)
+
+
+def test_what_moves_classes_behind_a_softmax_is_refused() -> None:
+    model = ending(f"{POOLED} k = Softmax<axis=1>(q)  b = Gather<axis=1>(k, turned)  logits = Log(b)", LENGTHS)
+    with pytest.raises(ModelError, match=r"\(Softmax\): what output 'logits' makes of its probabilities"):
+        graph_from_proto(model)

@@ -214,7 +214,7 @@ def with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     try:
         upgraded = onnx.version_converter.convert_version(model, UPGRADE_OPSET)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+    except (RuntimeError, onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"opset {version} could not be upgraded to {UPGRADE_OPSET} ({first_line(error)}); "
             f"export the model with opset {MIN_OPSET} or newer"

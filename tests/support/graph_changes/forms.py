@@ -117,7 +117,12 @@ def opset(s: Subject) -> None:
     try:
         model = onnx.version_converter.convert_version(s.model, s.rng.randint(s.opset + 1, min(25, s.opset + 6)))
         onnx.checker.check_model(model, full_check=True)
-    except (RuntimeError, onnx.version_converter.ConvertError, onnx.checker.ValidationError) as error:
+    except (
+        RuntimeError,
+        onnx.version_converter.ConvertError,
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+    ) as error:
         raise UnfitError from error
     s.model = model
 

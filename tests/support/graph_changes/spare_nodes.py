@@ -237,10 +237,10 @@ def branch_in_a_branch(s: Subject, a: str, b: str, _: Lengths) -> Nodes:
         value.type.tensor_type.elem_type = TensorProto.FLOAT
         return helper.make_graph(nodes, "branch", [], [value])
 
-    inner = {f"{k}_branch": branch([node(op, ["u"], ["v"])], "v") for k, op in (("then", "Neg"), ("else", "Abs"))}
-    outer = [node("Neg", [a], ["u"]), node("If", [yes], ["w"], **inner)]
-    other = branch([node("Abs", [a], ["w2"])], "w2")
-    return [node("If", [yes], [b], then_branch=branch(outer, "w"), else_branch=other)]
+    u, v, w, other = (s.fresh(f"{b}_{name}") for name in ("u", "v", "w", "other"))
+    inner = {f"{k}_branch": branch([node(op, [u], [v])], v) for k, op in (("then", "Neg"), ("else", "Abs"))}
+    outer = branch([node("Neg", [a], [u]), node("If", [yes], [w], **inner)], w)
+    return [node("If", [yes], [b], then_branch=outer, else_branch=branch([node("Abs", [a], [other])], other))]
 
 
 @spare(least=18)
