@@ -1,4 +1,4 @@
-"""Whether answers know anything of the labels, class by class: what accuracy alone does not tell where classes are unequal.
+"""Comparison of answers with chance, class by class: what accuracy alone does not show where classes are unequal.
 
 Letters: B images, K classes.
 """
@@ -16,19 +16,22 @@ from s2d_convert.calibration.risk_control import binomial_tail, upper_share
 
 Classes = NDArray[np.integer[Any]]  # one class per image [B]
 
-LEVEL = 0.01  # the largest chance of a lucky result that counts as shown
-SURE = 3.0  # standard deviations that hits lie above those of a random order
-UNEQUAL = 1.5  # times the mean: so large is the largest class where classes are unequal
-LOST = 0.05  # a class of which no larger share is answered rightly is lost
-FEW_OF_CLASS = 5  # images, of which nothing is said
-ONE_SIDED = 0.95  # share of one class from which the numbers say little of the others
-FEW = 100  # images on which an accuracy is known to no better than some ten points
+LEVEL = 0.01  # significance level
+SURE = 3.0  # standard deviations by which hits must exceed those of shuffled labels
+UNEQUAL = 1.5  # classes are unequal if the largest has at least so many times the mean number of images
+LOST = 0.05  # a class is lost if at most this share of its images is answered rightly
+FEW_OF_CLASS = 5  # no statement is made on classes with fewer images
+ONE_SIDED = 0.95  # share of one class above which the numbers say little about the others
+FEW = 100  # with so few images, an accuracy is uncertain by about ten points
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Answers held against labels: `largest` is the commonest label and `share` its share of the images, `recall` float64
-    [K] the share of each class that is answered rightly (NaN for a class without images), `counts` the images per class."""
+    """Answers compared with labels.
+
+    `largest`: the most frequent label; `share`: its share of the images; `recall`: float64 [K], the share of right answers
+    per class (NaN for a class without images); `counts`: the number of images per class.
+    """
 
     images: int
     hits: int
@@ -36,7 +39,7 @@ class Judged:
     share: float
     counts: Classes
     recall: NDArray[np.float64]
-    answered: Classes  # images that get each class as their answer [K]
+    answered: Classes  # the number of images with each answer [K]
 
     @property
     def accuracy(self) -> float:
@@ -55,18 +58,20 @@ class Judged:
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """The classes that have some images and hardly a right answer."""
+        """The classes that have enough images but hardly a right answer."""
         return tuple(np.flatnonzero((self.counts >= FEW_OF_CLASS) & (self.recall <= LOST)).tolist())
 
     @property
     def better_than_largest(self) -> bool:
-        """Whether accuracy is above what always answering the largest class gives, by the binomial law."""
+        """Whether the accuracy is significantly above that of always answering the largest class (binomial test)."""
         return 1 - binomial_tail(self.hits - 1, self.images, self.share) <= LEVEL
 
     @property
     def knows_classes(self) -> bool:
-        """Whether there are more hits than these answers have when the labels are shuffled; then the model knows something,
-        though always answering the largest class may be right more often."""
+        """Whether the answers have more hits than with shuffled labels.
+
+        The model knows something then, even if always answering the largest class were right more often.
+        """
         n, a, b = self.images, self.counts.astype(float), self.answered.astype(float)
         products = a * b
         spread = float((products * (n - a) * (n - b)).sum() + products.sum() ** 2 - (products**2).sum())
@@ -76,12 +81,12 @@ class Judged:
 
     @property
     def tells_nothing(self) -> bool:
-        """Whether there are so few images that even right answers for all of them could be luck."""
+        """Whether there are so few images that even all answers could be right by luck."""
         return self.share**self.images > LEVEL
 
 
 def judge(answers: Classes, labels: Classes, classes: int) -> Judged:
-    """Hold answers against labels; `classes` is K."""
+    """Compare answers with labels. classes: K."""
     counts = np.bincount(labels, minlength=classes)
     hits = np.bincount(labels[answers == labels], minlength=classes)
     recall = np.divide(hits, counts, out=np.full(len(counts), np.nan), where=counts > 0)
@@ -91,7 +96,7 @@ def judge(answers: Classes, labels: Classes, classes: int) -> Judged:
 
 
 def unequal(counts: Classes) -> bool:
-    """Return whether the largest class is larger than the mean by UNEQUAL times and more than chance makes it."""
+    """Return whether the largest class has UNEQUAL times the mean number of images or more, beyond chance."""
     total, classes = int(counts.sum()), len(counts)
     most = int(counts.max(initial=0))
     if classes < 2 or most < UNEQUAL * total / classes:
@@ -100,13 +105,12 @@ def unequal(counts: Classes) -> bool:
 
 
 def interval(hits: int, images: int, *, level: float = 0.05) -> tuple[float, float]:
-    """Return the shares of right answers that so many hits may stand for (Clopper and Pearson), with confidence 1 -
-    level."""
+    """Return the confidence interval of the share of right answers (Clopper and Pearson), at confidence 1 - level."""
     return 1 - upper_share(images - hits, images, level / 2), upper_share(hits, images, level / 2)
 
 
 def few_images(what: str, share: float, images: int) -> str | None:
-    """Return what to say of a share measured on a handful of images; None where there are more."""
+    """Return a warning about a share that was measured on few images, None if there are enough."""
     if images >= FEW:
         return None
     low, high = interval(round(share * images), images)

@@ -1,8 +1,8 @@
-"""Thresholds that keep a bound on the risk with a stated confidence; numpy and scipy.special only, no files, no clocks.
+"""Thresholds that keep a bound on the risk with a stated confidence. Needs numpy and scipy.special, no files, no clocks.
 
-The risk of a policy is the mean loss of an image, static against dynamic. With labels the loss is the paired difference
-``(static right) - (dynamic right)``: 1 lost, -1 gained, 0 the same, so that the risk is the drop in accuracy. Without
-labels it is 1 where the two disagree, so that the risk is the share of disagreement.
+The risk of a policy is its mean loss per image against the static model. With labels, the loss is the paired difference
+``(static right) - (dynamic right)``, which is 1 (lost), -1 (gained) or 0 (the same); the risk is then the drop in accuracy.
+Without labels, the loss is 1 where the two disagree; the risk is then the share of disagreement.
 
 Learn-then-Test (Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk
 Control", 2021) with fixed-sequence testing: policies stand in an order, each has the null hypothesis "risk above the bound"
@@ -33,9 +33,9 @@ from scipy.special import bdtr, betaincinv, gammaln, xlog1py, xlogy
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES, exits
 from s2d_convert.errors import UsageError
 
-STEPS = 100  # a step of a path lets one part in so many of the images leave earlier
-RISK_FLOOR = 1e-3  # losses expected of a step, at least: what saves without a risk goes first, most saving first
-NUISANCE_SHARE = 0.05  # the part of 1 - confidence that is spent on bounding how often the two models differ
+STEPS = 100  # a step of a path lets one in STEPS images leave earlier
+RISK_FLOOR = 1e-3  # lower limit of a step's expected losses; among steps without risk, the largest saving goes first
+NUISANCE_SHARE = 0.05  # share of 1 - confidence that is spent on bounding how often the two models differ
 
 Floats = NDArray[np.floating[Any]]
 Losses = NDArray[np.signedinteger[Any]]
@@ -43,8 +43,10 @@ Losses = NDArray[np.signedinteger[Any]]
 
 @dataclass(frozen=True)
 class RiskBound:
-    """What is asked for: with `confidence` over the draw of the calibration images, the risk is at most `max_drop`; `per_class`:
-    the risk of every class is."""
+    """The requested bound: with `confidence` over the draw of the calibration images, the risk is at most `max_drop`.
+
+    With `per_class`, the bound holds for the risk of every class. Raises UsageError for values out of range.
+    """
 
     max_drop: float
     confidence: float = 0.95
@@ -64,7 +66,7 @@ class RiskBound:
 
     @property
     def level(self) -> float:
-        """The largest p-value that counts as shown."""
+        """The largest p-value that rejects a null hypothesis."""
         return 1 - self.confidence
 
 
@@ -88,7 +90,7 @@ def p_value(lost: int, gained: int, images: int, bound: RiskBound, *, paired: bo
 
 
 def binomial_tail(count: int, trials: int, chance: float) -> float:
-    """Return P(X <= count) for X binomial."""
+    """Return P(X <= count) for a binomial X."""
     return float(bdtr(count, trials, min(max(chance, 0.0), 1.0)))
 
 
@@ -112,27 +114,27 @@ def difference_tail(difference: int, trials: int, drop: float, differing: float)
 
     which is not negative as long as d + 1 lies below the mode. So the tail is largest at pi = `differing`.
     """
-    if differing < drop:  # no such loss has the mean `drop`
+    if differing < drop:  # no loss with so few differences has the mean `drop`
         return 0.0
     if differing > 0.5 or difference > (trials - 1) * drop - 2:
         return 1.0
     less = (1 - drop - math.sqrt(1 + drop**2 - 2 * differing)) / 2
     gains = _binomial(trials, max(0.0, less))
     losses = np.cumsum(_binomial(trials, less + drop))
-    reach = np.arange(trials + 1) + difference  # D <= difference: at most so many losses beside so many gains
+    reach = np.arange(trials + 1) + difference  # D <= difference: the most losses for each number of gains
     tail = gains * np.where(reach >= 0, losses[np.clip(reach, 0, trials)], 0.0)
     return float(min(1.0, tail.sum()))
 
 
 def _binomial(trials: int, chance: float) -> NDArray[np.float64]:
-    """Return P(X = 0), ..., P(X = trials) for X binomial."""
+    """Return P(X = 0), ..., P(X = trials) for a binomial X."""
     counts = np.arange(trials + 1)
     log_ways = gammaln(trials + 1) - gammaln(counts + 1) - gammaln(trials - counts + 1)
     return np.exp(log_ways + xlogy(counts, chance) + xlog1py(trials - counts, -chance))
 
 
 def images_needed(bound: RiskBound, *, paired: bool) -> int:
-    """Return the least number of images on which a policy that loses (and gains) nothing passes the test."""
+    """Return the smallest number of images with which a policy that loses and gains nothing passes the test."""
     enough = math.ceil(math.log(bound.level) / math.log1p(-bound.max_drop))
     if not paired:
         return enough
@@ -159,13 +161,14 @@ def stage_losses(static_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> N
 
 
 def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: int = STEPS) -> NDArray[np.float64]:
-    """Return policies from the safest, at which nobody leaves early, to the cheapest, at which all leave at the first
-    stage: their thresholds, [P, S - 1]; each has one threshold lower than the one before.
+    """Return the thresholds of a path of policies, [P, S - 1], from the safest to the cheapest.
 
-    confidence: [S, B]; losses: [S, B] of `stage_losses`; cost: [S], of every stage alone. A greedy walk: every step lowers
-    one threshold so far that one part in `steps` of the images leaves there, of those that went further until now; it is
-    the threshold at which that saves most per loss expected. Expected is the mean of the counted loss and of what the
-    confidences say, which a small sample knows better than its counts.
+    With the first policy no image leaves early; with the last, all leave at stage 1. Each policy has one threshold lower
+    than the one before. confidence: [S, B]; losses: [S, B] from `stage_losses`; cost: [S], of every stage alone.
+
+    The path is greedy. A step lowers one threshold until one in `steps` of the images, which went further so far, leaves at
+    its stage. It takes the threshold that saves most per expected loss. The expected loss is the mean of the counted loss
+    and of one minus the confidence, because in a small sample confidences are more reliable than counts.
     """
     sure = np.nan_to_num(np.asarray(confidence, dtype=np.float32), nan=0.0)
     paid, rows = np.cumsum(cost), np.arange(sure.shape[1])
@@ -187,8 +190,7 @@ def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: in
 
 
 def _lets_go(confidence: NDArray[np.float32], count: int) -> float:
-    """Return the threshold at which `count` rows (more where confidences tie) leave, midway to the next confidence
-    below."""
+    """Return the threshold at which `count` rows leave (more if confidences tie), midway to the next lower confidence."""
     ordered = np.sort(confidence)
     last = ordered[-min(count, len(ordered))]
     below = np.append(np.float32(ALWAYS_LEAVES), ordered[ordered < last])[-1]
@@ -198,8 +200,11 @@ def _lets_go(confidence: NDArray[np.float32], count: int) -> float:
 
 @dataclass(frozen=True)
 class Tested:
-    """How far a path keeps the promise: its first `kept` policies do. `risk` and `p` are those of the first one that does
-    not, or of the last one where all do, on the `images` of the test; with groups, of the group with the largest p-value."""
+    """How far a path keeps the promise: its first `kept` policies do.
+
+    `risk` and `p` are those of the first policy that fails, or of the last one if none does, on the `images` of the test.
+    With groups, they are those of the `group` with the largest p-value.
+    """
 
     kept: int
     images: int
@@ -217,10 +222,10 @@ def fixed_sequence(
     paired: bool,
     groups: NDArray[np.integer[Any]] | None = None,
 ) -> Tested:
-    """Test the policies of `walk` in their order until one fails.
+    """Test the policies of a path in order, until one fails.
 
-    confidence and losses: [S, B], of images on which neither the walk nor the temperatures nor the stages depend. groups: int
-    [B], such as the class of every image; each of them must pass then.
+    confidence, losses: [S, B], of images on which neither the path nor the temperatures nor the stages depend. groups: int
+    [B], such as the class of every image; if given, a policy must pass in each group.
     """
     rows = np.arange(losses.shape[1])
     parts: dict[int | None, NDArray[np.int64]] = {None: rows}
@@ -228,8 +233,10 @@ def fixed_sequence(
         parts = {int(group): np.flatnonzero(groups == group) for group in np.unique(groups)}
     kept, worst = 0, (1.0, 0.0, next(iter(parts)))
     for thresholds in walk:
-        own = losses[exits(confidence, thresholds.tolist()), rows]
-        worst = max(((*_tested(own[part], bound, paired=paired), group) for group, part in parts.items()), key=_badness)
+        taken = losses[exits(confidence, thresholds.tolist()), rows]
+        worst = max(
+            ((*_tested(taken[part], bound, paired=paired), group) for group, part in parts.items()), key=_badness
+        )
         if worst[0] > bound.level:
             break
         kept += 1

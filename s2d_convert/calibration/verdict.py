@@ -1,7 +1,7 @@
-"""What a conversion is worth, in words that a user can act on: what was lost, what was gained, and what to do.
+"""The verdict on a conversion, in words that a user can act on: what was lost, what was gained, and what to do.
 
-Everything is judged on the same images: those that nothing was trained or chosen on. A loss is the mean over images of
-(the static model is right) - (the conversion is right), so that its standard error is that of a paired comparison.
+Everything is judged on the same images, on which nothing was trained or chosen. A loss is the mean over images of (the
+static model is right) - (the conversion is right), so its standard error is that of a paired comparison.
 
 Letters: S stages, B images.
 """
@@ -23,8 +23,11 @@ LARGE_LOSS = 0.05
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does on images: mean and worst latency relative to static, the share of right answers, the loss against
-    the static model with its standard error (shares, not points), and the share of images that leave at every exit."""
+    """The results of a policy on images.
+
+    Mean and worst latency relative to static, the share of right answers, the loss against the static model with its
+    standard error (as shares, not points), and the share of images that leave at each exit.
+    """
 
     budget: float
     latency: float
@@ -36,18 +39,21 @@ class Outcome:
 
     @property
     def surely_lost(self) -> float:
-        """The loss that the images show beyond chance; at least 0."""
+        """The lower confidence limit of the loss, at least 0."""
         return max(0.0, self.loss - SURE * self.loss_error)
 
     def within(self, max_loss: float) -> bool:
-        """Return whether the loss is at most so large, as far as the images tell."""
+        """Return whether the loss is at most `max_loss`, as far as the images show."""
         return self.loss <= max_loss
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`worse`: the static model is as fast and as right. `outcome` is that of the policy in use, `within` that of the cheapest
-    policy whose loss is at most the largest that was asked for, None where there is none."""
+    """The verdict on a folder.
+
+    `outcome` is that of the policy in use, `within` that of the cheapest policy with at most the allowed loss (None if there
+    is none). `worse`: the static model is at least as fast and as accurate.
+    """
 
     outcome: Outcome
     within: Outcome | None
@@ -59,7 +65,7 @@ class Verdict:
 def outcomes(
     policies: Sequence[Policy], scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float]
 ) -> tuple[Outcome, ...]:
-    """Return what policies do on the images of `scores`. cost: latency of every stage alone, relative to static."""
+    """Return the outcomes of policies on the images of `scores`. cost: latency of every stage alone, relative to static."""
     static = scores.static_correct.astype(np.float64)
     confidence = scores.confidence(temperatures)
     return tuple(_outcome(policy, confidence, scores.correct, static, np.cumsum(cost)) for policy in policies)
@@ -87,25 +93,27 @@ def _outcome(
 
 
 def worth_showing(outcomes: Sequence[Outcome], chosen: float) -> tuple[Outcome, ...]:
-    """Return the outcomes without those that do the same as another, or that another beats in latency and loss; ascending by
-    latency, that of the budget `chosen` always among them."""
+    """Return the outcomes in order of latency, without duplicates and those that another one beats in latency and loss.
+
+    The outcome of the budget `chosen` is always kept.
+    """
     ranked = sorted(outcomes, key=lambda o: (o.latency, o.loss, o.budget != chosen))
-    kept: list[Outcome] = []
+    shown: list[Outcome] = []
     for outcome in ranked:
-        if outcome.budget == chosen or not any(k.loss <= outcome.loss for k in kept):
-            kept.append(outcome)
-    return tuple(o for o in kept if o.budget == chosen or not _same(o, kept, chosen))
+        if outcome.budget == chosen or not any(k.loss <= outcome.loss for k in shown):
+            shown.append(outcome)
+    return tuple(o for o in shown if o.budget == chosen or not _same(o, shown, chosen))
 
 
 def _same(outcome: Outcome, others: Sequence[Outcome], chosen: float) -> bool:
-    """Return whether the outcome of the chosen budget is the same."""
+    """Return whether the outcome equals that of the chosen budget."""
     return any(o.budget == chosen and (o.latency, o.loss) == (outcome.latency, outcome.loss) for o in others)
 
 
 def verdict(
     outcomes: Sequence[Outcome], *, budget: float, max_loss: float = MAX_LOSS, target: str = "accuracy"
 ) -> Verdict:
-    """Return the verdict on a folder whose policy in use is that of `budget`; target: accuracy or agreement."""
+    """Return the verdict on a folder that uses the policy of `budget`. target: accuracy or agreement."""
     chosen = next(o for o in outcomes if o.budget == budget)
     near = [o for o in outcomes if o.within(max_loss) and o.latency <= NO_GAIN]
     within = min(near, key=lambda o: (o.latency, o.loss), default=None)
@@ -120,26 +128,26 @@ def verdict(
 
 
 def _sentences(chosen: Outcome, within: Outcome | None, *, max_loss: float, target: str) -> list[str]:
-    """Return what was lost and gained, whether it is worth having, and the cheapest policy within the loss that is
-    allowed."""
+    """Return sentences on what was lost and gained, whether it is worthwhile, and the cheapest policy within the allowed
+    loss."""
     speed = f"takes {chosen.latency:.3f} of the static model's time on average ({1 / chosen.latency:.1f} times as fast)"
-    said = [f"{loss_text(chosen, target)} and {speed}: {_worth(chosen, max_loss)}."]
+    sentences = [f"{loss_text(chosen, target)} and {speed}: {_worth(chosen, max_loss)}."]
     if chosen.exit_share[-1] == 1 and len(chosen.exit_share) > 1:
-        said.append(
+        sentences.append(
             "No image leaves early: no thresholds were found that are clearly faster and lose as little as that."
         )
     elif chosen.worst > NO_GAIN:
-        said.append(f"An image that needs every stage takes {chosen.worst:.2f}.")
+        sentences.append(f"An image that needs every stage takes {chosen.worst:.2f}.")
     if within is None:
-        said.append(
+        sentences.append(
             f"Within {points(max_loss)} of static nothing faster was found; more images or more time (--effort, --time) may help."
         )
     elif within.budget != chosen.budget:
-        said.append(
+        sentences.append(
             f"Within {points(max_loss)} of static the cheapest takes {within.latency:.2f}: --budget {within.budget:g} "
             f"({loss_text(within, target).lower()})."
         )
-    return said
+    return sentences
 
 
 def _worth(outcome: Outcome, max_loss: float) -> str:
@@ -164,7 +172,7 @@ def _warning(chosen: Outcome, within: Outcome | None, max_loss: float) -> str:
 
 
 def loss_text(outcome: Outcome, target: str) -> str:
-    """Return the loss with its error in words, such as: Loses 0.4 ± 0.2 points of accuracy."""
+    """Return the loss with its standard error in words, such as: Loses 0.4 ± 0.2 points of accuracy."""
     error = f"{100 * outcome.loss_error:.1f}"
     if abs(outcome.loss) < 5e-5:
         return f"Loses nothing (± {error} points of {target})"
