@@ -1,7 +1,7 @@
 """The steps of a conversion, from options to the exported folder.
 
-The door is `convert(options, reporter)`. Its names are loaded when they are first used: `ConvertOptions` must not cost the
-import of torch.
+The entry point is `convert(options, reporter)`. The names of this package are loaded on first use, so that `ConvertOptions`
+does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a conversion carries from step to step: what was asked, what is ready, where it is kept and where it reports."""
+"""The context that the steps of a conversion share: options, prepared data, run folder and reporter."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from s2d_convert.training.solving import Solver
 
 
 class Reporter(Protocol):
-    """Where a conversion tells how it is going."""
+    """A receiver of a conversion's progress."""
 
     def step(self, name: str) -> None:
-        """A new step begins."""
+        """Report that a new step begins."""
 
     def note(self, text: str) -> None:
-        """Something the user should know."""
+        """Report a result that the user should know."""
 
     def warn(self, text: str) -> None:
-        """Something the user should mind."""
+        """Report a warning."""
 
     def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
-        """The running step has done so much."""
+        """Report the progress of the running step. seconds_left: NaN if unknown."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What every later step needs; `table` predicts latencies of another device, where one was asked for."""
+    """The inputs of all later steps. `table` predicts the latencies of another device, None to measure on this one."""
 
     model: AnalysedModel
     weights: Weights
@@ -82,35 +82,35 @@ class Prepared:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The static model as trainings ask it."""
+        """The static model as the teacher of trainings."""
         if self.device.type != "cpu":
             return teacher_in_torch(self.model, self.weights, self.device)
         return teacher_in_onnxruntime(self.model, threads=torch.get_num_threads(), provider=self.provider)
 
     @cached_property
     def solver(self) -> Solver:
-        """Weights of first chains in closed form."""
+        """The solver of first chains in closed form."""
         return Solver(self.model, self.weights, self.dataset.train, self.device)
 
     @property
     def block(self) -> int:
-        """Channels per block of onnxruntime's blocked layout, here or on the device that the table is of."""
+        """Channels per block of onnxruntime's blocked layout, on this machine or on the table's device."""
         return layout_block() if self.table is None else self.table.block
 
     @property
     def target(self) -> str:
-        """What is judged: right answers, or without labels those that are the static model's."""
+        """The target: accuracy, or without labels agreement with the static model."""
         return "agreement" if self.dataset.calib.labels is None else "accuracy"
 
 
 def timing_images(ready: Prepared, batch: int) -> Array:
-    """Return the batch of real images that latency is measured on."""
+    """Return the batch of images on which latency is measured."""
     calib = ready.dataset.calib
     return np.ascontiguousarray(calib.batch(np.arange(batch) % len(calib)))
 
 
 def make_meter(ready: Prepared, running: Running) -> LatencyMeter:
-    """Return a meter of this machine, or the device's table where one was given."""
+    """Return the device's table if there is one, else a meter of this machine."""
     if ready.table is not None:
         return ready.table
     return Meter(ready.graph.to_model().SerializeToString(), timing_images(ready, running.batch), running=running)
@@ -118,7 +118,7 @@ def make_meter(ready: Prepared, running: Running) -> LatencyMeter:
 
 @dataclass(frozen=True)
 class Job:
-    """One conversion on its way: what was asked, what is ready, where it is kept, where it reports, what times it."""
+    """A running conversion: its options, prepared inputs, run folder, reporter, and the source of latencies."""
 
     options: ConvertOptions
     ready: Prepared
@@ -128,17 +128,17 @@ class Job:
 
     @cached_property
     def timed_static(self) -> StaticModel:
-        """The static model as its latency is measured; `ready.static` has as many threads as training has."""
+        """The static model for measuring latency. `ready.static` has as many threads as the training."""
         return StaticModel(self.ready.graph, self.options.running)
 
     @cached_property
     def meter(self) -> LatencyMeter:
-        """What says how long candidates take relative to the static model."""
+        """The source of the candidates' latencies, relative to the static model."""
         return self.new_meter(self.ready, self.options.running)
 
     @property
     def careful(self) -> bool:
-        """Whether thresholds have floors (`guard`): on made-up images, where the last stage stays the original."""
+        """Whether thresholds have confidence floors: on made-up images, if the last stage is the original model."""
         return self.options.exact and self.ready.dataset.kind == "made-up"
 
 
@@ -152,7 +152,7 @@ class Tuned:
 
 
 def goal_of(job: Job) -> Goal:
-    """Return what a search is to aim at."""
+    """Return the goal of the search."""
     options, ready = job.options, job.ready
     static = float(ready.task.agree(ready.task.answers(ready.calib_logits), ready.right_classes).mean())
     worst = math.inf if options.max_latency is None else options.max_latency

@@ -1,13 +1,13 @@
-"""Conversions whose last stage is the model as it is (`--mode exact`): a wrong guess costs an exit, never an answer.
+"""Conversions whose last stage is the unchanged model (`--mode exact`): a wrong guess costs an exit, never an answer.
 
-Depth exits leave the backbone untouched, and only their heads are trained (`training.exit_heads`):
+Depth exits leave the backbone unchanged. Only their heads are trained (`training.exit_heads`):
 
-1. compute the features of all candidate taps and the static model's logits, once;
-2. train a head for every tap, and take its logits on the calibration images;
-3. measure every exit alone in onnxruntime; from that, predict what each set of exits costs (a beam search over sets);
-4. measure the best sets themselves, next to the static model; the highest reward wins.
+1. Compute the features of all candidate taps and the static model's logits, once.
+2. Train a head for every tap, and compute its logits on the calibration images.
+3. Measure every exit alone in onnxruntime, and predict the cost of sets of exits from this (a beam search over sets).
+4. Measure the best sets themselves, together with the static model. The highest reward wins.
 
-A pruned first chain before the untouched model is the other kind; `pipeline` trains it, `better` compares the two.
+The other kind is a pruned first chain before the unchanged model. `pipeline` trains it, and `better` compares the two.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.training.exit_heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
 from s2d_convert.training.loop import Progress
 
-TAPS = "taps"  # of a depth trial in the trace, by their indices
+TAPS = "taps"  # the key of a depth trial's taps in the trace, as indices
 BEAM = 6
-LEAST_SHARE = 0.01  # an exit that fewer images take only costs
-LEAST_MEASURED = 4  # sets of exits whose latency is measured, at least
+LEAST_SHARE = 0.01  # an exit that fewer images take only adds cost
+LEAST_MEASURED = 4  # least number of sets of exits whose latency is measured
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A conversion with its trained weights, and what it is worth on the calibration images."""
+    """A conversion with its trained weights, and its evaluation on the calibration images."""
 
     conversion: Conversion
     tuned: Tuned
@@ -56,7 +56,7 @@ class Candidate:
 
 
 def better(first: Candidate, second: Candidate) -> Candidate:
-    """Return the candidate with the higher reward; the first one if they are equal."""
+    """Return the candidate with the higher reward, the first one if they are equal."""
     return second if second.evaluation.reward > first.evaluation.reward else first
 
 
@@ -64,7 +64,7 @@ def better(first: Candidate, second: Candidate) -> Candidate:
 
 
 def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
-    """Return a trained head for every candidate tap, and their logits [T, B, K] on the calibration images."""
+    """Train a head for every candidate tap. Return the heads and their logits [T, B, K] on the calibration images."""
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     reporter.step("heads")
     taps = depth_taps(ready.model)
@@ -90,7 +90,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
 
 
 def _training_features(job: Job, extractor: Extractor) -> Features:
-    """Return the features of the training images, several times augmented where there are few of them."""
+    """Return the features of the training images. If there are few, further augmented copies are added."""
     ready, options = job.ready, job.options
     images = ready.dataset.train.take(slice(0, options.work.head_images))
     made_up = images.kind == "made-up"
@@ -118,7 +118,7 @@ def _write_heads(path: Path, heads: Mapping[str, ExitHead]) -> None:
 
 
 def _read_heads(path: Path, taps: Sequence[str]) -> dict[str, ExitHead] | None:
-    """Return what an interrupted run has finished, None if it has not."""
+    """Return the heads that an interrupted run has trained, None if there are none."""
     if not path.exists():
         return None
     heads = {}
@@ -152,21 +152,21 @@ class DepthSearch:
         return Chain(model, plan, self.weights)
 
     def measured(self, taps: Taps) -> Evaluation:
-        """Return what a set of exits is worth, with its latency measured."""
+        """Evaluate a set of exits with its measured latency."""
         cost, seconds = timed_costs(partial(stage_costs, self.meter), build_stages([self.chain(taps)]))
         value = self._worth(taps, _whole(cost))
         return replace(value, info={**value.info, "measure_s": seconds})
 
     def predicted(self, taps: Taps) -> Evaluation:
-        """Return what it is worth by the latencies of its exits alone."""
+        """Evaluate a set of exits with a latency predicted from those of its single exits."""
         singles = [self._single(t) for t in taps]
-        # What lies before an exit's head: the next stage goes on from there, and its head was not there.
+        # The cost before each exit's head, from where the next stage continues. A single exit has no earlier heads.
         before = (0.0, *(1 - rest for _, rest in singles))
         cost = [max(1e-4, first - start) for (first, _), start in zip(singles, before, strict=False)]
         return self._worth(taps, [*cost, singles[-1][1]])
 
     def _single(self, tap: int) -> tuple[float, ...]:
-        """Return latency of the stages before and behind one exit."""
+        """Return the measured latencies of the stages before and behind one exit."""
         if tap not in self._singles:
             self._singles[tap] = _whole(stage_costs(self.meter, build_stages([self.chain((tap,))])))
         return self._singles[tap]
@@ -176,7 +176,7 @@ class DepthSearch:
         return worth(self.job, logits, cost)
 
     def shortlist(self, count: int) -> list[Taps]:
-        """Return the most promising sets by prediction, best first; sets grow exit by exit from the best smaller ones."""
+        """Return the sets with the highest predicted rewards, best first. Sets are grown exit by exit (beam search)."""
         every = range(len(self.taps))
         scores: dict[Taps, float] = {}
         level: set[Taps] = {(t,) for t in every}
@@ -187,10 +187,12 @@ class DepthSearch:
         return sorted(scores, key=lambda taps: (-scores[taps], taps))[:count]
 
     def best(self) -> Taps:
-        """Return the set with the highest reward among the shortlist, if possible one without idle exits: on a busy machine
-        their cost drowns in noise. Every measured set goes to the trace, and an interrupted run measures none of them
-        again."""
-        job, found = self.job, []
+        """Measure the shortlist and return the set with the highest reward, if possible one without idle exits.
+
+        On a busy machine the cost of an idle exit is hidden by noise. Every measured set is written to the trace, so a
+        resumed run does not measure it again.
+        """
+        job, measured = self.job, []
         job.run.rewrite_trace()
         known = {tuple(line[TAPS]): evaluation_from_json(line) for line in job.run.trace() if TAPS in line}
         listed = self.shortlist(max(LEAST_MEASURED, job.options.work.evaluations // 4))
@@ -200,11 +202,11 @@ class DepthSearch:
             value = known[taps]
             job.reporter.progress(number + 1, len(listed), f"sets of exits, reward {value.reward:.4f}", math.nan)
             idle = min(value.info["exit_share"][:-1]) < LEAST_SHARE
-            found.append((not idle, value.reward, -number, taps))
-        return max(found)[-1]
+            measured.append((not idle, value.reward, -number, taps))
+        return max(measured)[-1]
 
     def _tried(self, taps: Taps, index: int) -> Evaluation:
-        """Return a set measured, and written to the trace."""
+        """Measure a set of exits and append it to the trace."""
         started = time.perf_counter()
         value = self.measured(taps)
         conversion = Conversion((self.chain(taps).plan,))
@@ -215,14 +217,16 @@ class DepthSearch:
 
 
 def _whole(ratios: Sequence[float]) -> tuple[float, ...]:
-    """Return latencies of the stages of a depth split, raised to 1 in all where they are less: together the stages do all
-    that the static model does, so they were taken while a busy machine changed its speed."""
+    """Return the latencies of the stages of a depth split, scaled up if their sum is below 1.
+
+    Together the stages do all that the static model does. A smaller sum means that the machine changed its speed.
+    """
     total = sum(ratios)
     return tuple(ratio / min(1.0, total) for ratio in ratios)
 
 
 def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead], logits: Array) -> Candidate:
-    """Return the best chain of exits on the untouched backbone, with `trained_heads`."""
+    """Return the best chain of exits on the unchanged backbone. heads, logits: from `trained_heads`."""
     job.reporter.step("search")
     search = DepthSearch(job, heads, logits, meter)
     stored = job.run.read_json(DEPTH)
@@ -237,7 +241,7 @@ def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead]
 
 
 def cascade_candidate(job: Job, meter: LatencyMeter, conversion: Conversion, tuned: Tuned) -> Candidate:
-    """Return a trained first chain before the untouched model."""
+    """Return the candidate of a trained first chain before the unchanged model."""
     value = trained_worth(job, conversion, tuned.chain, partial(stage_costs, meter))
     job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))
     return Candidate(conversion, tuned, value)

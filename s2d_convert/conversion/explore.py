@@ -1,4 +1,4 @@
-"""The search of a conversion: which plans it may choose among, what they are worth, and the trace that it leaves."""
+"""The search of a conversion: its space of plans, their evaluation, and the trace of the search."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from s2d_convert.search.reinforce import reinforce
 
 
 def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
-    """Return the conversion with the highest reward; the trace goes to the run folder, one line per candidate.
+    """Return the conversion with the highest reward, and write the trace to the run folder, one line per candidate.
 
-    `--plan` restricts the space; a `given` conversion is what is found.
+    `--plan` restricts the space. A `given` conversion is evaluated and returned without a search.
     """
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
-    found = run.read_plan()
-    if found is not None:
-        return Conversion.from_json(found, ready.channels)
+    stored = run.read_plan()
+    if stored is not None:
+        return Conversion.from_json(stored, ready.channels)
     if given is not None:
         choose(job, given, evaluate(given))
         return given
@@ -74,16 +74,16 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
 
 
 def written_plan(options: ConvertOptions, ready: Prepared) -> Conversion | None:
-    """Return the conversion in the file that `--plan` names; None when it is to be searched for. Raises UsageError."""
+    """Return the conversion in the file that `--plan` names, None if it is to be searched for. Raises UsageError."""
     if options.plan in PLANS:
         return None
     return trainable_plan(options.plan, ready.model, names=PLANS)
 
 
 def choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:
-    """Leave the chosen conversion in the run folder."""
-    known = {**evaluation.info, "reward": evaluation.reward, "plan": conversion.digest()}
-    job.run.write_plan(conversion.to_json(job.ready.channels), known)
+    """Save the chosen conversion in the run folder."""
+    facts = {**evaluation.info, "reward": evaluation.reward, "plan": conversion.digest()}
+    job.run.write_plan(conversion.to_json(job.ready.channels), facts)
 
 
 def _explore(
@@ -94,7 +94,7 @@ def _explore(
     on_trial: Any,
     known: Mapping[Conversion, Evaluation],
 ) -> list[SearchResult[Conversion]]:
-    """Return what each search found: the controller's, and those of the baselines where they are wanted."""
+    """Return the results of the controller's search and, if requested, of the baselines."""
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
@@ -112,7 +112,7 @@ def controller_search(
     on_trial: Any = None,
     known: Mapping[Conversion, Evaluation] | None = None,
 ) -> SearchResult[Conversion]:
-    """Return the search by the controller; a quarter of its evaluations go to simple plans first."""
+    """Search with the controller. Up to a quarter of the evaluations go to simple plans, which come first."""
     starts = space.starts()
     some = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
     warm_start = tuple(starts[i] for i in some)
@@ -124,14 +124,14 @@ def controller_search(
 def baselines(
     space: PlanSpace, evaluate: Any, total: int, seed: int, on_trial: Any, known: Mapping[Conversion, Evaluation]
 ) -> list[SearchResult[Conversion]]:
-    """Return random search with as many evaluations, and uniform plans."""
+    """Return the results of random search with `total` evaluations, and of the uniform plans."""
     by_chance = random_search(space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform", on_trial=on_trial, known=known)
     return [by_chance, uniform]
 
 
 def make_evaluator(job: Job, space: PlanSpace) -> Evaluator:
-    """Return the evaluation of candidates with solved weights, and latency measured next to the static model."""
+    """Return the evaluator of candidates: solved weights, and latencies measured together with the static model's."""
     ready = job.ready
     logits = solved_logits(ready.model, ready.solver.rough, ready.dataset.calib, ready.calib_logits)
     return Evaluator(
@@ -141,7 +141,7 @@ def make_evaluator(job: Job, space: PlanSpace) -> Evaluator:
         right_classes=ready.right_classes[: len(logits.images)],
         goal=goal_of(job),
         weights=ready.weights,
-        # A device's table says nothing about the dispatcher there.
+        # A device's table does not contain the dispatcher's overhead.
         overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, job.options),
     )
 

@@ -1,8 +1,8 @@
-"""Which of a few conversions is trained for long: decided by short trainings of their first chains.
+"""Finals: short trainings that decide which of a few conversions is trained for long.
 
-Solved weights rank chains well, and a chain that starts from them shows after some steps of its own how far it will get.
-So the search's favourites and a few simple chains are trained shortly, the best third goes on, and so
-forth: successive halving (Jamieson & Talwalkar, AISTATS 2016, arXiv 1502.07943).
+Solved weights rank chains well, and a few training steps show how far a chain that starts from them will get. So the best
+plans of the search and a few simple chains are trained briefly, the best third is trained further, and so on: successive
+halving (Jamieson & Talwalkar, AISTATS 2016, arXiv 1502.07943).
 """
 
 from __future__ import annotations
@@ -22,42 +22,44 @@ from s2d_convert.plans.space import KINDS
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
 
 METHOD = "finals"
-ROUNDS = (0.25, 1.0)  # shares of the steps that a short training has
-KEPT = 3  # one of so many goes on to the next round
-FAVOURITES = 2  # plans of every kind that the search sends
+ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
+KEPT = 3  # one in KEPT candidates goes on to the next round
+FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
 
 
 def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[float, ...]], *, rounds: int) -> ChainT:
-    """Return the best candidate: in every round, `worth(candidate, round)` of those still there decides which third goes
-    on.
+    """Return the best candidate. In every round, the third with the highest `worth(candidate, round)` goes on.
 
     The first of equals wins, and at least one goes on.
     """
-    left = list(candidates)
+    remaining = list(candidates)
     for number in range(rounds):
-        scores = [worth(candidate, number) for candidate in left]
-        order = sorted(range(len(left)), key=scores.__getitem__, reverse=True)
-        left = [left[i] for i in order[: math.ceil(len(left) / KEPT)]]
-    return left[0]
+        scores = [worth(candidate, number) for candidate in remaining]
+        order = sorted(range(len(remaining)), key=scores.__getitem__, reverse=True)
+        remaining = [remaining[i] for i in order[: math.ceil(len(remaining) / KEPT)]]
+    return remaining[0]
 
 
 def favourites(trace: Iterable[Mapping[str, Any]], channels: Channels) -> dict[Conversion, Actions]:
-    """Return the best plans of every kind in a search's trace, with their decisions; all scales together are one kind."""
+    """Return the FAVOURITES best plans of every kind in a search's trace, with their decisions.
+
+    Plans of all scales together count as one kind.
+    """
     best: dict[int, dict[Conversion, Actions]] = {kind: {} for kind in range(len(KINDS) + 1)}
     for line in sorted(trace, key=lambda line: (-line["reward"], line["latency"])):
-        some = best[min(line["actions"][0], len(KINDS))]
-        if len(some) < FAVOURITES:
-            some.setdefault(Conversion.from_json(line["plan"], channels), tuple(line["actions"]))
-    return {conversion: actions for some in best.values() for conversion, actions in some.items()}
+        of_kind = best[min(line["actions"][0], len(KINDS))]
+        if len(of_kind) < FAVOURITES:
+            of_kind.setdefault(Conversion.from_json(line["plan"], channels), tuple(line["actions"]))
+    return {conversion: actions for of_kind in best.values() for conversion, actions in of_kind.items()}
 
 
 class Finals:
-    """Short trainings of conversions, kept in the run folder: the trace says what they were worth, a file what they are.
+    """Short trainings of conversions. Their evaluations are kept in the trace of the run folder, their weights in files.
 
-    `train(conversion, before, after, steps)` trains a first chain so many steps on from the file of the round before (None:
-    from the start) and leaves it in the file `after`, whole or not at all; `worth(conversion, file)` says what it is
-    worth then. `place` is where the files lie: equal conversions that are trained there are trained once.
+    `train(conversion, before, after, steps)` trains a first chain for `steps` steps, from the previous round's file `before`
+    (None in the first round), and writes it to the file `after`, completely or not at all. `worth(conversion, file)` then
+    evaluates it. `place` is the folder of the files; equal conversions in one folder are trained once.
     """
 
     def __init__(
@@ -79,16 +81,16 @@ class Finals:
         }
 
     def best(self) -> tuple[Conversion, Evaluation, Path]:
-        """Return the conversion that won, what it was worth after its last short training, and the file that this left."""
+        """Return the winner, its evaluation after its last short training, and the file with its weights."""
         last = len(ROUNDS) if self.job.options.work.trial_steps else 1
-        won = halving(self.contenders, lambda c, number: self._merit(c, number + 1), rounds=last)
-        return won, self._value(won, last), self._file(won, last)
+        winner = halving(self.contenders, lambda c, number: self._merit(c, number + 1), rounds=last)
+        return winner, self._value(winner, last), self._file(winner, last)
 
     def _file(self, conversion: Conversion, number: int) -> Path:
         return self.place / f"{METHOD}-{conversion.digest()}-{number}"
 
     def _merit(self, conversion: Conversion, number: int) -> tuple[float, float]:
-        """Return the reward, and of equal ones the lower latency: easy data gives many plans the same answers."""
+        """Return the reward and, to break ties, the negative latency: on easy data many plans give the same answers."""
         value = self._value(conversion, number)
         return value.reward, -value.latency
 
@@ -98,7 +100,7 @@ class Finals:
         return self._known[conversion, number]
 
     def _play(self, conversion: Conversion, number: int) -> Evaluation:
-        """Round `number`, counted from 1, of one conversion."""
+        """Train and evaluate one conversion in round `number`, counted from 1."""
         job, started, file = self.job, time.perf_counter(), self._file(conversion, number)
         if not file.exists():
             before = self._file(conversion, number - 1) if number > 1 else None

@@ -1,8 +1,7 @@
-"""What the dispatcher itself costs beyond its sessions, so that the search times plans as users will run them.
+"""The dispatcher's overhead beyond its sessions, so that the search times plans as users will run them.
 
-On a thin net some tens of microseconds per stage are a few percent of the static latency. They do not depend on the plan
-as far as one can measure, so they are measured once, on two copies of the smallest stage that the space has: there they
-stand out most.
+On a thin network, tens of microseconds per stage are a few percent of the static latency. No dependence on the plan could be
+measured. So the overhead is measured once, on two copies of the smallest stage of the space, where it stands out most.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SECONDS, WARM_UP = 0.5, 3
 
 
 def dispatch_overhead(ready: Prepared, space: PlanSpace, options: ConvertOptions) -> tuple[float, float]:
-    """Return milliseconds that the dispatcher adds to the first stage of a run, and to each further one; at least 0."""
+    """Return the milliseconds that the dispatcher adds to the first stage of a run and to every further one, at least 0."""
     narrow = space.decode(space.actions(CASCADE, [0] * (space.stages - 1), [0.0] * (space.stages - 1))).chains[0]
     narrow = Plan(narrow.taps[:1], tuple(min(s, 1) for s in narrow.stages_of_units))
     conversion = Conversion((narrow, narrow))
@@ -39,5 +38,5 @@ def dispatch_overhead(ready: Prepared, space: PlanSpace, options: ConvertOptions
         for call in calls * WARM_UP:
             call()
         medians = 1e3 * np.median(interleave(calls, SECONDS), axis=0)
-    beyond = medians[2:] - np.cumsum(medians[:2])
-    return max(0.0, float(beyond[0])), max(0.0, float(beyond[1] - beyond[0]))
+    extra = medians[2:] - np.cumsum(medians[:2])
+    return max(0.0, float(extra[0])), max(0.0, float(extra[1] - extra[0]))

@@ -1,7 +1,7 @@
-"""The run folder of a conversion: what is done already, so that a run killed at any point can go on.
+"""The run folder of a conversion: the results so far, so that a run that was killed at any point can be resumed.
 
-It lies beside the final folder as ``OUT.run``. Every file in it is written whole or not at all, except the trace
-of the search, whose torn last line is ignored.
+It lies beside the final folder as ``OUT.run``. Every file in it is written completely or not at all, except the trace of
+the search, whose incomplete last line is ignored.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.errors import OutputError
 from s2d_convert.exporting.folder import PLAN, TRACE
 
-# Everything that may lie in a run folder, in the order in which it is made; the trace and the plan have the names that they
-# have in the exported folder.
+# The files of a run folder, in the order in which they are written. The trace and the plan have the same names as in the
+# exported folder.
 CONFIG = "config.json"  # options and hashes that a resumed run must share
-SECONDS = "seconds.json"  # spent on every step so far
-HEADS, FEATURES, DEPTH = "heads.npz", "features", "depth.json"  # of exact mode: heads, their inputs, the chosen taps
-KINDS = "kinds.json"  # which kinds of plan can keep --max-latency
+SECONDS = "seconds.json"  # seconds spent on every step so far
+HEADS, FEATURES, DEPTH = "heads.npz", "features", "depth.json"  # exact mode: heads, their inputs, the chosen taps
+KINDS = "kinds.json"  # the kinds of plan that can keep --max-latency
 BASELINES = "baselines.json"
 CHOSEN = "chosen.json"  # the evaluation of the plan
 FINALS = "finals.json"
@@ -30,20 +30,20 @@ PLAIN = "float32"  # the folder before it is quantised
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """The paths and small files of one run."""
 
     def __init__(self, out: Path) -> None:
         self.path = out.with_name(out.name + ".run")
 
     def refuse_leftover(self, *, resume: bool) -> None:
-        """Raise OutputError when an unfinished run lies there and it is not to be resumed."""
+        """Raise OutputError when an unfinished run exists and is not to be resumed."""
         if self.path.exists() and not resume:
             raise OutputError(
                 f"{self.path}: an unfinished run lies there; go on with it by --resume, or remove the folder"
             )
 
     def open(self, fingerprint: dict[str, Any]) -> None:
-        """Make the folder, or take it up again. Raises OutputError when it belongs to a run with other options or files."""
+        """Create the folder, or resume it. Raises OutputError when it belongs to a run with other options or files."""
         config = self.path / CONFIG
         if self.path.exists():
             self._check(config, fingerprint)
@@ -57,7 +57,7 @@ class RunFolder:
     def _check(self, config: Path, fingerprint: dict[str, Any]) -> None:
         try:
             before = json.loads(config.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # killed before anything was done
+        except FileNotFoundError:  # the earlier run was killed before it began
             write_json(config, fingerprint)
             return
         except (OSError, ValueError) as error:
@@ -70,33 +70,33 @@ class RunFolder:
             )
 
     def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file, None if it is not there yet."""
+        """Return the content of a JSON file, None if it does not exist yet."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def read_baselines(self) -> dict[str, Any]:
-        """Return what the search and its baselines found, {} where there was no search."""
+        """Return the results of the search and its baselines, {} if there was no search."""
         return dict(self.read_json(BASELINES) or {})
 
     def checkpoint(self, training: str) -> Path:
-        """Return where an unfinished training is kept."""
+        """Return the path of a training's checkpoint."""
         return self.path / f"{training}.part.pt"
 
     def read_plan(self) -> Any:
-        """Return the chosen plan as JSON, None while there is none."""
+        """Return the chosen plan as JSON, None if there is none yet."""
         return self.read_json(PLAN)
 
     def write_plan(self, plan: Any, chosen: Mapping[str, Any]) -> None:
-        """Keep the chosen plan, and what is known of it."""
+        """Save the chosen plan and its evaluation."""
         self.write_json(CHOSEN, chosen)
         self.write_json(PLAN, plan)
 
     def write_json(self, name: str, data: Any) -> None:
-        """Write a JSON file whole."""
+        """Write a JSON file completely or not at all."""
         write_json(self.path / name, data)
 
     def trace(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of the search trace so far; a torn last line is left out."""
+        """Yield the lines of the search trace so far, without an incomplete last line."""
         path = self.path / TRACE
         if not path.exists():
             return
@@ -107,22 +107,22 @@ class RunFolder:
                 return
 
     def append_trace(self, entry: dict[str, Any]) -> None:
-        """Add one line to the search trace."""
+        """Append one line to the search trace."""
         with (self.path / TRACE).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def rewrite_trace(self) -> None:
-        """Drop a torn last line, so that new lines start clean."""
+        """Remove an incomplete last line of the search trace, so that lines can be appended."""
         lines = [json.dumps(entry) + "\n" for entry in self.trace()]
         write_bytes(self.path / TRACE, "".join(lines).encode())
 
     def whole_trace(self) -> bytes | None:
-        """Return the trace without a torn last line, None where there is none."""
+        """Return the trace without an incomplete last line, None if there is no trace."""
         if not (self.path / TRACE).exists():
             return None
         self.rewrite_trace()
         return (self.path / TRACE).read_bytes()
 
     def remove(self) -> None:
-        """Delete the folder; the run is whole."""
+        """Delete the folder, because the run is complete."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The bound on the worst case, `--max-latency`: which kinds of plan can keep it, and which of the best plans do.
+"""The bound on the worst case, `--max-latency`: the kinds of plan that can keep it, and the best plans that do.
 
 The worst case is an image that runs through every stage.
 """
@@ -18,16 +18,15 @@ from s2d_convert.search.base import SearchResult, Trial, ranked
 from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.slicing.split import StageModel
 
-HOPELESS = 1.03  # a kind is left out when its least plan misses the bound by more than this factor, beyond noise
-MARGIN = 0.01  # by how much a plan must stay below the bound before it is trained: the noise of measuring again
+HOPELESS = 1.03  # a kind is left out if its cheapest plan exceeds the bound by more than this factor, beyond noise
+MARGIN = 0.01  # by how much a plan must stay below the bound before it is trained: the noise of a second measurement
 MOST_CONFIRMED = 8
 
 
 def possible(job: Job, space: PlanSpace) -> PlanSpace:
-    """Return the space without cascades when not even the least of them keeps `--max-latency`; the space itself without a
-    bound.
+    """Return the space, without cascades if not even the cheapest of them keeps `--max-latency`.
 
-    What was measured is kept in the run folder, so that a resumed run searches the same space.
+    The measurement is kept in the run folder, so that a resumed run searches the same space.
     """
     limit, reporter = job.options.max_latency, job.reporter
     if limit is None or CASCADE not in space.kinds or len(space.kinds) == 1:
@@ -55,15 +54,14 @@ def confirmed(
     *,
     measure_worst: Callable[[Job, Conversion], float] | None = None,
 ) -> Trial[Conversion]:
-    """Return the best trial; with a bound, the best that keeps it when it is measured again, from files and through the
-    dispatcher.
+    """Return the best trial. With a bound, it must keep it in a second measurement, from files and with the dispatcher.
 
-    The search picks the best of many noisy measurements, so those near the bound are the lucky ones. Where none of the
-    MOST_CONFIRMED best keeps the bound, the one that comes closest.
+    The search picks the best of many noisy measurements, so plans near the bound were often just lucky. If none of the
+    MOST_CONFIRMED best trials keeps the bound, the one that comes closest is returned.
     """
     order = ranked(results)
     limit = job.options.max_latency
-    if limit is None or job.ready.table is not None:  # what a table says of a plan is no luck
+    if limit is None or job.ready.table is not None:  # predictions have no noise
         return order[0]
     closest, least = order[0], float("inf")
     for trial in order[:MOST_CONFIRMED]:
@@ -77,18 +75,18 @@ def confirmed(
 
 
 def keeps_max_latency(job: Job, conversion: Conversion) -> bool:
-    """Return whether a conversion keeps `--max-latency` when it is measured from files; without a bound every one does."""
+    """Return whether a conversion keeps `--max-latency` when it is measured from files. Without a bound it always does."""
     limit = job.options.max_latency
     return limit is None or job.ready.table is not None or _within(rehearse(job, conversion), limit)
 
 
 def _within(worst: float, limit: float) -> bool:
-    """Return whether a measured worst case stays below the limit by more than the noise of measuring again."""
+    """Return whether a measured worst case is below the limit by more than the noise of a second measurement."""
     return worst <= limit * (1 - MARGIN)
 
 
 def rehearse(job: Job, conversion: Conversion) -> float:
-    """Return the worst latency of a conversion relative to static, from stage files with the static model's weights."""
+    """Measure the worst latency of a conversion, relative to static, from stage files with the static model's weights."""
     models, options = _models(job, conversion), job.options
     draft = draft_manifest(job.ready.graph, conversion, models)
     with trial_folder(draft, models, running=options.running) as runner:

@@ -1,4 +1,4 @@
-"""What a conversion is worth on the held-out images: the reward of its best thresholds at its measured costs."""
+"""The worth of a conversion on the held-out images: the reward of its best thresholds at its measured costs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from s2d_convert.search.base import Evaluation
 from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 
-Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # what each stage takes, relative to static
+Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # the latency of each stage, relative to static
 
 
 def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
-    """What stages with these logits [S, B, K] on the calibration images and these costs [S] are worth at the budget."""
+    """Evaluate stages by their logits [S, B, K] on the calibration images and their costs [S]."""
     ready, task = job.ready, job.ready.task
     confidence = task.confidences(logits, task.fit_temperatures(logits, ready.right_classes))
     correct = task.agree(task.answers(logits), ready.right_classes)
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
-    if job.careful:  # as the policies of the folder will be chosen
-        rows, said = sure_rows(ready.calib_logits, task), task.answers(ready.calib_logits)
-        lowest = floors(confidence, correct, groups(said), classes=task.kinds(logits.shape[2]))
+    if job.careful:  # like the policies of the folder
+        rows, static = sure_rows(ready.calib_logits, task), task.answers(ready.calib_logits)
+        lowest = floors(confidence, correct, groups(static), classes=task.kinds(logits.shape[2]))
         confidence = above(confidence, lowest)[:, rows]
         correct = correct[:, rows]
     value = goal_of(job).value(confidence, correct, cost)
@@ -37,26 +37,26 @@ def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
 
 
 def stage_costs(meter: LatencyMeter, models: Sequence[StageModel]) -> tuple[float, ...]:
-    """Return what the meter says that stages cost, relative to static."""
+    """Return the latencies of stages, relative to static, from the meter."""
     return meter.measure([m.model.SerializeToString() for m in models]).ratios
 
 
 def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[float], float]:
-    """Return what stages take by `cost`, and the seconds that it took to find out."""
+    """Return the costs of stages, and the seconds that measuring them took."""
     started = time.monotonic()
     return cost(models), round(time.monotonic() - started, 3)
 
 
 def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost) -> Evaluation:
-    """Return what a conversion with a trained first chain is worth; `cost` says what its stages take, relative to static.
+    """Evaluate a conversion with a trained first chain. cost: measures the latencies of stages, relative to static.
 
-    All other chains are the untouched model, whose logits are known.
+    All other chains are the unchanged model, whose logits are known.
     """
     ready = job.ready
     parts = [first, *(Chain(ready.model, c, ready.weights) for c in conversion.chains[1:])]
     models = build_stages(parts)
     costs, measuring = timed_costs(cost, models)
-    own = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
-    logits = np.concatenate([own, *[ready.calib_logits[None]] * (len(models) - len(own))])
-    found = worth(job, logits, costs)
-    return replace(found, info={**found.info, "measure_s": measuring})
+    first_logits = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
+    logits = np.concatenate([first_logits, *[ready.calib_logits[None]] * (len(models) - len(first_logits))])
+    value = worth(job, logits, costs)
+    return replace(value, info={**value.info, "measure_s": measuring})
