@@ -1,1 +1,1 @@
-"""The command line; its modules are the only ones that speak."""
+"""The command line. Only its modules write to the terminal."""

@@ -63,14 +63,14 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
     if data is None:
         raise UsageError("--data: give some hundred real images, labelled or not, or --undo")
     refuse_confidence_alone(options["max_drop"])
-    found = calibrate_folder(CalibrateOptions(folder=folder, data=data, **options))
+    result = calibrate_folder(CalibrateOptions(folder=folder, data=data, **options))
     reporter, console = TerminalReporter(), Console(highlight=False)
-    for text in found.warnings:
+    for text in result.warnings:
         reporter.warn(text)
-    console.print(policy_table(found.manifest))
-    if text := promise_text(found.manifest):
+    console.print(policy_table(result.manifest))
+    if text := promise_text(result.manifest):
         console.print(text, soft_wrap=True)
-    if not found.reached:
-        reason = promise_cost(found.manifest) or f"budget {found.manifest.default_budget:g} was not reached"
+    if not result.reached:
+        reason = promise_cost(result.manifest) or f"budget {result.manifest.default_budget:g} was not reached"
         click.echo(f"{reason}; the folder was calibrated all the same", err=True)
         sys.exit(EXIT_BUDGET_NOT_REACHED)

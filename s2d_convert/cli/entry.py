@@ -1,4 +1,4 @@
-"""Entry points of the commands: settings that must stand before torch is loaded, then the command line."""
+"""Entry points of the commands: settings that are needed before torch is loaded, then the command line."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 import sys
 from types import ModuleType
 
-# Waiting threads that spin take the core from whatever else runs: beside one busy process on two cores, two torch
-# threads were four times slower than with passive waiting, and alone no faster. The user's own setting goes first.
-INTERRUPTED = 130  # errors.EXIT_INTERRUPTED, which is not loaded yet
+# Threads that spin while they wait take a core from other processes. With one busy process on two cores, two torch threads
+# were four times slower than with passive waiting, and alone no faster. The user's own setting takes precedence.
+INTERRUPTED = 130  # errors.EXIT_INTERRUPTED; that module is not loaded yet
 DEFAULT_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def main() -> None:
-    """`s2d`, and `python -m s2d_convert`."""
+    """Run `s2d`, also as `python -m s2d_convert`."""
     _cli().main()
 
 
 def convert_main() -> None:
-    """`s2d-convert`, the same as `s2d convert`."""
+    """Run `s2d-convert`, which is `s2d convert`."""
     _cli().convert_main()
 
 

@@ -1,5 +1,7 @@
-"""The command `s2d export`: what else can be made of an exported folder. One option chooses what is made, and one function
-below makes it; the options that belong to it stand beside it in TARGETS."""
+"""The command `s2d export`: other formats of an exported folder.
+
+One option chooses the format. TARGETS has, for each of them, the function that writes it and its further options.
+"""
 
 from __future__ import annotations
 
@@ -71,22 +73,22 @@ Options = Mapping[str, Any]
 @click.option("--provider", help="With --quantize: execution provider of onnxruntime. [default: CPUExecutionProvider]")
 def export(folder: Path, **options: Any) -> None:
     """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic."""
-    asked = [name for name in TARGETS if options[name] is not None]
-    if len(asked) != 1:
+    chosen = [name for name in TARGETS if options[name] is not None]
+    if len(chosen) != 1:
         raise UsageError(f"export: give exactly one of {', '.join(map(flag, TARGETS))}")
-    make, own = TARGETS[asked[0]]
-    refuse_beside(flag(asked[0]), {"folder", asked[0], *own})
+    make, further = TARGETS[chosen[0]]
+    refuse_beside(flag(chosen[0]), {"folder", chosen[0], *further})
     make(folder, options)
 
 
 def triton(folder: Path, options: Options) -> None:
-    """`--triton REPO`."""
+    """Write a Triton repository with a model per stage, for `--triton REPO`."""
     names = write_repository(folder, options["triton"], _triton_options(folder, options))
     click.echo(f"{options['triton']}: models {', '.join(names)}; clients call '{names[0]}'")
 
 
 def triton_single(folder: Path, options: Options) -> None:
-    """`--triton-single REPO`."""
+    """Write a Triton repository with the single file, for `--triton-single REPO`."""
     if options["bake"] is not None:
         check_budget("bake", options["bake"])
     asked = _triton_options(folder, options)
@@ -95,13 +97,13 @@ def triton_single(folder: Path, options: Options) -> None:
 
 
 def _triton_options(folder: Path, options: Options) -> TritonOptions:
-    """Return the options of Triton that were given; the others keep their defaults."""
+    """Return Triton's options, with defaults for those that were not given."""
     given = {f.name: options[f.name] for f in fields(TritonOptions) if options[f.name] is not None}
     return TritonOptions(**{"name": folder.resolve().name.removesuffix(".s2d"), **given})
 
 
 def single(folder: Path, options: Options) -> None:
-    """`--single FILE`: one ONNX file, and how to ask it."""
+    """Write one ONNX file and say what to feed it, for `--single FILE`."""
     if options["bake"] is not None:
         check_budget("bake", options["bake"])
     made = write_single(folder, options["single"], bake=options["bake"])
@@ -114,7 +116,7 @@ def single(folder: Path, options: Options) -> None:
 
 
 def quantize(folder: Path, options: Options) -> None:
-    """`--quantize KIND`: a folder whose stages compute in int8 or float16."""
+    """Write a folder whose stages compute in INT8 or float16, for `--quantize KIND`."""
     for name in ("data", "out"):
         if options[name] is None:
             raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
@@ -149,7 +151,7 @@ def quantize(folder: Path, options: Options) -> None:
 
 RUNNING = ("threads", "batch", "provider")
 TRITON = frozenset(field.name for field in fields(TritonOptions))
-# Option -> what makes it, and the further options that it takes.
+# For each option: the function that writes the format, and its further options.
 TARGETS: Mapping[str, tuple[Callable[[Path, Options], None], frozenset[str]]] = MappingProxyType(
     {
         "single": (single, frozenset({"bake"})),

@@ -85,11 +85,11 @@ def bench_command(
     if not 0 < seconds <= 3600:
         raise UsageError(f"--seconds {seconds:g}: above 0 and at most 3600 is allowed")
     with open_export(folder, static=static, running=running) as (runner, reference):
-        found = bench(runner, reference, batch=batch, seconds=seconds)
+        results = bench(runner, reference, batch=batch, seconds=seconds)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(results, indent=1))
     else:
-        Console().print(bench_table(found, title=f"{folder}: batch {batch}, {threads} threads"))
+        Console().print(bench_table(results, title=f"{folder}: batch {batch}, {threads} threads"))
 
 
 @click.command()
@@ -112,7 +112,7 @@ def run(folder: Path, image: Path, budget: float | None, threads: int) -> None:
 
 
 def read_input(path: Path, runner: Dispatcher) -> np.ndarray[Any, Any]:
-    """Return model input from an image file (preprocessed as the manifest says) or from an .npy. Raises DataError."""
+    """Read model input from an image file, preprocessed as the manifest says, or from an .npy file. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give an image or an .npy")
     shape = tuple(runner.manifest.input.shape)[1:]

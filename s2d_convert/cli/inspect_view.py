@@ -1,4 +1,4 @@
-"""What `s2d inspect` shows: the plain data of `describe` as tables and a picture that fit the width of the terminal."""
+"""The output of `s2d inspect`: the data of `describe` as tables and a picture that fit the width of the terminal."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from rich.text import Text
 from s2d_convert.base.text import quantity
 from s2d_convert.workflows.inspect import HOLDS_LOGITS, TIED_BY
 
-LARGEST = 16  # how many channel classes of a large model are shown unless all are asked for
-FEW = 20  # up to so many classes are all shown
-NAMED = 8  # how many opaque nodes are named per class and reason unless all are asked for
+LARGEST = 16  # channel classes of a large model that are shown by default
+FEW = 20  # up to so many classes, all are shown
+NAMED = 8  # opaque nodes per class and reason that are named by default
 BAR = 10  # characters
 GAP = 2  # characters between two columns
-OPERATORS = 16  # characters of the picture that its operators have at least
+OPERATORS = 16  # least number of characters for the operators in the picture
 ASCII_HEAD = box.Box("    \n    \n -- \n" + 5 * "    \n", ascii=True)
-HEADS = (0.4, 0.6, 0.25, 0.75, 0.1, 0.9)  # where a name may be cut: so much of what is kept stands before the cut
+HEADS = (0.4, 0.6, 0.25, 0.75, 0.1, 0.9)  # shares of a shortened name that may stand before the cut
 
 
 @dataclass(frozen=True)
 class InspectView:
-    """How to show a description: characters per line, whether to show all of it, and whether only ASCII can be shown."""
+    """A view of a description: characters per line, whether to show all of it, and whether to use only ASCII."""
 
     width: int = 80
     everything: bool = False
     ascii_only: bool = False
 
     def __call__(self, about: Mapping[str, Any]) -> list[RenderableType]:
-        """Return the parts of the output of `s2d inspect`, from the data of `describe.describe`."""
+        """Return the parts of the output of `s2d inspect`. about: the data of `workflows.inspect.describe`."""
         about = self._safe(about)
         parts = [self._overview(about), self._classes(about), self._opaque(about), self._picture(about)]
         return [p for p in [*parts, self._unsupported(about)] if p is not None]
@@ -72,7 +72,7 @@ class InspectView:
         return Group(_section(f"channel classes: {len(classes)}"), table, *map(Text, below))
 
     def _made_by(self, group: Mapping[str, Any], about: Mapping[str, Any], room: int) -> list[str]:
-        """Return first and last member, then why the class cannot be split."""
+        """Return lines with the first and last member, and the reason if the class cannot be split."""
         members = group["producers"] or [group["name"]]
         lines = [f"{members[0]} to {members[-1]}" if len(members) > 1 else members[0]]
         if len(lines[0]) > room:
@@ -92,7 +92,7 @@ class InspectView:
         return self._packed(f"no: {TIED_BY}{{}} ({cause}){more}", room, name=self._short(tied_by[0], room))
 
     def _opaque(self, about: Mapping[str, Any]) -> RenderableType | None:
-        """Return per class that opaque nodes tie: what that costs, and the nodes by operator and reason."""
+        """Return a table with a row per class that opaque nodes tie: its cost, and the nodes by operator and reason."""
         ties: dict[str | None, list[Mapping[str, Any]]] = {}
         for node in about["opaque"]:
             ties.setdefault(node["class"], []).append(node)
@@ -123,8 +123,7 @@ class InspectView:
         return lines
 
     def _picture(self, about: Mapping[str, Any]) -> RenderableType:
-        """Return one line per stretch: the share of the MACs before its end, the tap there, and the operators on the
-        way."""
+        """Return one line per tap: the share of the MACs before it, the tap, and the operators since the previous one."""
         source, result = about["input"], about["output"]
         first = {"tensor": source["name"], "shape": source["shape"][1:], "macs_before": 0.0, "operators": {}}
         last = {"tensor": result["name"], "shape": result["shape"][1:], "macs_before": 1.0, **about["last_stretch"]}
@@ -144,19 +143,19 @@ class InspectView:
         return Group(_section("from the image to the logits, by way of the candidate taps"), table)
 
     def _unsupported(self, about: Mapping[str, Any]) -> RenderableType | None:
-        found = about["unsupported"]
-        if not found:
+        nodes = about["unsupported"]
+        if not nodes:
             return None
         lines = []
-        for node in found:
+        for node in nodes:
             lines.append(f"  {self._short(node['node'], self.width - 2)}")
             lines += self._packed(f"    {node['op']}: {node['reason']}", indent=6)
-        return _section(f"unsupported: the model cannot be converted because of {_nodes(len(found))}", lines)
+        return _section(f"unsupported: the model cannot be converted because of {_nodes(len(nodes))}", lines)
 
     # --- words ---
 
     def _safe(self, value: Any) -> Any:
-        """Return the data with every text made printable: names come from somebody's file."""
+        """Return the data with all texts made printable, because names come from an untrusted file."""
         if isinstance(value, Mapping):
             return {key: self._safe(v) for key, v in value.items()}
         if isinstance(value, list):
@@ -167,8 +166,7 @@ class InspectView:
         return text.encode("ascii", "replace").decode() if self.ascii_only else text
 
     def _short(self, name: str, room: int, head: float = 0.4) -> str:
-        """Return a name in at most `room` characters; what is too much is left out in the middle, behind the share
-        `head`."""
+        """Return a name in at most `room` characters. Too long names are cut in the middle, after the share `head`."""
         mark = "..." if self.ascii_only else "…"
         if len(name) <= room:
             return name
@@ -177,12 +175,12 @@ class InspectView:
         return name[:left] + mark + name[len(name) - (keep - left) :]
 
     def _distinct(self, names: Sequence[str], rooms: Sequence[int]) -> list[str]:
-        """Return the names in short, cut where the most of them can still be told apart."""
+        """Return the names shortened, cut where most of them remain distinct."""
         tries = [[self._short(n, r, head) for n, r in zip(names, rooms, strict=True)] for head in HEADS]
         return max(tries, key=lambda found: len(set(found)))
 
     def _packed(self, text: str, room: int | None = None, *, indent: int = 0, name: str = "") -> list[str]:
-        """Return lines of at most `room` characters; a `name`, spaces and all, stands unbroken for {}."""
+        """Return the text in lines of at most `room` characters. name: replaces {} and is never broken."""
         room = room or self.width
         lines: list[str] = []
         for word in (name if w == "{}" else w for w in text.split(" ")):
@@ -198,16 +196,16 @@ class InspectView:
         return f"{full * done}{rest * (BAR - done)} {100 * share:3.0f} %"
 
     def _counts(self, operators: Mapping[str, int], room: int) -> str:
-        """Return operators with how often they occur, as many as there is room for."""
-        said = [f"{count} {op}" for op, count in operators.items()]
+        """Return as many operators, with their numbers of occurrences, as there is room for."""
+        words = [f"{count} {op}" for op, count in operators.items()]
         mark = ", ..." if self.ascii_only else ", …"
-        shown = len(said)
-        while shown > 1 and len(_listed(said, shown, mark)) > room:
+        shown = len(words)
+        while shown > 1 and len(_listed(words, shown, mark)) > room:
             shown -= 1
-        return self._short(_listed(said, shown, mark), room)
+        return self._short(_listed(words, shown, mark), room)
 
     def _table(self, *headers: str) -> Table:
-        """Return a table without a frame, so that names have room; the first column and those of words stand left."""
+        """Return a table without a frame, to leave room for names. The first column and text columns are left-aligned."""
         lines = ASCII_HEAD if self.ascii_only else box.SIMPLE_HEAD
         table = Table(box=lines, show_edge=False, pad_edge=False, collapse_padding=True)
         for index, header in enumerate(headers):
@@ -216,7 +214,7 @@ class InspectView:
         return table
 
     def _room(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-        """Return what columns of these cells leave of a line."""
+        """Return the characters of a line that columns with these cells leave free."""
         widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
         return max(20, self.width - sum(widths) - GAP * len(widths))
 
@@ -269,6 +267,6 @@ def _nodes(count: int) -> str:
 
 
 def _opset(about: Mapping[str, Any]) -> str:
-    """Return the opset of the file, and the one that it was upgraded to."""
+    """Return the opset of the file and the one to which it was upgraded."""
     before, now = about["opset"], about["simplified_opset"]
     return f"opset {before}" if now == before else f"opset {before}, upgraded to {now}"

@@ -1,7 +1,7 @@
 """The command line: `s2d` and its short form `s2d-convert`.
 
-Three layers: click in this package, the steps in `conversion` and `workflows`, functions on values below. Here stand the
-group of commands and the one place where errors become a sentence and an exit code.
+There are three layers: click in this package, the steps in `conversion` and `workflows`, and functions on values below
+them. This module has the group of commands and the one place where errors become a sentence and an exit code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from s2d_convert.errors import EXIT_INTERRUPTED, ModelError, OutputError, S2DErr
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives in this package, as ``module:name``, and what it does in one line."""
+    """A command: its place in this package, as ``module:name``, and its description in one line."""
 
     home: str
     summary: str
@@ -53,14 +53,14 @@ def load_command(name: str) -> click.Command:
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is asked for: `s2d --help` loads neither torch nor onnx."""
+    """A group that imports a command only when it is run, so that `s2d --help` loads neither torch nor onnx."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command; None where there is none of this name."""
+        """Import and return a command, None if there is none of this name."""
         return load_command(cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,7 +76,7 @@ def s2d() -> None:
 
 
 def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
-    """Run a command; every expected failure becomes one sentence on stderr and a documented exit code."""
+    """Run a command. Every expected failure becomes one sentence on stderr and a documented exit code."""
     try:
         command.main(args=None if args is None else list(args), standalone_mode=False)
     except S2DError as error:
@@ -92,7 +92,7 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
         _fail("interrupted", EXIT_INTERRUPTED)
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise  # a fault of ours
+            raise  # a bug in this program
         place, what = error.filename or "a file", error.strerror or str(error)
         _fail(f"{place}: {what}; check the place, its permissions and the room there", OutputError.exit_code)
     except MemoryError:

@@ -82,7 +82,7 @@ def inspect(
 
 
 def show_pictures(graph: Graph, data: Path, options: ConvertOptions, *, pictures: Path | None, as_json: bool) -> None:
-    """Print what the model gets of some pictures, and write them as files where a folder is given."""
+    """Print some pictures as the model sees them, and write them as files if a folder is given."""
     preprocess = preprocess_of(graph, options)
     seen = look_at(data, preprocess, space=LabelSpace(graph.classes, graph.task.several))
     files = save_pictures(seen, pictures) if pictures is not None else []

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values. Defaults come from `ConvertOptions`."""
+"""Options that several commands share, and the parsing of their values. Defaults come from `ConvertOptions`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Fraction(click.ParamType[float]):
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    """Return several options as one decorator."""
+    """Return a decorator that applies several options."""
 
     def apply(function: F) -> F:
         for decorator in reversed(decorators):
@@ -167,29 +167,29 @@ STATIC = click.option("--model", "static", type=PATH, help="The static model. [d
 
 
 def named_options() -> set[str]:
-    """Return the parameters of the running command that its command line names."""
+    """Return the parameters of the running command that were given on the command line."""
     context = click.get_current_context()
     return {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
 
 
 def refuse_beside(what: str, allowed: Set[str]) -> None:
-    """Raise UsageError for an option of the command line that is none of the `allowed` ones beside `what`."""
+    """Raise UsageError for a given option that is not `allowed` together with `what`."""
     spare = named_options() - allowed
     if spare:
         raise UsageError(f"{flag(min(spare))}: means nothing beside {what}; leave it out")
 
 
 def flag(name: str) -> str:
-    """Return how a parameter is written on the command line."""
+    """Return the option of a parameter as it is written on the command line."""
     return "--" + {"static": "model"}.get(name, name).replace("_", "-")
 
 
 def refuse_confidence_alone(max_drop: float | None) -> None:
-    """Raise UsageError for --confidence without the promise that it belongs to."""
+    """Raise UsageError for --confidence without --max-drop."""
     if max_drop is None and "confidence" in named_options():
         raise UsageError("--confidence: means nothing without --max-drop; give both, or leave it out")
 
 
 def default_out(model: Path) -> Path:
-    """Return where an export goes without --out: beside the working directory's other files, named after the model."""
+    """Return the default of --out: a folder in the working directory, named after the model."""
     return Path(f"{model.stem}.s2d")

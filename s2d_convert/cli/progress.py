@@ -1,4 +1,4 @@
-"""How a conversion is going, on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of a conversion on stderr: a live bar on a terminal, a plain line now and then otherwise."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from s2d_convert.base.text import plain
 
-BAR_INTERVAL_S, PLAIN_INTERVAL_S = 0.2, 10.0  # how often progress is shown
+BAR_INTERVAL_S, PLAIN_INTERVAL_S = 0.2, 10.0  # seconds between two updates
 
 
 def say_warning(text: str) -> None:
-    """Tell what the user should mind, where no conversion is going on."""
+    """Print a warning outside a conversion."""
     click.echo(f"warning: {plain(text)}", err=True)
 
 
 class TerminalReporter:
-    """Shows steps, notes and progress on stderr."""
+    """A reporter that shows steps, notes, warnings and progress on stderr."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -34,30 +34,30 @@ class TerminalReporter:
             transient=True,
             auto_refresh=False,
         )
-        weakref.finalize(self, _stop, self._bar)  # a bar hides the cursor: it comes back however the process ends
+        weakref.finalize(self, _stop, self._bar)  # a bar hides the cursor; show it again however the process ends
         self._task: TaskID | None = None
         self._step = ""
         self._shown_at = 0.0
 
     def step(self, name: str) -> None:
-        """A new step begins."""
+        """Show that a new step begins."""
         self._remove_bar()
         self._step = name
         self._shown_at = time.monotonic()
         self.console.print(f"[bold]{name}[/bold]")
 
     def note(self, text: str) -> None:
-        """Something the user should know."""
+        """Show a result."""
         self._remove_bar()
         self.console.print(f"  {text}", markup=False)
 
     def warn(self, text: str) -> None:
-        """Something the user should mind."""
+        """Show a warning."""
         self._remove_bar()
         self.console.print(f"  warning: {plain(text)}", style="yellow", markup=False)
 
     def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
-        """The running step has done so much; `seconds_left` is NaN where nobody knows."""
+        """Show the progress of the running step. seconds_left: NaN if unknown."""
         now = time.monotonic()
         interval = BAR_INTERVAL_S if self.console.is_terminal else PLAIN_INTERVAL_S
         if now - self._shown_at < interval and done < total:
@@ -83,7 +83,7 @@ class TerminalReporter:
 
 
 def _stop(bar: Progress) -> None:
-    """Stop a bar that is shown; of one that never was, rich would leave an empty line."""
+    """Stop a bar if it is shown. For a bar that was never shown, rich would print an empty line."""
     if bar.live.is_started:
         bar.stop()
 

@@ -1,4 +1,4 @@
-"""`s2d serve`: an exported folder behind a server. The servers belong to the runtime, and each to an extra of its own."""
+"""The command `s2d serve`: an exported folder behind a server. The servers are in the runtime, each with its own extra."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from s2d_convert.errors import UsageError
 
 
 def _option(spec: Field[Any]) -> Any:
-    """Return an option of the server as click has it."""
+    """Return a server's option as a click option."""
     meta, shown = spec.metadata, spec.default is not None
     return click.option(
         flag(spec.name), spec.name, type=meta["kind"], default=spec.default, show_default=shown, help=meta["help"]
     )
 
 
-# The two servers share most options; what only one of them has is refused beside the other.
+# The two servers share most options. An option of only one of them is rejected with the other.
 SPECS = {spec.name: spec for kind in (HttpOptions, RayOptions) for spec in fields(kind)}
 
 
@@ -37,11 +37,11 @@ SPECS = {spec.name: spec for kind in (HttpOptions, RayOptions) for spec in field
 def serve(context: click.Context, /, folder: Path, ray: bool, config: Path | None, **given: Any) -> None:
     """Answer HTTP requests with OUT: V2 protocol (KServe), health, metrics; on loopback unless --host says otherwise."""
     kind = RayOptions if ray else HttpOptions
-    own = {spec.name for spec in fields(kind)} | ({"config"} if ray else set())
+    names = {spec.name for spec in fields(kind)} | ({"config"} if ray else set())
     for name in (*given, "config"):
-        if name not in own and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        if name not in names and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise UsageError(f"{flag(name)}: means nothing {'beside' if ray else 'without'} --ray; leave it out")
-    asked = {name: given[name] for name in own & set(given)}
+    asked = {name: given[name] for name in names & set(given)}
     try:
         if not ray:
             with_extra("s2d_runtime.serving.http", "http").serve(folder, HttpOptions(**asked), say=click.echo)
@@ -56,7 +56,7 @@ def serve(context: click.Context, /, folder: Path, ray: bool, config: Path | Non
 
 
 def with_extra(module: str, extra: str) -> ModuleType:
-    """Return a module of the runtime that needs an extra. Raises UsageError that tells how to install it."""
+    """Import a module of the runtime that needs an extra. Raises UsageError that says how to install the extra."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -19,7 +19,7 @@ def _percent(value: float | None) -> str:
 
 
 def measured_table(measured: Measured, *, title: str) -> Table:
-    """Return the table of static against dynamic."""
+    """Return a table that compares the static model with the exported folder."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in ("static", "dynamic", "ratio"):
@@ -47,7 +47,7 @@ def measured_table(measured: Measured, *, title: str) -> Table:
 
 
 def class_table(measured: Measured) -> Table | None:
-    """Return the table of the classes, where they are unequal or one is lost; None elsewhere."""
+    """Return the table of classes if they are unequal or one is lost, else None."""
     if not measured.per_class:
         return None
     labelled, one = measured.per_class[0].correct_static is not None, "class" if measured.labels is None else "label"
@@ -63,7 +63,7 @@ def class_table(measured: Measured) -> Table | None:
 
 def policy_table(manifest: Manifest) -> Table:
     """Return the table of calibrated budgets. The worst case is an image that leaves as late as the thresholds allow."""
-    measured = manifest.measured  # nothing is, where the static model was not at hand
+    measured = manifest.measured  # empty if the static model was missing
     how = f"; latency {measured['latency']} for {measured['machine']}" if measured else ""
     table = Table(title=f"calibrated budgets (on held-out images{how})", title_justify="left")
     for column in ("budget", "expected latency", "worst case", f"expected {manifest.target}", "share per exit"):
@@ -81,8 +81,7 @@ def policy_table(manifest: Manifest) -> Table:
 
 
 def outcome_table(manifest: Manifest, measured: Measured) -> Table:
-    """Return what every policy worth having does on the measured images, the static model beside them; the one in use is
-    marked."""
+    """Return the table of all useful policies and the static model on the measured images, with the one in use marked."""
     target, chosen = manifest.target, manifest.default_budget
     table = Table(title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left")
     for column in ("--budget", "mean latency", "worst", target, "lost, points", "share per exit"):
