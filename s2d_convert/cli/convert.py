@@ -12,6 +12,7 @@ from s2d_runtime import Manifest
 
 from s2d_convert import conversion
 from s2d_convert.base.text import promise_cost, promise_text
+from s2d_convert.calibration.verdict import points
 from s2d_convert.cli.options import (
     DEFAULTS,
     LABELS,
@@ -178,7 +179,5 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
 def _not_reached(manifest: Manifest, asked: ConvertOptions) -> str:
     latency = manifest.default_policy.expected_latency
     if asked.budget is None:
-        return (
-            f"nothing faster was found that loses at most {100 * asked.max_loss:g} points; the best effort was exported"
-        )
+        return f"nothing faster was found that loses at most {points(asked.max_loss)}; the best effort was exported"
     return f"budget {asked.budget:g} was not reached: expected latency {latency:.3f}; the best effort was exported"
