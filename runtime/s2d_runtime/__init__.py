@@ -1,4 +1,4 @@
-"""Runs a folder that s2d-convert exported; needs numpy and onnxruntime only.
+"""Run a folder that s2d-convert exported. Needs numpy and onnxruntime only.
 
 ``Dispatcher("OUT")(images)`` answers with `output`, `stage` and `confidence` per image.
 """

@@ -1,13 +1,13 @@
-"""Runs a folder that s2d-convert exported: the stages in order, stopping at the first confident one.
+"""Run a folder that s2d-convert exported: the stages in order, stopping at the first confident one.
 
-One file that needs numpy and onnxruntime only; every export carries a copy of it.
+This one file needs numpy and onnxruntime only. Every exported folder has a copy of it.
 
     with Dispatcher("OUT") as classify:
         answer = classify(images)  # exactly as the static model takes them
     answer.output, answer.stage, answer.confidence
 
-``python dispatcher.py [FOLDER]`` describes a folder (the one that this file lies in). docs/manifest.md tells what
-manifest.json says. A folder is not trusted: everything is checked before onnxruntime opens a file.
+``python dispatcher.py [FOLDER]`` describes a folder (default: the one that this file lies in). docs/manifest.md explains
+manifest.json. A folder is not trusted: everything is checked before onnxruntime opens a file.
 
 Letters: B images of a batch, S stages.
 """
@@ -44,16 +44,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 FORMAT, VERSION = "s2d-convert", 1
 MANIFEST = "manifest.json"
-MANIFEST_BYTES = 16 * 2**20  # more is no manifest
-STAGE_BYTES = 2**31  # protobuf ends there
-ELEMENTS = 2**31  # of one image's tensor
-OUTPUT, CONFIDENCE = "output", "confidence"  # what every stage answers with
-LABEL_KINDS = ("sigmoid", "sigmoid_logits")  # of networks that give each of several labels, or one, or none
+MANIFEST_BYTES = 16 * 2**20  # limit for manifest.json
+STAGE_BYTES = 2**31  # limit of protobuf
+ELEMENTS = 2**31  # limit for the tensor of one image
+OUTPUT, CONFIDENCE = "output", "confidence"  # the outputs of every stage
+LABEL_KINDS = ("sigmoid", "sigmoid_logits")  # kinds of output of multi-label networks
 KINDS = ("logits", "probabilities", "log_probabilities", *LABEL_KINDS)
 TARGETS = ("accuracy", "agreement")
 DATA = ("labelled", "unlabelled", "made-up", "none")
 EQUALITIES = ("identical", "close")
-BINS = 20  # of a histogram of confidences
+BINS = 20  # bins of a histogram of confidences
 ORT_TYPES = {
     "float16": "tensor(float16)",
     "float32": "tensor(float)",
@@ -63,7 +63,7 @@ ORT_TYPES = {
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.onnx")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARE_SLACK = 1e-3  # shares are written rounded
-BUDGET_SLACK = 1e-9  # 0.7 - 0.1 is to find the policy of 0.6
+BUDGET_SLACK = 1e-9  # for rounding: 0.7 - 0.1 must find the policy of 0.6
 # onnxruntime's own exceptions have no common base but Exception; those of C++ arrive as RuntimeError.
 ORT_ERRORS: tuple[type[Exception], ...] = (
     *(e for e in vars(ort_state).values() if isinstance(e, type) and issubclass(e, Exception)),
@@ -75,7 +75,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]  # axis 0 is the batch: None
-# What a field of the manifest may be: parsed JSON's types, and the same in words.
+# The allowed types of a manifest's fields, as types of parsed JSON and in words.
 READABLE: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a text"),
     bool: ((bool,), "true or false"),
@@ -89,7 +89,7 @@ READABLE: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 class DispatcherError(ValueError):
-    """A folder, an argument or images cannot be used; the message is one sentence."""
+    """A folder, an argument or images cannot be used. The message is one sentence."""
 
 
 @overload
@@ -97,18 +97,20 @@ def leaves(confidence: float, threshold: float) -> bool: ...
 @overload
 def leaves(confidence: Array, threshold: float | np.float32) -> NDArray[np.bool_]: ...
 def leaves(confidence: Any, threshold: Any) -> Any:
-    """Return which rows leave at a stage: the exit rule, and the only place that has it.
+    """Return which rows leave at a stage. This is the exit rule, and its only definition.
 
-    confidence: float32 [B], for bool [B], or one such number, for True or False; threshold: a number that float32 holds.
-    A threshold above 1 never fires, and NaN confidence never leaves. The last stage does not ask: whoever gets there,
-    leaves there.
+    confidence: float32 [B], which gives bool [B], or one such number, which gives a bool. threshold: a number that float32
+    can represent. A threshold above 1 never fires, and a row with confidence NaN never leaves. The rule does not apply to
+    the last stage, where all rows leave that reach it.
     """
     return confidence >= threshold
 
 
 def histogram(confidence: Array) -> NDArray[np.int64]:
-    """Return how many confidences [B] lie in each of BINS bins of equal width, int64 [BINS]; 1 is in the last, NaN in the
-    first."""
+    """Return the number of confidences [B] in each of BINS bins of equal width, int64 [BINS].
+
+    A confidence of 1 is in the last bin, NaN in the first.
+    """
     bins = np.nan_to_num(np.clip(confidence, 0, 1)) * BINS
     counts: NDArray[np.int64] = np.bincount(np.minimum(bins, BINS - 1).astype(np.int64), minlength=BINS)
     return counts
@@ -136,13 +138,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What every stage answers, as the static model does: float32 of this shape, and what the numbers mean."""
+    """The output of every stage, which is like the static model's: float32 of this shape, and the meaning of the numbers."""
 
     shape: Shape
     kind: str
 
     def said(self, output: Array) -> tuple[int, ...]:
-        """What one row of an output says: its class, or all labels that it gives."""
+        """Return the answer in one row of an output: its class, or all labels that apply."""
         flat = output.ravel()
         if self.kind not in LABEL_KINDS:
             return (int(flat.argmax()),)
@@ -198,8 +200,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Promise:
-    """A bound on the risk that was certified: with this `confidence`, over the draw of that many calibration `images`,
-    the risk (drop of accuracy, or disagreement where that is the target) is at most `max_drop`."""
+    """A certified bound on the risk, which is the drop of accuracy, or the disagreement if agreement is the target.
+
+    With this `confidence`, over the draw of that many calibration `images`, the risk is at most `max_drop`.
+    """
 
     max_drop: float
     confidence: float
@@ -215,12 +219,12 @@ class Promise:
 
 @dataclass(frozen=True)
 class Policy:
-    """Thresholds (S - 1) for one budget, and what they did on the images that they were calibrated on.
+    """Thresholds (S - 1) for one budget, and their results on the calibration images.
 
-    `expected_latency` is relative to the static model, `expected_accuracy` what the manifest's `target` says,
-    `exit_share` the share of images per stage; `reached` says whether `expected_latency` is within `budget`.
-    `disagreement`: share of images whose answer is another one than the last stage's; `confidence_histogram`: [S, BINS],
-    the rows that reached each stage (`histogram`). None and () where they are not known.
+    `expected_latency`: relative to the static model; `reached`: whether it is within `budget`. `expected_accuracy`:
+    accuracy or agreement, as the manifest's `target` says. `exit_share`: the share of images per stage. `disagreement`: the
+    share of images whose answer differs from the last stage's, None if unknown. `confidence_histogram`: [S, BINS], of the
+    rows that reached each stage (`histogram`), () if unknown.
     """
 
     budget: float
@@ -251,8 +255,8 @@ class Policy:
 
 @dataclass(frozen=True)
 class Exactness:
-    """How the last stage relates to the static model: `identical` to the last bit, or `close`, with the largest
-    difference of an output that was measured."""
+    """How closely the last stage equals the static model: `identical` to the last bit, or `close`, with the largest measured
+    difference of an output."""
 
     equal: str
     max_difference: float
@@ -266,10 +270,10 @@ class Exactness:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says, checked when it is made. `preprocess`, `measured` and `provenance` are free-form.
+    """The content of manifest.json, checked on creation. `preprocess`, `measured` and `provenance` are free-form.
 
-    `target`: what `expected_accuracy` of the policies is, right answers or agreement with the static model; `data`: the
-    kind of images that it was trained and calibrated on; `exactness`: None unless the last stage is the static model.
+    `target`: whether `expected_accuracy` of the policies is accuracy or agreement with the static model. `data`: the kind of
+    images for training and calibration. `exactness`: None unless the last stage is the static model.
     """
 
     input: TensorSpec
@@ -285,7 +289,7 @@ class Manifest:
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Check every part, and that the parts fit. Raises DispatcherError that names the place."""
+        """Check every part, and that the parts fit together. Raises DispatcherError that names the place."""
         for name, allowed in (("target", TARGETS), ("data", DATA)):
             if getattr(self, name) not in allowed:
                 _refuse(name, getattr(self, name), f"one of {', '.join(allowed)}")
@@ -309,7 +313,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:
-        """Return the manifest of a folder. Raises DispatcherError; the stage files are not looked at."""
+        """Read the manifest of a folder, without its stage files. Raises DispatcherError."""
         path = Path(folder) / MANIFEST
         try:
             found = _inside(Path(folder), MANIFEST)
@@ -321,7 +325,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: object) -> Manifest:
-        """Return the manifest in parsed JSON. Raises DispatcherError that names the place, like `stages[1].macs`."""
+        """Return the manifest in parsed JSON. Raises DispatcherError that names the place, such as `stages[1].macs`."""
         if not isinstance(data, Mapping):
             _refuse("the top level", data, "an object")
         rest = dict(data)
@@ -334,7 +338,7 @@ class Manifest:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads: dicts, lists, texts and numbers, a copy that may be changed."""
+        """Return the JSON-able dict that `from_json` reads. It is a copy and may be changed."""
         return {"format": FORMAT, "version": VERSION, **_plain(self)}
 
     @property
@@ -343,23 +347,23 @@ class Manifest:
         return next(policy for policy in self.policies if policy.budget == self.default_budget)
 
     def policy_for(self, budget: float) -> Policy:
-        """Return the policy that serves a budget in (0, 1], calibrated or not. Raises DispatcherError.
+        """Return the policy for a budget in (0, 1], which need not be a calibrated one. Raises DispatcherError.
 
-        It is the one with the largest calibrated budget that is not above the asked one: of the policies that keep the
-        promise, the one that keeps most accuracy. Below all calibrated budgets the smallest one has to do.
+        It is the policy of the largest calibrated budget up to `budget`, which of those within the budget keeps most
+        accuracy. If all calibrated budgets are larger, it is that of the smallest.
         """
         policies = sorted(self.policies, key=lambda policy: policy.budget)
         return policies[_serving([policy.budget for policy in policies], budget)]
 
 
 def _serving(budgets: Sequence[float], budget: float) -> int:
-    """Return which of the ascending `budgets` serves a budget: see `Manifest.policy_for`."""
+    """Return the index of the one of the ascending `budgets` that serves a budget, see `Manifest.policy_for`."""
     _check_budget(budget)
     return max(0, bisect_right(budgets, budget + BUDGET_SLACK) - 1)
 
 
 def _read(kind: Any, data: object, place: str) -> Any:
-    """Return parsed JSON as the type `kind`: a dataclass, a tuple or one of READABLE. Raises DispatcherError."""
+    """Convert parsed JSON to the type `kind`: a dataclass, a tuple or one of READABLE. Raises DispatcherError."""
     if get_origin(kind) is UnionType and kind not in READABLE:  # a dataclass or None
         kind = NoneType if data is None else get_args(kind)[0]
     if kind is NoneType:
@@ -379,7 +383,7 @@ def _read(kind: Any, data: object, place: str) -> Any:
 
 
 def _read_object(kind: Any, data: object, place: str) -> Any:
-    """Return a JSON object that has the fields of the dataclass `kind`, all of them and no others."""
+    """Convert a JSON object to the dataclass `kind`. Raises DispatcherError for missing and unknown fields."""
     if not isinstance(data, Mapping):
         _refuse(place, data, "an object")
     prefix, kinds = f"{place}." if place else "", get_type_hints(kind, globals())
@@ -393,7 +397,7 @@ def _read_object(kind: Any, data: object, place: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return dataclasses, tuples and mappings as JSON has them."""
+    """Convert dataclasses, tuples and mappings to JSON-able values."""
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -402,7 +406,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_stages(stages: Sequence[Stage], image: str) -> None:
-    """Raise DispatcherError unless chains follow each other and links go forward inside one chain."""
+    """Raise DispatcherError unless chains follow each other and links lead forward within one chain."""
     if not stages:
         _refuse("stages", [], "at least one stage")
     if image in (OUTPUT, CONFIDENCE):
@@ -412,7 +416,7 @@ def _check_stages(stages: Sequence[Stage], image: str) -> None:
     chain = 0
     for i, stage in enumerate(stages):
         place = f"stages[{i}]"
-        if stage.file.lower() in files:  # some file systems take a and A for the same
+        if stage.file.lower() in files:  # some file systems ignore case
             _refuse(f"{place}.file", stage.file, "a file of its own for every stage")
         files.add(stage.file.lower())
         if stage.chain not in (chain or 1, chain + 1):
@@ -481,13 +485,13 @@ def _refuse(place: str, got: object, expected: str) -> NoReturn:
 
 
 def _sentence(error: Exception) -> str:
-    """Return what an exception says, in one line."""
+    """Return an exception's message in one line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _parse(text: str) -> object:
-    """Return JSON without duplicate keys, NaN and infinities. Raises ValueError or RecursionError."""
+    """Parse JSON. Raises ValueError, also for duplicate keys, NaN and infinities, or RecursionError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -507,8 +511,7 @@ def _parse(text: str) -> object:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return the real path of a file that lies in a folder. Raises DispatcherError, also for a link that leads out of
-    it."""
+    """Return the real path of a file in a folder. Raises DispatcherError, also for a link that leads out of the folder."""
     try:
         root, path = folder.resolve(strict=True), (folder / name).resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
@@ -522,10 +525,10 @@ def _inside(folder: Path, name: str) -> Path:
 
 # --- stage files ----------------------------------------------------------------------------------------------------
 
-DOMAINS = ("", "ai.onnx", "com.microsoft")  # operators that onnxruntime brings along
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # domains of onnxruntime's own operators
 NOT_ONNX = "not an ONNX file; copy the folder again or convert again"
-MOST_FIELDS = 2**22  # of an ONNX file that is not made to keep the reader busy
-# What of an ONNX file is looked into: (message, number of the field) -> the message that the field holds.
+MOST_FIELDS = 2**22  # more than any honest ONNX file has
+# The parts of an ONNX file that are read: (message, number of the field) -> the message in that field.
 NESTED = {
     ("model", 7): "graph",
     ("graph", 1): "node",
@@ -548,12 +551,12 @@ REFUSED = {
 
 
 def _check_model(data: bytes) -> None:
-    """Raise DispatcherError if a stage file reaches out of itself, or has what could run for ever.
+    """Raise DispatcherError if a stage file refers to other files or could run forever.
 
-    onnxruntime would read weights from any file that the model names, and a loop need never end; no stage file has either.
-    Only the outline of the protobuf message is read: what it means is onnxruntime's to check.
+    onnxruntime would read weights from any file that the model names, and a loop may never end. No stage file has either.
+    Only the outline of the protobuf message is read; onnxruntime checks its meaning.
     """
-    if data[4:8] == b"ORTM":  # onnxruntime's own format, which it would take as well
+    if data[4:8] == b"ORTM":  # onnxruntime's own format, which it would also load
         raise DispatcherError(NOT_ONNX)
     stack, left = [("model", memoryview(data))], MOST_FIELDS
     while stack:
@@ -563,7 +566,7 @@ def _check_model(data: bytes) -> None:
             place = (kind, number)
             if left < 0:
                 raise DispatcherError(f"more than {MOST_FIELDS} fields; this is no stage of a network")
-            if place in REFUSED and value != 0:  # the default place of weights may be written out
+            if place in REFUSED and value != 0:  # value 0 is the default location of weights, inside the file
                 raise DispatcherError(f"it has {REFUSED[place]}, and no stage file has that; convert again")
             if not isinstance(value, memoryview):
                 continue
@@ -576,9 +579,9 @@ def _check_model(data: bytes) -> None:
 
 
 def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of every field of a protobuf message. Raises DispatcherError if it is none.
+    """Yield number and value of every field of a protobuf message. Raises DispatcherError for anything else.
 
-    https://protobuf.dev/programming-guides/encoding: whole numbers as int, bytes as memoryview, all else None.
+    Integers are int, bytes memoryview, all other values None. Source: https://protobuf.dev/programming-guides/encoding.
     """
     place = 0
 
@@ -613,10 +616,10 @@ def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
 
 
 def default_options(threads: int, *, shared: bool = False) -> Any:
-    """Return onnxruntime's session options as the dispatcher sets them. Raises DispatcherError.
+    """Return onnxruntime's session options with the dispatcher's defaults. Raises DispatcherError.
 
-    Every stage has a pool of threads - 1 threads, which spin while they wait for work. Pools that spin disturb each other:
-    on a machine of one's own a pool stops when its stage ends; on a `shared` machine it never spins.
+    Every stage has a pool of threads - 1 threads, which spin while they wait for work. Spinning pools disturb each other. So
+    a pool stops spinning when its stage ends, and on a `shared` machine, where others need the cores, it never spins.
     """
     if not isinstance(threads, int) or threads < 1:
         _refuse("threads", threads, "a whole number of at least 1")
@@ -632,7 +635,7 @@ def default_options(threads: int, *, shared: bool = False) -> Any:
 
 
 def _wanted_providers(providers: Sequence[Any] | None) -> dict[str, Any]:
-    """Return name -> what onnxruntime is told. Raises DispatcherError where onnxruntime would only warn."""
+    """Return the execution providers with their options, by name. Raises DispatcherError where onnxruntime would only warn."""
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
     named = {str(p[0] if isinstance(p, tuple) else p): p for p in wanted}
     here = ort.get_available_providers()
@@ -642,9 +645,9 @@ def _wanted_providers(providers: Sequence[Any] | None) -> dict[str, Any]:
 
 
 def _open(path: Path, stage: Stage, manifest: Manifest, *, options: Any, providers: Mapping[str, Any]) -> Any:
-    """Return the session of a stage file that is what the manifest says. Raises DispatcherError."""
+    """Open the session of a stage file, and check it against the manifest. Raises DispatcherError."""
     try:
-        # onnxruntime gets the bytes, not the path: what was hashed is what runs.
+        # onnxruntime gets the bytes, not the path, so that it runs exactly what was hashed.
         found = _inside(path.parent, path.name)
         if found.stat().st_size >= STAGE_BYTES:
             raise DispatcherError(f"larger than {STAGE_BYTES} bytes; no ONNX file is")
@@ -653,8 +656,8 @@ def _open(path: Path, stage: Stage, manifest: Manifest, *, options: Any, provide
             raise DispatcherError("its sha256 is not the one in the manifest; copy the folder again or convert again")
         _check_model(data)
         session = ort.InferenceSession(data, options, providers=list(providers.values()), enable_fallback=0)
-        session.disable_fallback()  # a failing provider is an error, no reason to go on elsewhere; 1.17 needs the call
-        if hasattr(session, "_model_bytes"):  # kept for the fallback alone: as much memory again as the weights
+        session.disable_fallback()  # a failing provider is an error; onnxruntime 1.17 needs this call
+        if hasattr(session, "_model_bytes"):  # kept only for the fallback, and as large as the weights
             session._model_bytes = None
         if lost := [name for name in providers if name not in session.get_providers()]:
             raise DispatcherError(f"onnxruntime could not start {lost[0]}; leave it out or mend its installation")
@@ -680,14 +683,14 @@ def _check_session(session: Any, stage: Stage, manifest: Manifest) -> None:
 
 
 def _shapes(manifest: Manifest) -> dict[str, Shape]:
-    """Return the shape of everything that goes into or comes out of a stage, by name."""
+    """Return the shapes of all inputs and outputs of stages, by name."""
     links = {link.name: link.shape for stage in manifest.stages for link in stage.links_out}
     own = {manifest.input.name: manifest.input.shape, OUTPUT: manifest.output.shape, CONFIDENCE: (None,)}
     return {**links, **own}
 
 
 def _fits(found: Sequence[int | str | None], shape: Shape) -> bool:
-    """Return whether a session's shape has a free batch and contradicts no length; onnxruntime need not know them all."""
+    """Return whether a session's shape has a free batch and contradicts no length. onnxruntime may not know all lengths."""
     known = [n if isinstance(n, int) else None for n in found]
     return (
         len(known) == len(shape)
@@ -703,13 +706,13 @@ def _shape_text(shape: Shape) -> str:
 # --- the dispatcher -------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, slots=True)  # frozen would cost 5 us where one image is answered
+@dataclass(eq=False, slots=True)  # not frozen, which would cost 5 us per single image
 class Answer:
-    """Answers in the order of the images; to be read, not written into: calls may share arrays.
+    """Answers in the order of the images. Do not write into them, because calls may share arrays.
 
-    output: float32 [B, ...], what the static model would give; stage: int64 [B], which stage answered, from 1;
-    confidence: float32 [B], how sure that stage was. stage_ms: where timings were asked for, milliseconds that onnxruntime
-    took for each stage, 0 for one that did not run.
+    output: float32 [B, ...], like the static model's. stage: int64 [B], the stage that answered, from 1. confidence: float32
+    [B], the confidence of that stage. stage_ms: if requested with `timings`, onnxruntime's milliseconds per stage, 0 for a
+    stage that did not run.
     """
 
     output: Array
@@ -718,58 +721,57 @@ class Answer:
     stage_ms: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def put(self, rows: NDArray[np.int64], stage: int, output: Array, confidence: Array) -> None:
-        """Write the answers of some rows into an answer for all of them."""
+        """Write the answers of some rows into this answer, which is for all rows."""
         self.output[rows], self.stage[rows], self.confidence[rows] = output, stage, confidence
 
 
 class _File:
-    """A stage file, hashed and opened at first need, by one thread while the others wait."""
+    """A stage file, which is hashed and opened on first use, by one thread while the others wait."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.session: Any = None
         self._make, self._lock = make, threading.Lock()
 
     def open(self) -> Any:
-        """Return the session."""
+        """Return the session, opening it if necessary."""
         with self._lock:
             if self.session is None:
                 self.session = self._make()
             return self.session
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> Any:
-        """Return what the session answers."""
+        """Run the session and return its outputs."""
         return (self.session or self.open()).run(names, feeds)
 
 
-_Limits = tuple[float, ...]  # thresholds that float32 holds
+_Limits = tuple[float, ...]  # thresholds, rounded to float32
 _NOBODY = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A stage on a route: what it reads, what is fetched from it, and which tensors are read after it."""
+    """A stage on a route: its inputs, the outputs to fetch, and the tensors that later steps read."""
 
-    number: int  # of the stage, from 1
+    number: int  # the stage, from 1
     stage: NDArray[np.int64]  # the same, [1], read-only
-    run: Any  # the session's own, or the file's that is still to be opened
+    run: Any  # the session's method, or that of a file that is not open yet
     reads: tuple[str, ...]
     fetches: tuple[str, ...]
     read_later: tuple[str, ...]
 
 
 def _shared(number: int) -> NDArray[np.int64]:
-    """Return the number of a stage as the answer of a single image, [1]; many calls hand out the same array, so nobody may
-    write."""
+    """Return the number of a stage as an array [1], for the answer of a single image. It is read-only, as calls share it."""
     stage = np.array([number], np.int64)
     stage.flags.writeable = False
     return stage
 
 
 def _route(manifest: Manifest, files: Sequence[_File], *, exits: bool) -> tuple[_Step, ...]:
-    """Return the steps to run, found from the back, so that each knows what is read after it.
+    """Return the steps to run. They are determined backwards, so that each knows the tensors that are read after it.
 
-    Without exits a stage is there only for what it hands to the last one; all others, such as a whole earlier chain,
-    are left out. With exits every stage is there, whatever the thresholds are.
+    With exits, all stages are included. Without exits, only those are that the last stage depends on; others, such as a
+    whole earlier chain, are left out.
     """
     steps: list[_Step] = []
     needed: set[str] = set()
@@ -795,19 +797,19 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A policy, and its thresholds as the exit rule wants them."""
+    """A policy, and its thresholds rounded for the exit rule."""
 
     policy: Policy
     limits: _Limits
 
 
 class Dispatcher:
-    """Runs an exported folder as one classifier. One dispatcher may serve many threads at once.
+    """An exported folder as one classifier. Many threads may use a dispatcher at once.
 
-    threads: of onnxruntime, per stage; shared: whether other work needs the cores too (`default_options`).
-    session_options: onnxruntime's, in place of these two. providers: as onnxruntime takes them; the CPU where None.
-    budget: see `set_budget`. lazy: every stage after the first is hashed and opened when an image first needs it. Raises
-    DispatcherError when the folder is not whole or does not fit together; what is opened later, raises it in the call.
+    threads: onnxruntime's threads per stage. shared: whether other programs need the cores too (see `default_options`).
+    session_options: onnxruntime's session options, instead of these two. providers: onnxruntime's execution providers, None
+    for the CPU. budget: see `set_budget`. lazy: hash and open every stage after the first only when an image needs it.
+    Raises DispatcherError when the folder is incomplete or inconsistent; with `lazy`, calls may raise it too.
     """
 
     def __init__(
@@ -834,7 +836,7 @@ class Dispatcher:
         self._choices = [_Choice(policy, _limits(policy.thresholds)) for policy in ascending]
         self._budgets = [policy.budget for policy in ascending]
         self.set_budget(budget)
-        root = Path(folder).absolute()  # a file that is opened later is found although the process has moved
+        root = Path(folder).absolute()  # so that lazily opened files are found after a change of the working directory
         files = tuple(
             _File(partial(_open, root / stage.file, stage, manifest, options=options, providers=named))
             for stage in manifest.stages
@@ -855,18 +857,18 @@ class Dispatcher:
         thresholds: Sequence[float] | None = None,
         timings: bool = False,
     ) -> Answer:
-        """Return the answers for images [B, ...], given exactly as the static model takes them; B may be 0.
+        """Return the answers for images [B, ...], in exactly the form that the static model takes. B may be 0.
 
-        exits=False: the last stage answers every row. For this call only: budget (as in `set_budget`), policy (one of
-        the manifest's or one's own), or thresholds (S - 1 numbers; above 1 never fires). timings: fill in
-        `Answer.stage_ms`. Raises DispatcherError.
+        exits: False lets the last stage answer every row. budget (see `set_budget`), policy (one of the manifest's or the
+        caller's own) and thresholds (S - 1 numbers; above 1 never fires) apply to this call only, and at most one of them
+        may be given. timings: fill in `Answer.stage_ms`. Raises DispatcherError.
         """
         loaded = self._loaded
         if loaded is None:
             raise DispatcherError("the dispatcher is closed; make a new one")
         if not (type(images) is np.ndarray and images.dtype is self._dtype and images.shape[1:] == self._lengths):
             self._check_images(images)
-        choice: _Choice | None  # the calibrated policy that this call runs with, if it is one
+        choice: _Choice | None  # the calibrated policy of this call, if there is one
         if exits and budget is None and policy is None and thresholds is None:
             choice = mine = self._choice
             limits = mine.limits
@@ -886,8 +888,7 @@ class Dispatcher:
         return answer
 
     def _asked(self, budget: Any, policy: Any, thresholds: Any, *, exits: bool) -> tuple[_Choice | None, _Limits]:
-        """Return what a call asks for itself: the calibrated policy, if it is one, and the thresholds; none without
-        exits."""
+        """Return the calibrated policy of a call's own options, if there is one, and the thresholds, () without exits."""
         asked = (budget is not None) + (policy is not None) + (thresholds is not None)
         if not exits and asked:
             raise DispatcherError("exits=False: budget, policy and thresholds have no meaning then; leave them out")
@@ -909,18 +910,18 @@ class Dispatcher:
         limits: _Limits,
         seen: list[Array] | None = None,
     ) -> Answer:
-        """Run a route; limits: a threshold for every stage but the last, or () where only the last step answers.
+        """Run a route. limits: a threshold for every stage but the last, or () if only the last step answers.
 
-        seen: gets the confidences of every stage that ran. For a single image the time between two stages counts, and
-        there the caches are cold: whatever code runs must first be fetched. So nothing is copied, and a single row stays
-        off numpy, whose comparison alone would cost as much as all the rest.
+        seen: receives the confidences of every stage that ran. For a single image, the time between two stages matters, and
+        caches are cold there. So nothing is copied, and a single row is compared without numpy, which would cost as much as
+        everything else.
         """
         rows = len(images)
-        if not rows:  # older versions of onnxruntime fail on empty tensors
+        if not rows:  # old versions of onnxruntime fail on empty tensors
             return self._blank(0)
         values: dict[str, Array] = {self._input: images}
-        merged: Answer | None = None  # made when the first rows leave and others stay
-        here = _NOBODY  # from then on: which images the rows are
+        merged: Answer | None = None  # made when some rows leave and others stay for the first time
+        here = _NOBODY  # from then on: the images of the rows
         last = steps[-1]
         for step in steps:
             try:
@@ -958,14 +959,14 @@ class Dispatcher:
         return merged
 
     def _check_rows(self, step: _Step, found: Sequence[Array], rows: int) -> None:
-        """Raise DispatcherError if a tensor has another shape than the manifest says, which onnxruntime may allow."""
+        """Raise DispatcherError if an output's shape differs from the manifest, which onnxruntime may allow."""
         for name, tensor in zip(step.fetches, found, strict=True):
             if tensor.shape != (rows, *self._row_shapes[name]):
                 expected = f"{[rows, *self._row_shapes[name]]}; convert again"
                 _refuse(f"stage {step.number}: {reprlib.repr(name)}", list(tensor.shape), expected)
 
     def warm_up(self, batch: int = 1) -> None:
-        """Run every stage on black images, so that the first answer is as fast as the later ones; opens what is not open.
+        """Run every stage on black images, so that the first answer is as fast as later ones. Opens all stages.
 
         Raises DispatcherError.
         """
@@ -998,33 +999,33 @@ class Dispatcher:
 
     @property
     def sessions(self) -> tuple[Any, ...]:
-        """onnxruntime's session of every stage, in order, None where none was needed yet; empty once the dispatcher is
-        closed."""
+        """The onnxruntime session of every stage, in order, None for a stage that is not open yet; () after `close`."""
         return () if self._loaded is None else tuple(file.session for file in self._loaded.files)
 
     @property
     def policy(self) -> Policy:
-        """The policy of calls that bring no budget and no thresholds of their own."""
+        """The policy of calls without a budget, policy or thresholds of their own."""
         return self._choice.policy
 
     def set_budget(self, budget: float | None) -> Policy:
-        """Use another calibrated policy from now on, and return it; None is the manifest's default.
+        """Use the policy for a budget from now on, and return it. None: the manifest's default budget.
 
-        Which policy serves a budget between two calibrated ones: `Manifest.policy_for`. Calls that are under way end
-        with the policy that they began with.
+        `Manifest.policy_for` chooses the policy. Running calls finish with the policy that they began with.
         """
         wanted = self.manifest.default_budget if budget is None else budget
-        self._choice = self._choices[_serving(self._budgets, wanted)]  # one assignment: no thread sees half of it
+        self._choice = self._choices[
+            _serving(self._budgets, wanted)
+        ]  # one assignment, which is atomic for other threads
         return self._choice.policy
 
     def monitor(
         self, *, sample: float = 0.002, window: int = 1000, false_alarm: float = 0.01, background: bool = True
     ) -> Monitor:
-        """Count from now on what is answered, and warn through `logging` when it parts from calibration.
+        """Count answers from now on, and warn through `logging` when they drift from calibration.
 
-        sample: share of images that are also run to the end, to see how often exit and last stage disagree: by a thread
-        beside the requests, or with background=False when `Monitor.audit` is called. window: images between two looks.
-        false_alarm: chance of ever warning without a reason. One monitor at a time: a new one takes the old one's place.
+        sample: the share of images that are audited, which means that the last stage answers them too, to see how often it
+        disagrees. A background thread does this, or `Monitor.audit` if `background` is False. window: images between two
+        checks. false_alarm: the probability of ever warning without drift. A new monitor replaces the old one.
         """
         self._monitor = found = Monitor(
             self, sample=sample, window=window, false_alarm=false_alarm, background=background
@@ -1032,7 +1033,7 @@ class Dispatcher:
         return found
 
     def close(self) -> None:
-        """Let go of the sessions as soon as the calls under way are through; more than once does no harm."""
+        """Release the sessions as soon as running calls have finished. May be called more than once."""
         self._loaded = self._monitor = None
 
     def __enter__(self) -> Dispatcher:
@@ -1043,13 +1044,13 @@ class Dispatcher:
 
 
 def _limits(thresholds: Sequence[float]) -> _Limits:
-    """Return thresholds rounded to the confidence's type, so that the rule compares float32 with float32."""
-    with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
+    """Return thresholds rounded to float32, so that the exit rule compares numbers of the same type."""
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
         return tuple(float(np.float32(threshold)) for threshold in thresholds)
 
 
 def _timed(step: _Step, spent: list[float]) -> _Step:
-    """Return the step, which adds the milliseconds that it takes to those of its stage."""
+    """Return the step with timing. spent: milliseconds per stage, to which a run adds its own."""
 
     def run(names: Sequence[str], feeds: Mapping[str, Array]) -> Any:
         began = perf_counter()
@@ -1063,15 +1064,17 @@ def _timed(step: _Step, spent: list[float]) -> _Step:
 # --- drift ----------------------------------------------------------------------------------------------------------
 
 LOG = logging.getLogger("s2d_runtime")
-COUNTED = 256  # calls whose confidences are counted together: one at a time numpy is slow
-WAITING = 64  # images that wait to be run to the end; the oldest are let go
-EXPECTED = 5  # images that a cell of a chi-square test must expect
+COUNTED = 256  # calls whose confidences are counted together, because numpy is slow for single ones
+WAITING = 64  # images that may wait for an audit; the oldest are dropped
+EXPECTED = 5  # least expected number of images in a cell of a chi-square test
 
 
 @dataclass(frozen=True)
 class MonitorReport:
-    """What a monitor has seen of the policy of `budget`: images, their share per exit [S], `confidence_histogram` as in
-    Policy; of `audited` images, the share whose answer is not the last stage's (None without any); and what it warned of.
+    """The counts of a monitor for the policy of `budget`.
+
+    Images; their share per exit [S]; `confidence_histogram` as in Policy; the number of `audited` images, and the share of
+    them whose answer differs from the last stage's (None without any); and the warnings.
     """
 
     budget: float
@@ -1084,7 +1087,7 @@ class MonitorReport:
 
 
 class _Tally:
-    """The counters of one policy: histograms [S, BINS] of the window and of all before it, and the audited images."""
+    """The counters of one policy: histograms [S, BINS] of the current window and of all earlier ones, and audited images."""
 
     def __init__(self, policy: Policy, stages: int) -> None:
         self.policy = policy
@@ -1094,7 +1097,7 @@ class _Tally:
         self.warnings: dict[str, str] = {}
 
     def chances(self) -> Iterator[tuple[str, float]]:
-        """Yield what is compared with calibration, and how likely it would part that far by chance."""
+        """Yield the name and the p-value of every comparison with calibration."""
         if not self.calibrated.size:
             return
         there, now = _exit_counts(self.calibrated), _exit_counts(self.window)
@@ -1110,7 +1113,7 @@ class _Tally:
             yield f"disagreement with the last stage (calibration / now: {shares})", chance
 
     def report(self) -> MonitorReport:
-        """Return the counters as they are."""
+        """Return the current counts."""
         total = self.window + self.past
         exits, images = _exit_counts(total), int(total[0].sum())
         return MonitorReport(
@@ -1125,14 +1128,14 @@ class _Tally:
 
 
 class Monitor:
-    """Counts what a dispatcher answers, and warns when it parts from calibration; made by `Dispatcher.monitor`.
+    """A monitor, which counts a dispatcher's answers and warns when they drift from calibration; see `Dispatcher.monitor`.
 
-    Counted are calls that run with a policy of the manifest, chosen by its budget, and without `timings`. Images are
-    compared in windows. A look at a window makes S + 2 comparisons: Pearson's chi-square test of homogeneity on the share
-    per exit and on every stage's histogram, and the exact conditional (Fisher's) test whether audited images disagree
-    with the last stage more often than at calibration. Look j uses the level false_alarm / (j (j + 1) (S + 2)); these
-    add up to false_alarm over all looks, so that (Bonferroni) is the chance of ever warning while independent images come
-    from where the calibration's came from.
+    It counts calls that use a policy of the manifest, chosen by budget, and no `timings`. Images are compared in windows.
+    The check of a window makes S + 2 comparisons: Pearson's chi-square test of homogeneity on the shares per exit and on
+    every stage's histogram, and Fisher's exact test whether audited images disagree with the last stage more often than at
+    calibration. Check j uses the level false_alarm / (j (j + 1) (S + 2)). Over all checks, the levels add up to false_alarm.
+    By Bonferroni's inequality this bounds the probability of ever warning while independent images have the same
+    distribution as the calibration images.
     """
 
     def __init__(
@@ -1149,7 +1152,7 @@ class Monitor:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as after a new calibration."""
+        """Set all counters to zero, as after a new calibration."""
         with self._lock:
             self._tallies: dict[float, _Tally] = {}
             self._pending: list[tuple[Policy, list[Array]]] = []
@@ -1158,11 +1161,11 @@ class Monitor:
             self._gap = self._next_gap()
 
     def _next_gap(self) -> float:
-        """Return how many images until one is audited: geometric, as if every image were drawn by itself."""
+        """Draw the number of images until the next audit. It is geometric, as if each image were drawn independently."""
         return float(self._random.geometric(self._sample)) if self._sample else math.inf
 
     def _take(self, policy: Policy, images: Array, answer: Answer, seen: list[Array]) -> None:
-        """Note a call; seen: the confidences of every stage that ran. Little happens here: it is part of the request."""
+        """Record a call. seen: the confidences of every stage that ran. This must be quick, as it is part of the request."""
         with self._lock:
             self._pending.append((policy, seen))
             counted = len(self._pending) >= COUNTED
@@ -1174,7 +1177,7 @@ class Monitor:
         if drawn and self._background and self._auditing.acquire(blocking=False):
             try:
                 threading.Thread(target=self._audit_alone, name="s2d-audit").start()
-            except RuntimeError:  # no more threads here: the images wait for the next try
+            except RuntimeError:  # no thread can be started: the images wait for the next attempt
                 self._auditing.release()
 
     def _draw(self, policy: Policy, images: Array, answer: Answer) -> None:
@@ -1185,7 +1188,7 @@ class Monitor:
             self._gap += self._next_gap()
 
     def _settle(self) -> None:
-        """Count the calls that were noted, look at windows that are full, and warn."""
+        """Count the recorded calls, check full windows, and warn."""
         with self._lock:
             by_policy: dict[float, tuple[Policy, list[list[Array]]]] = {}
             for policy, seen in self._pending:
@@ -1207,7 +1210,7 @@ class Monitor:
         return self._tallies.setdefault(policy.budget, _Tally(policy, self._stages))
 
     def _look(self, tally: _Tally) -> list[str]:
-        """Return what is to be warned of now, each kind once; the window begins anew."""
+        """Check a full window, begin a new one, and return the warnings. Every kind of warning is given once."""
         self._looks += 1
         level = self._false_alarm / (self._looks * (self._looks + 1) * (self._stages + 2))
         fresh = []
@@ -1224,7 +1227,7 @@ class Monitor:
         return fresh
 
     def audit(self) -> int:
-        """Run the drawn images that wait to the end, on demand, and return how many. Raises DispatcherError."""
+        """Audit the waiting images and return their number. Raises DispatcherError."""
         with self._lock:
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -1241,20 +1244,20 @@ class Monitor:
     def _audit_alone(self) -> None:
         try:
             self.audit()
-        except DispatcherError as error:  # closed in the meantime, for instance: nobody waits for this answer
+        except DispatcherError as error:  # such as a closed dispatcher; nobody waits for this answer
             LOG.info("an audit was given up: %s", error)
         finally:
             self._auditing.release()
 
     def report(self) -> tuple[MonitorReport, ...]:
-        """Return what was seen so far, one report for every policy that answered."""
+        """Return the counts so far, one report for every policy that was used."""
         self._settle()
         with self._lock:
             return tuple(tally.report() for tally in self._tallies.values())
 
 
 def _exit_counts(reached: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return images per exit [S], from the histograms [S, BINS] of those that reached each stage."""
+    """Return the number of images per exit [S], given the histograms [S, BINS] of the images that reached each stage."""
     rows = reached.sum(axis=1)
     return rows - np.append(rows[1:], 0)
 
@@ -1264,9 +1267,9 @@ def _shares(counts: NDArray[np.int64]) -> str:
 
 
 def chance_of_counts(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """Return how likely two samples [BINS] part this far if they come from one place: Pearson's test of homogeneity.
+    """Return the p-value of Pearson's test of homogeneity on two samples [BINS].
 
-    Neighbouring bins are joined until each expects EXPECTED images of both samples.
+    Neighbouring bins are merged until EXPECTED images of both samples are expected in each.
     """
     table, cell = [], np.zeros(2)
     rows = np.array([first.sum(), second.sum()])
@@ -1285,7 +1288,7 @@ def chance_of_counts(first: NDArray[np.int64], second: NDArray[np.int64]) -> flo
 
 
 def _chi_square_tail(value: float, freedom: int) -> float:
-    """Return P(X >= value) of the chi-square distribution: for whole degrees of freedom a finite sum."""
+    """Return P(X >= value) of the chi-square distribution, which is a finite sum for integer degrees of freedom."""
     half = value / 2
     odd = freedom % 2
     tail = math.erfc(math.sqrt(half)) if odd else 0.0
@@ -1297,8 +1300,10 @@ def _chi_square_tail(value: float, freedom: int) -> float:
 
 
 def chance_of_more(hits: int, drawn: int, hits_before: int, drawn_before: int) -> float:
-    """Return how likely so many `hits` or more among `drawn` are if both samples come from one place: Fisher's exact test,
-    the upper tail of the hypergeometric distribution."""
+    """Return the one-sided p-value of Fisher's exact test for `hits` among `drawn` against an earlier sample.
+
+    It is the upper tail of the hypergeometric distribution.
+    """
     both, all_drawn = hits + hits_before, drawn + drawn_before
 
     def log_choose(n: int, k: int) -> float:

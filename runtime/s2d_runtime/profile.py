@@ -1,13 +1,13 @@
-"""Measure on this device what the stage files of a kit cost, next to the static model, and write it as a board file.
+"""Measure the latencies of a kit's stage files on this device, relative to the static model, and write a board file.
 
     python -m s2d_runtime.profile KIT --save board.json     where s2d-runtime is installed
     python KIT/s2d_profile.py --save board.json             anywhere: every kit has a copy of this file
 
-`s2d profile MODEL --kit KIT` makes the kit. Like the dispatcher this is one file that needs numpy and onnxruntime only.
+`s2d profile MODEL --kit KIT` makes the kit. Like the dispatcher, this is one file that needs numpy and onnxruntime only.
 
-Files are timed in small groups, in turn with the static model, so that a machine that changes its speed changes it for
-all. What counts is a fast call (the FAST-th percentile): whatever else runs on the machine can only make a call slower.
-Every file is timed in several passes, in another order and company each time, and gets the median of its ratios.
+Files are timed in small groups, in turn with the static model, so that a change of the machine's speed affects all of them.
+The measure is a fast call (the FAST-th percentile), because other programs can only make calls slower. Every file is timed
+in several passes, each time in another order and group, and gets the median of its ratios.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 KIT_FORMAT, KIT_VERSION, KIT_FILE = "s2d-kit", 1, "kit.json"
 BOARD_FORMAT, BOARD_VERSION = "s2d-board", 1
-LAYOUTS = (1, 8, 16)  # channels per block of onnxruntime's blocked layout; 1: there is none
+LAYOUTS = (1, 8, 16)  # channels per block of onnxruntime's blocked layout; 1 stands for none
 GROUP, PASSES, FAST = 6, 5, 10
 MIN_ROUNDS, MAX_ROUNDS, WARM_UP = 10, 400, 2
 DTYPES = {"tensor(uint8)": np.uint8, "tensor(double)": np.float64, "tensor(float16)": np.float16}
@@ -50,13 +50,16 @@ Call = Callable[[], object]
 
 
 class ProfileError(Exception):
-    """The kit cannot be read or measured, or the board file not be written: one sentence."""
+    """The kit cannot be read or measured, or the board file cannot be written. The message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. `seconds` bounds the time of one group in one pass, beyond MIN_ROUNDS; `clock` is `wall`, or `cpu`
-    for the time that the calling thread computes, which other programs on the machine disturb less (one thread only)."""
+    """How to measure.
+
+    `seconds` limits the time of one group in one pass, apart from the first MIN_ROUNDS rounds. `clock` is `wall`, or `cpu` for
+    the calling thread's CPU time, which other programs disturb less; this works for one thread only.
+    """
 
     threads: int = 1
     batch: int = 1
@@ -82,8 +85,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Timings:
-    """Of every model in turn: fast calls relative to the static model's, float64 [F]; how far the passes lie apart (half of
-    them lie within this share of the ratio), [F]; and the static model's milliseconds."""
+    """The timings of models: fast calls relative to the static model's, float64 [F]; their spread, [F]; and the static
+    model's milliseconds. Half of the passes lie within the spread, which is a share of the ratio."""
 
     ratios: Array
     spread: Array
@@ -96,7 +99,7 @@ class Timings:
 def measure(
     static: bytes, models: Sequence[bytes], settings: Settings, *, progress: Callable[[int, int], None] | None = None
 ) -> Timings:
-    """Return what the models cost next to the static one on made-up input."""
+    """Time models, relative to the static model, on made-up input."""
     reference = _call(static, settings)
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(models)) for _ in range(settings.passes)]
@@ -118,7 +121,7 @@ def measure(
 
 
 def fast_calls(calls: Sequence[Call], *, seconds: float, clock: Callable[[], float]) -> Array:
-    """Return seconds of a fast call of each, float64 [calls]: every round times each call once, in turn."""
+    """Return the seconds of a fast call of each, float64 [calls]. Every round times each call once, in turn."""
     for call in calls:
         for _ in range(WARM_UP):
             call()
@@ -135,7 +138,7 @@ def fast_calls(calls: Sequence[Call], *, seconds: float, clock: Callable[[], flo
 
 
 def _call(model: bytes, settings: Settings) -> Call:
-    """Return one run of a model on made-up input."""
+    """Return a function that runs a model once on made-up input."""
     session = ort.InferenceSession(model, _options(settings.threads), providers=[settings.provider])
     rng = np.random.default_rng(0)
     feed = {
@@ -146,7 +149,7 @@ def _call(model: bytes, settings: Settings) -> Call:
 
 
 def _options(threads: int) -> ort.SessionOptions:
-    """Return session options as the dispatcher has them."""
+    """Return the dispatcher's session options."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -157,8 +160,10 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 def layout_block(probe: bytes, provider: str) -> int:
-    """Return channels per block of the layout that onnxruntime uses here, found by letting it optimise the small net
-    `probe`."""
+    """Return the channels per block of onnxruntime's layout on this machine.
+
+    probe: a small model; the layout shows after onnxruntime has optimised it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = _options(1)
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
@@ -170,7 +175,7 @@ def layout_block(probe: bytes, provider: str) -> int:
 
 
 def machine() -> str:
-    """Return this machine in words, for tables."""
+    """Return a description of this machine for tables."""
     keys: dict[str, str] = {}
     for line in _cpuinfo().splitlines():
         key, _, value = line.partition(":")
@@ -190,7 +195,7 @@ def _cpuinfo() -> str:
 
 
 def read_kit(folder: Path) -> dict[str, Any]:
-    """Return the content of a kit's kit.json. Raises ProfileError unless it is whole."""
+    """Read a kit's kit.json. Raises ProfileError unless the kit is complete."""
     path = folder / KIT_FILE
     try:
         kit = json.loads(path.read_text(encoding="utf-8"))
@@ -224,7 +229,7 @@ def profile(
     name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the board of this machine, as JSON has it: what every file of the kit costs here. Raises ProfileError."""
+    """Measure all files of a kit on this machine, and return the content of a board file. Raises ProfileError."""
     kit = read_kit(folder)
     try:
         block = layout_block((folder / kit["probe"]).read_bytes(), settings.provider)
@@ -252,7 +257,7 @@ def profile(
 
 
 def write_board(path: Path, board: Mapping[str, Any]) -> None:
-    """Write the board file whole or not at all. Raises ProfileError."""
+    """Write the board file completely or not at all. Raises ProfileError."""
     partial_path = path.with_name(path.name + ".partial")
     head = json.dumps({k: v for k, v in board.items() if k != "files"}, indent=1, allow_nan=False)
     rows = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in board["files"])
@@ -264,7 +269,7 @@ def write_board(path: Path, board: Mapping[str, Any]) -> None:
 
 
 def summary(board: Mapping[str, Any]) -> str:
-    """Return what was measured, in one line."""
+    """Return a summary of the measurements in one line."""
     spread = np.median([f["spread"] for f in board["files"]])
     return (
         f"{len(board['files'])} stages on {board['machine']}: static {board['static_ms']:.3f} ms, "
@@ -291,7 +296,7 @@ def _arguments(here: Path) -> argparse.ArgumentParser:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Entry point; the exit code: 0 done, 2 for anything that is the caller's to mend."""
+    """Run the command and return its exit code: 0 for success, 2 for errors that the caller can fix."""
     given = vars(_arguments(Path(__file__).parent).parse_args(args))
     kit, save, name = given.pop("kit"), given.pop("save"), given.pop("name")
 

@@ -1,4 +1,4 @@
-"""Adapters that put a dispatcher behind a serving stack, each behind an extra of its own; nothing is imported from here.
+"""Adapters from a dispatcher to serving stacks, each with its own extra. This module imports none of them.
 
 `v2` (numpy only) turns requests of the V2 protocol (KServe, "Open Inference") into calls of the dispatcher and back.
 """

@@ -1,4 +1,4 @@
-"""Where the small HTTP server meets the network: sockets, signals, connections that hang, bodies that nobody read."""
+"""The network side of the small HTTP server: sockets, signals, hanging connections, unread request bodies."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from s2d_runtime.serving.options import HttpOptions, OptionError
 
 LOG = logging.getLogger("s2d_runtime.serving")
 HEAD_BYTES = 16 * 1024  # request line and headers
-DRAIN_BODIES = 8  # so many times the largest body is read and thrown away before an answer that does not need it
-WATCH = 1.5  # time-outs between two looks at a connection: the application's own time-out comes first
+DRAIN_BODIES = 8  # an unread body is read and dropped up to so many times the largest allowed body
+WATCH = 1.5  # time-outs between two checks of a connection, so that the application's own time-out comes first
 BACKLOG = 1024
-NOWHERE = "none"  # the endpoint of what never reached one
+NOWHERE = "none"  # the endpoint of requests that did not reach one
 STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class Edge:
-    """ASGI middleware: counts answers, and throws away what is left of a body before an answer that does not need it.
+    """ASGI middleware that counts answers, and reads the rest of a body before an answer that does not need it.
 
-    A client that is still sending would otherwise lose the answer with the connection.
+    Otherwise a client that is still sending would lose the answer together with the connection.
     """
 
     def __init__(self, app: ASGIApp, options: HttpOptions, *, count: Callable[[str, int], None]) -> None:
-        """count: gets the name of the endpoint and the status of every answer."""
+        """Wrap an application. count: called with the endpoint's name and the status of every answer."""
         self._app, self._options, self.count = app, options, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,8 +61,10 @@ class Edge:
         await self._app(scope, reading, sending)
 
     async def _drained(self, scope: Scope, receive: Receive, status: int) -> bool:
-        """Return whether the rest of the body came, and was thrown away, within reasonable bounds."""
-        waits = any(name == b"expect" for name, _ in scope["headers"])  # for leave to send, which it does not get
+        """Read and drop the rest of the body. Return whether it ended within reasonable limits."""
+        waits = any(
+            name == b"expect" for name, _ in scope["headers"]
+        )  # the client waits for permission to send, and does not get it
         if waits or status == 408:
             return False
         with contextlib.suppress(asyncio.TimeoutError):
@@ -80,9 +82,9 @@ class Edge:
 
 
 def protocol_for(options: HttpOptions, *, count: Callable[[str, int], None]) -> type[H11Protocol]:
-    """Return uvicorn's HTTP/1.1, with a bound on connections and on how long one of them may hang; count: as of `Edge`.
+    """Return uvicorn's HTTP/1.1 protocol with limits on connections and on how long one may hang. count: as for `Edge`.
 
-    uvicorn itself waits forever for a request's head and for a client that does not read its answer.
+    uvicorn itself waits forever for the head of a request, and for a client that does not read its answer.
     """
 
     class Watched(H11Protocol):
@@ -102,7 +104,7 @@ def protocol_for(options: HttpOptions, *, count: Callable[[str, int], None]) -> 
             super().connection_lost(exc)
 
         def _watch(self) -> None:
-            """Every so often: a connection that is not at rest, and where it was last time, has had its time."""
+            """Check a connection regularly. One that is busy, but has made no progress since the last check, is ended."""
             now = (self.cycle, self.conn.our_state, self.conn.their_state)
             idle = now[1:] == (h11.IDLE, h11.IDLE) and not self.conn.trailing_data[0]
             at_rest = idle and self.cycle is not None and not self.transport.get_write_buffer_size()
@@ -113,7 +115,7 @@ def protocol_for(options: HttpOptions, *, count: Callable[[str, int], None]) -> 
             self._timer = self.loop.call_later(WATCH * options.timeout_s, self._watch)
 
         def _give_up(self, status: int, reason: str, message: str) -> None:
-            """Answer where no other answer has begun, and close; reason: may have a header behind it."""
+            """Send an answer unless another one has begun, and close. reason: may be followed by a header."""
             if self.conn.our_state is h11.IDLE and not self.transport.get_write_buffer_size():
                 count(NOWHERE, status)
                 body = f'{{"error":"{message}"}}'
@@ -128,7 +130,7 @@ def protocol_for(options: HttpOptions, *, count: Callable[[str, int], None]) -> 
 
 @contextlib.contextmanager
 def _stops(server: uvicorn.Server) -> Iterator[None]:
-    """A signal to stop is no failure: it counts also before uvicorn listens to it, and when uvicorn passes it on."""
+    """Let signals stop the server without an error, also before uvicorn handles them and when it raises them again."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -145,7 +147,7 @@ def _stops(server: uvicorn.Server) -> Iterator[None]:
 
 
 def listen(options: HttpOptions) -> socket.socket:
-    """Return a socket that listens; an address that is open to the network is warned of. Raises OptionError."""
+    """Return a listening socket. Warn if its address is open to the network. Raises OptionError."""
     try:
         kind = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         found = socket.create_server(kind[4][:2], family=kind[0], backlog=BACKLOG)
@@ -160,12 +162,12 @@ def listen(options: HttpOptions) -> socket.socket:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno:
-        return os.strerror(error.errno)  # without what socket.create_server adds
+        return os.strerror(error.errno)  # without the text that socket.create_server adds
     return getattr(error, "strerror", None) or str(error)
 
 
 def server_for(app: Edge, options: HttpOptions) -> uvicorn.Server:
-    """Return a server that is ready to run; `should_exit` stops it, and what is under way is finished."""
+    """Return a server that is ready to run. Setting `should_exit` stops it after running requests have finished."""
     config = uvicorn.Config(
         app,
         http=protocol_for(options, count=app.count),
@@ -181,12 +183,12 @@ def server_for(app: Edge, options: HttpOptions) -> uvicorn.Server:
 
 
 def run_until_signal(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C, which is no failure; then finish what is under way."""
+    """Serve until SIGTERM or Ctrl-C, then finish running requests. Neither is an error."""
     with _stops(server):
         server.run(sockets=[listening])
 
 
 def url_of(listening: socket.socket) -> str:
-    """Return where a socket listens."""
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

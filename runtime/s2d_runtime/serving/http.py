@@ -40,7 +40,7 @@ JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
 
 
 class Service:
-    """A dispatcher behind a bounded number of places: so many requests run, so many more may wait, the rest get 503."""
+    """A dispatcher with limits on requests: a number of them run, a further number may wait, all others get 503."""
 
     def __init__(self, dispatcher: Dispatcher, options: HttpOptions, *, name: str) -> None:
         self._dispatcher, self._options, self._name = dispatcher, options, name
@@ -61,7 +61,7 @@ class Service:
         try:
             body = await self._within(_body(request, self._options.body_bytes), began, 408, "the body was not whole")
             future = self._pool.submit(self._answer, body, header_bytes)
-            # The place is free when the thread is, which may be after the client was told that it took too long.
+            # The slot is free when the thread is, which may be after the client has got its time-out.
             future.add_done_callback(self._release)
             del body
             answered = asyncio.wrap_future(future)
@@ -122,7 +122,7 @@ class Service:
         return JSONResponse(v2.server_metadata(runtime_version()))
 
     async def health(self, request: Request) -> Response:
-        """GET /v2/health/live and /v2/health/ready: the folder was loaded before the first connection."""
+        """GET /v2/health/live and /v2/health/ready, which are always true: the folder is loaded before any connection."""
         return JSONResponse({request.url.path.rpartition("/")[2]: True})
 
     async def measured(self, request: Request) -> Response:
@@ -130,7 +130,7 @@ class Service:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
     def close(self) -> None:
-        """Wait for the threads, then let go of the sessions."""
+        """Wait for the threads, then release the sessions."""
         self._pool.shutdown(cancel_futures=True)
         self._dispatcher.close()
 
@@ -159,8 +159,8 @@ def application(service: Service, options: HttpOptions) -> Edge:
 
 
 def _header_bytes(request: Request) -> int | None:
-    """Return what the header of binary tensors says. Raises RequestError for it, and for a content type or encoding that
-    cannot be."""
+    """Return the length in the header of binary tensors. Raises RequestError, also for a content type or encoding that is
+    not supported."""
     found = request.headers.get(HEADER_LENGTH)
     if found is not None and not re.fullmatch(r"[0-9]{1,12}", found):
         raise v2.RequestError(400, f"{HEADER_LENGTH}: got {found[:40]!r}; expected a number of bytes")
@@ -173,7 +173,7 @@ def _header_bytes(request: Request) -> int | None:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """Return the whole body. Raises RequestError as soon as it is longer than `limit` bytes, which its head may tell."""
+    """Return the whole body. Raises RequestError as soon as it, or its declared length, exceeds `limit` bytes."""
     too_long = v2.RequestError(
         413, f"the body is longer than {limit} bytes; send fewer images, or them as binary tensors"
     )
@@ -206,9 +206,9 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def serve(folder: Path, options: HttpOptions, *, say: Callable[[str], None]) -> None:
-    """Serve a folder until SIGTERM or Ctrl-C; what is under way is finished.
+    """Serve a folder until SIGTERM or Ctrl-C, then finish running requests.
 
-    say: gets the lines that tell where the server listens. Raises DispatcherError and OptionError before it does.
+    say: called with the addresses of the server. Raises DispatcherError and OptionError before it listens.
     """
     options.check()
     name = options.name or model_name(folder)
@@ -224,7 +224,7 @@ def serve(folder: Path, options: HttpOptions, *, say: Callable[[str], None]) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; a folder or an option that cannot be used ends it with one sentence, and code 1 or 2."""
+    """Run the command. For a faulty folder or option, exit with one sentence and code 1 or 2."""
     parser = argparse.ArgumentParser(description="Serve a folder that s2d-convert exported, with the V2 protocol.")
     parser.add_argument("folder", type=Path)
     for spec in fields(HttpOptions):

@@ -1,10 +1,10 @@
-"""A KServe model that answers from an exported folder. Needs the extra `s2d-runtime[kserve]`.
+"""A KServe model for an exported folder. Needs the extra `s2d-runtime[kserve]`.
 
     python -m s2d_runtime.serving.kserve --model_dir OUT --model_name model --http_port 8080 --grpc_port 8081
 
-All options of KServe's own server are there too. That server listens on all interfaces, as a pod has to; on a machine
-of your own keep its ports behind a firewall. Its gRPC definition has no floating-point parameters: there a request's
-budget is a text, such as "0.5".
+All options of KServe's own server are available too. That server listens on all interfaces, as a pod must; on other machines
+keep its ports behind a firewall. KServe's gRPC definition has no floating-point parameters, so in gRPC a request's budget is
+a string, such as "0.5".
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from kserve.protocol.infer_type import to_http_parameters
 from s2d_runtime.dispatcher import Dispatcher
 from s2d_runtime.serving import v2
 
-ROWS = 64  # most images in one request, unless told otherwise
+ROWS = 64  # default for the largest number of images in one request
 
 
-class StagedModel(Model):  # type: ignore[misc]  # KServe is not there when types are checked
-    """One exported folder as a KServe model; opened by `load`."""
+class StagedModel(Model):  # type: ignore[misc]  # KServe is not installed when types are checked
+    """An exported folder as a KServe model. `load` opens it."""
 
     def __init__(
         self, name: str, folder: str, *, budget: float | None = None, threads: int = 1, rows: int = ROWS
@@ -57,7 +57,7 @@ class StagedModel(Model):  # type: ignore[misc]  # KServe is not there when type
     async def predict(
         self, payload: Any, headers: Mapping[str, str] | None = None, response_headers: dict[str, str] | None = None
     ) -> InferResponse:
-        """Return the answer to a V2 request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
+        """Answer a V2 request. A faulty one gets an error of one sentence, with status 400 or INVALID_ARGUMENT."""
         if self._runner is None or not isinstance(payload, InferRequest):
             raise InvalidInput("the V1 protocol is not served; use /v2/models/NAME/infer or gRPC")
         try:
@@ -74,18 +74,18 @@ class StagedModel(Model):  # type: ignore[misc]  # KServe is not there when type
         )
 
     def stop(self) -> None:
-        """Let go of the sessions."""
+        """Release the sessions."""
         if self._runner is not None:
             self._runner.close()
         self.ready = False
 
 
 def _request(payload: InferRequest) -> dict[str, Any]:
-    """Return KServe's request as the V2 protocol writes it in JSON."""
+    """Return KServe's request in the V2 protocol's JSON form."""
     raw = payload.parameters or {}
     return {
         "id": payload.id,
-        # None is what came in a type that KServe's gRPC definition does not have.
+        # None is a value of a type that KServe's gRPC definition does not have.
         "parameters": {**dict.fromkeys(raw), **to_http_parameters(raw)},
         "inputs": [
             {"name": t.name, "datatype": t.datatype, "shape": t.shape, "data": _data(t)} for t in payload.inputs
@@ -95,7 +95,7 @@ def _request(payload: InferRequest) -> dict[str, Any]:
 
 
 def _data(tensor: Any) -> Any:
-    """Return what a tensor holds, an array. Raises RequestError."""
+    """Return the content of a tensor as an array. Raises RequestError."""
     try:
         return tensor.as_numpy()
     except (ValueError, TypeError, OverflowError) as error:
@@ -104,7 +104,7 @@ def _data(tensor: Any) -> Any:
 
 
 def _output(tensor: Mapping[str, Any]) -> InferOutput:
-    """Return a tensor of the answer, as bytes; KServe makes a list of it where the client wants JSON."""
+    """Return a tensor of the answer as bytes. KServe converts it to a list if the client wants JSON."""
     output = InferOutput(name=tensor["name"], shape=tensor["shape"], datatype=tensor["datatype"])
     output.set_data_from_numpy(tensor["data"].reshape(tensor["shape"]))
     return output

@@ -1,4 +1,4 @@
-"""What the small HTTP server counts, in the format of Prometheus."""
+"""The metrics of the small HTTP server, in Prometheus's format."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from s2d_runtime.dispatcher import Answer, Policy
 
-# From a small model's stage 1 to a request that times out.
+# Buckets from the time of a small model's stage 1 to a time-out.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Counters and histograms of one server; many threads may use it at once.
+    """Counters and histograms of one server. Many threads may use them at once.
 
-    The share of images per exit is `s2d_images_total` of a stage over that of all stages; what the calibration promised for the
-    policy in use stands beside it in `s2d_expected_exit_share`, so that a drift of the images shows.
+    The share of images per exit is `s2d_images_total` of a stage divided by that of all stages. `s2d_expected_exit_share` has
+    the share at calibration, for the policy in use, so that a drift of the images is visible.
     """
 
     def __init__(self, policy: Policy) -> None:
-        """policy: the one that serves requests without a budget of their own."""
+        """Create the metrics. policy: the one for requests without a budget of their own."""
         self._registry = own = CollectorRegistry()
         self._requests = Counter("s2d_requests", "Requests by endpoint and status.", ["endpoint", "code"], registry=own)
         self._images = Counter("s2d_images", "Images by the stage that answered.", ["stage"], registry=own)
@@ -38,17 +38,17 @@ class Metrics:
         )
         self.occupied = Gauge("s2d_requests_occupied", "Requests being read, waiting or running.", registry=own)
         for number, share in enumerate(policy.exit_share, start=1):
-            self._images.labels(number)  # a stage that never answered is 0, not missing
+            self._images.labels(number)  # so that a stage that never answers shows as 0
             self._run.labels(number)
             expected.labels(number).set(share)
         self._stages = range(1, len(policy.exit_share) + 1)
 
     def count_request(self, endpoint: str, code: int) -> None:
-        """One request was answered with this status."""
+        """Count a request that was answered with this status."""
         self._requests.labels(endpoint, code).inc()
 
     def count_answer(self, answer: Answer, *, run_s: float) -> None:
-        """The dispatcher answered; an empty batch counts nowhere."""
+        """Count the images of an answer by stage. An empty batch is not counted."""
         stages = answer.stage.tolist()
         if stages:
             self._run.labels(max(stages)).observe(run_s)
@@ -57,9 +57,9 @@ class Metrics:
                 self._images.labels(number).inc(count)
 
     def observe_request(self, seconds: float) -> None:
-        """An inference request took this long, whatever came of it."""
+        """Record the duration of an inference request, successful or not."""
         self._request.observe(seconds)
 
     def text(self) -> bytes:
-        """Everything, as Prometheus reads it."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -1,12 +1,12 @@
-"""An MLServer runtime that answers from an exported folder. Needs the extra `s2d-runtime[mlserver]`.
+"""An MLServer runtime for an exported folder. Needs the extra `s2d-runtime[mlserver]`.
 
 model-settings.json::
 
     {"name": "model", "implementation": "s2d_runtime.serving.mlserver.StagedModel",
      "parameters": {"uri": "OUT", "extra": {"budget": 0.5, "threads": 1, "rows": 64}}}
 
-All of `extra` may be left out. MLServer's REST takes JSON tensors only; gRPC takes bytes. Its gRPC definition has no
-floating-point parameters: there a request's budget is a text, such as "0.5".
+All of `extra` is optional. MLServer's REST takes JSON tensors only; gRPC takes bytes. Its gRPC definition has no
+floating-point parameters, so in gRPC a request's budget is a string, such as "0.5".
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from s2d_runtime.dispatcher import Dispatcher, DispatcherError
 from s2d_runtime.serving import v2
 
 EXTRAS = ("budget", "threads", "rows")
-ROWS = 64  # most images in one request, unless `extra` says otherwise
+ROWS = 64  # default for the largest number of images in one request
 
 
-class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when types are checked
+class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not installed when types are checked
     """One exported folder as an MLServer model."""
 
     _runner: Dispatcher | None = None
@@ -47,7 +47,7 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when 
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Return the answer to a request; what is wrong with one is told in a sentence, with 400 or INVALID_ARGUMENT."""
+        """Answer a request. A faulty one gets an error of one sentence, with status 400 or INVALID_ARGUMENT."""
         if self._runner is None:
             raise ModelNotReady(self.name)
         try:
@@ -67,14 +67,14 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not there when 
         )
 
     async def unload(self) -> bool:
-        """Let go of the sessions."""
-        if self._runner is not None:  # a folder that could not be opened is unloaded too
+        """Release the sessions."""
+        if self._runner is not None:  # None if the folder could not be opened
             self._runner.close()
         return True
 
 
 def _request(payload: InferenceRequest) -> dict[str, Any]:
-    """Return MLServer's request as the V2 protocol writes it in JSON; what it does not carry over stays None."""
+    """Return MLServer's request in the V2 protocol's JSON form. Values that it cannot express are None."""
     return {
         "id": payload.id,
         "parameters": dict(payload.parameters or ()),  # not model_dump, which drops what has no value

@@ -1,4 +1,4 @@
-"""The options of the servers: names, defaults, limits and help stand here once; every command line reads them."""
+"""The options of the servers: names, defaults, limits and help, which every command line reads from here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-# Triton refuses other names too; this one stands in a URL.
+# Triton rejects other names too. The name is part of a URL.
 NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 class OptionError(ValueError):
-    """An option has a value that is not allowed, or cannot be had here; the message is one sentence."""
+    """An option has a value that is not allowed or not possible on this machine. The message is one sentence."""
 
 
 def option(default: Any, kind: type, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
@@ -69,7 +69,7 @@ class HttpOptions(ListenOptions):
 
     @property
     def running(self) -> int:
-        """How many requests run at once."""
+        """The number of requests that run at once."""
         return self.workers or _cores()
 
 
@@ -84,7 +84,7 @@ class RayOptions(ListenOptions):
 
 
 def model_name(folder: Path) -> str:
-    """Return how a folder is called in URLs where nobody says: its own name without .s2d, made of allowed letters."""
+    """Return the default name of a folder in URLs: its own name without .s2d, reduced to allowed characters."""
     stem = folder.resolve().name.removesuffix(".s2d")
     return "".join(c if c in NAME_LETTERS else "_" for c in stem) or "model"
 
@@ -98,5 +98,5 @@ def runtime_version() -> str:
 
 
 def flag(name: str) -> str:
-    """Return how an option is called on a command line: `timeout_s` is `--timeout-s`."""
+    """Return the command-line form of an option: `timeout_s` becomes `--timeout-s`."""
     return f"--{name.replace('_', '-')}"

@@ -3,12 +3,12 @@
     s2d serve OUT --ray                      # on this machine, or on the cluster that RAY_ADDRESS names
     serve deploy config.yaml                 # what `s2d serve OUT --ray --config config.yaml` has written
 
-Stage 1 is the door: it speaks the V2 protocol over HTTP (JSON and binary tensors), takes calls of a handle (`classify`),
-and hands the rows that stay to stage 2, which joins them with those of other requests. The stages scale apart. The budget
-and the batching change live: `user_config` reaches `reconfigure`, and no replica restarts.
+Stage 1 is the entrance: it serves the V2 protocol over HTTP (JSON and binary tensors) and calls through a handle
+(`classify`). It hands the rows that stay to stage 2, which batches them with those of other requests. The stages scale
+separately. Budget and batching can be changed without restarting replicas: `user_config` reaches `reconfigure`.
 
-A stage that dies is asked again, as a stage computes and keeps nothing; only who is inside stage 1 when it dies gets an
-error, which a client may answer with the same request again.
+If a replica of a later stage dies, the request is sent again, because stages keep no state. Only requests inside a replica
+of stage 1 fail when that dies; clients may repeat them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from s2d_runtime.serving.ray_stage import (
 )
 
 LOG = logging.getLogger("ray.serve")
-PAUSE_S = 0.05  # before a stage that died is asked again
+PAUSE_S = 0.05  # before a request to a stage that died is repeated
 HEADER_BYTES = "Inference-Header-Content-Length"
 
 
@@ -53,26 +53,28 @@ class Stage:
         self._options, self._following = options, following
         self._worker = StageWorker(folder, number, threads=options.threads)
         self._pool = ThreadPoolExecutor(1)
-        self._run = serve.batch(self._run_batch)  # not on the class: all stages of a process would share one queue
+        self._run = serve.batch(
+            self._run_batch
+        )  # on the instance, because stages in one process would share the class's queue
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take a changed `user_config`: max_batch and wait_ms.
 
-        Not a plain function: Ray may run one in another thread, whose event loop the batches would then wait for.
+        This is async, because Ray may run a plain function in another thread, and batches would wait for its event loop.
         """
         self._run.set_max_batch_size(int(config["max_batch"]))
         self._run.set_batch_wait_timeout_s(float(config["wait_ms"]) / 1000)
 
     async def go_on(self, values: Rows, limits: Limits) -> Answer:
-        """Return the answers for rows that came as far as this stage."""
+        """Return the answers for rows that have reached this stage."""
         return await self._worker.answer(values, limits, run=self._run, go_on=self._ask)
 
     async def _run_batch(self, batch: list[Rows]) -> list[Rows]:
-        """Return several requests in one call of onnxruntime; the event loop goes on meanwhile."""
+        """Run several requests in one call of onnxruntime, without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._worker.run, batch)
 
     async def _ask(self, values: Rows, limits: Limits) -> Answer:
-        """Return the next stage's answers. A replica that dies is no reason to fail before the time is up."""
+        """Return the next stage's answers. If a replica dies, try again until the time is up."""
         end = time.monotonic() + self._options.timeout_s
         while True:
             try:
@@ -87,26 +89,26 @@ class Stage:
 
 
 class FirstStage(Stage):
-    """Stage 1, which also is the door of the application."""
+    """Stage 1, which is also the entrance of the application."""
 
     def __init__(self, folder: Path, number: int, options: RayOptions, following: Any = None) -> None:
         super().__init__(folder, number, options, following)
         self._budget, self._name = options.budget, options.name or model_name(folder)
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Take a changed `user_config`: also budget. Requests under way end with the thresholds that they began with."""
+        """Take a changed `user_config`, including the budget. Running requests keep their thresholds."""
         await super().reconfigure(config)
-        limits_for(self._worker.manifest, config["budget"])  # refused before it is taken
+        limits_for(self._worker.manifest, config["budget"])  # raises for a faulty budget before anything changes
         self._budget = config["budget"]
 
     async def classify(self, images: Any, budget: float | None = None) -> Answer:
-        """Return the dispatcher's answer for images [B, ...], for callers that have a handle. Raises DispatcherError."""
+        """Return the dispatcher's answer for images [B, ...], for calls through a handle. Raises DispatcherError."""
         manifest = self._worker.manifest
         limits = limits_for(manifest, self._budget if budget is None else budget)
         return await self.go_on({manifest.input.name: images}, limits)
 
     async def __call__(self, request: Request) -> Response:
-        """Return the V2 protocol over HTTP."""
+        """Serve the V2 protocol over HTTP."""
         name, manifest = self._name, self._worker.manifest
         model = f"/v2/models/{name}"
         if request.method == "POST" and request.url.path == f"{model}/infer":
@@ -123,7 +125,7 @@ class FirstStage(Stage):
         return JSONResponse(about)
 
     async def _infer(self, request: Request) -> Response:
-        """Return one inference request; whatever goes wrong is a status and a sentence."""
+        """Answer one inference request. Every error becomes a status and a sentence."""
         try:
             v2.check_encoding(request.headers.get("content-encoding"))
             header = request.headers.get(HEADER_BYTES)
@@ -135,7 +137,7 @@ class FirstStage(Stage):
             body, json_bytes = v2.encode(found, binary=call.binary)
         except v2.RequestError as error:
             return JSONResponse({"error": str(error)}, error.status)
-        except (TimeoutError, asyncio.TimeoutError):  # not one before Python 3.11
+        except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
             return JSONResponse({"error": f"no answer within {self._options.timeout_s:g} s; try again"}, 504)
         except (DispatcherError, RayActorError) as error:
             return JSONResponse({"error": " ".join(str(error).split())}, 503, {"Retry-After": "1"})
@@ -145,7 +147,7 @@ class FirstStage(Stage):
 
 
 async def _body(request: Request, most_bytes: int) -> bytes:
-    """Return the body of a request; no more of it is kept than is allowed. Raises RequestError."""
+    """Return the body of a request. Raises RequestError as soon as it exceeds the limit."""
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -155,14 +157,14 @@ async def _body(request: Request, most_bytes: int) -> bytes:
 
 
 def _length(text: str) -> int:
-    """Return a header's number. Raises RequestError."""
+    """Return the number in a header. Raises RequestError."""
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise v2.RequestError(400, f"{HEADER_BYTES}: got {text[:40]!r}; expected the length of the JSON part")
     return int(text)
 
 
 def application(folder: Path, options: RayOptions) -> Any:
-    """Return the application, the last stage first. Raises DispatcherError and OptionError."""
+    """Return the application, built from the last stage to the first. Raises DispatcherError and OptionError."""
     options.check()
     following = None
     for number in range(len(Manifest.load(folder).stages), 0, -1):
@@ -172,8 +174,7 @@ def application(folder: Path, options: RayOptions) -> Any:
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """Return the application, for `serve deploy` and `serve run`; the arguments are `folder` and the fields of
-    RayOptions."""
+    """Return the application for `serve deploy` and `serve run`. args: `folder` and the fields of RayOptions."""
     given = dict(args)
     return application(Path(given.pop("folder")), RayOptions(**given))
 
@@ -193,13 +194,13 @@ def write_config(folder: Path, options: RayOptions, path: Path) -> None:
 def run(folder: Path, options: RayOptions, *, say: Callable[[str], None]) -> None:
     """Serve until stopped, on the cluster that RAY_ADDRESS names, or on this machine alone.
 
-    say: gets the line that tells where. Raises DispatcherError and OptionError before it does.
+    say: called with the address. Raises DispatcherError and OptionError before it serves.
     """
     target, name = application(folder.resolve(), options), options.name or model_name(folder)
     serve.start(http_options=http_options(options))
     serve.run(target, name=name, route_prefix="/")
     say(f"http://{options.host}:{options.port}/v2/models/{name}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster would keep the application otherwise
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise a cluster would keep the application
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -1,9 +1,9 @@
-"""The front model of a Triton repository: calls the stage models and answers every row once.
+"""The front model of a Triton repository, which calls the stage models and answers every row once.
 
-`s2d export --triton` copies this file as model.py, beside dispatcher.py and manifest.json, from which it takes the
-policies and the exit rule; it is not imported from here. The rows of a request that stay go on together, and Triton's
-dynamic batcher joins them with those of other requests. A request may bring a parameter `budget`; without one the
-`budget` among the parameters of config.pbtxt holds, or else the manifest's default.
+`s2d export --triton` copies this file as model.py, beside dispatcher.py and manifest.json, which have the exit rule and the
+policies. This package does not import it. Rows of a request that stay go on together, and Triton's dynamic batcher batches
+them with those of other requests. A request may have a parameter `budget`; the default is the parameter `budget` of
+config.pbtxt, or else the manifest's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OUTPUT, STAGE, CONFIDENCE = "output", "stage", "confidence"
 
 
 class StageError(Exception):
-    """A stage model did not answer; `error` is Triton's."""
+    """A stage model failed. `error`: Triton's error."""
 
     def __init__(self, number: int, error: Any) -> None:
         super().__init__(f"stage {number}: {error.message()}")
@@ -38,20 +38,20 @@ class StageError(Exception):
 
 
 class TritonPythonModel:
-    """What Triton's Python backend looks for in model.py."""
+    """The class that Triton's Python backend expects in model.py."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read the manifest that lies beside this file. Raises ValueError, which ends the loading of the model."""
+        """Read the manifest beside this file. Raises ValueError, which makes Triton reject the model."""
         folder = Path(args["model_repository"]) / args["model_version"]
         self._name = args["model_name"]
         self._rules = load_dispatcher(folder / "dispatcher.py")
         self._manifest: Manifest = self._rules.Manifest.load(folder)
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self._budget: Any = parameters.get("budget", {}).get("string_value", self._manifest.default_budget)
-        self._limits({})  # a wrong budget shows now, not with the first request
+        self._limits({})  # a faulty budget raises now, not in the first request
 
     async def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Return one response per request; they are under way all at once."""
+        """Return one response per request. All requests run concurrently."""
         return list(await asyncio.gather(*map(self._respond, requests)))
 
     async def _respond(self, request: Any) -> Any:
@@ -67,22 +67,22 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, found[name]) for name in found if name in wanted])
 
     def _limits(self, parameters: Mapping[str, Any]) -> list[np.float32]:
-        """Return the thresholds of a request, float32 as the exit rule wants them. Raises ValueError."""
+        """Return the thresholds of a request, rounded to float32 for the exit rule. Raises ValueError."""
         budget = parameters.get("budget", self._budget)
         if isinstance(budget, str):  # not every client can send a number
-            with contextlib.suppress(ValueError):  # what is no number is refused with the manifest's own sentence
+            with contextlib.suppress(ValueError):  # other texts raise the manifest's own error below
                 budget = float(budget)
         policy = self._manifest.policy_for(budget)
-        with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
             return [np.float32(threshold) for threshold in policy.thresholds]
 
     async def _dispatch(self, images: Array, limits: Sequence[np.float32]) -> dict[str, Array]:
-        """Return answers for images [B, ...], in their order: output [B, ...], stage and confidence [B, 1]."""
+        """Return the answers for images [B, ...], in order: output [B, ...], stage and confidence [B, 1]."""
         rows, lengths = len(images), [n or 0 for n in self._manifest.output.shape[1:]]
         output = np.empty((rows, *lengths), np.float32)
         stages, confidence = np.empty((rows, 1), np.int64), np.empty((rows, 1), np.float32)
         values = {self._manifest.input.name: images}
-        here = np.arange(rows)  # which images the rows of `values` are
+        here = np.arange(rows)  # the images of the rows of `values`
         for number, stage in enumerate(self._manifest.stages, start=1):
             values |= await self._call(number, stage, values)
             sure = values[CONFIDENCE].reshape(-1)
@@ -97,7 +97,7 @@ class TritonPythonModel:
         return {OUTPUT: output, STAGE: stages, CONFIDENCE: confidence}
 
     async def _call(self, number: int, stage: Stage, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what a stage model answers, by name. Raises StageError."""
+        """Run a stage model and return its outputs by name. Raises StageError."""
         read_later = {name for later in self._manifest.stages[number:] for name in later.links_in}
         fetches = [OUTPUT, CONFIDENCE, *(link.name for link in stage.links_out if link.name in read_later)]
         reads = [*([self._manifest.input.name] if stage.image else []), *stage.links_in]
@@ -118,10 +118,10 @@ def _failure(message: str, code: int) -> Any:
 
 
 def load_dispatcher(path: Path) -> ModuleType:
-    """Return the runtime's single file as a module.
+    """Load dispatcher.py as a module.
 
-    It imports onnxruntime, which Triton's own Python does not have: there the stages run in the C++ backend. No session
-    is opened here, so the bare names are enough.
+    It imports onnxruntime, which Triton's Python lacks, because the C++ backend runs the stages. No session is opened here, so
+    a module with the bare names stands in for onnxruntime.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         names = ("onnxruntime", "onnxruntime.capi", "onnxruntime.capi.onnxruntime_pybind11_state")
@@ -130,6 +130,6 @@ def load_dispatcher(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: not a Python file; export the repository again")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module

@@ -43,9 +43,9 @@ Array = NDArray[Any]
 
 
 class RequestError(ValueError):
-    """A request cannot be served: the HTTP status that says so, and one sentence.
+    """A request cannot be served. The message is one sentence; `status` is the HTTP status.
 
-    retry_after_s: when to try again, where the server is at fault.
+    retry_after_s: when to try again, if the server is at fault.
     """
 
     def __init__(self, status: int, message: str, *, retry_after_s: int | None = None) -> None:
@@ -55,9 +55,9 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a request asks for: images [B, ...] as the static model takes them, and a budget (None: the server's own).
+    """A request in values: images [B, ...] in the form that the static model takes, and a budget (None: the server's).
 
-    outputs: the names to answer with, in this order; binary: those among them that are wanted as raw bytes over HTTP.
+    outputs: the names of the requested outputs, in order; binary: those that are requested as raw bytes over HTTP.
     """
 
     images: Array
@@ -68,9 +68,9 @@ class Call:
 
 
 def decode(body: bytes, header_bytes: int | None = None) -> tuple[Mapping[str, Any], memoryview]:
-    """Return the JSON object in an HTTP body, and the raw bytes behind it (binary tensors; empty without `header_bytes`).
+    """Return the JSON object in an HTTP body, and the raw bytes after it (binary tensors; empty without `header_bytes`).
 
-    header_bytes: what the HTTP header Inference-Header-Content-Length says. Raises RequestError.
+    header_bytes: the value of the HTTP header Inference-Header-Content-Length. Raises RequestError.
     """
     if header_bytes is not None and not 0 < header_bytes <= len(body):
         _refuse("Inference-Header-Content-Length", header_bytes, f"the JSON part's length, within {len(body)} bytes")
@@ -91,7 +91,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Raise RequestError for a body that is compressed: `encoding` is the header Content-Encoding, if there is one."""
+    """Raise RequestError for a compressed body. encoding: the header Content-Encoding, if there is one."""
     if (encoding or "identity").strip().lower() != "identity":
         raise RequestError(
             415, f"Content-Encoding: got {str(encoding)[:80]!r}; expected none, send the body uncompressed"
@@ -99,12 +99,11 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def parse(request: Mapping[str, Any], manifest: Manifest, *, most_rows: int, binary: bytes | memoryview = b"") -> Call:
-    """Return the call that a V2 inference request asks for. Raises RequestError; nothing large is made before all is
-    checked.
+    """Parse a V2 inference request. Raises RequestError. No large array is made before everything is checked.
 
-    A tensor's `data` may be a list (flat or nested), a numpy array, or bytes in little-endian order; or the tensor has
-    the parameter `binary_data_size`, and `binary` holds exactly its bytes. Unknown parameters are ignored, as gateways
-    add their own.
+    A tensor's `data` may be a list (flat or nested), a numpy array, or bytes in little-endian order. Instead, the tensor may
+    have the parameter `binary_data_size`; `binary` then holds exactly its bytes. Unknown parameters are ignored, because
+    gateways add their own.
     """
     if not isinstance(request, Mapping):
         _refuse("the request", request, "an object")
@@ -135,13 +134,16 @@ def _parameters(holder: Mapping[str, Any], place: str) -> Mapping[str, Any]:
 
 
 def _budget(parameters: Mapping[str, Any], manifest: Manifest) -> float | None:
-    """Return the budget that a request asks for. The first gRPC definition of the protocol has no floating-point
-    parameters: over a server that keeps to it a number arrives as None, which is refused, and as a text it is taken."""
+    """Return the requested budget.
+
+    The first gRPC definition of the protocol has no floating-point parameters. With servers that follow it, a number arrives
+    as None, which is rejected, and a string as it is, which is accepted.
+    """
     if "budget" not in parameters:
         return None
     value = parameters["budget"]
     if isinstance(value, str):
-        with contextlib.suppress(ValueError):  # what is no number is refused below
+        with contextlib.suppress(ValueError):  # other texts are rejected below
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         _refuse("parameters.budget", value, "a number above 0 and at most 1, or a text that says it")
@@ -153,7 +155,7 @@ def _budget(parameters: Mapping[str, Any], manifest: Manifest) -> float | None:
 
 
 def _wanted(found: object, *, everything_raw: bool) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the outputs to answer with, and those that are wanted as raw bytes."""
+    """Return the names of the requested outputs, and of those that are requested as raw bytes."""
     if found is None or found == []:
         return OUTPUTS, frozenset(OUTPUTS if everything_raw else ())
     if not isinstance(found, Sequence) or isinstance(found, str):
@@ -173,7 +175,7 @@ def _wanted(found: object, *, everything_raw: bool) -> tuple[tuple[str, ...], fr
 
 
 def _images(tensor: object, manifest: Manifest, *, most_rows: int, binary: bytes | memoryview) -> Array:
-    """Return the batch of images in a V2 tensor, checked from its declaration to its values."""
+    """Return the batch of images in a V2 tensor, after checking its declaration and its values."""
     wanted, place = manifest.input, "inputs[0]"
     if not isinstance(tensor, Mapping):
         _refuse(place, tensor, "an object with name, datatype, shape and data")
@@ -219,7 +221,7 @@ def _from_bytes(data: bytes | bytearray | memoryview, dtype: np.dtype[Any], shap
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise RequestError(400, f"inputs[0]: got {len(data)} bytes; expected {expected} for the shape {list(shape)}")
-    # Copied: aligned whatever lies before it, in the machine's own byte order, and the body can be let go.
+    # The copy is aligned and in the machine's byte order, and the body can be freed.
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
 
@@ -241,14 +243,14 @@ def _from_numbers(data: object, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
         limits = np.iinfo(dtype)
         if found.dtype.kind == "f" or found.min() < limits.min or found.max() > limits.max:
             raise RequestError(400, f"{place}: expected whole numbers from {limits.min} to {limits.max}")
-    with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+    with np.errstate(over="ignore"):  # overflows become infinite, and are rejected
         return np.ascontiguousarray(found, dtype).reshape(shape)
 
 
 def response(call: Call, answer: Answer, *, name: str, budget: float | None = None) -> dict[str, Any]:
-    """Return the V2 inference response; every tensor's `data` is a flat numpy array, which `encode` writes (or `tolist()`).
+    """Return the V2 inference response. Every tensor's `data` is a flat numpy array, for `encode` or `tolist()`.
 
-    budget: of the policy that served the call, told as a parameter.
+    budget: that of the policy which served the call; it becomes a parameter of the response.
     """
     tensors = {OUTPUT: answer.output, CONFIDENCE: answer.confidence, STAGE: answer.stage}
     found: dict[str, Any] = {"model_name": name, "model_version": VERSION}
@@ -269,9 +271,9 @@ def response(call: Call, answer: Answer, *, name: str, budget: float | None = No
 
 
 def encode(answered: Mapping[str, Any], *, binary: frozenset[str] = frozenset()) -> tuple[bytes, int | None]:
-    """Return the HTTP body of a response, and the length of its JSON part where outputs follow it as raw bytes, else None.
+    """Return the HTTP body of a response, and the length of its JSON part if outputs follow it as raw bytes, else None.
 
-    Raises RequestError where an answer is NaN or infinite, which JSON cannot say.
+    Raises RequestError if an answer in JSON would be NaN or infinite, which JSON cannot express.
     """
     outputs, raw = [], []
     for tensor in answered["outputs"]:
@@ -292,12 +294,12 @@ def encode(answered: Mapping[str, Any], *, binary: frozenset[str] = frozenset())
 
 
 def server_metadata(version: str) -> dict[str, Any]:
-    """Return what GET /v2 answers."""
+    """Return the answer to GET /v2."""
     return {"name": "s2d-runtime", "version": version, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(manifest: Manifest, *, name: str) -> dict[str, Any]:
-    """Return what GET /v2/models/NAME answers; -1 is the batch. The calibrated budgets stand among the parameters."""
+    """Return the answer to GET /v2/models/NAME. -1 stands for the batch. The parameters include the calibrated budgets."""
     image, lengths = manifest.input, [n if n is not None else -1 for n in manifest.output.shape]
     return {
         "name": name,
