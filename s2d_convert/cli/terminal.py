@@ -84,7 +84,7 @@ def outcome_table(manifest: Manifest, measured: Measured) -> Table:
     """Return the table of all useful policies and the static model on the measured images, with the one in use marked."""
     target, chosen = manifest.target, manifest.default_budget
     table = Table(title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left")
-    for column in ("--budget", "mean latency", "worst", target, "lost, points", "share per exit"):
+    for column in ("--budget", "mean latency", "worst case", target, "lost, points", "share per exit"):
         table.add_column(column, justify="right")
     for outcome in worth_showing(measured.outcomes, chosen):
         table.add_row(
