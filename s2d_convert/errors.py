@@ -30,6 +30,10 @@ class S2DError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __str__(self) -> str:
+        """The message in one line: names from files may hold line ends and what controls a terminal."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
 
 class UsageError(S2DError):
     """An option or argument has a value that is not allowed."""

@@ -10,7 +10,7 @@ import onnx
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.frontend.graph import RESERVED
 from s2d_convert.frontend.layout import IMAGE_AXES, Layout, layout_of
-from s2d_convert.frontend.proto import graphs, names_read
+from s2d_convert.frontend.proto import graphs, names_read, unused_stem
 
 # A batch length that no model uses for anything else, so that folded shapes show where the batch was.
 PROBE_BATCH = 7
@@ -59,20 +59,24 @@ def fix_image(model: onnx.ModelProto, size: tuple[int, int] | None) -> Image:
     return Image(image.name, shape, batch, image_type, layout.axis - 1, unread)
 
 
-def with_free_name(model: onnx.ModelProto, image: Image) -> Image:
-    """The image under a name that no stage and no single file needs for something else; `model` is changed in place."""
-    if image.name not in TAKEN_NAMES:
-        return image
+def with_free_names(model: onnx.ModelProto, image: Image) -> Image:
+    """The image under a name that no stage and no single file needs for something else; tensors inside get other names than
+    what a stage answers. `model` is changed in place."""
     every = list(graphs(model.graph))
-    taken = {name for graph in every for node in graph.node for name in (*node.input, *node.output)}
-    fresh = f"{image.name}_image"
-    while fresh in taken or any(i.name == fresh for i in model.graph.initializer):
-        fresh += "_"
-    for node in (node for graph in every for node in graph.node):
-        node.input[:] = [fresh if name == image.name else name for name in node.input]
-    (value,) = (i for i in model.graph.input if i.name == image.name)
-    value.name = fresh
-    return image._replace(name=fresh)
+    nodes = [node for graph in every for node in graph.node]
+    ends = {output.name for graph in every for output in graph.output}
+    inner = {name for node in nodes for name in node.output if name in RESERVED and name not in ends}
+    inner.update(i.name for i in model.graph.initializer if i.name in RESERVED)
+    fresh = {name: unused_stem(model.graph, f"{name}_inside", mark="") for name in sorted(inner)}
+    if image.name in TAKEN_NAMES:
+        fresh[image.name] = unused_stem(model.graph, f"{image.name}_image", mark="")
+    if fresh:
+        for node in nodes:
+            for names in (node.input, node.output):
+                names[:] = [fresh.get(name, name) for name in names]
+        for value in (*model.graph.input, *model.graph.initializer):
+            value.name = fresh.get(value.name, value.name)
+    return image._replace(name=fresh.get(image.name, image.name))
 
 
 def _only_input(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, tuple[onnx.ValueInfoProto, ...]]:

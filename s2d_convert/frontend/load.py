@@ -33,7 +33,7 @@ from s2d_convert.frontend.equivalence import (
 )
 from s2d_convert.frontend.external_data import read_external_data
 from s2d_convert.frontend.graph import Graph
-from s2d_convert.frontend.inputs import PROBE_BATCH, Image, fix_image, with_free_name
+from s2d_convert.frontend.inputs import PROBE_BATCH, Image, fix_image, with_free_names
 from s2d_convert.frontend.normalize import REPAIRS, normalised, passes
 from s2d_convert.frontend.proto import checkable, copy_of, label, opset_of
 from s2d_convert.frontend.simplify import Inferred, optimised
@@ -90,7 +90,7 @@ def graph_from_proto(
     model = normalised(model if file else copy_of(model), passes(output))
     image = fix_image(model, size)
     answers = ask_file(file, image, model.graph.output[0].name) if file else None
-    image = with_free_name(model, image)
+    image = with_free_names(model, image)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.onnx"
         save(model, source)
@@ -146,7 +146,14 @@ def _simplified(source: Path, image: Image, size: tuple[int, int] | None) -> _Si
         image.batch == 1 and has_other_rows(model, inferred.shapes)
     ):
         other = _shapes_of_another_batch(source, image)
+        if image.batch == 1 and other is not None and _stays(model, inferred.shapes, other):
+            other = None  # a Reshape that names the batch of one hides where it goes
     return _Simplified(model, image, inferred, other)
+
+
+def _stays(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the shape of something that is computed does not change with the batch."""
+    return any(o and shapes[o] == other.get(o) for n in model.graph.node for o in n.output)
 
 
 def _unfit_size(size: tuple[int, int], error: ModelError) -> UsageError:

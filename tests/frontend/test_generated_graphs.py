@@ -33,10 +33,14 @@ from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.workflows.split_model import PLAN_NAMES, make_plan, split_model
 
 ALL, SOME, BATCHES = 10_000, 20, (1, 5)
-# Refusals that a change of form may bring, and why.
+# Refusals that a change of form may bring: the change, words of the message, and why.
 ALLOWED = (
-    "has a dynamic number of channels, and no convolution that reads it tells how many",  # a Reshape of the image comes first
-)
+    # A Reshape of the image comes before the first convolution.
+    ("size_of_the_image_left_open", "no convolution that reads it tells how many"),
+    # Behind a Softmax each of these would have to be looked through; no tool is known to leave one there.
+    *((name, "makes of its probabilities") for name in
+      ("split_and_concat", "pool_of_one_place", "resize_to_its_own_size", "norm_of_nothing")),
+)  # fmt: skip
 TOLERANCE = 1e-3  # two patterns in a row amplify rounding
 
 
@@ -119,7 +123,7 @@ def _end_of(case: Case, place: Path) -> str:
     if not reason:
         return "equal"
     assert "\n" not in reason
-    if any(told in reason for told in ALLOWED):
+    if any(change in case.subject.told and words in reason for change, words in ALLOWED):
         return "refused"
     plain = Case(case.number, case.name, case.reference, Subject(case.reference, case.subject.rng))
     (place / "plain").mkdir()

@@ -21,6 +21,7 @@ from text_nets import chain
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.single import write_single
 from s2d_convert.frontend import graph_from_proto, load_graph
+from s2d_convert.frontend.graph import RESERVED
 from s2d_convert.frontend.inputs import TAKEN_NAMES
 from s2d_convert.workflows.split_model import split_model
 
@@ -65,6 +66,25 @@ def test_an_image_called_as_an_output_of_the_stages_gets_another_name(tmp_path: 
         assert runner.manifest.input.name == f"{name}_image_"
         assert_close(runner(feeds["image"], exits=False).output, run(chain(), feeds)["logits"])
     write_single(tmp_path / "out", tmp_path / "single.onnx")
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_mask_called_as_what_stages_answer(tmp_path: Path, name: str) -> None:
+    """It holds no floats, and the stage's own tensor of that name does."""
+    plain = around("m = Greater(x, half)  y = Where(m, x, half)", half=number(0.5))
+    model = renamed(around("m = Greater(x, half)  y = Where(m, x, half)", half=number(0.5)), "m", name)
+    feeds = random_images(plain, 3, 0)
+    split_model(saved(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out")
+    with Dispatcher(tmp_path / "out") as runner:
+        assert_close(runner(feeds["image"], exits=False).output, run(plain, feeds)["logits"])
+
+
+def test_names_with_line_ends_leave_a_message_one_line() -> None:
+    model = renamed(chain(), "a", "line\n\x1b[2J end")
+    with pytest.raises(ModelError) as caught:
+        graph_from_proto(model, output="line\n\x1b[2J end")
+    assert str(caught.value).isprintable()
+    assert "line\\n\\x1b[2J end" in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".free8", ".free9", ".unpadded2", ".unsqueezed", ".positive", ".smallest"])
@@ -144,6 +164,16 @@ def test_what_is_done_to_a_vector_without_its_batch(middle: str) -> None:
     """A file for one image squeezes the batch away, works on, and puts it back."""
     text = f"{POOLED} v = Squeeze(q, i0)  {WITHOUT_BATCH[middle]}  logits = Unsqueeze(w, i0)"
     model = ending(text, LENGTHS, batch="1")
+    feeds = random_images(model, 4, 0)
+    alone = [run(model, {"image": feeds["image"][i : i + 1]})["logits"] for i in range(4)]
+    assert_close(run(graph_from_proto(model).to_model(), feeds)["logits"], np.concatenate(alone))
+
+
+def test_an_axis_put_in_and_taken_away_before_a_reshape_to_one_row() -> None:
+    """At another batch the Reshape hides where the batch goes."""
+    text = """g = GlobalAveragePool(z)  u = Unsqueeze(g, i0)  n = Neg(u)  v = Squeeze(n, i0)  f = Reshape(v, row)
+    logits = Gemm<transB=1>(f, wl, bl)"""
+    model = ending(text, {"i0": [0], "row": [1, 16]}, batch="1")
     feeds = random_images(model, 4, 0)
     alone = [run(model, {"image": feeds["image"][i : i + 1]})["logits"] for i in range(4)]
     assert_close(run(graph_from_proto(model).to_model(), feeds)["logits"], np.concatenate(alone))
