@@ -45,7 +45,7 @@ def test_pictures_are_read_as_the_model_was_trained(
     assert code == 5
     assert "050.png: cannot be read as an image" in err
     code, out, err = call(capsys, *begin, "--plan", "depth", "--out", "out.s2d", *AS_TRAINED)
-    assert code in (0, 3), err
+    assert code in (0, 3, 10), err  # so tiny a network may be no faster in stages
     words = " ".join(err.split())
     assert "1 of 282 images cannot be read and are left out: q0/050.png" in words
     assert "(balanced " in words

@@ -73,6 +73,19 @@ def run_chain(
     return answers
 
 
+def answers_of_logits(graph: Graph, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What a model makes of its logits [B, K], and how sure it is [B]."""
+    end = graph.tail[0].op if graph.tail else ""
+    if end == "Sigmoid":
+        shares = torch.sigmoid(logits)
+        return shares.numpy(), torch.maximum(shares, 1 - shares).amin(dim=1).numpy()
+    sure = torch.softmax(logits, dim=1).amax(dim=1).numpy()
+    if not end:
+        return logits.numpy(), sure
+    assert graph.tells_logits, "other ends have tests of their own"
+    return (torch.log_softmax if end == "LogSoftmax" else torch.softmax)(logits, dim=1).numpy(), sure
+
+
 def check_chain_law(
     model: onnx.ModelProto, plan_seed: int, *, batch: int = 2, rel: float = 1e-4, scale: float = 1.0
 ) -> None:
@@ -89,12 +102,8 @@ def check_chain_law(
     with torch.no_grad():
         expected = net(torch.from_numpy(feeds[graph.image]), net.masks(Effective(AnalysedModel(graph, channels), plan)))
     for stage, (answer, logits) in enumerate(zip(answers, expected, strict=True), start=1):
-        wanted = logits.numpy()
-        if graph.tail:
-            assert graph.tells_logits, "other ends have tests of their own"
-            wanted = (torch.log_softmax if graph.tail[0].op == "LogSoftmax" else torch.softmax)(logits, dim=1).numpy()
+        wanted, sure = answers_of_logits(graph, logits)
         assert_close(answer["output"].reshape(batch, -1), wanted, rel=rel, what=f"exit {stage} of {plan.stages}")
-        sure = torch.softmax(logits, dim=1).amax(dim=1).numpy()
         assert_close(answer["confidence"], sure, rel=rel, what=f"confidence {stage}")
     check_size_law(graph, channels, weights, stages, plan)
 
