@@ -21,8 +21,9 @@ from s2d_convert.plans.weights import Weights
 from s2d_convert.slicing.chain import Chain
 from s2d_convert.training.reconstruction import Reconstruction, Settings, data_importance
 
-ROUGH_IMAGES, ROUGH_POSITIONS = 512, 32
-FULL_IMAGES, FULL_POSITIONS = 1000, 64
+ROUGH_IMAGES, FULL_IMAGES = 512, 1000
+ROUGH = Settings(positions=16, rounds=0, pair_steps=0)  # one ridge regression a layer: several times cheaper
+FULL = Settings()
 LEAST_IMAGES = 64
 ROUGH_MACS, FULL_MACS = 8e10, 5e11  # limits of the static model's MACs over the images of a solve
 IMAGE_BYTES = 2**30  # limit of the memory for the images of a solve
@@ -40,7 +41,7 @@ class Solver:
     @cached_property
     def rough(self) -> Reconstruction:
         """The rough reconstruction, with which a search judges plans."""
-        return self._reconstruction(ROUGH_IMAGES, ROUGH_POSITIONS, ROUGH_MACS)
+        return self._reconstruction(ROUGH_IMAGES, ROUGH_MACS, ROUGH)
 
     @cached_property
     def importance(self) -> Array:
@@ -55,18 +56,16 @@ class Solver:
 
     @cached_property
     def _full(self) -> Reconstruction:
-        return self._reconstruction(FULL_IMAGES, FULL_POSITIONS, FULL_MACS)
+        return self._reconstruction(FULL_IMAGES, FULL_MACS, FULL)
 
     @cached_property
     def _chains(self) -> dict[Plan, Chain]:
         return {}
 
-    def _reconstruction(self, most_images: int, positions: int, most_macs: float) -> Reconstruction:
+    def _reconstruction(self, most_images: int, most_macs: float, settings: Settings) -> Reconstruction:
         count = min(len(self.images), most_images, self._images_within(most_macs))
         images = np.ascontiguousarray(self.images.batch(np.arange(count)), dtype=np.float32)
-        return Reconstruction(
-            self.model, self.weights, images, settings=Settings(positions=positions), device=self.device
-        )
+        return Reconstruction(self.model, self.weights, images, settings=settings, device=self.device)
 
     def _images_within(self, macs: float) -> int:
         """Return the largest number of images that keeps within `macs` multiply-accumulates and IMAGE_BYTES."""
