@@ -40,7 +40,7 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "instant": Effort(24, 0.0, 0, False, 4, 4000, 8000, 4.0, 0),
-        "quick": Effort(40, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
+        "quick": Effort(24, 1.5, 300, False, 4, 8000, 20000, 8.0, 60),
         "standard": Effort(120, 7.5, 1000, True, 4, 20000, 30000, 12.0, 300),
         "thorough": Effort(400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 900),
     }
