@@ -28,7 +28,8 @@ from s2d_convert.base.arrays import Array, slices
 from s2d_convert.conversion.prepare import torch_device
 from s2d_convert.data.augment import Level
 from s2d_convert.data.images import Dataset, Images
-from s2d_convert.training.loop import has_bfloat16, save_state
+from s2d_convert.training.loop import save_state
+from s2d_convert.training.settings import has_bfloat16
 
 EVAL_BATCH = 250
 CHECKPOINT_SECONDS = 60.0

@@ -38,7 +38,7 @@ from s2d_convert.plans.weights import ExitHead
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
 from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.training.exit_heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
-from s2d_convert.training.loop import Progress
+from s2d_convert.training.settings import Progress
 
 TAPS = "taps"  # the key of a depth trial's taps in the trace, as indices
 BEAM = 6

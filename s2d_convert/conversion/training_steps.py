@@ -27,15 +27,9 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 from s2d_convert.slicing.chain import Chain, build_stages, chain_from_bytes, read_chain
 from s2d_convert.training.distillation import Hints
-from s2d_convert.training.loop import (
-    Progress,
-    TrainSettings,
-    exit_logits,
-    has_bfloat16,
-    input_batches,
-    save_state,
-    train,
-)
+from s2d_convert.training.lessons import Lessons, input_batches
+from s2d_convert.training.loop import Learner, exit_logits, save_state, train
+from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
 STATISTICS_IMAGES = 2000
 FINETUNE_RATE, COMPACT_RATE = 0.03, 0.05
@@ -69,14 +63,11 @@ def _train(job: Job, training: _Training, *, settings: TrainSettings, seed: int,
     statistics of all norms anew."""
     ready, net = job.ready, training.net
     teacher = ready.teacher
+    hints = None if teacher.width is None else Hints(net, teacher.width).to(ready.device)
     train(
-        net,
-        teacher.say,
-        ready.dataset.train,
-        lambda _step, _progress: (training.masks,),
+        Learner(net, training.masks, hints),
+        Lessons(ready.dataset.train, teacher.say, seed),
         settings=settings,
-        seed=seed,
-        hints=Hints(net, teacher.width).to(ready.device) if teacher.width is not None else None,
         checkpoint=None if name is None else job.run.checkpoint(name),
         on_step=_training_progress(job.reporter),
     )

@@ -54,17 +54,6 @@ class Masks:
     levels: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
     live: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
-    def faded(self, alpha: float) -> Masks:
-        """Masks whose forbidden links still have weight `alpha` (1: not masked at all, 0: these masks)."""
-        if alpha <= 0:
-            return self
-        mix = {
-            k: None if v is None else (v[0] + (1 - v[0]) * alpha, v[1] + (1 - v[1]) * alpha)
-            for k, v in self.mix.items()
-        }
-        columns = tuple(None if c is None else c + (1 - c) * alpha for c in self.columns)
-        return Masks(mix, self.taps, columns, self.levels, self.live)
-
 
 def masks_of(model: AnalysedModel, effective: Effective, device: torch.device) -> Masks:
     """Return the masks of a plan, on a device."""

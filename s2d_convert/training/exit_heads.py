@@ -31,7 +31,8 @@ from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.frontend.reference import to_logits
 from s2d_convert.network.layers import Head
 from s2d_convert.plans.weights import ExitHead
-from s2d_convert.training.loop import Progress, TrainSettings, exit_loss, schedule
+from s2d_convert.training.loss import exit_loss
+from s2d_convert.training.settings import Progress, TrainSettings, schedule
 
 MAX_FEATURES = 2048  # per tap; limits the head's work and the space on disk (8 KB a row)
 MAX_SIDE = 8  # cells along one axis

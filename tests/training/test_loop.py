@@ -1,9 +1,9 @@
-"""The staged module and its training: functions kept, masks faded, runs resumed bit for bit."""
+"""The staged module and its training: functions kept, losses lowered, runs resumed bit for bit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import nets
@@ -27,7 +27,9 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import identity_plan
 from s2d_convert.slicing.split import split
 from s2d_convert.training.distillation import Hints, Lesson
-from s2d_convert.training.loop import Choose, Progress, TrainSettings, exit_logits, has_bfloat16, train
+from s2d_convert.training.lessons import Lessons
+from s2d_convert.training.loop import Learner, exit_logits, train
+from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
 FAMILY = "resnet_preact"  # convs that get a norm back, and BatchNormalizations of its own
 
@@ -116,20 +118,6 @@ def test_recalibrated_statistics_are_those_of_the_batches() -> None:
     assert_close(first.running_mean.numpy(), seen[0].mean((0, 2, 3)).numpy())
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_masks_fade_between_nothing_and_the_plan(seed: int) -> None:
-    net, free, feeds = staged("resnet_basic")
-    data = torch.from_numpy(feeds["input"])
-    plan = random_plan(net.graph, net.channels, seed)
-    while plan.stages > 1:
-        seed += 10
-        plan = random_plan(net.graph, net.channels, seed)
-    masks = net.masks(Effective(net.model, plan))
-    with torch.no_grad():
-        assert_close(net(data, masks.faded(1.0))[0].numpy(), net(data, free)[0].numpy())
-        assert masks.faded(0.0) is masks
-
-
 @pytest.mark.parametrize("family", ["mobilenet_v2", "vgg_bn", "squeezenet"])
 def test_hidden_weights_are_those_of_full_convolutions_and_inner_layers(family: str) -> None:
     """No weights of groups, and not those of the logits, which lie last."""
@@ -155,7 +143,7 @@ def test_training_lowers_the_loss(labelled: bool) -> None:
 
     settings = TrainSettings(steps=40, batch_size=32, learning_rate=0.05, level="none")
     images = images32(256, labelled=labelled)
-    train(net, teacher, images, always(masks), settings=settings, seed=0, on_step=lambda p: losses.append(p.loss))
+    train(Learner(net, masks), Lessons(images, teacher, 0), settings=settings, on_step=lambda p: losses.append(p.loss))
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -166,7 +154,11 @@ def test_a_loss_that_is_no_number_ends_the_training() -> None:
         return Lesson(torch.full((len(batch), nets.CLASSES), math.nan))
 
     with pytest.raises(DataError, match="the loss is nan at step 1 of 4; look at the images' range"):
-        train(net, teacher, images32(64, labelled=False), always(masks), settings=TrainSettings(steps=4), seed=0)
+        train(
+            Learner(net, masks),
+            Lessons(images32(64, labelled=False), teacher, 0),
+            settings=TrainSettings(steps=4),
+        )
 
 
 @pytest.mark.parametrize("family", nets.FAMILIES)
@@ -216,7 +208,7 @@ def test_mixed_precision_learns_what_float32_learns() -> None:
     for mixed in (False, True):
         net, masks = small_net32()
         settings = TrainSettings(steps=60, batch_size=32, learning_rate=0.05, level="none", distill=0.0, mixed=mixed)
-        train(net, undecided, images, always(masks), settings=settings, seed=0)
+        train(Learner(net, masks), Lessons(images, undecided, 0), settings=settings)
         assert all(p.dtype == torch.float32 for p in net.parameters())
         right[mixed] = (exit_logits(net, images, masks)[-1].argmax(axis=1) == images.labels).mean()
     assert right[True] > 0.9 * right[False] > 0.5
@@ -239,10 +231,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch
     def trained(stop: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> nn.ModuleList:
         net, masks = small_net32()
         both = nn.ModuleList([net, hints := Hints(net, 3)])
-        train(
-            net, undecided, images32(96), always(masks), settings=settings, seed=3, hints=hints, checkpoint=checkpoint,
-            on_step=stop,
-        )  # fmt: skip
+        learner, lessons = Learner(net, masks, hints), Lessons(images32(96), undecided, 3)
+        train(learner, lessons, settings=settings, checkpoint=checkpoint, on_step=stop)
         return both
 
     def stop(progress: Progress) -> None:
@@ -257,27 +247,9 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch
         assert torch.equal(value, other), key
 
 
-def test_batch_statistics_leave_the_norms_as_they_were() -> None:
-    net, masks, feeds = staged("vgg_bn")
-    net.insert_norms([torch.from_numpy(feeds["input"])])
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    exit_logits(net, images32(20), masks, batch_statistics=True)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert not any(norm.training for norm in net.all_norms())
-
-
 def undecided(batch: np.ndarray) -> Lesson:
     """A teacher that finds all classes equal, by features that are means of pixels."""
     return Lesson(torch.zeros(len(batch), nets.CLASSES), torch.from_numpy(batch.mean((2, 3))))
-
-
-def always(masks: Masks) -> Choose:
-    """The same plan at every step."""
-
-    def choose(_step: int, _progress: float) -> Sequence[Masks]:
-        return (masks,)
-
-    return choose
 
 
 @pytest.mark.parametrize("bounds", [(0.0, LARGEST), (-LARGEST, 6.0), (-LARGEST, LARGEST)])
