@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from s2d_convert.base.files import write_bytes, write_json
-from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned, make_meter
+from s2d_convert.base.reporting import Reporter
+from s2d_convert.conversion.context import Job, Prepared, Tuned, make_meter
 from s2d_convert.conversion.explore import make_evaluator
 from s2d_convert.conversion.finish import finish
 from s2d_convert.conversion.options import ConvertOptions, Effort

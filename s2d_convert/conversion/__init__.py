@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from s2d_convert._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from s2d_convert.conversion.context import Reporter
+    from s2d_convert.base.reporting import Reporter
     from s2d_convert.conversion.finish import Result
     from s2d_convert.conversion.options import ConvertOptions
     from s2d_convert.conversion.pipeline import convert
@@ -22,7 +22,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ConvertOptions": "s2d_convert.conversion.options",
-        "Reporter": "s2d_convert.conversion.context",
+        "Reporter": "s2d_convert.base.reporting",
         "Result": "s2d_convert.conversion.finish",
         "convert": "s2d_convert.conversion.pipeline",
     },

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.base.reporting import Reporter
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.task import Task
 from s2d_convert.channels.analysis import AnalysedModel, Channels
@@ -32,22 +32,6 @@ from s2d_convert.search.evaluate import Goal
 from s2d_convert.slicing.chain import Chain
 from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
 from s2d_convert.training.solving import Solver
-
-
-class Reporter(Protocol):
-    """A receiver of a conversion's progress."""
-
-    def step(self, name: str) -> None:
-        """Report that a new step begins."""
-
-    def note(self, text: str) -> None:
-        """Report a result that the user should know."""
-
-    def warn(self, text: str) -> None:
-        """Report a warning."""
-
-    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
-        """Report the progress of the running step. seconds_left: NaN if unknown."""
 
 
 @dataclass(frozen=True)

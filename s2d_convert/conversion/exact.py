@@ -76,7 +76,8 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
         features = _training_features(job, extractor)
 
         def show(progress: Progress) -> None:
-            reporter.progress(progress.step, progress.steps, f"loss {progress.loss:.3f}", progress.seconds_left)
+            loss = f"loss {progress.loss:.3f}"
+            reporter.progress(progress.step, progress.steps, "training steps", progress.seconds_left, detail=loss)
 
         heads = train_heads(
             ready.model, features,
@@ -85,7 +86,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
         _write_heads(run.path / HEADS, heads)
     logits = head_logits(ready.model, heads, extractor.features(ready.dataset.calib))
     agree = ready.task.agree(ready.task.answers(logits), ready.right_classes).mean(axis=1)
-    reporter.note("heads: right on held-out images " + ", ".join(f"{100 * a:.0f} %" for a in agree))
+    reporter.detail("heads: right on held-out images " + ", ".join(f"{100 * a:.0f} %" for a in agree))
     return heads, logits
 
 
@@ -98,7 +99,7 @@ def _training_features(job: Job, extractor: Extractor) -> Features:
     level: Level = "strong" if made_up else "light"
 
     def show(done: int, total: int) -> None:
-        job.reporter.progress(done, total, "features computed", math.nan)
+        job.reporter.progress(done, total, "images computed", math.nan)
 
     return extractor.features(
         images, copies=copies, level=level, flip=options.flip, seed=options.seed,
@@ -200,7 +201,8 @@ class DepthSearch:
             if taps not in known:
                 known[taps] = self._tried(taps, len(known))
             value = known[taps]
-            job.reporter.progress(number + 1, len(listed), f"sets of exits, reward {value.reward:.4f}", math.nan)
+            reward = f"reward {value.reward:.4f}"
+            job.reporter.progress(number + 1, len(listed), "sets of exits measured", math.nan, detail=reward)
             idle = min(value.info["exit_share"][:-1]) < LEAST_SHARE
             measured.append((not idle, value.reward, -number, taps))
         return max(measured)[-1]
@@ -233,7 +235,7 @@ def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead]
     taps: Taps = search.best() if stored is None else tuple(stored)
     job.run.write_json(DEPTH, list(taps))
     chain, value = search.chain(taps), search.measured(taps)
-    job.reporter.note(_sentence("depth exits", value, job.ready.target))
+    _tell(job, "exits by depth", value)
     ready, chosen = job.ready, chain.plan.taps[:-1]
     net = StagedNet(ready.model, chain.weights, taps=chosen).to(ready.device).eval()
     masks = net.masks(Effective(ready.model, chain.plan))
@@ -243,9 +245,12 @@ def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead]
 def cascade_candidate(job: Job, meter: LatencyMeter, conversion: Conversion, tuned: Tuned) -> Candidate:
     """Return the candidate of a trained first chain before the unchanged model."""
     value = trained_worth(job, conversion, tuned.chain, partial(stage_costs, meter))
-    job.reporter.note(_sentence("narrow chain before the untouched model", value, job.ready.target))
+    _tell(job, "narrow chain before the untouched model", value)
     return Candidate(conversion, tuned, value)
 
 
-def _sentence(name: str, value: Evaluation, target: str) -> str:
-    return f"{name}: reward {value.reward:.4f} ({target} {value.accuracy:.4f}, latency {value.latency:.3f})"
+def _tell(job: Job, name: str, value: Evaluation) -> None:
+    job.reporter.note(
+        f"{name}: {job.ready.target} {100 * value.accuracy:.1f} % at {value.latency:.2f} of the static time"
+    )
+    job.reporter.detail(f"{name}: reward {value.reward:.4f}")

@@ -56,18 +56,23 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
             run.append_trace(trial_to_json(trial, trial.plan.to_json(ready.channels)))
         if not trial.repeated:
             met[trial.method] += 1
-            detail = f"plans of {trial.method}, reward {trial.evaluation.reward:.4f}"
-            reporter.progress(met[trial.method], options.work.evaluations, detail, math.nan)
+            detail = f"{trial.method}, reward {trial.evaluation.reward:.4f}"
+            reporter.progress(met[trial.method], options.work.evaluations, "plans tried", math.nan, detail=detail)
 
     with on_cluster(options.ray, evaluate, threads=options.threads):
         results = _explore(space, evaluate, options=options, on_trial=on_trial, known=known)
     for result in results:
         value = result.best.evaluation
-        reporter.note(
+        reporter.detail(
             f"{result.method}: reward {value.reward:.4f} ({ready.target} {value.accuracy:.4f}, latency {value.latency:.3f}, "
             f"worst {value.info['worst_latency']:.3f})"
         )
     best = confirmed(job, results)
+    value = best.evaluation
+    reporter.note(
+        f"{len(known)} plans tried; the best has {ready.target} {100 * value.accuracy:.1f} % at {value.latency:.2f} of the "
+        "static time"
+    )
     run.write_json(BASELINES, {r.method: _summary(r) for r in results})
     choose(job, best.plan, best.evaluation)
     return best.plan

@@ -110,8 +110,10 @@ class Finals:
         seconds = time.perf_counter() - started
         trial = Trial(len(self._known), METHOD, self._actions[conversion], conversion, value, False, seconds)
         job.run.append_trace(trial_to_json(trial, conversion.to_json(job.ready.channels)))
-        job.reporter.note(
-            f"finals, plan {self.contenders.index(conversion) + 1} of {len(self.contenders)}, round {number}: reward "
+        done = self.contenders.index(conversion) + 1 if number == 1 else len(self.contenders)
+        job.reporter.progress(done, len(self.contenders), "plans tried out", math.nan)
+        job.reporter.detail(
+            f"plan {self.contenders.index(conversion) + 1} of {len(self.contenders)}, round {number}: reward "
             f"{value.reward:.4f} ({job.ready.target} of stage 1 {value.info['exit_accuracy'][0]:.2f}, latency "
             f"{value.info['stage_latency'][0]:.3f})"
         )

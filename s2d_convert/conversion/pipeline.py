@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.base.files import check_out
+from s2d_convert.base.reporting import PlannedStep, Reporter
 from s2d_convert.channels.image_scale import offered_scales
-from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
+from s2d_convert.conversion.context import Job, Prepared, Tuned
 from s2d_convert.conversion.exact import better, cascade_candidate, depth_candidate, trained_heads
 from s2d_convert.conversion.explore import choose, make_evaluator, search, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
@@ -54,6 +55,7 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     given = written_plan(options, ready)  # what is wrong with it is said before anything is trained
     hashes = contents(options, ready)
     run.open({**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}})
+    reporter.plan(steps_ahead(options))
     job = Job(options, ready, run, reporter)
     if options.exact:
         conversion, tuned = keep_original(job)
@@ -66,6 +68,17 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
         reporter.note(text)
     run.remove()
     return result
+
+
+def steps_ahead(options: ConvertOptions) -> list[PlannedStep]:
+    """Return the steps of a conversion after the model has shown that it works on the data. A resumed run may leave some out."""
+    if options.exact:
+        narrow = ["finals", "fine-tune"] if options.data is not None and options.picture is None else []
+        names = ["heads", "search", *narrow]
+    else:
+        names = ["search", *(["finals"] if options.plan in PLANS else [])]
+        names += ["fine-tune"] if options.work.finetune_epochs or options.work.finetune_min_steps else []
+    return [PlannedStep(name) for name in (*names, "export", "measure", *(["quantize"] if options.quantize else []))]
 
 
 def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.reporting import Reporter
 from s2d_convert.base.sessions import MOST_THREADS, Running
 from s2d_convert.calibration.chance import FEW, interval
 from s2d_convert.calibration.policies import Scores, check_classes, check_enough, check_kind
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.conversion.context import Prepared, Reporter
+from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.loading import load_data

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from s2d_convert.base.files import write_bytes
+from s2d_convert.base.reporting import Reporter
 from s2d_convert.channels.macs import total_macs
-from s2d_convert.conversion.context import Job, Prepared, Reporter, Tuned
+from s2d_convert.conversion.context import Job, Prepared, Tuned
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import FINETUNED, FIRST_CHAIN
 from s2d_convert.data.augment import Level
@@ -76,7 +77,8 @@ def _train(job: Job, training: _Training, *, settings: TrainSettings, seed: int,
 
 def _training_progress(reporter: Reporter) -> Any:
     def show(progress: Progress) -> None:
-        reporter.progress(progress.step, progress.steps, f"loss {progress.loss:.3f}", progress.seconds_left)
+        loss = f"loss {progress.loss:.3f}"
+        reporter.progress(progress.step, progress.steps, "training steps", progress.seconds_left, detail=loss)
 
     return show
 

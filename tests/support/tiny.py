@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from s2d_convert.base.reporting import PlannedStep
 from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion import options
 from s2d_convert.conversion.options import ConvertOptions, Effort
@@ -133,9 +135,13 @@ class Listener:
     """A reporter that remembers, and can interrupt at a step."""
 
     def __init__(self, interrupt_at: str = "") -> None:
+        self.planned: list[str] = []
         self.steps: list[str] = []
         self.texts: list[str] = []
         self.interrupt_at = interrupt_at
+
+    def plan(self, steps: Sequence[PlannedStep], *, memory_bytes: int | None = None) -> None:
+        self.planned = [step.name for step in steps]
 
     def step(self, name: str) -> None:
         self.steps.append(name)
@@ -143,9 +149,12 @@ class Listener:
     def note(self, text: str) -> None:
         self.texts.append(text)
 
+    def detail(self, text: str) -> None:
+        self.texts.append(text)
+
     def warn(self, text: str) -> None:
         self.texts.append(text)
 
-    def progress(self, done: int, total: int, detail: str, seconds_left: float) -> None:
+    def progress(self, done: int, total: int, what: str, seconds_left: float, *, detail: str = "") -> None:
         if self.steps and self.steps[-1] == self.interrupt_at and done > 1:
             raise KeyboardInterrupt
