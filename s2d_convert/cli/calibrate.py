@@ -19,6 +19,7 @@ from s2d_convert.cli.options import (
     SEED,
     STATIC,
     STRICT,
+    named_options,
     refuse_beside,
     refuse_confidence_alone,
 )
@@ -62,7 +63,7 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
         return
     if data is None:
         raise UsageError("--data: give some hundred real images, labelled or not, or --undo")
-    refuse_confidence_alone(options["max_drop"])
+    refuse_confidence_alone(options["max_drop"], named_options())
     result = calibrate_folder(CalibrateOptions(folder=folder, data=data, **options))
     reporter, console = TerminalReporter(), Console(highlight=False)
     for text in result.warnings:

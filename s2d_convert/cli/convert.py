@@ -31,13 +31,13 @@ from s2d_convert.cli.options import (
     WEIGHTS,
     default_out,
     named_options,
-    refuse_confidence_alone,
+    refuse_pointless,
 )
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import class_table, measured_table, outcome_table
 from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
-from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_WORSE, UsageError
+from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_WORSE
 from s2d_convert.exporting.folder import REPORT
 
 
@@ -127,13 +127,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     Ends with a verdict. Exit code 3: the budget could not be reached or --max-latency not be kept, the best effort is exported
     all the same. Exit code 10: what was exported is no better than the original.
     """
-    named = named_options()
-    refuse_confidence_alone(options["max_drop"])
     asked = ConvertOptions(model=model, out=out or default_out(model), **options)
-    if "max_loss" in named and asked.budget is not None and not asked.exact:
-        raise UsageError("--max-loss: means nothing beside --budget; leave one of the two out")
-    if "stages" in named and asked.plan not in PLANS:
-        raise UsageError("--stages: a written plan has stages of its own; leave it out")
+    refuse_pointless(asked, named_options())
     try:
         result = conversion.convert(asked, TerminalReporter())
     except KeyboardInterrupt:

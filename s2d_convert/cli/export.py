@@ -14,21 +14,14 @@ from typing import Any
 import click
 from rich.console import Console
 
-from s2d_convert.base.files import check_out
-from s2d_convert.base.sessions import Running
 from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import class_table, measured_table, policy_table
 from s2d_convert.conversion.options import check_budget
-from s2d_convert.conversion.requantize import Requantization
-from s2d_convert.conversion.requantize import requantize as requantize_folder
-from s2d_convert.data.loading import load_data
-from s2d_convert.data.reading import Reading
 from s2d_convert.errors import UsageError
-from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.single import THRESHOLDS, write_single
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
-from s2d_convert.workflows.split_model import open_export
+from s2d_convert.workflows.quantize_folder import QuantizeOptions, quantize_folder
 
 Options = Mapping[str, Any]
 
@@ -120,33 +113,18 @@ def quantize(folder: Path, options: Options) -> None:
     for name in ("data", "out"):
         if options[name] is None:
             raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
-    running = Running(**{name: options[name] if options[name] is not None else DEFAULTS[name] for name in RUNNING})
-    check_out(options["out"])
+    running = {name: options[name] if options[name] is not None else DEFAULTS[name] for name in RUNNING}
+    rest = {name: options[name] for name in ("quantize", "data", "out", "static", "strict")}
     reporter = TerminalReporter()
-    with open_export(folder, static=options["static"], running=running) as (
-        runner,
-        reference,
-    ):
-        dataset = load_data(
-            options["data"],
-            preprocess=recorded_preprocess(runner.manifest),
-            classes=reference.graph.classes,
-            several=reference.graph.task.several,
-            seed=Origin.of(runner.manifest).seed,
-            reading=Reading(options["strict"], warn=reporter.warn),
-        )
-        asked = Requantization(options["quantize"], running)
-        manifest, measured = requantize_folder(
-            folder, options["out"], asked, dataset=dataset, static=reference, note=reporter.note
-        )
+    manifest, measured = quantize_folder(
+        QuantizeOptions(folder, **rest, **running), note=reporter.note, warn=reporter.warn
+    )
     console = Console()
     console.print(policy_table(manifest))
     title = f"{options['out']} on {measured.images} unseen images ({manifest.data})"
     console.print(measured_table(measured, title=title))
     if (classes := class_table(measured)) is not None:
         console.print(classes)
-    for text in measured.lost_classes:
-        reporter.warn(text)
 
 
 RUNNING = ("threads", "batch", "provider")

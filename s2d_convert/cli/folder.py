@@ -18,12 +18,11 @@ from s2d_convert.cli.progress import say_warning
 from s2d_convert.cli.terminal import bench_table, class_table, measured_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.arrays import UNREADABLE_ARRAY
-from s2d_convert.data.loading import load_all
 from s2d_convert.data.picture import IMAGE_SUFFIXES, UNREADABLE, quiet_decoders, read_image, reason_of
-from s2d_convert.data.reading import Reading
 from s2d_convert.errors import DataError, UsageError
-from s2d_convert.exporting.measure import bench, measure
+from s2d_convert.exporting.measure import bench
 from s2d_convert.exporting.provenance import recorded_preprocess
+from s2d_convert.workflows.evaluate import EvaluateOptions, evaluate_folder
 from s2d_convert.workflows.split_model import open_export
 
 
@@ -35,38 +34,14 @@ from s2d_convert.workflows.split_model import open_export
 @STATIC
 @RUNNING
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def evaluate(
-    folder: Path,
-    data: Path,
-    budget: float | None,
-    strict: bool,
-    static: Path | None,
-    threads: int,
-    batch: int,
-    provider: str,
-    as_json: bool,
-) -> None:
+def evaluate(folder: Path, as_json: bool, **options: Any) -> None:
     """Measure OUT on images: accuracy, exits and latency, beside the static model in the same run."""
-    if budget is not None:
-        check_budget("budget", budget)
-    running = Running(threads, batch, provider)
-    with open_export(folder, static=static, running=running) as (runner, reference):
-        preprocess = recorded_preprocess(runner.manifest)
-        reading = Reading(strict, warn=say_warning)
-        graph = reference.graph
-        images = load_all(
-            data, preprocess=preprocess, classes=graph.classes, several=graph.task.several, reading=reading
-        )
-        if not len(images):
-            raise DataError(f"{data}: no images found; give a folder or an .npz with at least one")
-        measured = measure(runner, reference, images, running=running, budget=budget)
-    for text in measured.to_mind():
-        say_warning(text)
+    measured = evaluate_folder(EvaluateOptions(folder, **options), warn=say_warning)
     if as_json:
         click.echo(json.dumps(measured.to_json(), indent=1))
         return
     console = Console()
-    console.print(measured_table(measured, title=f"{folder} on {measured.images} images of {data}"))
+    console.print(measured_table(measured, title=f"{folder} on {measured.images} images of {options['data']}"))
     if (classes := class_table(measured)) is not None:
         console.print(classes)
 

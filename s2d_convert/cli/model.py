@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from s2d_convert.cli.options import (
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import preprocess_of, read_analysed
 from s2d_convert.data.labels import LabelSpace
+from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.workflows.inspect import describe
-from s2d_convert.workflows.pictures import in_letters, look_at, save_pictures
+from s2d_convert.workflows.pictures import Seen, in_letters, look_at, save_pictures
 from s2d_convert.workflows.split_model import split_model
 
 
@@ -89,18 +91,25 @@ def show_pictures(graph: Graph, data: Path, options: ConvertOptions, *, pictures
     if as_json:
         click.echo(json.dumps({"preprocess": preprocess.to_json(), "pictures": [s.to_json() for s in seen]}, indent=1))
         return
+    for line in picture_lines(seen, preprocess, letters=not files):
+        click.echo(line)
+    for file in files:
+        click.echo(file)
+
+
+def picture_lines(seen: Sequence[Seen], preprocess: Preprocess, *, letters: bool) -> Iterator[str]:
+    """Yield what the model gets of some pictures, in lines. letters: whether to draw them."""
     made = preprocess.to_json()
-    click.echo(f"resize: {made['resize']}\nvalues: {made['formula']}; channels {preprocess.order}, {preprocess.layout}")
+    yield f"resize: {made['resize']}"
+    yield f"values: {made['formula']}; channels {preprocess.order}, {preprocess.layout}"
     for one in seen:
         height, width = preprocess.size
         size = "" if one.source is None else f": {one.source[0]}x{one.source[1]} pixels to {width}x{height}"
         lost = f", {100 * one.cut_away:.0f} % cropped away" if one.cut_away else ""
         values = "; ".join(f"{low:.3g} to {high:.3g}, mean {mean:.3g}" for low, mean, high in one.channels)
-        click.echo(plain(f"{one.name}{size}{lost}; channel by channel {values}"))
-        if one.pixels is not None and not files:
-            click.echo("\n".join(f"  {line}" for line in in_letters(one.pixels)))
-    for file in files:
-        click.echo(file)
+        yield plain(f"{one.name}{size}{lost}; channel by channel {values}")
+        if one.pixels is not None and letters:
+            yield from (f"  {line}" for line in in_letters(one.pixels))
 
 
 @click.command()

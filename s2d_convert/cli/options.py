@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from s2d_convert.conversion.options import ARITHMETIC, FLOATS, ConvertOptions
+from s2d_convert.conversion.options import ARITHMETIC, FLOATS, PLANS, ConvertOptions
 from s2d_convert.conversion.options import LABELS as FIXED_LABELS
 from s2d_convert.data.presets import ORDERS, PRESETS, RESIZES
 from s2d_convert.errors import UsageError
@@ -184,10 +184,19 @@ def flag(name: str) -> str:
     return "--" + {"static": "model"}.get(name, name).replace("_", "-")
 
 
-def refuse_confidence_alone(max_drop: float | None) -> None:
-    """Raise UsageError for --confidence without --max-drop."""
-    if max_drop is None and "confidence" in named_options():
+def refuse_confidence_alone(max_drop: float | None, named: Set[str]) -> None:
+    """Raise UsageError for --confidence without --max-drop. named: the options that were given."""
+    if max_drop is None and "confidence" in named:
         raise UsageError("--confidence: means nothing without --max-drop; give both, or leave it out")
+
+
+def refuse_pointless(asked: ConvertOptions, named: Set[str]) -> None:
+    """Raise UsageError for a given option that means nothing beside the others. named: the options that were given."""
+    refuse_confidence_alone(asked.max_drop, named)
+    if "max_loss" in named and asked.budget is not None and not asked.exact:
+        raise UsageError("--max-loss: means nothing beside --budget; leave one of the two out")
+    if "stages" in named and asked.plan not in PLANS:
+        raise UsageError("--stages: a written plan has stages of its own; leave it out")
 
 
 def default_out(model: Path) -> Path:

@@ -1,0 +1,63 @@
+"""`s2d export --quantize`: an exported folder in another arithmetic, calibrated and measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from s2d_runtime import Manifest
+
+from s2d_convert.base.files import check_out
+from s2d_convert.base.sessions import Running
+from s2d_convert.conversion.options import ARITHMETIC, check_choice
+from s2d_convert.conversion.requantize import Requantization, requantize
+from s2d_convert.data.loading import load_data
+from s2d_convert.data.reading import Reading, Warn
+from s2d_convert.exporting.measure import Measured
+from s2d_convert.exporting.provenance import Origin, recorded_preprocess
+from s2d_convert.workflows.split_model import open_export
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """The options of `s2d export --quantize`: the arithmetic, the images of the conversion, and the folder to write."""
+
+    folder: Path
+    quantize: str
+    data: Path
+    out: Path
+    static: Path | None = None
+    threads: int = 1
+    batch: int = 1
+    provider: str = "CPUExecutionProvider"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("quantize", self.quantize, ARITHMETIC)
+        _ = self.running
+
+    @property
+    def running(self) -> Running:
+        """How stages are run when their latency is measured. Raises UsageError."""
+        return Running(self.threads, self.batch, self.provider)
+
+
+def quantize_folder(options: QuantizeOptions, *, note: Callable[[str], None], warn: Warn) -> tuple[Manifest, Measured]:
+    """Write the folder, and return its manifest and what it was measured to do. Raises S2DError or DispatcherError."""
+    check_out(options.out)
+    running = options.running
+    with open_export(options.folder, static=options.static, running=running) as (runner, reference):
+        dataset = load_data(
+            options.data,
+            preprocess=recorded_preprocess(runner.manifest),
+            classes=reference.graph.classes,
+            several=reference.graph.task.several,
+            seed=Origin.of(runner.manifest).seed,
+            reading=Reading(options.strict, warn=warn),
+        )
+        asked = Requantization(options.quantize, running)
+        made = requantize(options.folder, options.out, asked, dataset=dataset, static=reference, note=note)
+    for text in made[1].lost_classes:
+        warn(text)
+    return made
