@@ -26,6 +26,7 @@ from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import make_session
 from s2d_convert.conversion.requantize import USED, Requantization, requantize
 from s2d_convert.data.images import Images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all, load_data
 from s2d_convert.exporting.measure import thresholds_for_exit
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
@@ -141,8 +142,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, open_export(asked.out, static=asked.model) as (runner, static):
         preprocess = recorded_preprocess(runner.manifest)
         seed = Origin.of(runner.manifest).seed
-        dataset = load_data(asked.data, preprocess=preprocess, classes=static.graph.classes, seed=seed)
-        test = load_all(asked.test, preprocess=preprocess, classes=static.graph.classes)
+        dataset = load_data(asked.data, preprocess=preprocess, space=LabelSpace(static.graph.classes), seed=seed)
+        test = load_all(asked.test, preprocess=preprocess, space=LabelSpace(static.graph.classes))
         folders = {"stages float32": asked.out}
         for kind in ("int8", "int8:early"):
             folders[f"stages {kind}"] = Path(place) / kind.replace(":", "-")

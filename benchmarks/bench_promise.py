@@ -22,6 +22,7 @@ import numpy as np
 from s2d_convert.calibration.policies import Scores, fit_temperatures, promised_policies
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.calibration.thresholds import confidences, exits
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.errors import DataError, PromiseError
 from s2d_convert.exporting.provenance import recorded_preprocess
@@ -74,7 +75,9 @@ def load(arguments: argparse.Namespace) -> tuple[Scores, tuple[float, ...]]:
             kept = np.load(arguments.cache)
             labels = kept["labels"] if kept["labels"].size else None
             return Scores(kept["logits"], kept["said"], labels), cost
-        images = load_all(arguments.data, preprocess=recorded_preprocess(runner.manifest), classes=static.graph.classes)
+        images = load_all(
+            arguments.data, preprocess=recorded_preprocess(runner.manifest), space=LabelSpace(static.graph.classes)
+        )
         scores = read_scores(runner, static, images, CalibrateOptions(arguments.folder, arguments.data))
     if arguments.cache:
         labels = np.empty(0, np.int64) if scores.labels is None else scores.labels

@@ -27,6 +27,7 @@ from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.finish import versions
 from s2d_convert.conversion.options import EFFORTS, Effort
 from s2d_convert.data.images import Images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.errors import DataError, OutputError, S2DError
 from s2d_convert.exporting.measure import machine
@@ -187,7 +188,7 @@ def test_images(stand: Stand, test: Path | None) -> Images:
     ready = stand.ready
     images = ready.dataset.test
     if test is not None:
-        images = load_all(test, preprocess=ready.preprocess, classes=ready.graph.classes)
+        images = load_all(test, preprocess=ready.preprocess, space=LabelSpace(ready.graph.classes))
     if images.labels is None:
         raise DataError(
             f"{test or 'the held-out images'}: no labels; the stand compares accuracies, give labelled images"

@@ -26,6 +26,7 @@ from benchmarks.nets import NETS
 from benchmarks.packages import BENCH, debian_package, sha256
 from benchmarks.static_training import Recipe, add_options, recipe_of, train_and_export
 from s2d_convert.data.images import Dataset
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all, load_data
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
 
@@ -71,8 +72,8 @@ def train_net(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     net = NETS[args.net](CLASSES, channels=1)
     preprocess = preprocessing()
-    whole = load_data(args.data / "train.npz", preprocess=preprocess, classes=CLASSES, seed=args.split_seed)
-    test = load_all(args.data / "test.npz", preprocess=preprocess, classes=CLASSES)
+    whole = load_data(args.data / "train.npz", preprocess=preprocess, space=LabelSpace(CLASSES), seed=args.split_seed)
+    test = load_all(args.data / "test.npz", preprocess=preprocess, space=LabelSpace(CLASSES))
     some = slice(0, round(args.share * len(whole.train)))
     dataset = Dataset(whole.train.take(some), whole.calib, whole.test)
     target = args.out / f"{args.net}-fashion-{args.seed}.onnx"

@@ -29,6 +29,7 @@ from benchmarks.packages import BENCH, debian_package
 from benchmarks.pictures import DRAWINGS, drawings, read_drawing
 from benchmarks.static_training import Recipe, add_options, recipe_of, train_and_export
 from s2d_convert.data.images import Dataset
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.preprocess import make_preprocess
 
@@ -126,7 +127,7 @@ def train_net(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     names = sorted(path.name for path in (args.data / "train").iterdir())
     preprocess = make_preprocess("imagenet", size=(args.size, args.size), channels=3)
-    whole = load_data(args.data, preprocess=preprocess, classes=len(names), seed=args.split_seed)
+    whole = load_data(args.data, preprocess=preprocess, space=LabelSpace(len(names)), seed=args.split_seed)
     some = slice(0, round(args.share * len(whole.train)))
     dataset = Dataset(whole.train.take(some), whole.calib, whole.test)
     net = LARGE_NETS[args.net](len(names))

@@ -16,6 +16,7 @@ import torch
 from benchmarks.nets import NETS
 from benchmarks.static_training import Recipe, add_options, recipe_of, train_and_export
 from s2d_convert.data.images import Dataset
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.preprocess import make_preprocess
 
@@ -38,7 +39,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     net = NETS[args.net](CLASSES)
     preprocess = make_preprocess("imagenet", size=(SIZE, SIZE), channels=3)
-    whole = load_data(args.data, preprocess=preprocess, classes=CLASSES, seed=args.split_seed)
+    whole = load_data(args.data, preprocess=preprocess, space=LabelSpace(CLASSES), seed=args.split_seed)
     some = slice(0, round(args.share * len(whole.train)))
     dataset = Dataset(whole.train.take(some), whole.calib, whole.test)
     recipe = recipe_of(args, USUAL)

@@ -19,6 +19,7 @@ from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.images import Dataset, Images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.made_up import made_up_data
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
@@ -150,8 +151,7 @@ def read_dataset(static: StaticModel, preprocess: Preprocess, options: ConvertOp
     dataset = load_data(
         options.data,
         preprocess=preprocess,
-        classes=graph.classes,
-        several=graph.task.several,
+        space=LabelSpace(graph.classes, graph.task.several),
         seed=options.seed,
         reading=Reading(
             options.strict,

@@ -38,19 +38,18 @@ def load_data(
     path: str | os.PathLike[str],
     *,
     preprocess: Preprocess,
-    classes: int,
-    several: bool = False,
+    space: LabelSpace,
     seed: int,
     holdout: float = DEFAULT_HOLDOUT,
     reading: Reading = LENIENT,
 ) -> Dataset:
-    """Return the Dataset at `path`, for a model with `classes` classes, or with `several` so many labels.
+    """Return the Dataset at `path`, for a model that allows the labels of `space`.
 
     With folders `val/` and `test/`, val becomes calib and test becomes test. If there is only one of them, it is halved
     into calib and test. Without either, a part of the images is held out (`split_images`). Raises DataError.
     """
     source = Path(path)
-    parts = _read(source, preprocess, LabelSpace(classes, several), choose=_for_training, reading=reading)
+    parts = _read(source, preprocess, space, choose=_for_training, reading=reading)
     _check_usable(source, parts)
     rng = np.random.default_rng(seed)
     if len(parts) == 1:
@@ -63,24 +62,22 @@ def load_all(
     path: str | os.PathLike[str],
     *,
     preprocess: Preprocess,
-    classes: int,
-    several: bool = False,
+    space: LabelSpace,
     reading: Reading = LENIENT,
 ) -> Images:
     """Load all images at `path` in the order of their names. Raises DataError.
 
     Of a divided folder, only the test part is loaded, or the val part if there is no test part.
     """
-    parts = _read(Path(path), preprocess, LabelSpace(classes, several), choose=_for_evaluation, reading=reading)
-    return next(iter(parts.values()))
+    (images,) = _read(Path(path), preprocess, space, choose=_for_evaluation, reading=reading).values()
+    return images
 
 
 def load_calibration(
     path: str | os.PathLike[str],
     *,
     preprocess: Preprocess,
-    classes: int,
-    several: bool = False,
+    space: LabelSpace,
     reading: Reading = LENIENT,
 ) -> Images:
     """Load all images at `path` for setting thresholds. Of a divided folder, only the val part, or else the test part.
@@ -88,8 +85,7 @@ def load_calibration(
     Raises DataError, also for images that are too few, all equal or all of one class.
     """
     source = Path(path)
-    parts = _read(source, preprocess, LabelSpace(classes, several), choose=_for_calibration, reading=reading)
-    (images,) = parts.values()
+    (images,) = _read(source, preprocess, space, choose=_for_calibration, reading=reading).values()
     _check_usable(source, {"the data": images})
     return images
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.conversion.options import check_budget
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.reading import Reading, Warn
 from s2d_convert.errors import DataError
@@ -46,8 +47,7 @@ def evaluate_folder(options: EvaluateOptions, *, warn: Warn) -> Measured:
         images = load_all(
             options.data,
             preprocess=recorded_preprocess(runner.manifest),
-            classes=graph.classes,
-            several=graph.task.several,
+            space=LabelSpace(graph.classes, graph.task.several),
             reading=Reading(options.strict, warn=warn),
         )
         if not len(images):

@@ -12,6 +12,7 @@ from s2d_convert.base.files import check_out
 from s2d_convert.base.sessions import Running
 from s2d_convert.conversion.options import ARITHMETIC, check_choice
 from s2d_convert.conversion.requantize import Requantization, requantize
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.reading import Reading, Warn
 from s2d_convert.exporting.measure import Measured
@@ -51,8 +52,7 @@ def quantize_folder(options: QuantizeOptions, *, note: Callable[[str], None], wa
         dataset = load_data(
             options.data,
             preprocess=recorded_preprocess(runner.manifest),
-            classes=reference.graph.classes,
-            several=reference.graph.task.several,
+            space=LabelSpace(reference.graph.classes, reference.graph.task.several),
             seed=Origin.of(runner.manifest).seed,
             reading=Reading(options.strict, warn=warn),
         )

@@ -27,6 +27,7 @@ from s2d_convert.calibration.task import task_of
 from s2d_convert.conversion.options import check_budget, risk_bound_of
 from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.data.images import Images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_calibration
 from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, UsageError
@@ -101,8 +102,7 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
         images = load_calibration(
             options.data,
             preprocess=recorded_preprocess(before),
-            classes=classes,
-            several=task_of(before.output.kind).several,
+            space=LabelSpace(classes, task_of(before.output.kind).several),
             reading=Reading(options.strict, warn=warnings.append),
         )
         scores = read_scores(runner, static, images, options)

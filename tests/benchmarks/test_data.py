@@ -23,6 +23,7 @@ from benchmarks.nets import LARGE_NETS, NETS
 from benchmarks.packages import BENCH
 from benchmarks.render import Sample, draw, generator
 from benchmarks.static_training import Recipe
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.preprocess import make_preprocess
 
@@ -80,7 +81,9 @@ def test_fashion_mnist_is_written_as_the_converter_takes_it(tmp_path: Path) -> N
         (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images.tobytes(), count, 28, 28)))
         (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels.tobytes(), count)))
     fashion_mnist.write_data(tmp_path, tmp_path / "out")
-    dataset = load_data(tmp_path / "out" / "train.npz", preprocess=fashion_mnist.preprocessing(), classes=10, seed=0)
+    dataset = load_data(
+        tmp_path / "out" / "train.npz", preprocess=fashion_mnist.preprocessing(), space=LabelSpace(10), seed=0
+    )
     assert len(dataset.train) + len(dataset.calib) + len(dataset.test) == 60
     stored = np.load(tmp_path / "out" / "test.npz")
     assert np.array_equal(stored["images"][..., 0], images)

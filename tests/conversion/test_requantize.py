@@ -34,6 +34,7 @@ from s2d_convert.conversion.requantize import (
     spoiled_stage,
     staying_rows,
 )
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import ModelError
@@ -374,7 +375,7 @@ def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path, monkeypatc
     split_model(tmp_path / "model.onnx", plan="width", stages=3, out=tmp_path / "out")
     np.savez(tmp_path / "data.npz", images=random_images(residual(), 400, 0)["image"])
     preprocess = make_preprocess(None, size=(8, 8), channels=3)
-    images = load_all(tmp_path / "data.npz", preprocess=preprocess, classes=3)
+    images = load_all(tmp_path / "data.npz", preprocess=preprocess, space=LabelSpace(3))
     with Dispatcher(tmp_path / "out") as runner:
         whole = images.batch(slice(None))
         first = float(np.median(runner(whole, thresholds=[ALWAYS_LEAVES, ALWAYS_LEAVES]).confidence))

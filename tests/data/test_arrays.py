@@ -20,6 +20,7 @@ from picture_trees import (
     write_npz,
 )
 
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import DataError
@@ -29,7 +30,7 @@ LABELS = np.arange(24) % 2
 
 
 def test_npz_of_pixels_goes_through_the_preprocessing(tmp_path: Path) -> None:
-    images = load_all(write_npz(tmp_path, images=UINT8, labels=LABELS), preprocess=RGB, classes=2)
+    images = load_all(write_npz(tmp_path, images=UINT8, labels=LABELS), preprocess=RGB, space=LabelSpace(2))
     assert (images.kind, images.is_model_input) == ("labelled", False)
     np.testing.assert_array_equal(images.raw(slice(None)), UINT8)
     np.testing.assert_array_equal(images.batch(np.array([3, 1])), FLOAT[[3, 1]])
@@ -38,7 +39,7 @@ def test_npz_of_pixels_goes_through_the_preprocessing(tmp_path: Path) -> None:
 
 def test_npz_of_floats_is_taken_as_it_is(tmp_path: Path) -> None:
     path = write_npz(tmp_path, images=FLOAT, labels=LABELS.astype(np.uint8)[:, None])
-    images = load_all(path, preprocess=RGB, classes=2)
+    images = load_all(path, preprocess=RGB, space=LabelSpace(2))
     assert images.is_model_input
     np.testing.assert_array_equal(images.batch(slice(None)), FLOAT)
     np.testing.assert_array_equal(images.raw(slice(None)), FLOAT)

@@ -16,6 +16,7 @@ from picture_trees import (
 )
 
 from s2d_convert.data.augment import Level, augment
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 
 batches = st.tuples(st.integers(1, 5), st.integers(1, 20), st.integers(1, 20), st.integers(1, 4))
@@ -74,8 +75,8 @@ def test_strong_blanks_a_square_and_stays_in_range() -> None:
 
 
 def test_float_images_are_augmented_as_they_are(tmp_path: Path) -> None:
-    floats = load_all(write_npz(tmp_path, images=RAW(UINT8)), preprocess=RAW, classes=2)
-    pixels = load_all(write_npz(tmp_path, images=UINT8), preprocess=RAW, classes=2)
+    floats = load_all(write_npz(tmp_path, images=RAW(UINT8)), preprocess=RAW, space=LabelSpace(2))
+    pixels = load_all(write_npz(tmp_path, images=UINT8), preprocess=RAW, space=LabelSpace(2))
     indices = np.array([4, 2, 9])
     for level in ("none", "light"):
         one = floats.augmented(indices, np.random.default_rng(3), level=level)

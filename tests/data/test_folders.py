@@ -21,6 +21,7 @@ from PIL import Image
 
 from s2d_convert.data import folders as image_folders
 from s2d_convert.data.decode import ImageFiles
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.data.presets import PixelOptions
@@ -47,7 +48,7 @@ def test_the_digest_is_that_of_the_images_wherever_they_lie(
 
 def test_class_folders_are_numbered_in_alphabetical_order(tmp_path: Path) -> None:
     path = write_tree(tmp_path, {"dog": 15, "Bird": 13, "cat": 12})
-    images = load_all(path, preprocess=RGB, classes=3)
+    images = load_all(path, preprocess=RGB, space=LabelSpace(3))
     assert images.class_names == ("Bird", "cat", "dog")
     assert images.kind == "labelled"
     assert images.labels is not None
@@ -58,7 +59,7 @@ def test_class_folders_are_numbered_in_alphabetical_order(tmp_path: Path) -> Non
 
 def test_a_split_keeps_images_and_labels_together(tmp_path: Path) -> None:
     path = write_tree(tmp_path, {"cat": 16, "dog": 14})
-    whole = load_all(path, preprocess=RGB, classes=2)
+    whole = load_all(path, preprocess=RGB, space=LabelSpace(2))
     assert whole.labels is not None
     label_of = {image.tobytes(): label for image, label in zip(whole.raw(slice(None)), whole.labels, strict=True)}
     seen = []
@@ -91,26 +92,26 @@ def test_a_val_folder_becomes_calib_and_test(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.bincount(part.labels), [3, 3])
     held = {pixels_of(key, number).tobytes() for key in (2, 3) for number in range(6)}
     assert {image.tobytes() for part in (dataset.calib, dataset.test) for image in part.raw(slice(None))} == held
-    assert len(load_all(path, preprocess=RGB, classes=2)) == 12
+    assert len(load_all(path, preprocess=RGB, space=LabelSpace(2))) == 12
 
 
 def test_val_and_test_are_calib_and_test(tmp_path: Path) -> None:
     tree = {f"{role}/{name}": count for role, count in (("train", 10), ("val", 3), ("test", 2)) for name in "ab"}
     path = write_tree(tmp_path, tree)
     assert sizes(load(path)) == (20, 6, 4)
-    assert len(load_all(path, preprocess=RGB, classes=2)) == 4
+    assert len(load_all(path, preprocess=RGB, space=LabelSpace(2))) == 4
 
 
 def test_train_alone_is_divided(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_tree(tmp_path, {"train/a": 10, "train/b": 20})
     assert sizes(load(path)) == (15, 8, 7)
-    assert len(load_all(path, preprocess=RGB, classes=2)) == 30
+    assert len(load_all(path, preprocess=RGB, space=LabelSpace(2))) == 30
     assert "evaluating on its training images" in caplog.text
 
 
 def test_only_a_test_folder_can_be_evaluated(tmp_path: Path) -> None:
     path = write_tree(tmp_path, {"test/a": 1, "test/b": 2})
-    assert len(load_all(path, preprocess=RGB, classes=2)) == 3
+    assert len(load_all(path, preprocess=RGB, space=LabelSpace(2))) == 3
 
 
 def test_train_may_be_a_class_of_vehicles(tmp_path: Path) -> None:
@@ -127,14 +128,14 @@ def test_train_and_val_without_classes(tmp_path: Path) -> None:
 
 def test_val_may_lack_a_class_and_keeps_the_numbers_of_train(tmp_path: Path) -> None:
     tree = {"train/a": 8, "train/b": 8, "train/c": 8, "val/b": 6, "val/c": 6}
-    images = load_all(write_tree(tmp_path, tree), preprocess=RGB, classes=3)
+    images = load_all(write_tree(tmp_path, tree), preprocess=RGB, space=LabelSpace(3))
     assert images.labels is not None
     np.testing.assert_array_equal(np.unique(images.labels), [1, 2])
     assert images.class_names == ("a", "b", "c")
 
 
 def test_an_empty_class_folder_keeps_its_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = load_all(write_tree(tmp_path, {"a": 4, "b": 0, "c": 4}), preprocess=RGB, classes=3)
+    images = load_all(write_tree(tmp_path, {"a": 4, "b": 0, "c": 4}), preprocess=RGB, space=LabelSpace(3))
     assert images.labels is not None
     np.testing.assert_array_equal(np.unique(images.labels), [0, 2])
     assert "b: the class folder has no images" in caplog.text
@@ -143,7 +144,7 @@ def test_an_empty_class_folder_keeps_its_number(tmp_path: Path, caplog: pytest.L
 def test_numbered_class_folders_out_of_numeric_order_are_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    load_all(write_tree(tmp_path, {str(number): 1 for number in range(11)}), preprocess=RGB, classes=11)
+    load_all(write_tree(tmp_path, {str(number): 1 for number in range(11)}), preprocess=RGB, space=LabelSpace(11))
     assert "'0', '1', '10', '2', '3' and 6 more" in caplog.text
 
 
@@ -151,7 +152,7 @@ def test_hidden_files_and_droppings_are_ignored(tmp_path: Path) -> None:
     path = write_tree(tmp_path, {"a": 12, "b": 12, ".cache": 1, "__MACOSX": 1})
     for name in ("Thumbs.db", ".DS_Store", "a/desktop.ini", "a/.nomedia"):
         (path / name).write_bytes(b"x")
-    assert len(load_all(path, preprocess=RGB, classes=2)) == 24
+    assert len(load_all(path, preprocess=RGB, space=LabelSpace(2))) == 24
 
 
 def test_files_decoded_lazily_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,11 +253,11 @@ def test_some_unreadable_images_are_left_out_and_named(
 ) -> None:
     monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", limit)
     path = write_tree(tmp_path, {"a": 40, "b": 20})
-    sound = load_all(path, preprocess=RGB, classes=2)
+    sound = load_all(path, preprocess=RGB, space=LabelSpace(2))
     (path / "a/007.png").write_bytes((path / "a/007.png").read_bytes()[:60])
     for number in range(4):
         (path / f"b/{number:03}.png").write_text("<html>404</html>")
-    images = load_all(path, preprocess=RGB, classes=2)
+    images = load_all(path, preprocess=RGB, space=LabelSpace(2))
     assert "5 of 60 images cannot be read and are left out: a/007.png (" in caplog.text
     assert "b/001.png (its content is none of JPEG, PNG" in caplog.text
     assert "and 2 more; replace them, or refuse such data with --strict" in caplog.text
@@ -273,7 +274,7 @@ def test_some_unreadable_images_are_left_out_and_named(
 
 def test_a_file_that_breaks_later_is_still_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_folders, "MAX_IN_MEMORY_BYTES", 1000)
-    images = load_all(write_tree(tmp_path, {"a": 9, "b": 12}), preprocess=RGB, classes=2)
+    images = load_all(write_tree(tmp_path, {"a": 9, "b": 12}), preprocess=RGB, space=LabelSpace(2))
     (tmp_path / "a/004.png").write_bytes(b"gone bad")
     with pytest.raises(DataError, match=r"004\.png: cannot be read"):
         images.batch(np.arange(3, 6))
@@ -355,7 +356,7 @@ def test_twelve_bits_in_sixteen_are_warned_about_and_can_be_said(
     caplog.clear()
     (tmp_path / "of 8 bits.png").unlink()
     twelve = make_preprocess(size=(8, 8), channels=1, pixels=PixelOptions(bits=12))
-    images = load_all(tmp_path, preprocess=twelve, classes=2)
+    images = load_all(tmp_path, preprocess=twelve, space=LabelSpace(2))
     np.testing.assert_array_equal(images.raw(slice(None))[..., 0], wide >> 4)
     assert caplog.text == ""
     ten = make_preprocess(size=(8, 8), channels=1, pixels=PixelOptions(bits=10))

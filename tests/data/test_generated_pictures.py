@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.picture import IMAGE_FORMATS, UNREADABLE, quiet_decoders, read_image, reason_of
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
@@ -214,7 +215,7 @@ def load(number: int, place: Path) -> str:
     strict = rng.random() < 0.2
     preprocess, problem = make_preprocess(size=(8, 8), channels=3), ""
     try:
-        images = load_all(root, preprocess=preprocess, classes=2, reading=Reading(strict, told.append))
+        images = load_all(root, preprocess=preprocess, space=LabelSpace(2), reading=Reading(strict, told.append))
     except DataError as error:
         problem = str(error)
     if problem:

@@ -29,7 +29,7 @@ def pictures(folder: Path) -> None:
 
 def read(path: Path, *, classes: int = 2, several: bool = True) -> Any:
     preprocess = make_preprocess(size=(4, 4), channels=3)
-    return load_all(path, preprocess=preprocess, classes=classes, several=several)
+    return load_all(path, preprocess=preprocess, space=LabelSpace(classes, several))
 
 
 @pytest.mark.parametrize("file", list(TEXTS))

@@ -15,6 +15,7 @@ from picture_trees import (
 )
 
 from s2d_convert.data.images import split_images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import UsageError
@@ -98,7 +99,7 @@ def test_a_real_model_is_right_on_real_images(tmp_path: Path) -> None:
     with tarfile.open(SHARED / "data/cifar10-jpeg-test.tar.gz") as archive:
         members = archive.getmembers()[::12]
         archive.extractall(tmp_path, members=[member for member in members if member.isfile()], filter="data")
-    images = load_all(tmp_path, preprocess=make_preprocess(size=(32, 32), channels=3), classes=10)
+    images = load_all(tmp_path, preprocess=make_preprocess(size=(32, 32), channels=3), space=LabelSpace(10))
     session = onnxruntime.InferenceSession(SHARED / "models/resnet20-cifar10.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.batch(slice(None))})
     assert images.labels is not None

@@ -17,6 +17,7 @@ from tiny import Listener, ask, make_model, quadrants, use_tiny_effort, written_
 
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.requantize import Requantization, requantize
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.errors import OutputError
 from s2d_convert.exporting.folder import FolderWriter, new_folder, read_stages, trial_folder
@@ -146,7 +147,9 @@ def calibrate(place: Path) -> None:
 
 def quantize(place: Path) -> None:
     with open_export(place / "out") as (runner, static):
-        dataset = load_data(place / "data.npz", preprocess=recorded_preprocess(runner.manifest), classes=4, seed=0)
+        dataset = load_data(
+            place / "data.npz", preprocess=recorded_preprocess(runner.manifest), space=LabelSpace(4), seed=0
+        )
         requantize(
             place / "out", place / "new", Requantization("int8"), dataset=dataset, static=static, note=lambda _: None
         )

@@ -12,6 +12,7 @@ from patterns.base import Weight, net, norm
 
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import preprocess_of
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend import graph_from_proto
@@ -112,7 +113,7 @@ def test_augmentation_moves_pixels_and_never_channels(tmp_path: Path, start: str
         marks = marks[:, None, None]
     images = marks + 1e-3 * noise((40, *graph.shapes["image"]))
     np.savez(tmp_path / "marked.npz", images=images, labels=np.arange(40) % 5)
-    dataset = load_data(tmp_path / "marked.npz", preprocess=preprocess, classes=5, seed=0)
+    dataset = load_data(tmp_path / "marked.npz", preprocess=preprocess, space=LabelSpace(5), seed=0)
     rows = np.arange(len(dataset.train))
     augmented = dataset.train.augmented(rows, np.random.default_rng(1))
     assert_close(np.round(augmented), np.broadcast_to(marks, augmented.shape))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from s2d_convert.calibration.task import ONE_CLASS
 from s2d_convert.data.images import Images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.data.presets import PixelOptions
@@ -128,6 +129,6 @@ def test_the_way_that_does_better_is_named(blue: bool, said: str, resize: str, h
     wide_pictures(tmp_path, blue=blue)
     static = edge_model(16)
     preprocess = make_preprocess(said, size=(16, 16), channels=3, pixels=PixelOptions(resize=resize))
-    images = load_all(tmp_path, preprocess=preprocess, classes=2)
+    images = load_all(tmp_path, preprocess=preprocess, space=LabelSpace(2))
     with pytest.raises(StaticCheckError, match=hint):
         check_static(static, images, static.logits(images.batch(slice(None))), force=False)

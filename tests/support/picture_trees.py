@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2d_convert.data.images import Dataset, Images
+from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import DataError
@@ -38,7 +39,7 @@ def write_tree(root: Path, counts: Mapping[str, int]) -> Path:
 
 
 def load(path: Path, *, preprocess: Any = RGB, classes: int = 2, seed: int = 0, **more: Any) -> Dataset:
-    return load_data(path, preprocess=preprocess, classes=classes, seed=seed, **more)
+    return load_data(path, preprocess=preprocess, space=LabelSpace(classes), seed=seed, **more)
 
 
 def sizes(dataset: Dataset) -> tuple[int, int, int]:
