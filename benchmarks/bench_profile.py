@@ -29,7 +29,7 @@ from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.chain import build_stages, chains_of
 from s2d_convert.workflows.profile_kit import KitOptions, write_kit
 
 BUILD = Path("build/bench/profile")
@@ -112,7 +112,7 @@ def compare(model: Path, table: Table, settings: Settings, *, plans: int) -> lis
     rng, rows, models = np.random.default_rng(TEST_SEED), [], []
     for plan in range(plans):
         conversion = random_plan(space, rng)
-        parts = [Chain(analysed, chain, weights) for chain in conversion.chains]
+        parts = chains_of(analysed, conversion.chains, weights)
         for number, stage in enumerate(build_stages(parts), start=1):
             work = work_of(stage.model, block=table.board.layout_block)
             rows.append({"plan": plan, "stage": number, "predicted": table.predict(work)})

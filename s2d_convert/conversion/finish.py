@@ -47,7 +47,7 @@ from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
 from s2d_convert.plans.plan import Conversion, is_untouched
-from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
+from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logits
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.loop import exit_logits
 
@@ -85,7 +85,7 @@ def finish(
     ready, options, reporter = job.ready, job.options, job.reporter
     out = out or options.out
     reporter.step("export")
-    parts = [tuned.chain, *(Chain(ready.model, c, ready.weights) for c in conversion.chains[1:])]
+    parts = [tuned.chain, *chains_of(ready.model, conversion.chains[1:], ready.weights)]
     scores = calibration_scores(job, tuned, parts)
     temperatures = fit_temperatures(scores)
     calibrated = [replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts]

@@ -17,7 +17,7 @@ from s2d_convert.exporting.measure import thresholds_for_exit
 from s2d_convert.latency.meter import interleave
 from s2d_convert.plans.plan import Conversion, Plan
 from s2d_convert.plans.space import CASCADE, PlanSpace
-from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.chain import build_stages, chains_of
 
 SECONDS, WARM_UP = 0.5, 3
 
@@ -27,7 +27,7 @@ def dispatch_overhead(ready: Prepared, space: PlanSpace, options: ConvertOptions
     narrow = space.decode(space.actions(CASCADE, [0] * (space.stages - 1), [0.0] * (space.stages - 1))).chains[0]
     narrow = Plan(narrow.taps[:1], tuple(min(s, 1) for s in narrow.stages_of_units))
     conversion = Conversion((narrow, narrow))
-    models = build_stages([Chain(ready.model, chain, ready.weights) for chain in conversion.chains])
+    models = build_stages(chains_of(ready.model, conversion.chains, ready.weights))
     image = timing_images(ready, options.batch)
     sessions = [options.running.session(m.model.SerializeToString()) for m in models]
     with trial_folder(draft_manifest(ready.graph, conversion, models), models, running=options.running) as runner:

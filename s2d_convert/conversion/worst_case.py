@@ -15,7 +15,7 @@ from s2d_convert.exporting.measure import path_costs
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import SearchResult, Trial, ranked
-from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.chain import build_stages, chains_of
 from s2d_convert.slicing.split import StageModel
 
 HOPELESS = 1.03  # a kind is left out if its cheapest plan exceeds the bound by more than this factor, beyond noise
@@ -95,4 +95,4 @@ def rehearse(job: Job, conversion: Conversion) -> float:
 
 def _models(job: Job, conversion: Conversion) -> tuple[StageModel, ...]:
     ready = job.ready
-    return build_stages([Chain(ready.model, chain, ready.weights) for chain in conversion.chains])
+    return build_stages(chains_of(ready.model, conversion.chains, ready.weights))

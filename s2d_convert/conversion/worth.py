@@ -15,7 +15,7 @@ from s2d_convert.data.labels import groups
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.search.base import Evaluation
-from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
+from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logits
 from s2d_convert.slicing.split import StageModel
 
 Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # the latency of each stage, relative to static
@@ -53,7 +53,7 @@ def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost) ->
     All other chains are the unchanged model, whose logits are known.
     """
     ready = job.ready
-    parts = [first, *(Chain(ready.model, c, ready.weights) for c in conversion.chains[1:])]
+    parts = [first, *chains_of(ready.model, conversion.chains[1:], ready.weights)]
     models = build_stages(parts)
     costs, measuring = timed_costs(cost, models)
     first_logits = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)

@@ -19,7 +19,7 @@ from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.base import Evaluation, reward, speed_reward
-from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
+from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logits
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.reconstruction import Reconstruction
 
@@ -162,7 +162,7 @@ class Evaluator:
 
     def latency(self, conversion: Conversion) -> tuple[float, ...]:
         """Latency of each stage as a ratio to static, the dispatcher's own time included."""
-        return self.cost(build_stages([Chain(self.model, chain, self.weights) for chain in conversion.chains]))
+        return self.cost(build_stages(chains_of(self.model, conversion.chains, self.weights)))
 
     def cost(self, models: Sequence[StageModel]) -> tuple[float, ...]:
         """The same for stages that are built already."""

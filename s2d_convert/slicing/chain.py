@@ -44,6 +44,11 @@ class Chain:
         object.__setattr__(self, "model", at_scale(self.model, self.plan.scale))
 
 
+def chains_of(model: AnalysedModel, plans: Sequence[Plan], weights: Weights) -> list[Chain]:
+    """Return chains of the same model, all with these weights."""
+    return [Chain(model, plan, weights) for plan in plans]
+
+
 def build_stages(chains: Sequence[Chain], *, weights: str = "float32") -> tuple[StageModel, ...]:
     """Return the stage models of all chains, in order; `weights` is the type that their weights are stored in."""
     models: list[StageModel] = []

@@ -31,7 +31,7 @@ from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import random_plan
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.chain import build_stages, chains_of
 
 FILES = 120
 MOST_PLANS = 400  # limit for spaces with few distinct stages
@@ -95,8 +95,7 @@ def stage_files(space: PlanSpace, weights: Any, options: KitOptions) -> Iterator
     rng, seen = np.random.default_rng([options.seed, 5]), set()
     for _ in range(MOST_PLANS):
         conversion = random_plan(space, rng)
-        parts = [Chain(space.model, chain, weights) for chain in conversion.chains]
-        for stage in build_stages(parts):
+        for stage in build_stages(chains_of(space.model, conversion.chains, weights)):
             model = weightless(stage.model)
             digest = hashlib.sha256(model.SerializeToString()).digest()
             if digest not in seen:

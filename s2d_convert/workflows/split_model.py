@@ -24,7 +24,7 @@ from s2d_convert.plans.heuristics import depth_plan, width_plan
 from s2d_convert.plans.plan import MAX_STAGES, Conversion, identity_plan
 from s2d_convert.plans.plan_option import read_plan
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.chain import build_stages, chains_of
 
 PLAN_NAMES = ("identity", "depth", "width")
 
@@ -51,7 +51,7 @@ def split_model(
     conversion = make_plan(analysed, plan, stages)
     check_conversion(analysed, conversion)
     static = static_weights(analysed.graph, analysed.channels)
-    models = build_stages([Chain(analysed, chain, static) for chain in conversion.chains], weights=weights)
+    models = build_stages(chains_of(analysed, conversion.chains, static), weights=weights)
     draft = draft_manifest(analysed.graph, conversion, models)
     provenance = {
         "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(analysed),

@@ -29,7 +29,7 @@ from s2d_convert.errors import OutputError, VerifyError
 from s2d_convert.exporting.folder import FolderWriter, draft_manifest
 from s2d_convert.exporting.single import ANSWER, POLICIES, THRESHOLDS, write_single
 from s2d_convert.plans.plan import Conversion, identity_plan
-from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.chain import build_stages, chains_of
 from s2d_convert.workflows.split_model import split_model
 
 BATCHES = (0, 1, 16)
@@ -55,7 +55,7 @@ def write_conversion(folder: Path, model: onnx.ModelProto, seed: int, *, cascade
     """A folder of a random plan; with `cascade` the untouched model follows as a chain of its own."""
     graph, channels, weights = analysed(model)
     chains = (random_plan(graph, channels, seed), *([identity_plan(AnalysedModel(graph, channels))] if cascade else []))
-    models = build_stages([Chain(AnalysedModel(graph, channels), chain, weights) for chain in chains])
+    models = build_stages(chains_of(AnalysedModel(graph, channels), chains, weights))
     writer = FolderWriter(folder, draft_manifest(graph, Conversion(chains), models), ONE_THREAD)
     writer.add_stages([stage.model.SerializeToString() for stage in models])
 
