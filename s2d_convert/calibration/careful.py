@@ -12,20 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from s2d_runtime import Policy
+from s2d_runtime.policies import MAX_LOSS, bounded_row
+from s2d_runtime.thresholds import observed
 
 from s2d_convert.calibration.confidence_floor import above, floors, raised, sure_rows
-from s2d_convert.calibration.policies import (
-    MAX_LOSS,
-    Array,
-    Chosen,
-    Scores,
-    cheapest_within,
-    never_early,
-    no_gain,
-    safe_policy,
-)
-from s2d_convert.calibration.thresholds import budgets_from, observed, policy_at
+from s2d_convert.calibration.policies import Chosen, Scores
 from s2d_convert.data.labels import groups
 
 
@@ -42,7 +33,7 @@ def bounded_policies(
     cost: of every stage, relative to the static model. budget None: the cheapest of them is the default.
     """
     confidence, correct, static = scores.confidence(temperatures), scores.correct, scores.static_correct
-    row, default = _row(confidence, correct, static, cost=cost, budget=budget, max_loss=max_loss)
+    row, default = bounded_row(confidence, correct, static, cost=cost, budget=budget, max_loss=max_loss)
     return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default)
 
 
@@ -60,26 +51,5 @@ def careful_policies(
     rows = sure_rows(scores.logits[-1], task)
     sure, as_last, right = confidence[:, rows], scores.as_last[:, rows], agrees[:, rows]
     static = scores.static_correct[rows]
-    row, default = _row(above(sure, lowest), right, static, cost=cost, budget=budget, max_loss=max_loss)
+    row, default = bounded_row(above(sure, lowest), right, static, cost=cost, budget=budget, max_loss=max_loss)
     return Chosen(tuple(observed(raised(policy, lowest), sure, as_last) for policy in row), default)
-
-
-def _row(
-    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], budget: float | None, max_loss: float
-) -> tuple[list[Policy], float]:
-    """Return the policies, ascending by budget, and the default budget."""
-    least = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss)
-    if not least.reached or no_gain([least]):
-        default = 1.0 if budget is None else budget
-        return [never_early(confidence, correct, cost=cost, budget=one) for one in sorted({1.0, default})], default
-    default = least.budget if budget is None else budget
-    budgets = budgets_from(least.expected_latency, include=[default])
-    return [_served(least, confidence, correct, cost=cost, budget=one) for one in budgets], default
-
-
-def _served(least: Policy, confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> Policy:
-    """Return the best policy for a budget, or the `least` one that is allowed where that is not right as often."""
-    best = safe_policy(confidence, correct, cost, budget)
-    if best.expected_accuracy >= least.expected_accuracy:
-        return best
-    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=least.thresholds)

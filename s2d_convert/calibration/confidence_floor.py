@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime.dispatcher import Policy
+from s2d_runtime.thresholds import NEVER_LEAVES
 
 from s2d_convert.calibration.task import ONE_CLASS, Task
-from s2d_convert.calibration.thresholds import NEVER_LEAVES
 
 AGREEMENT = 0.95
 LEAST_EXITS = 20  # with fewer rows, an agreement says nothing

@@ -15,27 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime import Policy, Promise
+from s2d_runtime.policies import accurate_row, budget_row, mean_cost
+from s2d_runtime.thresholds import budgets_from, observed, policy_at
 
 from s2d_convert.base.text import listed
 from s2d_convert.calibration.risk_control import RiskBound, Tested, fixed_sequence, images_needed, path, stage_losses
 from s2d_convert.calibration.task import ONE_CLASS, Task
-from s2d_convert.calibration.thresholds import (
-    NEVER_LEAVES,
-    best_policy,
-    budget_grid,
-    budgets_from,
-    cheapest_policy,
-    exits,
-    observed,
-    policy_at,
-)
 from s2d_convert.errors import DataError, PromiseError, UsageError
 
 Array = NDArray[Any]
-
-MAX_LOSS = 0.01  # of accuracy (or agreement) that most users take for speed
-NO_GAIN = 0.98  # a mean latency above this share of the static one is no gain that anybody notices
-SURE = 1.64  # standard errors: 95 % of one side
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,90 +110,21 @@ def fit_temperatures(scores: Scores) -> tuple[float, ...]:
 
 
 def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
-    """The best policies for a row of budgets, `budget` among them. cost: of every stage, relative to the static model.
-
-    Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
-    calibrated on; where that cannot be reached, at the budget itself. Where nothing is clearly faster than the static model, no
-    image leaves early.
-    """
+    """The best policies for a row of budgets, `budget` among them (`budget_row`). cost: of every stage, relative to the static
+    model."""
     confidence, correct, as_last = scores.confidence(temperatures), scores.correct, scores.as_last
-    budgets = budget_grid(confidence, cost, include=[budget])
-    row = [safe_policy(confidence, correct, cost, one) for one in budgets]
-    if no_gain(row):
-        row = [never_early(confidence, correct, cost=cost, budget=one) for one in budgets]
+    row = budget_row(confidence, correct, cost=cost, budget=budget)
     return Chosen(tuple(observed(policy, confidence, as_last) for policy in row), budget)
 
 
 def accurate_policies(
     scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], max_loss: float
 ) -> Chosen:
-    """The best policies for a row of budgets; the default is the cheapest that loses at most `max_loss` against the static model.
-
-    The loss is judged one standard error (of the paired comparison) below `max_loss`, where that can be reached.
-    """
+    """The best policies for a row of budgets; the default is the cheapest that loses at most `max_loss` against the static
+    model (`accurate_row`)."""
     confidence, correct, static = scores.confidence(temperatures), scores.correct, scores.static_correct
-    default = safely_cheapest(confidence, correct, static, cost=cost, max_loss=max_loss)
-    budgets = [b for b in budget_grid(confidence, cost) if b != default.budget]
-    others = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
-    row = sorted([default, *others], key=lambda policy: policy.budget)
-    if no_gain(row):
-        row = [never_early(confidence, correct, cost=cost, budget=policy.budget) for policy in row]
-    return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default.budget)
-
-
-def safely_cheapest(
-    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
-) -> Policy:
-    """The cheapest policy that loses at most `max_loss` against static answers of which `static` [B] are right, one standard
-    error below it where that can be reached."""
-    safe = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss)
-    if safe.reached:
-        return safe
-    return cheapest_policy(confidence, correct, cost=cost, least_right=float(static.mean()) - max_loss)
-
-
-def cheapest_within(
-    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
-) -> Policy:
-    """The cheapest policy whose loss with one standard error of it is at most `max_loss`, or that loses nothing at all where
-    there are too few images to tell; `reached` is False where there is none that is faster than the static model."""
-    least = float(static.mean()) - max_loss
-    plain = cheapest_policy(confidence, correct, cost=cost, least_right=least)
-    stage = exits(confidence, plain.thresholds)
-    margin = loss_error(static.astype(float) - correct[stage, np.arange(stage.size)])
-    return cheapest_policy(confidence, correct, cost=cost, least_right=least + min(margin, max_loss))
-
-
-def loss_error(lost: Array) -> float:
-    """The standard error of a mean loss, from the losses [B] of images. Where no image was lost or won, the rule of three says
-    how many may still be."""
-    return float(lost.std()) / math.sqrt(max(1, len(lost))) or 3 / (SURE * max(1, len(lost)))
-
-
-def no_gain(policies: Sequence[Policy]) -> bool:
-    """Whether none of the policies is clearly faster than the static model, so that an early exit only risks answers."""
-    return min(policy.expected_latency for policy in policies) > NO_GAIN
-
-
-def never_early(confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> Policy:
-    """The policy at which no image leaves early."""
-    thresholds = [NEVER_LEAVES] * (len(confidence) - 1)
-    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=thresholds)
-
-
-def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:
-    """The best policy one standard error of the mean cost below the budget, or at the budget where that is out of reach."""
-    best = best_policy(confidence, correct, cost=cost, budget=budget)
-    margin = _mean_cost(confidence, best.thresholds, cost)[1]
-    careful = best_policy(confidence, correct, cost=cost, budget=budget - margin)
-    chosen = careful if careful.reached else best
-    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
-
-
-def _mean_cost(confidence: Array, thresholds: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
-    """Mean latency, relative to the static model, and its standard error."""
-    paid = np.cumsum(cost)[exits(confidence, thresholds)]
-    return float(paid.mean()), float(paid.std() / math.sqrt(len(paid)))
+    row, default = accurate_row(confidence, correct, static, cost=cost, max_loss=max_loss)
+    return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default)
 
 
 # With a promise
@@ -275,7 +194,7 @@ def promised_policies(
     if not tested.kept:
         raise PromiseError(_refusal(tested, bound, test))
     kept = [tuple(map(float, row)) for row in walk[: tested.kept]]
-    means = [_mean_cost(confidence, thresholds, cost) for thresholds in kept]
+    means = [mean_cost(confidence, thresholds, cost) for thresholds in kept]
     budgets = budgets_from(means[-1][0], include=[] if budget is None else [budget])
     promise = Promise(bound.max_drop, bound.confidence, tested.images)
     row = []
@@ -304,14 +223,3 @@ def _refusal(tested: Tested, bound: RiskBound, test: Scores) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
-
-
-def rounded(policy: Policy) -> Policy:
-    """Return the policy with its measured shares rounded to what their number of images bears, as a manifest has it."""
-    return replace(
-        policy,
-        expected_latency=round(policy.expected_latency, 5),
-        expected_accuracy=round(policy.expected_accuracy, 5),
-        disagreement=None if policy.disagreement is None else round(policy.disagreement, 5),
-        exit_share=tuple(round(share, 5) for share in policy.exit_share),
-    )

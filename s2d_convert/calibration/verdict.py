@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime import Policy
+from s2d_runtime.policies import MAX_LOSS, NO_GAIN, SURE, loss_error
+from s2d_runtime.thresholds import exits
 
-from s2d_convert.calibration.policies import MAX_LOSS, NO_GAIN, SURE, Scores, loss_error
-from s2d_convert.calibration.thresholds import exits
+from s2d_convert.calibration.policies import Scores
 
 LARGE_LOSS = 0.05
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from s2d_runtime import Dispatcher, Exactness, Manifest, Policy
+from s2d_runtime.policies import MAX_LOSS
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.calibration.careful import bounded_policies, careful_policies
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
-    MAX_LOSS,
     Chosen,
     Scores,
     accurate_policies,

@@ -18,11 +18,12 @@ from typing import Any
 
 import onnx
 from s2d_runtime import Dispatcher, DispatcherError, Link, Manifest, OutputSpec, Policy, Stage, TensorSpec, dispatcher
+from s2d_runtime.policies import rounded
 
 from s2d_convert.base.files import whole_folder, write_json
 from s2d_convert.base.sessions import ONE_THREAD, Running
 from s2d_convert.base.text import PROMISED_CLASSES
-from s2d_convert.calibration.policies import Chosen, rounded
+from s2d_convert.calibration.policies import Chosen
 from s2d_convert.calibration.thresholds import NEVER_LEAVES
 from s2d_convert.data.images import Images
 from s2d_convert.errors import OutputError

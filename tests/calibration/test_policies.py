@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from s2d_runtime.policies import rounded, safe_policy
 
 from s2d_convert.calibration.careful import bounded_policies, careful_policies
 from s2d_convert.calibration.policies import (
@@ -14,8 +15,6 @@ from s2d_convert.calibration.policies import (
     check_enough,
     fit_temperatures,
     promised_policies,
-    rounded,
-    safe_policy,
 )
 from s2d_convert.calibration.risk_control import RiskBound, images_needed
 from s2d_convert.calibration.thresholds import NEVER_LEAVES, confidences, exits, policy_at

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from s2d_runtime import Policy
+from s2d_runtime import DispatcherError, Policy
+from s2d_runtime import thresholds as search
+from s2d_runtime.thresholds import SLACK
 
 from s2d_convert.calibration import thresholds as calibrate
 from s2d_convert.calibration.thresholds import (
     ALWAYS_LEAVES,
     NEVER_LEAVES,
-    SLACK,
     best_policy,
     budget_grid,
     cheapest_policy,
@@ -220,7 +221,7 @@ def test_a_coarse_grid_comes_close_to_the_optimum(monkeypatch: pytest.MonkeyPatc
         confidence, correct, cost = scores(seed, stages=stages, rows=rows)
         best = best_policy(confidence, correct, cost=cost, budget=budget)
         with monkeypatch.context() as patch:
-            patch.setattr(calibrate, "GRID_CELLS", 12**stages)  # the true grid has every combination of so few rows
+            patch.setattr(search, "GRID_CELLS", 12**stages)  # the true grid has every combination of so few rows
             found = best_policy(confidence, correct, cost=cost, budget=budget)
         assert found.reached == best.reached
         shortfalls.append(round((best.expected_accuracy - found.expected_accuracy) * rows))
@@ -343,7 +344,7 @@ def test_arguments_that_do_not_fit_are_named(confidence: NDArray[Any], cost: lis
 
 
 def test_no_rows_and_a_wrong_number_of_thresholds_are_named() -> None:
-    with pytest.raises(DataError, match="got no image"):
+    with pytest.raises(DispatcherError, match="got no image"):
         best_policy(np.zeros((2, 0)), np.zeros((2, 0), dtype=bool), cost=[0.5, 0.5], budget=0.5)
     with pytest.raises(ValueError, match="2 thresholds for 2 stages"):
         exits(np.zeros((2, 3)), [0.5, 0.5])

@@ -1,0 +1,158 @@
+"""Policies for a row of budgets, from confidences and answers: by budget, by accuracy, or with a bounded loss.
+
+numpy only, no files, no clocks; used by the converter and by the calibration on a device, like `thresholds`.
+
+Letters: S stages, B rows (images). Arguments of all functions: `confidence` [S, B]; `correct` bool [S, B], where every stage
+is right; `static` bool [B], where the static model is right; `cost` [S], latency of every stage alone relative to the
+static model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2d_runtime.dispatcher import Policy
+from s2d_runtime.thresholds import (
+    NEVER_LEAVES,
+    best_policy,
+    budget_grid,
+    budgets_from,
+    cheapest_policy,
+    exits,
+    policy_at,
+)
+
+Array = NDArray[Any]
+
+MAX_LOSS = 0.01  # of accuracy (or agreement) that most users take for speed
+NO_GAIN = 0.98  # a mean latency above this share of the static one is no gain that anybody notices
+SURE = 1.64  # standard errors: 95 % of one side
+
+
+def budget_row(confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> list[Policy]:
+    """Return the best policies for a row of budgets, ascending, `budget` among them.
+
+    Thresholds aim one standard error below the budget, so that the budget also holds on images that were not
+    calibrated on; where that cannot be reached, at the budget itself. Where nothing is clearly faster than the static model, no
+    image leaves early.
+    """
+    budgets = budget_grid(confidence, cost, include=[budget])
+    row = [safe_policy(confidence, correct, cost, one) for one in budgets]
+    if no_gain(row):
+        row = [never_early(confidence, correct, cost=cost, budget=one) for one in budgets]
+    return row
+
+
+def accurate_row(
+    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
+) -> tuple[list[Policy], float]:
+    """Return the best policies for a row of budgets, ascending, and the default budget.
+
+    The default is that of the cheapest policy that loses at most `max_loss` against the static model. The loss is judged one
+    standard error (of the paired comparison) below `max_loss`, where that can be reached.
+    """
+    default = safely_cheapest(confidence, correct, static, cost=cost, max_loss=max_loss)
+    budgets = [b for b in budget_grid(confidence, cost) if b != default.budget]
+    others = [safe_policy(confidence, correct, cost, budget) for budget in budgets]
+    row = sorted([default, *others], key=lambda policy: policy.budget)
+    if no_gain(row):
+        row = [never_early(confidence, correct, cost=cost, budget=policy.budget) for policy in row]
+    return row, default.budget
+
+
+def bounded_row(
+    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], budget: float | None, max_loss: float
+) -> tuple[list[Policy], float]:
+    """Return policies whose loss with one standard error is at most `max_loss`, ascending by budget, and the default budget.
+
+    budget None: that of the cheapest of them is the default. Where nothing is clearly faster, no image leaves early.
+    """
+    least = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss)
+    if not least.reached or no_gain([least]):
+        default = 1.0 if budget is None else budget
+        return [never_early(confidence, correct, cost=cost, budget=one) for one in sorted({1.0, default})], default
+    default = least.budget if budget is None else budget
+    budgets = budgets_from(least.expected_latency, include=[default])
+    return [_served(least, confidence, correct, cost=cost, budget=one) for one in budgets], default
+
+
+def _served(least: Policy, confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> Policy:
+    """Return the best policy for a budget, or the `least` one that is allowed where that is not right as often."""
+    best = safe_policy(confidence, correct, cost, budget)
+    if best.expected_accuracy >= least.expected_accuracy:
+        return best
+    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=least.thresholds)
+
+
+def safely_cheapest(
+    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
+) -> Policy:
+    """Return the cheapest policy that loses at most `max_loss` against the static model, one standard error below it where that
+    can be reached."""
+    safe = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss)
+    if safe.reached:
+        return safe
+    return cheapest_policy(confidence, correct, cost=cost, least_right=float(static.mean()) - max_loss)
+
+
+def cheapest_within(
+    confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
+) -> Policy:
+    """Return the cheapest policy whose loss, with its standard error, is at most `max_loss`, or that loses nothing at all where
+    there are too few images to tell; `reached` is False where there is none that is faster than the static model."""
+    least = float(static.mean()) - max_loss
+    plain = cheapest_policy(confidence, correct, cost=cost, least_right=least)
+    stage = exits(confidence, plain.thresholds)
+    margin = loss_error(static.astype(float) - correct[stage, np.arange(stage.size)])
+    return cheapest_policy(confidence, correct, cost=cost, least_right=least + min(margin, max_loss))
+
+
+def loss_error(lost: Array) -> float:
+    """Return the standard error of a mean loss, from the losses [B] of images.
+
+    Where no image was lost or won, the rule of three says how many may still be.
+    """
+    return float(lost.std()) / math.sqrt(max(1, len(lost))) or 3 / (SURE * max(1, len(lost)))
+
+
+def no_gain(policies: Sequence[Policy]) -> bool:
+    """Return whether none of the policies is clearly faster than the static model, so that an early exit only risks answers."""
+    return min(policy.expected_latency for policy in policies) > NO_GAIN
+
+
+def never_early(confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> Policy:
+    """Return the policy at which no image leaves early."""
+    thresholds = [NEVER_LEAVES] * (len(confidence) - 1)
+    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=thresholds)
+
+
+def safe_policy(confidence: Array, correct: Array, cost: Sequence[float], budget: float) -> Policy:
+    """Return the best policy one standard error of the mean cost below the budget, or at the budget if that is out of reach."""
+    best = best_policy(confidence, correct, cost=cost, budget=budget)
+    margin = mean_cost(confidence, best.thresholds, cost)[1]
+    careful = best_policy(confidence, correct, cost=cost, budget=budget - margin)
+    chosen = careful if careful.reached else best
+    return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=chosen.thresholds)
+
+
+def mean_cost(confidence: Array, thresholds: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
+    """Return the mean latency, relative to the static model, and its standard error."""
+    paid = np.cumsum(cost)[exits(confidence, thresholds)]
+    return float(paid.mean()), float(paid.std() / math.sqrt(len(paid)))
+
+
+def rounded(policy: Policy) -> Policy:
+    """Return the policy with its measured shares rounded to what their number of images bears, as a manifest has it."""
+    return replace(
+        policy,
+        expected_latency=round(policy.expected_latency, 5),
+        expected_accuracy=round(policy.expected_accuracy, 5),
+        disagreement=None if policy.disagreement is None else round(policy.disagreement, 5),
+        exit_share=tuple(round(share, 5) for share in policy.exit_share),
+    )
