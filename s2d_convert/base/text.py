@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,20 @@ def promise_cost(manifest: Manifest) -> str:
     return (
         f"the promise wins over the budget: asked was {policy.budget:g}, the cheapest policy that keeps the promise "
         f"costs {policy.expected_latency:.3f}"
+    )
+
+
+def next_commands(manifest: Manifest, folder: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Return the two commands that come next after a conversion to `folder`, each with its purpose."""
+    out = shlex.quote(folder)
+    if manifest.data == "made-up":
+        return (
+            (f"s2d calibrate {out} --data IMAGES", "thresholds from some hundred real images, in minutes"),
+            (f"s2d evaluate {out} --data IMAGES", "accuracy and latency on images that nothing has seen"),
+        )
+    return (
+        (f"s2d evaluate {out} --data IMAGES", "accuracy and latency on images that nothing has seen"),
+        (f"s2d serve {out}", "answer HTTP requests with it"),
     )
 
 

@@ -94,14 +94,16 @@ def _outcome(
 
 
 def worth_showing(outcomes: Sequence[Outcome], chosen: float) -> tuple[Outcome, ...]:
-    """Return the outcomes in order of latency, without duplicates and those that another one beats in latency and loss.
+    """Return the outcomes in order of latency, without duplicates and those that another one, or the static model, beats in
+    latency and loss.
 
     The outcome of the budget `chosen` is always kept.
     """
     ranked = sorted(outcomes, key=lambda o: (o.latency, o.loss, o.budget != chosen))
     shown: list[Outcome] = []
     for outcome in ranked:
-        if outcome.budget == chosen or not any(k.loss <= outcome.loss for k in shown):
+        beaten = any(k.loss <= outcome.loss for k in shown) or (outcome.latency >= 1 and outcome.loss >= 0)
+        if outcome.budget == chosen or not beaten:
             shown.append(outcome)
     return tuple(o for o in shown if o.budget == chosen or not _same(o, shown, chosen))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,12 @@ from rich.console import Console
 from s2d_runtime import Manifest
 
 from s2d_convert import conversion
-from s2d_convert.base.text import promise_cost, promise_text
+from s2d_convert.base.text import next_commands, promise_cost, promise_text
 from s2d_convert.calibration.verdict import points
 from s2d_convert.cli.options import (
     DEFAULTS,
+    IMAGES,
     LABELS,
-    MODEL,
     OUT,
     OUTPUT,
     PATH,
@@ -29,6 +32,7 @@ from s2d_convert.cli.options import (
     STAGES,
     STRICT,
     WEIGHTS,
+    WORDS,
     default_out,
     named_options,
     refuse_pointless,
@@ -37,12 +41,15 @@ from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import class_table, measured_table, outcome_table
 from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
-from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_WORSE
+from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_WORSE, UsageError
 from s2d_convert.exporting.folder import REPORT
+
+HERE = Path("//")  # what --resume holds where no folder is given after it
 
 
 @click.command()
-@MODEL
+@click.argument("model", type=PATH, required=False)
+@click.version_option(package_name="s2d-convert")
 @click.option(
     "--budget",
     type=float,
@@ -73,7 +80,7 @@ from s2d_convert.exporting.folder import REPORT
 @click.option(
     "--data",
     type=PATH,
-    help="Folder of class folders, folder of images, .npz, or one picture. Without it images are made up.",
+    help=f"One picture, {IMAGES}. Without it images are made up.",
 )
 @OUT
 @STAGES
@@ -98,7 +105,14 @@ from s2d_convert.exporting.folder import REPORT
 )
 @SEED
 @click.option("--ray", metavar="ADDRESS", help="Spread the search over a Ray cluster: auto, local or HOST:PORT.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options and files.")
+@click.option(
+    "--resume",
+    type=PATH,
+    is_flag=False,
+    flag_value=str(HERE),
+    metavar="[OUT]",
+    help="Go on with the interrupted conversion to OUT (or to --out), with the options that it was given.",
+)
 @click.option(
     "--flip/--no-flip",
     default=DEFAULTS["flip"],
@@ -119,26 +133,79 @@ from s2d_convert.exporting.folder import REPORT
 @SIZE
 @PREPROCESSING
 @STRICT
-@click.option("--force", is_flag=True, help="Go on though the static model is no better than chance on the data.")
-def convert(model: Path, out: Path | None, **options: Any) -> None:
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace OUT where it is an export and nothing was added to it; go on though the static model is no better than "
+    "chance on the data.",
+)
+@WORDS
+def convert(
+    model: Path | None, out: Path | None, resume: Path | None, quiet: bool, verbose: bool, **options: Any
+) -> None:
     """Convert MODEL to a folder of stages that is as fast as possible at a loss of one point at most, or, with --budget, as
     accurate as possible in a share of the static model's time.
 
     Ends with a verdict. Exit code 3: the budget could not be reached or --max-latency not be kept, the best effort is exported
     all the same. Exit code 10: what was exported is no better than the original.
     """
-    asked = ConvertOptions(model=model, out=out or default_out(model), **options)
+    if quiet and verbose:
+        raise UsageError("--quiet: means nothing beside --verbose; leave one of the two out")
+    asked = asked_for(model, out, resume, options)
     refuse_pointless(asked, named_options())
+    reporter = TerminalReporter(words="quiet" if quiet else "verbose" if verbose else "plain")
     try:
-        result = conversion.convert(asked, TerminalReporter())
+        result = conversion.convert(asked, reporter)
     except KeyboardInterrupt:
         if RunFolder(asked.out).path.exists():
-            click.echo("what is done so far is kept: the same command with --resume goes on", err=True)
+            how = f"s2d-convert --resume {shlex.quote(str(asked.out))}"
+            click.echo(f"what is done so far is kept; to go on: {how}", err=True)
         raise
+    if not quiet:
+        show(result, asked)
+    verdict = result.verdict
+    click.echo("\n".join(verdict.sentences))
+    if verdict.warning:
+        click.echo(f"warning: {verdict.warning}", err=True)
+    if not quiet:
+        show_next(result)
+    if verdict.worse:
+        sys.exit(EXIT_WORSE)
+    if not (result.reached and result.within_max_latency):
+        sys.exit(EXIT_BUDGET_NOT_REACHED)
+
+
+def asked_for(model: Path | None, out: Path | None, resume: Path | None, options: Mapping[str, Any]) -> ConvertOptions:
+    """Return what is asked for: the options, or with --resume those of the unfinished run, apart from the named ones.
+
+    resume: the folder that --resume names, HERE where it names none, None without it. Raises UsageError, and OutputError where
+    there is nothing to resume.
+    """
+    if resume not in (None, HERE) and model is None and resume.is_file():  # --resume MODEL
+        model, resume = resume, HERE
+    if resume is None:
+        if model is None:
+            raise UsageError("MODEL: give the ONNX file to convert")
+        return ConvertOptions(model=model, out=out or default_out(model), **options)
+    if resume == HERE:
+        if out is None and model is None:
+            raise UsageError("--resume: give the folder of the conversion that is to go on")
+        folder = out or default_out(model or Path())
+    else:
+        folder = resume.with_suffix("") if resume.suffix == ".run" else resume
+        if out not in (None, folder):
+            raise UsageError(f"--out {out}: means nothing beside --resume {folder}; leave it out")
+    named = {name: value for name, value in {**options, "model": model}.items() if name in named_options()}
+    before = {**RunFolder(folder).asked(), "out": folder}
+    return replace(ConvertOptions.from_json({**before, **named}), resume=True)
+
+
+def show(result: conversion.Result, asked: ConvertOptions) -> None:
+    """Print what was measured, and what was asked for and not reached."""
     console = Console()
     measured, data = result.manifest.measured, result.manifest.data
-    how = f"latency {measured['latency']} for {measured['machine']}"
     console.print(outcome_table(result.manifest, result.measured))
+    how = f"latency {measured['latency']} for {measured['machine']}"
     title = f"{result.out} on {result.measured.images} unseen images ({data}); {how}"
     console.print(measured_table(result.measured, title=title))
     if (classes := class_table(result.measured)) is not None:
@@ -158,17 +225,16 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
             "the best effort was exported",
             err=True,
         )
-    verdict = result.verdict
-    console.print("\n".join(["", *verdict.sentences]), soft_wrap=True, highlight=False)
-    console.print(
-        f"Report: {result.out / REPORT}. Next: s2d evaluate {result.out} --data DIR; s2d run {result.out} IMAGE"
-    )
-    if verdict.warning:
-        click.echo(f"warning: {verdict.warning}", err=True)
-    if verdict.worse:
-        sys.exit(EXIT_WORSE)
-    if not (result.reached and result.within_max_latency):
-        sys.exit(EXIT_BUDGET_NOT_REACHED)
+    click.echo()
+
+
+def show_next(result: conversion.Result) -> None:
+    """Print where the folder and its report are, and the two commands that come next."""
+    click.echo(f"\nFolder: {result.out}\nReport: {result.out / REPORT}\nNext:")
+    commands = next_commands(result.manifest, str(result.out))
+    width = max(len(command) for command, _ in commands)
+    for command, purpose in commands:
+        click.echo(f"  {command:{width}}  # {purpose}")
 
 
 def _not_reached(manifest: Manifest, asked: ConvertOptions) -> str:

@@ -14,7 +14,18 @@ from typing import Any
 import click
 from rich.console import Console
 
-from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, QUANTIZE, STATIC, flag, refuse_beside
+from s2d_convert.cli.options import (
+    FOLDER,
+    FORCE,
+    IMAGES,
+    PATH,
+    QUANTIZE,
+    RUNNING,
+    STATIC,
+    STRICT,
+    flag,
+    refuse_beside,
+)
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import class_table, measured_table, policy_table
 from s2d_convert.conversion.options import check_budget
@@ -57,15 +68,18 @@ Options = Mapping[str, Any]
     "--queue", type=int, help=f"With Triton: requests that wait; more are refused. [default: {TritonOptions.queue}]"
 )
 @QUANTIZE
-@click.option("--data", type=PATH, help="With --quantize: folder of class folders, folder of images, or .npz.")
-@click.option("--strict", is_flag=True, help="With --quantize: refuse data with pictures that cannot be read.")
+@click.option("--data", type=PATH, help=f"With --quantize: {IMAGES}.")
 @click.option("--out", type=PATH, help="With --quantize: the folder to write.")
+@FORCE
+@STRICT
 @STATIC
-@click.option("--threads", type=int, help="With --quantize: threads of onnxruntime. [default: 1]")
-@click.option("--batch", type=int, help="With --quantize: images per call when latency is measured. [default: 1]")
-@click.option("--provider", help="With --quantize: execution provider of onnxruntime. [default: CPUExecutionProvider]")
+@RUNNING
 def export(folder: Path, **options: Any) -> None:
-    """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic."""
+    """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic.
+
+    A folder in another arithmetic is calibrated and measured anew: --data, --out, --force, --strict, --model, --threads, --batch
+    and --provider go with --quantize.
+    """
     chosen = [name for name in TARGETS if options[name] is not None]
     if len(chosen) != 1:
         raise UsageError(f"export: give exactly one of {', '.join(map(flag, TARGETS))}")
@@ -113,12 +127,9 @@ def quantize(folder: Path, options: Options) -> None:
     for name in ("data", "out"):
         if options[name] is None:
             raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
-    running = {name: options[name] if options[name] is not None else DEFAULTS[name] for name in RUNNING}
-    rest = {name: options[name] for name in ("quantize", "data", "out", "static", "strict")}
     reporter = TerminalReporter()
-    manifest, measured = quantize_folder(
-        QuantizeOptions(folder, **rest, **running), note=reporter.note, warn=reporter.warn
-    )
+    asked = QuantizeOptions(folder, **{name: options[name] for name in ("quantize", *QUANTIZING)})
+    manifest, measured = quantize_folder(asked, note=reporter.note, warn=reporter.warn)
     console = Console()
     console.print(policy_table(manifest))
     title = f"{options['out']} on {measured.images} unseen images ({manifest.data})"
@@ -127,13 +138,13 @@ def quantize(folder: Path, options: Options) -> None:
         console.print(classes)
 
 
-RUNNING = ("threads", "batch", "provider")
+QUANTIZING = frozenset(field.name for field in fields(QuantizeOptions)) - {"folder", "quantize"}
 TRITON = frozenset(field.name for field in fields(TritonOptions))
 # For each option: the function that writes the format, and its further options.
 TARGETS: Mapping[str, tuple[Callable[[Path, Options], None], frozenset[str]]] = MappingProxyType(
     {
         "single": (single, frozenset({"bake"})),
-        "quantize": (quantize, frozenset({"data", "out", "strict", "static", *RUNNING})),
+        "quantize": (quantize, QUANTIZING),
         "triton": (triton, TRITON),
         "triton_single": (triton_single, TRITON | {"bake"}),
     }

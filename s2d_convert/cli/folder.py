@@ -13,7 +13,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.task import task_of
-from s2d_convert.cli.options import DEFAULTS, FOLDER, PATH, RUNNING, STATIC, STRICT
+from s2d_convert.cli.options import DEFAULTS, FOLDER, IMAGES, PATH, RUNNING, STATIC, STRICT
 from s2d_convert.cli.progress import say_warning
 from s2d_convert.cli.terminal import bench_table, class_table, measured_table
 from s2d_convert.conversion.options import check_budget
@@ -28,7 +28,7 @@ from s2d_convert.workflows.split_model import open_export
 
 @click.command()
 @FOLDER
-@click.option("--data", type=PATH, required=True, help="Folder of class folders, folder of images, or .npz.")
+@click.option("--data", type=PATH, required=True, help=f"Images: {IMAGES}.")
 @click.option("--budget", type=float, help="Another of the calibrated budgets. [default: the one converted for]")
 @STRICT
 @STATIC

@@ -6,7 +6,6 @@ them. This module has the group of commands and the one place where errors becom
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,30 +15,85 @@ from types import MappingProxyType
 import click
 from s2d_runtime import DispatcherError
 
+from s2d_convert.base.files import FULL
 from s2d_convert.base.text import plain
 from s2d_convert.errors import EXIT_INTERRUPTED, ModelError, OutputError, S2DError
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its place in this package, as ``module:name``, and its description in one line."""
+    """A command: its place in this package, as ``module:name``, its description in one line, and examples of its use."""
 
     home: str
     summary: str
+    examples: tuple[str, ...]
 
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
-        "convert": Command("convert:convert", "Convert a model to a folder of stages (the same as s2d-convert)."),
-        "calibrate": Command("calibrate:calibrate", "Set thresholds anew from real images, without training."),
-        "inspect": Command("model:inspect", "Show what a model can be split into."),
-        "split": Command("model:split", "Cut a model into stages by a plan, without training."),
-        "evaluate": Command("folder:evaluate", "Measure accuracy, exits and latency on other images."),
-        "bench": Command("folder:bench_command", "Time every way out beside the static model."),
-        "run": Command("folder:run", "Answer one image."),
-        "export": Command("export:export", "Write one file, a Triton repository or a quantised folder."),
-        "serve": Command("serve:serve", "Answer HTTP requests."),
-        "profile": Command("profile:profile_command", "Measure what stages cost on a device."),
+        "convert": Command(
+            "convert:convert",
+            "Convert a model to a folder of stages (the same as s2d-convert).",
+            (
+                "s2d-convert model.onnx --data images/",
+                "s2d-convert model.onnx --data images/ --budget 0.5 --effort quick",
+                "s2d-convert model.onnx --data images/ --max-drop 0.01 --out fast.s2d",
+                "s2d-convert --resume fast.s2d",
+            ),
+        ),
+        "calibrate": Command(
+            "calibrate:calibrate",
+            "Set thresholds anew from real images, without training.",
+            (
+                "s2d calibrate model.s2d --data images/",
+                "s2d calibrate model.s2d --data images/ --max-drop 0.01",
+                "s2d calibrate model.s2d --undo",
+            ),
+        ),
+        "inspect": Command(
+            "model:inspect",
+            "Show what a model can be split into.",
+            ("s2d inspect model.onnx", "s2d inspect model.onnx --data images/ --preprocess unit"),
+        ),
+        "split": Command(
+            "model:split",
+            "Cut a model into stages by a plan, without training.",
+            ("s2d split model.onnx --plan depth --stages 3", "s2d split model.onnx --plan plan.json --out cut"),
+        ),
+        "evaluate": Command(
+            "folder:evaluate",
+            "Measure accuracy, exits and latency on other images.",
+            ("s2d evaluate model.s2d --data images/", "s2d evaluate model.s2d --data test.npz --budget 0.7 --json"),
+        ),
+        "bench": Command(
+            "folder:bench_command",
+            "Time every way out beside the static model.",
+            ("s2d bench model.s2d", "s2d bench model.s2d --threads 4 --seconds 10"),
+        ),
+        "run": Command(
+            "folder:run",
+            "Answer one image.",
+            ("s2d run model.s2d photo.jpg", "s2d run model.s2d inputs.npy --budget 0.7"),
+        ),
+        "export": Command(
+            "export:export",
+            "Write one file, a Triton repository or a quantised folder.",
+            (
+                "s2d export model.s2d --single model_in_one.onnx",
+                "s2d export model.s2d --quantize int8 --data images/ --out int8.s2d",
+                "s2d export model.s2d --triton repository/",
+            ),
+        ),
+        "serve": Command(
+            "serve:serve",
+            "Answer HTTP requests.",
+            ("s2d serve model.s2d", "s2d serve model.s2d --host 0.0.0.0 --port 8080"),
+        ),
+        "profile": Command(
+            "profile:profile_command",
+            "Measure what stages cost on a device.",
+            ("s2d profile model.onnx --save board.json", "s2d profile model.onnx --kit kit/"),
+        ),
     }
 )
 
@@ -49,6 +103,7 @@ def load_command(name: str) -> click.Command:
     module, _, function = COMMANDS[name].home.partition(":")
     command = getattr(importlib.import_module(f"s2d_convert.cli.{module}"), function)
     assert isinstance(command, click.Command), f"{module}.{function} is not a command"
+    command.epilog = "\n".join(["\b", "Examples:", *(f"  {example}" for example in COMMANDS[name].examples)])
     return command
 
 
@@ -78,7 +133,7 @@ def s2d() -> None:
 def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     """Run a command. Every expected failure becomes one sentence on stderr and a documented exit code."""
     try:
-        command.main(args=None if args is None else list(args), standalone_mode=False)
+        command.main(None if args is None else list(args), standalone_mode=False, help_option_names=["-h", "--help"])
     except S2DError as error:
         _fail(str(error), error.exit_code)
     except DispatcherError as error:
@@ -91,12 +146,18 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", EXIT_INTERRUPTED)
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.filename is None and error.errno not in FULL:
             raise  # a bug in this program
-        place, what = error.filename or "a file", error.strerror or str(error)
-        _fail(f"{place}: {what}; check the place, its permissions and the room there", OutputError.exit_code)
+        _fail(_about_file(error), OutputError.exit_code)
     except MemoryError:
         _fail("not enough memory; use a smaller image (--size) or a machine with more", ModelError.exit_code)
+
+
+def _about_file(error: OSError) -> str:
+    place, what = error.filename or "a file", error.strerror or str(error)
+    if error.errno in FULL:
+        return f"{place}: {what}; make room there (an unfinished conversion goes on with --resume)"
+    return f"{place}: {what}; check the place and its permissions"
 
 
 def _fail(message: str, code: int) -> None:

@@ -14,6 +14,7 @@ from s2d_convert.base.text import plain
 from s2d_convert.cli.inspect_view import InspectView
 from s2d_convert.cli.options import (
     DEFAULTS,
+    FORCE,
     LABELS,
     MODEL,
     OUT,
@@ -121,26 +122,16 @@ def picture_lines(seen: Sequence[Seen], preprocess: Preprocess, *, letters: bool
     "--plan", default="depth", show_default=True, metavar="identity|depth|width|PLAN.json", help="How to cut."
 )
 @OUT
+@FORCE
 @WEIGHTS
 @OUTPUT
 @LABELS
 @SIZE
-def split(
-    model: Path,
-    stages: int,
-    plan: str,
-    out: Path | None,
-    weights: str,
-    output: str | None,
-    labels: str | None,
-    size: tuple[int, int] | None,
-) -> None:
+def split(model: Path, stages: int, plan: str, out: Path | None, **options: Any) -> None:
     """Cut MODEL into stages without any training; exit heads start from the classifier."""
     if "stages" in named_options() and (plan == "identity" or Path(plan).is_file()):
         raise UsageError(f"--stages: --plan {plan} has stages of its own; leave it out")
     target = out or default_out(model)
-    manifest = split_model(
-        model, plan=plan, stages=stages, out=target, output=output, labels=labels, size=size, weights=weights
-    )
+    manifest = split_model(model, plan=plan, stages=stages, out=target, **options)
     for stage in manifest.stages:
         click.echo(f"{target / stage.file}: {stage.macs} MACs, {stage.parameters} parameters")

@@ -103,6 +103,14 @@ QUANTIZE = click.option(
     type=click.Choice(ARITHMETIC),
     help="Compute in int8, in int8 but for the last stage, or in float16 (for GPUs).",
 )
+IMAGES = "folder of class folders, folder of images, or .npz"
+FORCE = click.option(
+    "--force", is_flag=True, help="Replace the folder where it is an export, and nothing was added to it."
+)
+WORDS = options(
+    click.option("-v", "--verbose", is_flag=True, help="Show what only those who know the method can read, too."),
+    click.option("-q", "--quiet", is_flag=True, help="Show only the verdict."),
+)
 OUT = click.option("--out", type=PATH, help="The folder to write. [default: NAME.s2d here, for a model NAME.onnx]")
 RUNNING = options(
     click.option("--threads", default=DEFAULTS["threads"], show_default=True, help="Threads of onnxruntime."),

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
-from s2d_runtime import Manifest
+from s2d_runtime import Manifest, Policy
 
 from s2d_convert.base.text import answer_rows, quantity
 from s2d_convert.calibration.verdict import worth_showing
@@ -62,22 +62,37 @@ def class_table(measured: Measured) -> Table | None:
 
 
 def policy_table(manifest: Manifest) -> Table:
-    """Return the table of calibrated budgets. The worst case is an image that leaves as late as the thresholds allow."""
+    """Return the table of calibrated budgets: one row for equal policies, and none for a policy that another one beats.
+
+    The worst case is an image that leaves as late as the thresholds allow.
+    """
     measured = manifest.measured  # empty if the static model was missing
     how = f"; latency {measured['latency']} for {measured['machine']}" if measured else ""
-    table = Table(title=f"calibrated budgets (on held-out images{how})", title_justify="left")
+    table = Table(title=f"calibrated budgets (on held-out images{how}; * in use)", title_justify="left")
     for column in ("budget", "expected latency", "worst case", f"expected {manifest.target}", "share per exit"):
         table.add_column(column, justify="right")
     ratios = [stage.latency_ratio for stage in manifest.stages]
-    for policy in manifest.policies:
+    for policy in useful_policies(manifest):
         table.add_row(
-            f"{policy.budget:.2f}{'' if policy.reached else ' (not reached)'}",
+            f"{'* ' if policy is manifest.default_policy else ''}{policy.budget:.2f}"
+            f"{'' if policy.reached else ' (not reached)'}",
             f"{policy.expected_latency:.3f}",
             f"{worst_case(ratios, policy.thresholds):.3f}",
             _percent(policy.expected_accuracy),
             "  ".join(f"{100 * share:.0f} %" for share in policy.exit_share),
         )
     return table
+
+
+def useful_policies(manifest: Manifest) -> list[Policy]:
+    """Return the policies in order of latency, without those that are no faster and no more accurate than another one. The
+    policy in use is always kept."""
+    chosen, shown = manifest.default_policy, list[Policy]()
+    ranked = sorted(manifest.policies, key=lambda p: (p.expected_latency, -p.expected_accuracy, p is not chosen))
+    for policy in ranked:
+        if policy is chosen or not any(p.expected_accuracy >= policy.expected_accuracy for p in shown):
+            shown.append(policy)
+    return shown
 
 
 def outcome_table(manifest: Manifest, measured: Measured) -> Table:

@@ -12,6 +12,7 @@ The other kind is a pruned first chain before the unchanged model. `pipeline` tr
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.base.files import write_bytes
 from s2d_convert.conversion.context import Job, Tuned
 from s2d_convert.conversion.run_folder import DEPTH, FEATURES, HEADS
 from s2d_convert.conversion.worth import stage_costs, timed_costs, trained_worth, worth
@@ -113,9 +115,9 @@ def _write_heads(path: Path, heads: Mapping[str, ExitHead]) -> None:
         for layer, (weight, bias) in enumerate(head.layers):
             arrays |= {f"{index}.{layer}.weight": weight, f"{index}.{layer}.bias": bias}
         arrays[f"{index}.cell"] = np.array(head.cell or (), dtype=np.int64)
-    partial = path.with_name(path.name + ".partial.npz")
-    np.savez(partial, **arrays)
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(path, content.getvalue())
 
 
 def _read_heads(path: Path, taps: Sequence[str]) -> dict[str, ExitHead] | None:

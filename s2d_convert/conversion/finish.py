@@ -97,7 +97,7 @@ def finish(
         preprocess=recorded(ready.preprocess, ready.dataset.train, options).to_json(),
         provenance=_provenance(ready, options, provenance),
     )
-    with new_folder(out, draft, models, running=options.running) as writer:
+    with new_folder(out, draft, models, running=options.running, force=options.force) as writer:
 
         def deliver(cost: Costs) -> Measured:
             # Costs do not hang on answers: a promise that is tested again with other costs is still tested once.

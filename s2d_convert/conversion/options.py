@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -208,6 +208,27 @@ class ConvertOptions:
     def work(self) -> Effort:
         """The amounts of work behind `effort`."""
         return EFFORTS[self.effort]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all options but --resume, JSON-able, with paths that hold in any working directory."""
+        plain = {**asdict(self), "plan": self.plan if self.plan in PLANS else str(Path(self.plan).absolute())}
+        del plain["resume"]
+        return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ConvertOptions:
+        """Return the options of `to_json`. Values may also be paths and tuples. Raises UsageError."""
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        if unknown := sorted(set(data) - set(kinds)):
+            raise UsageError(
+                f"the options {', '.join(unknown)} are unknown; go on with the version that they were given to"
+            )
+        given: dict[str, Any] = {}
+        for name, value in data.items():
+            if value is not None:
+                is_path = "Path" in kinds[name]
+                given[name] = Path(value) if is_path else tuple(value) if isinstance(value, list) else value
+        return cls(**given)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from s2d_convert.base.files import check_out
 from s2d_convert.base.reporting import PlannedStep, Reporter
 from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
@@ -33,6 +32,7 @@ from s2d_convert.conversion.training_steps import finetune, tried_out, try_out
 from s2d_convert.conversion.worst_case import keeps_max_latency, possible
 from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
 from s2d_convert.errors import ModelError
+from s2d_convert.exporting.folder import check_target
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.decisions import Actions
@@ -48,13 +48,16 @@ __all__ = ["Reporter", "Result", "convert"]
 
 def convert(options: ConvertOptions, reporter: Reporter) -> Result:
     """Convert a model from file to folder. Raises S2DError for everything that is the caller's to mend."""
-    check_out(options.out)
     run = RunFolder(options.out)
     run.refuse_leftover(resume=options.resume)
+    check_target(options.out, force=options.force)
     ready = prepare(options, reporter)
     given = written_plan(options, ready)  # what is wrong with it is said before anything is trained
     hashes = contents(options, ready)
-    run.open({**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}})
+    run.open(
+        {**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}},
+        options.to_json(),
+    )
     reporter.plan(steps_ahead(options))
     job = Job(options, ready, run, reporter)
     if options.exact:
@@ -101,7 +104,7 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     shutil.rmtree(plain, ignore_errors=True)
     finish(job, tuned, conversion, provenance=provenance, out=plain)
     job.reporter.step("quantize")
-    asked = Requantization(options.quantize, options.running)
+    asked = Requantization(options.quantize, options.running, force=options.force)
     manifest, measured = requantize(
         plain, options.out, asked, dataset=ready.dataset, static=job.timed_static, note=job.reporter.note
     )

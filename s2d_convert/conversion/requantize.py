@@ -43,10 +43,12 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Requantization:
-    """How the stages are to compute ('int8', 'int8:early', 'fp16'), and how they are run when latency is measured."""
+    """How the stages are to compute ('int8', 'int8:early', 'fp16'), how they are run when latency is measured, and whether an
+    export that lies where the folder is to be written is replaced."""
 
     kind: str
     running: Running = ONE_THREAD
+    force: bool = False
 
 
 def requantize(
@@ -73,7 +75,7 @@ def requantize(
     for model, temperature in zip(models, temperatures, strict=True):
         set_temperature(model.model, temperature)
     draft = _draft(before, temperatures, asked.kind, made, dataset)
-    with new_folder(out, draft, models, running=asked.running) as writer:
+    with new_folder(out, draft, models, running=asked.running, force=asked.force) as writer:
 
         def deliver(cost: Costs) -> Measured:
             writer.calibrate(_chosen_again(writer.manifest, scores, cost=cost), cost)

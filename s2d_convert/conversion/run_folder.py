@@ -10,14 +10,16 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from s2d_convert.base.files import write_bytes, write_json
+from s2d_convert.base.files import naming, write_bytes, write_json
 from s2d_convert.errors import OutputError
 from s2d_convert.exporting.folder import PLAN, TRACE
 
 # The files of a run folder, in the order in which they are written. The trace and the plan have the same names as in the
 # exported folder.
+ASKED = "asked.json"  # all options, for a resumed run that is given only the folder
 CONFIG = "config.json"  # options and hashes that a resumed run must share
 SECONDS = "seconds.json"  # seconds spent on every step so far
 HEADS, FEATURES, DEPTH = "heads.npz", "features", "depth.json"  # exact mode: heads, their inputs, the chosen taps
@@ -36,23 +38,41 @@ class RunFolder:
         self.path = out.with_name(out.name + ".run")
 
     def refuse_leftover(self, *, resume: bool) -> None:
-        """Raise OutputError when an unfinished run exists and is not to be resumed."""
+        """Raise OutputError when an unfinished run exists and is not to be resumed, or is to be resumed and does not exist."""
         if self.path.exists() and not resume:
             raise OutputError(
                 f"{self.path}: an unfinished run lies there; go on with it by --resume, or remove the folder"
             )
+        if resume and not self.path.is_dir():
+            raise OutputError(f"{self.path}: no unfinished run lies there; leave --resume out to begin one")
 
-    def open(self, fingerprint: dict[str, Any]) -> None:
-        """Create the folder, or resume it. Raises OutputError when it belongs to a run with other options or files."""
+    def asked(self) -> dict[str, Any]:
+        """Return the options of the unfinished run, as JSON. Raises OutputError when there is none or it does not tell them."""
+        self.refuse_leftover(resume=True)
+        try:
+            asked = self.read_json(ASKED)
+        except (OSError, ValueError):
+            asked = None
+        if not isinstance(asked, dict):
+            raise OutputError(f"{self.path / ASKED}: cannot be read; remove {self.path} and start anew")
+        return asked
+
+    def open(self, fingerprint: dict[str, Any], asked: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Create the folder, or resume it. Raises OutputError when it belongs to a run with other options or files.
+
+        asked: all options, which `asked` returns later.
+        """
         config = self.path / CONFIG
         if self.path.exists():
             self._check(config, fingerprint)
             return
         try:
             self.path.mkdir(parents=True)
+            write_json(self.path / ASKED, dict(asked))
             write_json(config, fingerprint)
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+            file = error.filename or self.path
+            raise OutputError(f"{file}: cannot be written ({error.strerror}); choose another --out") from error
 
     def _check(self, config: Path, fingerprint: dict[str, Any]) -> None:
         try:
@@ -108,7 +128,7 @@ class RunFolder:
 
     def append_trace(self, entry: dict[str, Any]) -> None:
         """Append one line to the search trace."""
-        with (self.path / TRACE).open("a", encoding="utf-8") as handle:
+        with naming(self.path / TRACE), (self.path / TRACE).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def rewrite_trace(self) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import onnx
 from s2d_runtime import Dispatcher, DispatcherError, Link, Manifest, OutputSpec, Policy, Stage, TensorSpec, dispatcher
 from s2d_runtime.policies import rounded
 
-from s2d_convert.base.files import whole_folder, write_json
+from s2d_convert.base.files import check_out, naming, whole_folder, write_json
 from s2d_convert.base.sessions import ONE_THREAD, Running
 from s2d_convert.base.text import PROMISED_CLASSES
 from s2d_convert.calibration.policies import Chosen
@@ -36,6 +37,11 @@ from s2d_convert.slicing.split import StageModel
 MANIFEST, PLAN, TRACE, REPORT, DISPATCHER = (
     "manifest.json", "plan.json", "search.jsonl", "report.html", "dispatcher.py",
 )  # fmt: skip
+CARD = "README.md"
+# All that an export consists of; what else lies in a folder is somebody else's.
+OURS = re.compile(
+    r"stage\d+(\.[0-9a-f]{12})?\.onnx|manifest\.json|plan\.json|search\.jsonl|report\.html|dispatcher\.py|README\.md|undo|__pycache__"
+)
 NOT_WRITTEN = "0" * 64  # the hash of a stage file that is not written yet
 TRIED_BATCHES = (1, 3)
 
@@ -97,6 +103,34 @@ def with_stages(manifest: Manifest, **columns: Sequence[Any]) -> tuple[Stage, ..
     )
 
 
+def check_target(out: Path, *, force: bool) -> None:
+    """Raise OutputError unless a folder can be written to `out`. force: it may be an export, and nothing else."""
+    if not os.path.lexists(out):
+        check_out(out)
+        return
+    foreign = _foreign(out)
+    if not force:
+        replace_it = ", or replace it with --force" if foreign is None else ""
+        raise OutputError(f"{out}: exists already; remove it or choose another name with --out{replace_it}")
+    if foreign is not None:
+        raise OutputError(
+            f"{out}: {foreign}, and --force replaces nothing but exports; remove it yourself or choose another --out"
+        )
+    check_out(out, replaces=True)
+
+
+def _foreign(out: Path) -> str | None:
+    """Return what shows that `out` is not a folder that this package has written and nobody has added to, None if it is one."""
+    if out.is_symlink() or not out.is_dir():
+        return "is no folder"
+    try:
+        Manifest.load(out)
+    except DispatcherError:
+        return f"has no {MANIFEST} of an export"
+    others = sorted(entry.name for entry in out.iterdir() if entry.is_symlink() or not OURS.fullmatch(entry.name))
+    return f"holds '{others[0]}', which no export has" if others else None
+
+
 class FolderWriter:
     """A folder that is being written and that nobody reads yet, with its manifest so far.
 
@@ -108,7 +142,8 @@ class FolderWriter:
 
     def add(self, name: str, data: bytes) -> None:
         """Write a file."""
-        (self.folder / name).write_bytes(data)
+        with naming(self.folder / name):
+            (self.folder / name).write_bytes(data)
 
     def add_json(self, name: str, data: object) -> None:
         """Write a JSON file."""
@@ -163,14 +198,20 @@ class FolderWriter:
 
 @contextmanager
 def new_folder(
-    out: Path, manifest: Manifest, models: Sequence[StageModel], *, running: Running = ONE_THREAD
+    out: Path,
+    manifest: Manifest,
+    models: Sequence[StageModel],
+    *,
+    running: Running = ONE_THREAD,
+    force: bool = False,
 ) -> Iterator[FolderWriter]:
     """Yield the writer of a folder with these stages, to be completed in the block.
 
-    The folder becomes `out` when the block succeeds and its dispatcher has run it, and is removed otherwise. Raises
-    OutputError.
+    The folder becomes `out` when the block succeeds and its dispatcher has run it, and is removed otherwise. force: an export
+    that lies at `out` is replaced. Raises OutputError.
     """
-    with whole_folder(out) as folder:
+    check_target(out, force=force)
+    with whole_folder(out, replaces=force and out.exists()) as folder:
         writer = _written(folder, manifest, models, running)
         yield writer
         writer.try_out()
@@ -191,7 +232,7 @@ def trial_folder(
 def _written(folder: Path, manifest: Manifest, models: Sequence[StageModel], running: Running) -> FolderWriter:
     writer = FolderWriter(folder, manifest, running)
     writer.add_stages([model.model.SerializeToString() for model in models])
-    shutil.copyfile(dispatcher.__file__, folder / DISPATCHER)
+    writer.add(DISPATCHER, Path(dispatcher.__file__).read_bytes())
     return writer
 
 

@@ -10,7 +10,9 @@ Letters: B rows, F features of a tap, K classes, T taps.
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ import torch
 from onnx import TensorProto, helper
 
 from s2d_convert.base.arrays import Array, slices
+from s2d_convert.base.files import naming
 from s2d_convert.base.sessions import make_session
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.augment import Level
@@ -156,7 +159,12 @@ class Extractor:
 def _new_array(folder: Path | None, index: int, shape: tuple[int, int]) -> Array:
     if folder is None:
         return np.empty(shape, np.float32)
-    return np.lib.format.open_memmap(folder / f"{index}.npy", mode="w+", dtype=np.float32, shape=shape)
+    file = folder / f"{index}.npy"
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+    if sys.platform == "linux":  # a full disk is told here; a write into the map would kill the process
+        with naming(file), file.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+    return array
 
 
 # --- training ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ targets too. Muon trains hidden weights, SGD all others.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.base.files import write_bytes
 from s2d_convert.data.images import Images
 from s2d_convert.errors import DataError
 from s2d_convert.network.masks import Masks
@@ -157,9 +159,9 @@ def _optimizers(
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a torch state completely or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    content = io.BytesIO()  # torch does not say why it could not write a file
+    torch.save(state, content)
+    write_bytes(path, content.getvalue())
 
 
 @torch.no_grad()

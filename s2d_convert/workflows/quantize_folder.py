@@ -8,13 +8,13 @@ from pathlib import Path
 
 from s2d_runtime import Manifest
 
-from s2d_convert.base.files import check_out
 from s2d_convert.base.sessions import Running
 from s2d_convert.conversion.options import ARITHMETIC, check_choice
 from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.reading import Reading, Warn
+from s2d_convert.exporting.folder import check_target
 from s2d_convert.exporting.measure import Measured
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.workflows.split_model import open_export
@@ -33,6 +33,7 @@ class QuantizeOptions:
     batch: int = 1
     provider: str = "CPUExecutionProvider"
     strict: bool = False
+    force: bool = False
 
     def __post_init__(self) -> None:
         check_choice("quantize", self.quantize, ARITHMETIC)
@@ -46,7 +47,7 @@ class QuantizeOptions:
 
 def quantize_folder(options: QuantizeOptions, *, note: Callable[[str], None], warn: Warn) -> tuple[Manifest, Measured]:
     """Write the folder, and return its manifest and what it was measured to do. Raises S2DError or DispatcherError."""
-    check_out(options.out)
+    check_target(options.out, force=options.force)
     running = options.running
     with open_export(options.folder, static=options.static, running=running) as (runner, reference):
         dataset = load_data(
@@ -56,7 +57,7 @@ def quantize_folder(options: QuantizeOptions, *, note: Callable[[str], None], wa
             seed=Origin.of(runner.manifest).seed,
             reading=Reading(options.strict, warn=warn),
         )
-        asked = Requantization(options.quantize, running)
+        asked = Requantization(options.quantize, running, force=options.force)
         made = requantize(options.folder, options.out, asked, dataset=dataset, static=reference, note=note)
     for text in made[1].lost_classes:
         warn(text)

@@ -15,7 +15,7 @@ from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.options import FLOATS, check_choice
 from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.exporting.folder import PLAN, draft_manifest, new_folder
+from s2d_convert.exporting.folder import PLAN, check_target, draft_manifest, new_folder
 from s2d_convert.exporting.provenance import Origin, model_facts, model_sha256
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
@@ -39,11 +39,13 @@ def split_model(
     labels: str | None = None,
     size: tuple[int, int] | None = None,
     weights: str = "float32",
+    force: bool = False,
 ) -> Manifest:
     """Split a model by a plan into the folder `out`, without training, and return the manifest.
 
-    plan: a plan's name or its JSON file. Raises UsageError.
+    plan: a plan's name or its JSON file. force: an export that lies there is replaced. Raises UsageError.
     """
+    check_target(out, force=force)
     check_choice("weights", weights, FLOATS)
     if not 1 <= stages <= MAX_STAGES:
         raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
@@ -57,7 +59,7 @@ def split_model(
         "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(analysed),
         "input_size": size, "output_name": output,
     }  # fmt: skip
-    with new_folder(out, replace(draft, provenance=provenance), models) as writer:
+    with new_folder(out, replace(draft, provenance=provenance), models, force=force) as writer:
         writer.add_json(PLAN, conversion.to_json(analysed.channels))
     return writer.manifest
 

@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     before = sorted(p.name for p in place.iterdir())
     monkeypatch.setattr(Path, "write_bytes", full)
     code, _, err = call(capsys, "export", "model.s2d", "--single", "one.onnx")
-    assert (code, "No space left on device; check the place" in err) == (6, True)
+    assert (code, "No space left on device; make room there" in err) == (6, True)
     assert sorted(p.name for p in place.iterdir()) == before
 
 

@@ -114,7 +114,7 @@ def test_the_worst_case_of_a_policy_is_as_late_as_its_thresholds_allow() -> None
 def test_a_bound_that_nothing_keeps_is_told(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_convert, "TerminalReporter", Listener)
+    monkeypatch.setattr(cli_convert, "TerminalReporter", lambda **_: Listener())
     args = ["convert", str(place / "tiny.onnx"), "--data", str(place / "data.npz"), "--out", str(place / "out"),
             "--effort", "quick", "--no-flip", "--budget", "1", "--max-latency", "0.01", "--device", "cpu"]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
