@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
         return getattr(importlib.import_module(module), other_name or name)
 
     def __dir__() -> list[str]:
-        return sorted(homes)
+        usual = {name for name in vars(sys.modules[package]) if name.startswith("__")}
+        return sorted({*homes, *usual})
 
     return __getattr__, __dir__

@@ -31,6 +31,7 @@ LAYERS = {
         "conversion",
         "workflows",
         "cli",
+        "api",
         "__init__",
         "__main__",
     ),

@@ -83,24 +83,25 @@ def export(folder: Path, **options: Any) -> None:
     chosen = [name for name in TARGETS if options[name] is not None]
     if len(chosen) != 1:
         raise UsageError(f"export: give exactly one of {', '.join(map(flag, TARGETS))}")
-    make, further = TARGETS[chosen[0]]
+    write, further = TARGETS[chosen[0]]
     refuse_beside(flag(chosen[0]), {"folder", chosen[0], *further})
-    make(folder, options)
+    for line in write(folder, options):
+        click.echo(line)
 
 
-def triton(folder: Path, options: Options) -> None:
-    """Write a Triton repository with a model per stage, for `--triton REPO`."""
+def triton(folder: Path, options: Options) -> tuple[str, ...]:
+    """Write a Triton repository with a model per stage, for `--triton REPO`; return what to know of it."""
     names = write_repository(folder, options["triton"], _triton_options(folder, options))
-    click.echo(f"{options['triton']}: models {', '.join(names)}; clients call '{names[0]}'")
+    return (f"{options['triton']}: models {', '.join(names)}; clients call '{names[0]}'",)
 
 
-def triton_single(folder: Path, options: Options) -> None:
-    """Write a Triton repository with the single file, for `--triton-single REPO`."""
+def triton_single(folder: Path, options: Options) -> tuple[str, ...]:
+    """Write a Triton repository with the single file, for `--triton-single REPO`; return what to know of it."""
     if options["bake"] is not None:
         check_budget("bake", options["bake"])
     asked = _triton_options(folder, options)
     (name,) = write_single_repository(folder, options["triton_single"], asked, budget=options["bake"])
-    click.echo(f"{options['triton_single']}: model {name}")
+    return (f"{options['triton_single']}: model {name}",)
 
 
 def _triton_options(folder: Path, options: Options) -> TritonOptions:
@@ -109,21 +110,25 @@ def _triton_options(folder: Path, options: Options) -> TritonOptions:
     return TritonOptions(**{"name": folder.resolve().name.removesuffix(".s2d"), **given})
 
 
-def single(folder: Path, options: Options) -> None:
-    """Write one ONNX file and say what to feed it, for `--single FILE`."""
+def single(folder: Path, options: Options) -> tuple[str, ...]:
+    """Write one ONNX file, for `--single FILE`; return its size and what to feed it."""
     if options["bake"] is not None:
         check_budget("bake", options["bake"])
     made = write_single(folder, options["single"], bake=options["bake"])
-    click.echo(f"{made.path}: {made.stages} stages, {made.file_bytes / 1e6:.1f} MB")
+    size = f"{made.path}: {made.stages} stages, {made.file_bytes / 1e6:.1f} MB"
     limits = ", ".join(f"{t:.6g}" for t in made.policy.thresholds)
     if made.baked:
-        click.echo(f"the thresholds of budget {made.policy.budget:g} are fixed in it: {limits or 'none'}")
-    elif limits:
-        click.echo(f"feed '{THRESHOLDS}', float32 [{made.stages - 1}]; for budget {made.policy.budget:g}: [{limits}]")
+        return size, f"the thresholds of budget {made.policy.budget:g} are fixed in it: {limits or 'none'}"
+    if limits:
+        return (
+            size,
+            f"feed '{THRESHOLDS}', float32 [{made.stages - 1}]; for budget {made.policy.budget:g}: [{limits}]",
+        )
+    return (size,)
 
 
-def quantize(folder: Path, options: Options) -> None:
-    """Write a folder whose stages compute in INT8 or float16, for `--quantize KIND`."""
+def quantize(folder: Path, options: Options) -> tuple[str, ...]:
+    """Write a folder whose stages compute in INT8 or float16, and show its tables, for `--quantize KIND`."""
     for name in ("data", "out"):
         if options[name] is None:
             raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
@@ -136,12 +141,13 @@ def quantize(folder: Path, options: Options) -> None:
     console.print(measured_table(measured, title=title))
     if (classes := class_table(measured)) is not None:
         console.print(classes)
+    return ()
 
 
 QUANTIZING = frozenset(field.name for field in fields(QuantizeOptions)) - {"folder", "quantize"}
 TRITON = frozenset(field.name for field in fields(TritonOptions))
 # For each option: the function that writes the format, and its further options.
-TARGETS: Mapping[str, tuple[Callable[[Path, Options], None], frozenset[str]]] = MappingProxyType(
+TARGETS: Mapping[str, tuple[Callable[[Path, Options], tuple[str, ...]], frozenset[str]]] = MappingProxyType(
     {
         "single": (single, frozenset({"bake"})),
         "quantize": (quantize, QUANTIZING),

@@ -66,11 +66,15 @@ class TerminalReporter:
     def step(self, name: str) -> None:
         """Show that a new step begins."""
         self._remove_bar()
+        self._print(self._begun(name), style="bold")
+
+    def _begun(self, name: str) -> str:
+        """Begin a step, and return it in words."""
         self._step = name
         self._shown_at = self._began_at = time.monotonic()
         number = next((n for n, step in enumerate(self._planned, start=1) if step.name == name), None)
         place = "" if number is None else f"step {number} of {len(self._planned)}: "
-        self._print(f"{place}{in_words(name)}{self._left(math.nan)}", style="bold")
+        return f"{place}{in_words(name)}{self._left(math.nan)}"
 
     def note(self, text: str) -> None:
         """Show a result."""
