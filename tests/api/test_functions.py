@@ -161,7 +161,7 @@ def test_inspect_gives_the_data_of_the_command(place: Path) -> None:
     ("call", "words"),
     [
         (lambda: s2d_convert.convert(), "convert: 'model' is missing"),
-        (lambda: s2d_convert.convert("tiny.onnx", "images/"), "give images as data='images/'"),
+        (lambda: s2d_convert.convert("tiny.onnx", "images/"), "give images as data='images/'"),  # type: ignore[arg-type]
         (lambda: s2d_convert.convert("tiny.onnx", max_loss=0.1, budget=0.5, data="data.npz"), "--max-loss: means"),
         (lambda: s2d_convert.convert("tiny.onnx", confidence=0.9), "--confidence: means nothing"),
         (lambda: s2d_convert.inspect("tiny.onnx", mean=0.5), "--mean: means nothing without --data"),
