@@ -28,9 +28,9 @@ from s2d_convert.conversion.requantize import USED, Requantization, requantize
 from s2d_convert.data.images import Images
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all, load_data
-from s2d_convert.exporting.measure import thresholds_for_exit
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.quantize import int8_model
+from s2d_convert.exporting.timing import thresholds_for_exit
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.meter import interleave
 from s2d_convert.workflows.split_model import open_export

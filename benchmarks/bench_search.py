@@ -21,8 +21,8 @@ from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.explore import controller_search
 from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
-from s2d_convert.exporting.measure import machine
 from s2d_convert.exporting.provenance import model_sha256
+from s2d_convert.exporting.timing import machine
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.search.base import SearchResult, evaluate_all, random_search
 

@@ -19,8 +19,8 @@ from s2d_runtime import Dispatcher
 
 from benchmarks.bench_parts import BUILD, resnet20
 from s2d_convert.base.sessions import make_session
-from s2d_convert.exporting.measure import thresholds_for_exit
 from s2d_convert.exporting.single import ANSWER, THRESHOLDS, write_single
+from s2d_convert.exporting.timing import thresholds_for_exit
 from s2d_convert.latency.meter import interleave
 from s2d_convert.workflows.split_model import split_model
 

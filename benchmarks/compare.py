@@ -30,8 +30,8 @@ from s2d_convert.data.images import Images
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.errors import DataError, OutputError, S2DError
-from s2d_convert.exporting.measure import machine
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
+from s2d_convert.exporting.timing import machine
 
 OURS = ("ours", "int8-ours")
 AMOUNTS = tuple(f.name for f in fields(Effort) if f.name not in ("baselines", "made_up_images"))

@@ -1,7 +1,7 @@
 """The last step of the stand, and the only one that sees the test images: accuracy and latency of every model.
 
 Latency is always a ratio to the static model, timed in turn with it in one process; see
-`s2d_convert.exporting.measure`. An exported folder is timed through the dispatcher, as users run it; a single file as
+`s2d_convert.exporting.timing`. An exported folder is timed through the dispatcher, as users run it; a single file as
 a plain onnxruntime session.
 """
 
@@ -68,7 +68,8 @@ def _measured_folder(stand: Stand, entry: Entry, images: Images, setting: Settin
     running = Running(setting.threads, setting.batch)
     static = StaticModel(stand.ready.graph, running)
     with running.dispatcher(stand.root / entry.path) as runner:
-        got = measure(runner, static, images, running=running, budget=entry.budget)
+        runner.set_budget(entry.budget)
+        got = measure(runner, static, images, running=running)
     timing = {"mean": got.mean_latency, "worst": got.worst_latency, "static_ms": got.static_ms}
     return {
         "accuracy": got.correct_dynamic,

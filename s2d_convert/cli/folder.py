@@ -20,8 +20,8 @@ from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.arrays import UNREADABLE_ARRAY
 from s2d_convert.data.picture import IMAGE_SUFFIXES, UNREADABLE, quiet_decoders, read_image, reason_of
 from s2d_convert.errors import DataError, UsageError
-from s2d_convert.exporting.measure import bench
 from s2d_convert.exporting.provenance import recorded_preprocess
+from s2d_convert.exporting.timing import bench
 from s2d_convert.workflows.evaluate import EvaluateOptions, evaluate_folder
 from s2d_convert.workflows.split_model import open_export
 

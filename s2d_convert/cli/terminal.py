@@ -11,7 +11,8 @@ from s2d_runtime import Manifest, Policy
 
 from s2d_convert.base.text import answer_rows, quantity
 from s2d_convert.calibration.verdict import worth_showing
-from s2d_convert.exporting.measure import Measured, worst_case
+from s2d_convert.exporting.measure import Measured
+from s2d_convert.exporting.timing import worst_case
 
 
 def _percent(value: float | None) -> str:

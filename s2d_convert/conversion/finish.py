@@ -33,17 +33,10 @@ from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import VerifyError
 from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, draft_manifest, new_folder
-from s2d_convert.exporting.measure import (
-    Measured,
-    largest_difference,
-    machine,
-    measure,
-    measured_elsewhere,
-    path_costs,
-    predicted_costs,
-)
+from s2d_convert.exporting.measure import Measured, largest_difference, measure, measured_elsewhere
 from s2d_convert.exporting.provenance import model_facts
 from s2d_convert.exporting.steady import Costs, steadily
+from s2d_convert.exporting.timing import machine, path_costs, predicted_costs
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
 from s2d_convert.plans.plan import Conversion, is_untouched

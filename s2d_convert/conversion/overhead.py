@@ -13,7 +13,7 @@ import numpy as np
 from s2d_convert.conversion.context import Prepared, timing_images
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.exporting.folder import draft_manifest, trial_folder
-from s2d_convert.exporting.measure import thresholds_for_exit
+from s2d_convert.exporting.timing import thresholds_for_exit
 from s2d_convert.latency.meter import interleave
 from s2d_convert.plans.plan import Conversion, Plan
 from s2d_convert.plans.space import CASCADE, PlanSpace

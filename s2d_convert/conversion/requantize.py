@@ -22,10 +22,11 @@ from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.errors import ModelError, OutputError
 from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, new_folder, read_stages, with_stages
-from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
+from s2d_convert.exporting.measure import Measured, measure
 from s2d_convert.exporting.provenance import Origin
 from s2d_convert.exporting.quantize import check_runs, float16_stage, int8_stage, set_temperature
 from s2d_convert.exporting.steady import Costs, steadily
+from s2d_convert.exporting.timing import machine, path_costs
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.slicing.chain import stage_logits
 from s2d_convert.slicing.split import StageModel

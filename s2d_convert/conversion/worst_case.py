@@ -11,7 +11,7 @@ from typing import Any
 from s2d_convert.conversion.context import Job, timing_images
 from s2d_convert.conversion.run_folder import KINDS
 from s2d_convert.exporting.folder import draft_manifest, trial_folder
-from s2d_convert.exporting.measure import path_costs
+from s2d_convert.exporting.timing import path_costs
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import SearchResult, Trial, ranked

@@ -31,7 +31,7 @@ from s2d_convert.base.files import check_out, write_bytes
 from s2d_convert.base.sessions import ONE_FILE, make_session
 from s2d_convert.errors import OutputError, VerifyError
 from s2d_convert.exporting.folder import read_stages
-from s2d_convert.exporting.measure import thresholds_for_exit
+from s2d_convert.exporting.timing import thresholds_for_exit
 from s2d_convert.frontend.equivalence import noise
 from s2d_convert.slicing.stage_graph import CONFIDENCE, OUTPUT
 

@@ -21,6 +21,9 @@ MIN_ROUNDS, MAX_ROUNDS = 30, 400
 MAX_TRIES, UNSTEADY = 4, 0.04
 QUICK = 10.0  # percentile that replaces the median on a machine that is never steady
 
+Call = Callable[[], object]  # something to time
+TimeRound = Callable[[Sequence[Call]], Sequence[float]]  # runs each call once, in turn; seconds that each took
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -89,19 +92,7 @@ class Meter:
         )
 
 
-def interleave(calls: Sequence[Callable[[], object]], seconds: float, *, rounds: int = MAX_ROUNDS) -> Array:
-    """Return seconds per call, float64 [rounds, calls]. Every round times each call once, in turn.
-
-    Takes at least MIN_ROUNDS rounds, then continues until `seconds` have passed or `rounds` are taken.
-    """
-    rows: list[list[float]] = []
-    started = time.perf_counter()
-    while len(rows) < MIN_ROUNDS or (time.perf_counter() - started < seconds and len(rows) < rounds):
-        rows.append(time_round(calls))
-    return np.array(rows)
-
-
-def time_round(calls: Sequence[Callable[[], object]]) -> list[float]:
+def time_round(calls: Sequence[Call]) -> list[float]:
     """Run each call once, in turn, and return the seconds that each took."""
     row = []
     for call in calls:
@@ -109,3 +100,21 @@ def time_round(calls: Sequence[Callable[[], object]]) -> list[float]:
         call()
         row.append(time.perf_counter() - before)
     return row
+
+
+def interleave(
+    calls: Sequence[Call],
+    seconds: float,
+    *,
+    rounds: int = MAX_ROUNDS,
+    time_round: TimeRound = time_round,
+) -> Array:
+    """Return seconds per call, float64 [rounds, calls]. Every round times each call once, in turn.
+
+    Takes at least MIN_ROUNDS rounds, then continues until `seconds` have passed or `rounds` are taken.
+    """
+    rows: list[Sequence[float]] = []
+    started = time.perf_counter()
+    while len(rows) < MIN_ROUNDS or (time.perf_counter() - started < seconds and len(rows) < rounds):
+        rows.append(time_round(calls))
+    return np.array(rows)

@@ -52,7 +52,8 @@ def evaluate_folder(options: EvaluateOptions, *, warn: Warn) -> Measured:
         )
         if not len(images):
             raise DataError(f"{options.data}: no images found; give a folder or an .npz with at least one")
-        measured = measure(runner, reference, images, running=options.running, budget=options.budget)
+        runner.set_budget(options.budget)
+        measured = measure(runner, reference, images, running=options.running)
     for text in measured.to_mind():
         warn(text)
     return measured

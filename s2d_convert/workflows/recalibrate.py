@@ -32,10 +32,11 @@ from s2d_convert.data.loading import load_calibration
 from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import TRACE, FolderWriter, read_stages
-from s2d_convert.exporting.measure import Measured, machine, measure, path_costs
+from s2d_convert.exporting.measure import Measured, measure
 from s2d_convert.exporting.provenance import Origin, recorded_preprocess
 from s2d_convert.exporting.renewal import renewed_folder
 from s2d_convert.exporting.steady import Costs, steadily
+from s2d_convert.exporting.timing import machine, path_costs
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.slicing.chain import session_logits
 from s2d_convert.slicing.stage_graph import with_logits

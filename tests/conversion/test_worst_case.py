@@ -18,7 +18,7 @@ from s2d_convert.conversion.pipeline import plan_space
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.conversion.worst_case import confirmed, possible
-from s2d_convert.exporting.measure import worst_case
+from s2d_convert.exporting.timing import worst_case
 from s2d_convert.latency.meter import Timing
 from s2d_convert.plans.space import CASCADE, LINKED
 from s2d_convert.search.base import Evaluation, SearchResult, Trial, reward

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,14 @@ from chain_law import analysed
 from s2d_runtime import Dispatcher
 from text_nets import residual
 
-import s2d_convert.exporting.measure as measure_module
-from s2d_convert.base.files import check_out, whole_folder
+from s2d_convert.base.files import check_out, whole_folder, write_json
 from s2d_convert.base.sessions import Running, make_session
 from s2d_convert.calibration.thresholds import NEVER_LEAVES
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.errors import OutputError, UsageError
-from s2d_convert.exporting.measure import bench, measure, path_costs, thresholds_for_exit
+from s2d_convert.exporting.measure import measure
+from s2d_convert.exporting.timing import bench, image_latency, path_costs, thresholds_for_exit
 from s2d_convert.frontend.load import graph_from_proto
 from s2d_convert.latency.meter import Meter
 from s2d_convert.plans.plan import Plan
@@ -61,20 +63,52 @@ def test_thresholds_send_every_row_to_one_exit(folder: Path) -> None:
             assert answer.stage.tolist() == [stage] * 5
 
 
-def test_a_way_out_costs_at_least_what_the_one_before_costs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = np.array([[0.002, 0.001, 0.0008], [0.002, 0.001, 0.0008], [0.009, 0.001, 0.0008]])  # static, exits 1 and 2
-    with open_export(folder) as (runner, static), monkeypatch.context() as patch:
-        patch.setattr(measure_module, "interleave", lambda calls, _seconds: seen[:, : len(calls)])
-        costs = path_costs(runner, static, images_of(1).batch(np.arange(1)))
+def test_a_way_out_costs_at_least_what_the_one_before_costs(folder: Path) -> None:
+    rounds = cycle([[0.002, 0.001, 0.0008], [0.002, 0.001, 0.0008], [0.009, 0.001, 0.0008]])  # static, exits 1 and 2
+    with open_export(folder) as (runner, static):
+        costs = path_costs(runner, static, images_of(1).batch(np.arange(1)), time_round=lambda _calls: next(rounds))
     assert costs.static_ms == pytest.approx(2.0)
     assert costs.ratios == pytest.approx((0.5, 0.5))
     assert costs.per_stage == pytest.approx((0.5, 0), abs=1e-3)
     assert min(costs.per_stage) > 0
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_worst_is_never_below_the_median(folder: Path, batch: int) -> None:
+    """By a clock on which every image takes longer than the longest way out."""
+    exits = np.array([1, 2, 2, 1, 2, 2, 2, 2])
+    by_calls = {2: [0.001, 0.0012], 3: [0.001, 0.0004, 0.0009]}
+    with open_export(folder) as (runner, static):
+        found = image_latency(
+            runner, static, images_of(8), exits, batch=batch, time_round=lambda calls: by_calls[len(calls)]
+        )
+    assert (found.mean, found.median, found.worst) == pytest.approx((1.2, 1.2, 1.2))
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.6, 1.0])
+def test_answers_and_exits_are_those_of_the_dispatcher(folder: Path, budget: float) -> None:
+    images = images_of(70)
+    with open_export(folder) as (runner, static):
+        manifest = runner.manifest
+        sure = np.sort(runner(images.batch(np.arange(70)), thresholds=thresholds_for_exit(2, 1)).confidence)
+    shares = {0.3: 20, 0.6: 50, 1.0: 69}  # by budget, the row after which confidence is enough
+    policies = [replace(manifest.policies[0], budget=b, thresholds=(float(sure[70 - n]),)) for b, n in shares.items()]
+    write_json(folder / "manifest.json", replace(manifest, policies=tuple(policies), default_budget=1.0).to_json())
+    with open_export(folder) as (runner, static):
+        runner.set_budget(budget)
+        found = measure(runner, static, images, running=Running())
+        answer = runner(images.batch(np.arange(70)))
+        reference = static.logits(images.batch(np.arange(70))).argmax(axis=1)
+    assert found.exit_share == pytest.approx(np.bincount(answer.stage, minlength=3)[1:] / 70)
+    assert 0 < found.exit_share[0] < 1
+    assert found.correct_dynamic == (answer.output.argmax(axis=1) == images.labels).mean()
+    assert found.correct_static == (reference == images.labels).mean()
+    assert found.agreement == (answer.output.argmax(axis=1) == reference).mean()
+
+
 def test_every_way_out_is_timed(folder: Path) -> None:
     with open_export(folder) as (runner, static):
-        costs = path_costs(runner, static, images_of(1).batch(np.arange(1)), seconds=0.05)
+        costs = path_costs(runner, static, images_of(1).batch(np.arange(1)))
         rows = bench(runner, static, batch=2, seconds=0.05)["rows"]
     assert len(costs.ratios) == 2
     assert [row["name"] for row in rows] == ["static", "exit 1", "exit 2"]

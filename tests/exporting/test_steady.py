@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
-from helpers import Array
 
-from s2d_convert.exporting import measure as measure_module
 from s2d_convert.exporting.steady import TRIES, Costs, contradicts, latency_by_stages, steadily
 
 TRUE = (0.3, 0.4)
@@ -80,20 +75,3 @@ def test_what_contradicts() -> None:
     assert contradicts(Said((0.5, 0.5), 0.56), (0.3, 0.4))
     assert contradicts(Said((0.5, 0.5), 0.44), (0.3, 0.4))
     assert not contradicts(Said((0.5, 0.5), 0.9, batch=8), (0.3, 0.4))
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_the_worst_is_never_below_the_median(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_module, "time_round", lambda calls: [0.001, 0.0012])
-    monkeypatch.setattr(measure_module, "path_costs", lambda *_: SimpleNamespace(ratios=(0.4, 0.9)))
-
-    def batch_of(rows: Array) -> Array:
-        return np.zeros((len(rows), 3, 8, 8), np.float32)
-
-    images: Any = type("Eight", (), {"batch": staticmethod(batch_of), "__len__": lambda _self: 8})()
-    runner: Any = len  # neither is called, the clock is made up
-    static: Any = SimpleNamespace(outputs=len)
-    exits = np.array([1, 2, 2, 1, 2, 2, 2, 2])
-    mean, median, worst, _ = measure_module._latency(runner, static, images, exits, batch=batch, budget=None)
-    assert (mean, median) == pytest.approx((1.2, 1.2))
-    assert worst == pytest.approx(1.2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from s2d_convert.calibration.thresholds import confidences
 from s2d_convert.conversion import options
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import PromiseError
-from s2d_convert.exporting import measure
+from s2d_convert.exporting import timing
 from s2d_convert.exporting.renewal import undo
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
@@ -48,8 +47,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to work in, where latencies are measured in short."""
-    for module in (measure, recalibrate):
-        monkeypatch.setattr(module, "path_costs", partial(measure.path_costs, seconds=0.05))
+    monkeypatch.setattr(timing, "SECONDS", 0.05)
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
