@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from s2d_convert.api.results import ConvertResult, InspectResult, MeasuredResult
 from s2d_convert.cli.main import COMMANDS
 from s2d_convert.conversion import options
 from s2d_convert.errors import DataError, OutputError, UsageError
-from s2d_convert.exporting import measure
-from s2d_convert.workflows import recalibrate
+from s2d_convert.exporting import timing
 
 mpl.use("Agg")
 QUIET = {"quiet": True}
@@ -52,8 +50,7 @@ RESULTS: list[ConvertResult] = []
 @pytest.fixture
 def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to work in, where latencies are measured in short."""
-    for module in (measure, recalibrate):
-        monkeypatch.setattr(module, "path_costs", partial(measure.path_costs, seconds=0.05))
+    monkeypatch.setattr(timing, "SECONDS", 0.05)
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

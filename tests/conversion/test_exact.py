@@ -86,12 +86,12 @@ def test_unlabelled_images_give_the_better_of_two_kinds(place: Path) -> None:
     assert result.manifest.exactness is not None
     assert result.manifest.target == "agreement"
     rewards = {
-        text.split(":")[0]: float(text.split("reward ")[1].split()[0])
+        text.split(": reward ")[0]: float(text.split(": reward ")[1])
         for text in listener.texts
-        if text.startswith(("depth exits", "narrow chain"))
+        if ": reward " in text and text.startswith(("exits by depth", "narrow chain"))
     }
     chains = {stage.chain for stage in result.manifest.stages}
-    first, second = rewards["depth exits"], rewards["narrow chain before the untouched model"]
+    first, second = rewards["exits by depth"], rewards["narrow chain before the untouched model"]
     assert first == second or len(chains) == (2 if second > first else 1)  # they are told to four digits
     difference, scale = answers_as_static(place, place / "out")
     assert difference <= 1e-5 * scale
