@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from s2d_runtime.preprocess import Layout
 
 from benchmarks.packages import BENCH, PackageError, sha256, wheel
-from s2d_convert.data.preprocess import Layout, Preprocess, make_preprocess
+from s2d_convert.data.preprocess import Preprocess, make_preprocess
 
 PLACE = BENCH / "third_party"
 RENDERED = BENCH / "rendered"

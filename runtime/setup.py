@@ -20,6 +20,7 @@ setup(
     install_requires=["numpy>=1.26", "onnxruntime>=1.17"],
     # One environment per serving stack: two of them in one make pip take old releases without a word.
     extras_require={
+        "images": ["pillow>=12.3"],
         "http": ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"],
         "kserve": ["kserve>=0.21"],
         "mlserver": ["mlserver>=1.7.1"],

@@ -11,7 +11,7 @@ import pytest
 
 # Lowest first. A module that lies in the folder of `s2d_convert` itself is a layer of its own.
 LAYERS = {
-    "s2d_runtime": ("dispatcher", "profile", "thresholds", "policies", "serving", "__init__"),
+    "s2d_runtime": ("dispatcher", "profile", "thresholds", "policies", "preprocess", "pictures", "serving", "__init__"),
     "s2d_convert": (
         "_lazy",
         "_version",
@@ -43,6 +43,8 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("s2d_runtime", "profile"): {"numpy", "onnxruntime"},
     ("s2d_runtime", "thresholds"): {"numpy"},
     ("s2d_runtime", "policies"): {"numpy"},
+    ("s2d_runtime", "preprocess"): {"numpy"},
+    ("s2d_runtime", "pictures"): {"numpy", "PIL"},
     ("s2d_runtime", "__init__"): set(),
     ("s2d_convert", "errors"): set(),
 }

@@ -10,6 +10,7 @@ import click
 import numpy as np
 from rich.console import Console
 from s2d_runtime import Dispatcher
+from s2d_runtime.pictures import IMAGE_SUFFIXES, UNREADABLE, quiet_decoders, read_image, reason_of
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.task import task_of
@@ -18,7 +19,6 @@ from s2d_convert.cli.progress import say_warning
 from s2d_convert.cli.terminal import bench_table, class_table, measured_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.arrays import UNREADABLE_ARRAY
-from s2d_convert.data.picture import IMAGE_SUFFIXES, UNREADABLE, quiet_decoders, read_image, reason_of
 from s2d_convert.errors import DataError, UsageError
 from s2d_convert.exporting.provenance import recorded_preprocess
 from s2d_convert.exporting.timing import bench

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from s2d_runtime.pictures import IMAGE_SUFFIXES
 from s2d_runtime.policies import MAX_LOSS
 
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.risk_control import RiskBound
-from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.presets import PixelOptions
 from s2d_convert.errors import UsageError
 

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from s2d_convert.data.preprocess import Layout
+from s2d_runtime.preprocess import Layout
 
 Level = Literal["none", "light", "strong"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from s2d_runtime.pictures import UNREADABLE, Picture, cut_away, load_picture, quiet_decoders, reason_of
 
-from s2d_convert.data.picture import UNREADABLE, Picture, cut_away, load_picture, quiet_decoders, reason_of
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import Progress
 from s2d_convert.errors import DataError

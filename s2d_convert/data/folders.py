@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from s2d_runtime.pictures import IMAGE_SUFFIXES
 
 from s2d_convert.base.text import listed
 from s2d_convert.data.decode import ImageFiles, Look, decode
 from s2d_convert.data.images import DARK, Images, Kind
 from s2d_convert.data.labels import FILES, Labels, LabelSpace, read_label_file
-from s2d_convert.data.picture import IMAGE_SUFFIXES
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import Reading, Warn
 from s2d_convert.data.roles import role_of

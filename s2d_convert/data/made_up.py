@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from s2d_runtime.pictures import UNREADABLE, quiet_decoders, read_picture, reason_of
 
 from s2d_convert.data.augment import augment
 from s2d_convert.data.folders import MAX_IN_MEMORY_BYTES
 from s2d_convert.data.images import Dataset, Images, split_images
 from s2d_convert.data.labels import groups
-from s2d_convert.data.picture import UNREADABLE, quiet_decoders, read_picture, reason_of
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.synthetic import made_up
 from s2d_convert.errors import DataError

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+
+from s2d_runtime.preprocess import Fit, Order
 
 from s2d_convert.errors import UsageError
-
-Order = Literal["RGB", "BGR", "GRAY"]
-Fit = Literal["crop", "stretch", "pad", "pad-right"]
 
 MAX_STD = 10.0  # a larger value was surely meant in 0..255 units
 

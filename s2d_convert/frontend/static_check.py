@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from s2d_runtime.preprocess import Order
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.text import listed
@@ -14,7 +15,7 @@ from s2d_convert.calibration.label_chance import judge_labels
 from s2d_convert.data.decode import ImageFiles
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
-from s2d_convert.data.presets import PRESETS, Order, PixelOptions
+from s2d_convert.data.presets import PRESETS, PixelOptions
 from s2d_convert.errors import StaticCheckError
 from s2d_convert.frontend.reference import StaticModel
 

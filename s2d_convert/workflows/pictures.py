@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from s2d_runtime.pictures import IMAGE_SUFFIXES, UNREADABLE, cut_away, load_picture, quiet_decoders, reason_of
 
 from s2d_convert.data.arrays import read_npz
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import sample_files
-from s2d_convert.data.picture import IMAGE_SUFFIXES, UNREADABLE, cut_away, load_picture, quiet_decoders, reason_of
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError
 

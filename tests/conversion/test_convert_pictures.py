@@ -10,9 +10,9 @@ import pytest
 from command_line import call
 from PIL import Image
 from s2d_runtime import Dispatcher
+from s2d_runtime.pictures import read_image
 from tiny import TINY, make_model, quadrants, use_tiny_effort
 
-from s2d_convert.data.picture import read_image
 from s2d_convert.exporting.provenance import recorded_preprocess
 
 SHARES = {0: 120, 1: 90, 2: 60, 3: 12}  # images per class

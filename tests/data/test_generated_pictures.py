@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from s2d_runtime.pictures import IMAGE_FORMATS, UNREADABLE, quiet_decoders, read_image, reason_of
 
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
-from s2d_convert.data.picture import IMAGE_FORMATS, UNREADABLE, quiet_decoders, read_image, reason_of
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
 from s2d_convert.data.presets import RESIZES, PixelOptions
 from s2d_convert.data.reading import Reading

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
+from s2d_runtime.pictures import read_image
 
-from s2d_convert.data.picture import read_image
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
 from s2d_convert.data.presets import PRESETS, PixelOptions
 from s2d_convert.errors import DataError, UsageError

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from s2d_runtime.pictures import UNREADABLE, read_image
 
-from s2d_convert.data.picture import UNREADABLE, read_image
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
 from s2d_convert.data.presets import PRESETS
 from s2d_convert.errors import DataError, UsageError

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from command_line import call
 from PIL import Image
+from s2d_runtime.pictures import read_image
 from text_nets import residual
 
-from s2d_convert.data.picture import read_image
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.workflows.pictures import in_letters
 

@@ -1,4 +1,6 @@
-"""Reading one image file: decoding, turning it upright, and conversion to the model's channels and size.
+"""Reading one picture: decoding, turning it upright, and conversion to the model's channels and size. Needs Pillow.
+
+The converter reads its images with the same functions.
 
 Letters: H height, W width, C channels.
 """
@@ -21,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from s2d_convert.data.preprocess import Preprocess
-from s2d_convert.errors import DataError
+from s2d_runtime.preprocess import Preprocess
 
 # The decoders that Pillow may use. One of the others (EPS) starts an external program.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -60,6 +61,7 @@ _UPRIGHT: Mapping[Any, Image.Transpose] = MappingProxyType(
         8: Image.Transpose.ROTATE_90,
     }
 )
+Source = str | os.PathLike[str] | bytes  # a file, or its content
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"})  # the chunks that determine the pixels
 
@@ -74,31 +76,50 @@ class Picture:
     wide: bool
 
 
-def read_image(path: str | os.PathLike[str], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Read one image file as uint8 [H, W, C], with the model's size and channels (always in RGB order).
+@dataclass(frozen=True)
+class Limits:
+    """The decoders that may be used, and the most pixels that a picture may have (None: as many as Pillow allows)."""
+
+    formats: tuple[str, ...] = IMAGE_FORMATS
+    pixels: int | None = None
+
+
+ANY = Limits()
+
+
+def read_image(source: Source, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Read one picture as uint8 [H, W, C], with the model's size and channels (always in RGB order).
 
     The EXIF orientation is applied. Grey, palette, alpha, 16-bit and CMYK images are converted. The picture is resized as
     `preprocess.fit` says (bicubic, antialiased); an image of the right size keeps its pixels. Raises one of UNREADABLE for
-    a broken file, and DataError when the model takes neither 1 nor 3 channels.
+    a broken file, and the preprocessing's `image_error` when the model takes neither 1 nor 3 channels.
     """
-    return load_picture(path, preprocess).pixels
+    return load_picture(source, preprocess).pixels
 
 
-def load_picture(path: str | os.PathLike[str], preprocess: Preprocess) -> Picture:
-    """Read one image file like `read_image`, with the size of the picture in the file."""
-    height, width = preprocess.size
-    side = round(2 * max(height, width) / preprocess.crop_ratio)
-    image, wide = _open(path, preprocess, side)
-    pixels = np.asarray(_fitted(image, preprocess), np.uint8).reshape(height, width, preprocess.channels)
-    return Picture(pixels, image.size, wide)
+def load_picture(source: Source, preprocess: Preprocess, limits: Limits = ANY) -> Picture:
+    """Read one picture like `read_image`, with its size in the file. Raises ValueError, too, where it exceeds the limits."""
+    side = round(2 * max(preprocess.size) / preprocess.crop_ratio)
+    image, wide = _open(source, preprocess, side, limits)
+    return Picture(_pixels(image, preprocess), image.size, wide)
 
 
-def read_picture(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
+def fit_picture(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Return an opened picture as `read_image` returns files. Raises the same errors."""
+    mode = _mode(preprocess, "a picture")
+    return _pixels(_to_mode(_turned(image), mode, bits=preprocess.bits), preprocess)
+
+
+def _pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    return np.asarray(_fitted(image, preprocess), np.uint8).reshape(*preprocess.size, preprocess.channels)
+
+
+def read_picture(source: Source, preprocess: Preprocess, side: int) -> NDArray[np.uint8]:
     """Read one picture without fitting it to the model, uint8 [H, W, C], reduced if it is longer than `side`.
 
     Raises the errors of `read_image`.
     """
-    image, _ = _open(path, preprocess, side)
+    image, _ = _open(source, preprocess, side, ANY)
     image.thumbnail((side, side))
     return np.asarray(image, np.uint8).reshape(image.height, image.width, preprocess.channels)
 
@@ -132,38 +153,49 @@ def cut_away(source: tuple[int, int], preprocess: Preprocess) -> float:
     return 1 - min(ratio, 1 / ratio)
 
 
-def _open(path: str | os.PathLike[str], preprocess: Preprocess, side: int) -> tuple[Image.Image, bool]:
+def _mode(preprocess: Preprocess, name: str) -> str:
+    """Return Pillow's mode of the model's channels. Raises `image_error` when there is none."""
+    if preprocess.channels not in {1, 3}:
+        raise preprocess.image_error(
+            f"{name}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
+        )
+    return "L" if preprocess.channels == 1 else "RGB"
+
+
+def _open(source: Source, preprocess: Preprocess, side: int, limits: Limits) -> tuple[Image.Image, bool]:
     """Return the upright picture in the model's mode, and whether it had more than 8 bits.
 
     A large JPEG is decoded with no more detail than `side` pixels need.
     """
-    if preprocess.channels not in {1, 3}:
-        raise DataError(
-            f"{path}: image files have 1 or 3 channels, the model takes {preprocess.channels}; give the images as .npz"
-        )
-    mode = "L" if preprocess.channels == 1 else "RGB"
+    mode = _mode(preprocess, "a picture" if isinstance(source, bytes) else str(source))
     try:
         # Opened as a stream, not by name: Pillow would map an uncompressed TIFF into memory, and then mix up width and
         # height where it has to be turned.
-        with Path(path).open("rb") as stream:
-            return _decoded(stream, mode, side, bits=preprocess.bits)
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+            return _decoded(stream, mode, side, bits=preprocess.bits, limits=limits)
     except UNREADABLE as error:
-        bare = _without_metadata(Path(path))
+        bare = _without_metadata(source)
         if bare is None:
             raise
         try:
-            return _decoded(io.BytesIO(bare), mode, side, bits=preprocess.bits)
+            return _decoded(io.BytesIO(bare), mode, side, bits=preprocess.bits, limits=limits)
         except UNREADABLE:
             raise error from None  # the first error names the file
 
 
-def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int) -> tuple[Image.Image, bool]:
-    with Image.open(file, formats=IMAGE_FORMATS) as image:
+def _decoded(file: IO[bytes], mode: str, side: int, *, bits: int, limits: Limits) -> tuple[Image.Image, bool]:
+    with Image.open(file, formats=limits.formats) as image:
+        if limits.pixels is not None and image.width * image.height > limits.pixels:
+            raise ValueError(f"it has {image.width}x{image.height} pixels, at most {limits.pixels} are allowed")
         image.draft(None, (side, side))
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        upright = image if turn is None else image.transpose(turn)
-        return _to_mode(upright, mode, bits=bits).copy(), _is_wide(image)
+        return _to_mode(_turned(image), mode, bits=bits).copy(), _is_wide(image)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Return the picture as its EXIF orientation says, which loads it."""
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> object:
@@ -179,10 +211,13 @@ def _orientation(image: Image.Image) -> object:
         return None
 
 
-def _without_metadata(path: Path) -> bytes | None:
+def _without_metadata(source: Source) -> bytes | None:
     """Return a PNG without chunks that do not affect the pixels (long texts, a broken colour profile), None for other
     files."""
-    content = path.read_bytes() if path.is_file() else b""
+    if isinstance(source, bytes):
+        content = source
+    else:
+        content = Path(source).read_bytes() if Path(source).is_file() else b""
     if not content.startswith(_PNG_SIGNATURE):
         return None
     chunks, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
