@@ -103,6 +103,23 @@ class Running:
 ONE_THREAD = Running()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunningOptions:
+    """The options of a command that measures latency. Raises UsageError for numbers out of range."""
+
+    threads: int = 1
+    batch: int = 1
+    provider: str = "CPUExecutionProvider"
+
+    def __post_init__(self) -> None:
+        _ = self.running
+
+    @property
+    def running(self) -> Running:
+        """How stages are run when their latency is measured. Raises UsageError."""
+        return Running(self.threads, self.batch, self.provider)
+
+
 def run_stages(
     sessions: Sequence[ort.InferenceSession], values: Mapping[str, Array]
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from s2d_convert.base.sessions import Running
+from s2d_convert.base.sessions import RunningOptions
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
@@ -17,27 +17,19 @@ from s2d_convert.workflows.split_model import open_export
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(RunningOptions):
     """The options of `s2d evaluate`. `budget` None: the folder's default; `static` None: where the conversion found it."""
 
     folder: Path
     data: Path
     budget: float | None = None
     static: Path | None = None
-    threads: int = 1
-    batch: int = 1
-    provider: str = "CPUExecutionProvider"
     strict: bool = False
 
     def __post_init__(self) -> None:
         if self.budget is not None:
             check_budget("budget", self.budget)
-        _ = self.running
-
-    @property
-    def running(self) -> Running:
-        """How stages are run when their latency is measured. Raises UsageError."""
-        return Running(self.threads, self.batch, self.provider)
+        super().__post_init__()
 
 
 def evaluate_folder(options: EvaluateOptions, *, warn: Warn) -> Measured:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from s2d_runtime import Manifest
 
-from s2d_convert.base.sessions import Running
+from s2d_convert.base.sessions import RunningOptions
 from s2d_convert.conversion.options import ARITHMETIC, check_choice
 from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.data.labels import LabelSpace
@@ -21,7 +21,7 @@ from s2d_convert.workflows.split_model import open_export
 
 
 @dataclass(frozen=True)
-class QuantizeOptions:
+class QuantizeOptions(RunningOptions):
     """The options of `s2d export --quantize`: the arithmetic, the images of the conversion, and the folder to write."""
 
     folder: Path
@@ -29,20 +29,12 @@ class QuantizeOptions:
     data: Path
     out: Path
     static: Path | None = None
-    threads: int = 1
-    batch: int = 1
-    provider: str = "CPUExecutionProvider"
     strict: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
         check_choice("quantize", self.quantize, ARITHMETIC)
-        _ = self.running
-
-    @property
-    def running(self) -> Running:
-        """How stages are run when their latency is measured. Raises UsageError."""
-        return Running(self.threads, self.batch, self.provider)
+        super().__post_init__()
 
 
 def quantize_folder(options: QuantizeOptions, *, note: Callable[[str], None], warn: Warn) -> tuple[Manifest, Measured]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher, Manifest
 
-from s2d_convert.base.sessions import Running
+from s2d_convert.base.sessions import RunningOptions
 from s2d_convert.calibration.careful import bounded_policies
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
@@ -46,7 +46,7 @@ FIT_SHARE = 0.2  # images for temperatures and the order of policies; a promise 
 
 
 @dataclass(frozen=True)
-class CalibrateOptions:
+class CalibrateOptions(RunningOptions):
     """The options of `s2d calibrate`. `budget` None: the folder's default, or with `max_drop` the cheapest that keeps it."""
 
     folder: Path
@@ -56,24 +56,16 @@ class CalibrateOptions:
     confidence: float = 0.95
     per_class: bool = False
     static: Path | None = None
-    threads: int = 1
-    batch: int = 1
-    provider: str = "CPUExecutionProvider"
     seed: int = 0
     strict: bool = False
 
     def __post_init__(self) -> None:
         if self.budget is not None:
             check_budget("budget", self.budget)
-        _ = self.running
+        super().__post_init__()
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} is allowed")
         _ = self.risk_bound
-
-    @property
-    def running(self) -> Running:
-        """How stages are run when their latency is measured. Raises UsageError."""
-        return Running(self.threads, self.batch, self.provider)
 
     @property
     def risk_bound(self) -> RiskBound | None:

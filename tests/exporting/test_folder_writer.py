@@ -13,7 +13,7 @@ import pytest
 from helpers import random_images
 from s2d_runtime import Dispatcher, dispatcher
 from text_nets import residual
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort, written_plan
+from tiny import Listener, ask, make_folder, use_tiny_effort, written_plan
 
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.requantize import Requantization, requantize
@@ -123,10 +123,7 @@ def test_a_trial_folder_runs_like_a_published_one(model: Path) -> None:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny model, its images, and what it was converted to by a written plan."""
-    place = tmp_path_factory.mktemp("converted")
-    make_model(place / "tiny.onnx")
-    images, labels = quadrants(400, 1)
-    np.savez(place / "data.npz", images=images, labels=labels)
+    place = make_folder(tmp_path_factory.mktemp("converted"), 400)
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_effort(patch)
         convert(ask(place, plan=written_plan(place)), Listener())

@@ -15,21 +15,10 @@ import pytest
 from s2d_runtime import profile
 from s2d_runtime.profile import ProfileError, Settings, fast_calls, main
 from text_nets import chain
+from toy_exports import BLOCKED
 
 from s2d_convert.workflows.profile_kit import KitOptions, write_kit
 
-BLOCKED = (
-    "torch",
-    "onnx",
-    "s2d_runtime",
-    "s2d_convert",
-    "scipy",
-    "PIL",
-    "click",
-    "rich",
-    "sklearn",
-    "onnx_graphsurgeon",
-)
 RUN_THE_COPY = """
 import sys, runpy
 for name in sys.argv[3:]:

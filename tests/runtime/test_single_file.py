@@ -12,21 +12,8 @@ import numpy as np
 import pytest
 import s2d_runtime
 from s2d_runtime import Dispatcher, dispatcher
-from toy_exports import MIXED, PAIR, images_of, policy, write_export
+from toy_exports import BLOCKED, MIXED, PAIR, images_of, policy, write_export
 
-# Everything of the environment that a deployed device has not.
-BLOCKED = (
-    "torch",
-    "onnx",
-    "s2d_runtime",
-    "s2d_convert",
-    "scipy",
-    "PIL",
-    "click",
-    "rich",
-    "sklearn",
-    "onnx_graphsurgeon",
-)
 RUN_THE_COPY = """
 import sys
 for name in sys.argv[2:]:

@@ -35,6 +35,20 @@ class Toy:
 
 
 # One chain of two stages, as most exports are; and a narrow first stage before the untouched model.
+# Packages of the development environment that a deployed device does not have.
+BLOCKED = (
+    "torch",
+    "onnx",
+    "s2d_runtime",
+    "s2d_convert",
+    "scipy",
+    "PIL",
+    "click",
+    "rich",
+    "sklearn",
+    "onnx_graphsurgeon",
+)
+
 PAIR = (Toy(links_out=("link1",)), Toy(image=False, links_in=("link1",)))
 CASCADE = (Toy(), Toy(chain=2))
 SINGLE = (Toy(),)

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from chain_law import analysed
 from text_nets import residual
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+from tiny import Listener, ask, make_folder, use_tiny_effort
 
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.cli import profile as cli_profile
@@ -74,10 +74,7 @@ def test_a_model_with_hardly_any_plans_gets_no_kit(tmp_path: Path, monkeypatch: 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny model, its data, and the board file of this machine."""
-    folder = tmp_path_factory.mktemp("profiled")
-    make_model(folder / "tiny.onnx")
-    images, labels = quadrants(500, 1)
-    np.savez(folder / "data.npz", images=images, labels=labels)
+    folder = make_folder(tmp_path_factory.mktemp("profiled"), 500)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_profile, "KitOptions", partial(KitOptions, files=FEW_FILES))
         main(["profile", str(folder / "tiny.onnx"), "--save", str(folder / "board.json"), "--kit", str(folder / "kit"),

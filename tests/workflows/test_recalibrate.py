@@ -14,7 +14,7 @@ from command_line import call
 from helpers import assert_close
 from PIL import Image
 from s2d_runtime import Dispatcher, Promise
-from tiny import EFFORT, TINY, Listener, ask, make_model, quadrants, written_plan
+from tiny import EFFORT, TINY, Listener, ask, make_folder, quadrants, written_plan
 
 from s2d_convert.calibration.thresholds import confidences
 from s2d_convert.conversion import options
@@ -31,10 +31,7 @@ from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny model, converted once by a written plan, and images that the conversion did not see."""
-    place = tmp_path_factory.mktemp("converted")
-    make_model(place / "tiny.onnx")
-    images, labels = quadrants(700, 1)
-    np.savez(place / "data.npz", images=images, labels=labels)
+    place = make_folder(tmp_path_factory.mktemp("converted"), 700)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(options, "EFFORTS", {**options.EFFORTS, TINY: EFFORT})
         convert(ask(place, plan=written_plan(place), preprocess="raw"), Listener())

@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
+from s2d_convert.frontend.proto import graphs
+
 Nodes = Sequence[onnx.NodeProto]
 
 
@@ -104,19 +106,10 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(attribute.g)
 
 
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and the branches in it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from all_graphs(attribute.g)
-
-
 def all_names(graph: onnx.GraphProto) -> set[str]:
     """The names of all tensors of a graph and its branches."""
     names: set[str] = set()
-    for inner in all_graphs(graph):
+    for inner in graphs(graph):
         names.update(i.name for i in (*inner.input, *inner.output, *inner.initializer))
         for node in inner.node:
             names.update((*node.input, *node.output))

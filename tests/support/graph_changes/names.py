@@ -8,7 +8,8 @@ from random import Random
 import onnx
 from onnx import helper
 
-from graph_changes.base import Subject, UnfitError, all_graphs, all_names, all_nodes, change, set_nodes
+from graph_changes.base import Subject, UnfitError, all_names, all_nodes, change, set_nodes
+from s2d_convert.frontend.proto import graphs
 
 # What the tool itself, the stage files and people use as names.
 TAKEN = (
@@ -42,7 +43,7 @@ def rename_tensors(subject: Subject, rename: Rename) -> None:
             fresh += f"{number}"
         taken.add(fresh)
         new[name] = fresh
-    for graph in all_graphs(subject.graph):
+    for graph in graphs(subject.graph):
         for value in (*graph.input, *graph.output, *graph.initializer):
             value.name = new[value.name]
         del graph.value_info[:]
