@@ -11,7 +11,17 @@ import pytest
 
 # Lowest first. A module that lies in the folder of `s2d_convert` itself is a layer of its own.
 LAYERS = {
-    "s2d_runtime": ("dispatcher", "profile", "thresholds", "policies", "preprocess", "pictures", "serving", "__init__"),
+    "s2d_runtime": (
+        "dispatcher",
+        "profile",
+        "thresholds",
+        "policies",
+        "names",
+        "preprocess",
+        "pictures",
+        "serving",
+        "__init__",
+    ),
     "s2d_convert": (
         "_lazy",
         "_version",

@@ -45,6 +45,7 @@ from s2d_convert.workflows.quantize_folder import QuantizeOptions, quantize_fold
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
 
 PathLike = str | os.PathLike[str]
+RESUME = {"resume": "Go on with an interrupted call of the same arguments."}
 FLAG = re.compile(r"--([a-z][a-z-]*[a-z])")
 QUIET = {"quiet": "Show neither progress nor warnings; the result has the warnings."}
 
@@ -60,7 +61,7 @@ def _keyword(parameter: str) -> str:
     return {"static": "model"}.get(parameter, parameter)
 
 
-@documented(described("convert"), ConvertOptions)
+@documented(RESUME | described("convert", without=frozenset({"version", "verbose", "resume"})), ConvertOptions)
 def convert(
     model: PathLike | ConvertOptions | None = None, reporter: Reporter | None = None, *, quiet: bool = False,
     **options: Any,

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from s2d_convert.data.class_names import read_names
 from s2d_convert.errors import UsageError
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ def fitting(value: Any, hint: Any, *, name: str) -> Any:
     wanted = next(kind for kind in allowed if kind is not NoneType)
     if wanted is Path or wanted is str:
         return _text(value, wanted, name)
+    if wanted == tuple[str, ...]:
+        return read_names(value) if isinstance(value, str | os.PathLike) else _texts(value, wanted, name)
     if get_origin(wanted) is tuple:
         return _numbers(value, wanted, name)
     return _number(value, wanted, name)
@@ -65,6 +68,11 @@ def _text(value: Any, wanted: Any, name: str) -> Any:
         _refuse(name, value, wanted)
     text = os.fspath(value)
     return wanted(text) if isinstance(text, str) else _refuse(name, value, wanted)
+
+
+def _texts(value: Any, wanted: Any, name: str) -> tuple[str, ...]:
+    texts = tuple(value) if isinstance(value, Iterable) else ()
+    return texts if texts and all(isinstance(text, str) for text in texts) else _refuse(name, value, wanted)
 
 
 def _numbers(value: Any, wanted: Any, name: str) -> tuple[Any, ...]:
@@ -94,7 +102,9 @@ WORDS = {Path: "a path", str: "a text", float: "a number", int: "a whole number"
 
 
 def _refuse(name: str, value: Any, wanted: Any) -> NoReturn:
-    if get_origin(wanted) is tuple:
+    if wanted == tuple[str, ...]:
+        words = "names, or a file that has them"
+    elif get_origin(wanted) is tuple:
         kinds = get_args(wanted)
         words = "numbers, such as [0.5] or 0.5" if kinds[-1] is Ellipsis else f"{len(kinds)} whole numbers, or one"
     else:

@@ -17,6 +17,7 @@ from s2d_convert import conversion
 from s2d_convert.base.text import next_commands, promise_cost, promise_text
 from s2d_convert.calibration.verdict import points
 from s2d_convert.cli.options import (
+    CLASSES,
     DEFAULTS,
     IMAGES,
     LABELS,
@@ -130,6 +131,7 @@ HERE = Path("//")  # what --resume holds where no folder is given after it
 @QUANTIZE
 @OUTPUT
 @LABELS
+@CLASSES
 @SIZE
 @PREPROCESSING
 @STRICT

@@ -13,6 +13,7 @@ from rich.console import Console
 from s2d_convert.base.text import plain
 from s2d_convert.cli.inspect_view import InspectView
 from s2d_convert.cli.options import (
+    CLASSES,
     DEFAULTS,
     FORCE,
     LABELS,
@@ -126,6 +127,7 @@ def picture_lines(seen: Sequence[Seen], preprocess: Preprocess, *, letters: bool
 @WEIGHTS
 @OUTPUT
 @LABELS
+@CLASSES
 @SIZE
 def split(model: Path, stages: int, plan: str, out: Path | None, **options: Any) -> None:
     """Cut MODEL into stages without any training; exit heads start from the classifier."""

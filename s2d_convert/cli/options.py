@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from s2d_convert.conversion.options import ARITHMETIC, FLOATS, PLANS, ConvertOptions
 from s2d_convert.conversion.options import LABELS as FIXED_LABELS
+from s2d_convert.data.class_names import read_names
 from s2d_convert.data.presets import ORDERS, PRESETS, RESIZES
 from s2d_convert.errors import UsageError
 
@@ -62,6 +63,15 @@ class Fraction(click.ParamType[float]):
             self.fail(f"{value!r}: expected a number such as 0.017 or 1/255", param, ctx)
 
 
+class ClassNames(click.ParamType[tuple[str, ...]]):
+    """Names of classes, in a file or separated by commas."""
+
+    name = "NAMES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else read_names(str(value))
+
+
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """Return a decorator that applies several options."""
 
@@ -82,6 +92,13 @@ LABELS = click.option(
     type=click.Choice(FIXED_LABELS),
     help="What the model says of an image: one of the classes, or several labels. [default: labels where it ends in a Sigmoid "
     "or in one number, else classes]",
+)
+CLASSES = click.option(
+    "--classes",
+    type=ClassNames(),
+    metavar="FILE|NAME,NAME,...",
+    help="Names of the classes: a file with one per line, JSON, or the names themselves. [default: those of class folders, "
+    "else of the model's metadata]",
 )
 SIZE = click.option("--size", type=Size(), help="Height and width, for a model whose input size is dynamic.")
 SEED = click.option(

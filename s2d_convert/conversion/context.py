@@ -36,7 +36,8 @@ from s2d_convert.training.solving import Solver
 
 @dataclass(frozen=True)
 class Prepared:
-    """The inputs of all later steps. `table` predicts the latencies of another device, None to measure on this one."""
+    """The inputs of all later steps. `table` predicts the latencies of another device, None to measure on this one.
+    `class_names` are those that the manifest records, if any are known."""
 
     model: AnalysedModel
     weights: Weights
@@ -48,6 +49,7 @@ class Prepared:
     device: torch.device
     provider: str = "CPUExecutionProvider"
     table: Table | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def graph(self) -> Graph:

@@ -34,7 +34,7 @@ from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import VerifyError
 from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, draft_manifest, new_folder
 from s2d_convert.exporting.measure import Measured, largest_difference, measure, measured_elsewhere
-from s2d_convert.exporting.provenance import model_facts
+from s2d_convert.exporting.provenance import model_facts, recorded_names
 from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.exporting.timing import machine, path_costs, predicted_costs
 from s2d_convert.frontend.reference import StaticModel
@@ -243,6 +243,7 @@ def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, An
         "model": plain.pop("model"),
         "options": {**plain, "device": ready.device.type},
         **model_facts(ready.model),
+        **recorded_names(ready.class_names),
         "versions": versions(),
         **extra,
     }

@@ -87,7 +87,8 @@ class ConvertOptions:
     latencies are to stand for (None: this machine, measured).
 
     `max_drop` with `confidence` is the promise, if one is asked for, `per_class` for every class; without a budget the default
-    policy is the cheapest one that keeps it.
+    policy is the cheapest one that keeps it. `classes` are the names of the classes (None: as class folders or the model's
+    metadata name them).
     """
 
     model: Path
@@ -116,6 +117,7 @@ class ConvertOptions:
     flip: bool = True
     output: str | None = None
     labels: str | None = None
+    classes: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
     preprocess: str | None = None
     mean: tuple[float, ...] | None = None
@@ -231,11 +233,12 @@ class ConvertOptions:
         return cls(**given)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that must be equal for a run folder to be resumed, JSON-able; the promise concerns the last step only."""
+        """Everything that must be equal for a run folder to be resumed, JSON-able; the promise and names concern
+        the last step only."""
         plain = asdict(self)
         if self.plan not in PLANS:
             plain["plan"] = str(Path(self.plan).resolve())
-        for name in ("resume", "ray", "device", "max_drop", "confidence", "per_class", "strict", "force"):
+        for name in ("resume", "ray", "device", "max_drop", "confidence", "per_class", "strict", "force", "classes"):
             del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v

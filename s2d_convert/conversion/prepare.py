@@ -18,6 +18,7 @@ from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.data.class_names import check_names, chosen_names
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
@@ -80,11 +81,16 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     device = torch_device(options.device)
     model = read_analysed(options.model, size=options.size, output=options.output, labels=options.labels)
     graph = model.graph
+    if options.classes is not None:
+        check_names(options.classes, graph.classes)
     preprocess = preprocess_of(graph, options)
     table = read_latencies(options, reporter)
     static = StaticModel(graph, Running(threads=min(torch.get_num_threads(), MOST_THREADS), provider=options.provider))
     reporter.step("data")
     dataset = read_dataset(static, preprocess, options, reporter)
+    names = chosen_names(options.classes, dataset.train.class_names, graph.class_names, warn=reporter.warn)
+    if names is not None and len(set(names)) == len(names):  # some sets of names have two classes of one name
+        dataset = dataset.named(names)
     if options.risk_bound is not None:
         images = promise_images(dataset)
         share = len(images) / sum(map(len, (dataset.train, dataset.calib, dataset.test)))
@@ -94,7 +100,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     static_check(static, dataset.calib, logits, options, reporter)
     right = graph.task.right(dataset.calib.labels, logits)
     weights = static_weights(graph, model.channels)
-    return Prepared(model, weights, preprocess, dataset, static, logits, right, device, options.provider, table)
+    return Prepared(model, weights, preprocess, dataset, static, logits, right, device, options.provider, table, names)
 
 
 def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:

@@ -110,6 +110,10 @@ class Dataset:
         """The origin of images and labels, the same for all splits."""
         return self.train.kind
 
+    def named(self, names: tuple[str, ...]) -> Dataset:
+        """Return the same images with these names of classes, or labels."""
+        return Dataset(*(replace(images, class_names=names) for images in (self.train, self.calib, self.test)))
+
     def digest(self) -> str:
         """Return a hash of all three splits."""
         return hashlib.sha256(f"{self.train.digest()} {self.calib.digest()} {self.test.digest()}".encode()).hexdigest()

@@ -19,6 +19,7 @@ from typing import Any
 
 import onnx
 from s2d_runtime import Dispatcher, DispatcherError, Link, Manifest, OutputSpec, Policy, Stage, TensorSpec, dispatcher
+from s2d_runtime.names import class_names
 from s2d_runtime.policies import rounded
 
 from s2d_convert.base.files import check_out, naming, whole_folder, write_json
@@ -185,8 +186,9 @@ class FolderWriter:
     def add_report(self, images: Images, *, trace: Path | None = None) -> None:
         """Write the report, with some of the images. trace: the search trace, which need not exist."""
         lines = trace.read_text(encoding="utf-8").splitlines() if trace is not None and trace.is_file() else []
+        named = replace(images, class_names=images.class_names or class_names(self.manifest))
         with self.dispatcher() as runner:
-            pictures = gallery(runner, images)
+            pictures = gallery(runner, named)
         self.add(REPORT, page(self.manifest, [json.loads(line) for line in lines], pictures).encode())
 
     def try_out(self) -> None:

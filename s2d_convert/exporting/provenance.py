@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ import onnx
 import onnx.external_data_helper
 from google.protobuf.message import DecodeError
 from s2d_runtime import Manifest
+from s2d_runtime.names import CLASS_NAMES
 
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
@@ -162,6 +163,11 @@ def _count(record: Mapping[str, Any], name: str) -> int:
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
     raise OutputError(f"manifest.json: provenance, {name}: got {reprlib.repr(value)}; expected {expected}")
+
+
+def recorded_names(names: Sequence[str] | None) -> dict[str, list[str]]:
+    """Return the entry of the provenance with the names of classes, none if they are not known."""
+    return {} if names is None else {CLASS_NAMES: list(names)}
 
 
 def model_facts(model: AnalysedModel) -> dict[str, int]:

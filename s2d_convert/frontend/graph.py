@@ -52,6 +52,7 @@ class Graph:
     float32 from the first node on. `image_axis` is the axis of its channels: 0, or 2 for channels last.
     `opset` is that of the graph here, `source_opset` that of the file.
     `scale` is the part of each side that the image is read at: below 1, the first nodes resize it (`image_size`).
+    `class_names` are those in the file's metadata, if it has them.
     `skeleton` is the simplified static model without its constants, which large models should not have in memory twice;
     `to_model` puts them together.
     """
@@ -73,6 +74,7 @@ class Graph:
     image_axis: int = 0
     source_opset: int = 0
     scale: float = 1.0
+    class_names: tuple[str, ...] | None = None
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:

@@ -19,6 +19,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from s2d_convert.base.sessions import first_line, quiet_session, save
+from s2d_convert.data.class_names import names_in_metadata
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.frontend.batch.freeing import free_batch, has_other_rows, is_plain
 from s2d_convert.frontend.build import graph_of
@@ -54,7 +55,10 @@ def load_graph(
     Raises ModelError when the file is not a static CNN classifier with one image input, UsageError when `size`, `output` or
     `labels` does not fit it.
     """
-    return graph_from_proto(read_model(path), size=size, output=output, labels=labels, file=Path(path))
+    model = read_model(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    graph = graph_from_proto(model, size=size, output=output, labels=labels, file=Path(path))
+    return replace(graph, class_names=names_in_metadata(metadata, graph.classes))
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:

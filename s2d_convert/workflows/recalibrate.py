@@ -33,7 +33,7 @@ from s2d_convert.data.reading import Reading
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import TRACE, FolderWriter, read_stages
 from s2d_convert.exporting.measure import Measured, measure
-from s2d_convert.exporting.provenance import Origin, recorded_preprocess
+from s2d_convert.exporting.provenance import Origin, recorded_names, recorded_preprocess
 from s2d_convert.exporting.renewal import renewed_folder
 from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.exporting.timing import machine, path_costs
@@ -110,7 +110,11 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
                     target="agreement" if images.labels is None else "accuracy",
                     data=images.kind,
                     measured={},
-                    provenance={**before.provenance, "calibration": _provenance(options, images)},
+                    provenance={
+                        **recorded_names(images.class_names),  # those of the conversion stay, if it had any
+                        **before.provenance,
+                        "calibration": _provenance(options, images),
+                    },
                 )
 
             if static is None:

@@ -14,9 +14,10 @@ from s2d_convert.calibration.task import task_of
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.conversion.options import FLOATS, check_choice
 from s2d_convert.conversion.prepare import read_analysed
+from s2d_convert.data.class_names import check_names
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import PLAN, check_target, draft_manifest, new_folder
-from s2d_convert.exporting.provenance import Origin, model_facts, model_sha256
+from s2d_convert.exporting.provenance import Origin, model_facts, model_sha256, recorded_names
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.plans.assignment import check_conversion
@@ -39,6 +40,7 @@ def split_model(
     labels: str | None = None,
     size: tuple[int, int] | None = None,
     weights: str = "float32",
+    classes: tuple[str, ...] | None = None,
     force: bool = False,
 ) -> Manifest:
     """Split a model by a plan into the folder `out`, without training, and return the manifest.
@@ -50,6 +52,8 @@ def split_model(
     if not 1 <= stages <= MAX_STAGES:
         raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
     analysed = read_analysed(model, size=size, output=output, labels=labels)
+    if classes is not None:
+        check_names(classes, analysed.graph.classes)
     conversion = make_plan(analysed, plan, stages)
     check_conversion(analysed, conversion)
     static = static_weights(analysed.graph, analysed.channels)
@@ -57,7 +61,7 @@ def split_model(
     draft = draft_manifest(analysed.graph, conversion, models)
     provenance = {
         "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(analysed),
-        "input_size": size, "output_name": output,
+        "input_size": size, "output_name": output, **recorded_names(classes or analysed.graph.class_names),
     }  # fmt: skip
     with new_folder(out, replace(draft, provenance=provenance), models, force=force) as writer:
         writer.add_json(PLAN, conversion.to_json(analysed.channels))

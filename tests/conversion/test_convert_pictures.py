@@ -53,6 +53,7 @@ def test_pictures_are_read_as_the_model_was_trained(
     assert "balanced accuracy" in out
     assert "class by class" in out
     manifest = json.loads((place / "out.s2d/manifest.json").read_text())
+    assert manifest["provenance"]["class_names"] == ["q0", "q1", "q2", "q3"]
     measured = manifest["measured"]
     assert {row["name"] for row in measured["per_class"]} == {"q0", "q1", "q2", "q3"}
     assert sum(row["images"] for row in measured["per_class"]) == measured["images"]
