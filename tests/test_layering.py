@@ -19,6 +19,7 @@ LAYERS = {
         "names",
         "preprocess",
         "pictures",
+        "calibrate",
         "serving",
         "__init__",
     ),
@@ -55,6 +56,7 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("s2d_runtime", "policies"): {"numpy"},
     ("s2d_runtime", "preprocess"): {"numpy"},
     ("s2d_runtime", "pictures"): {"numpy", "PIL"},
+    ("s2d_runtime", "calibrate"): {"numpy", "onnxruntime"},
     ("s2d_runtime", "__init__"): set(),
     ("s2d_convert", "errors"): set(),
 }

@@ -171,8 +171,8 @@ class ConvertOptions:
             raise UsageError("--ray: exact mode has no search to spread; leave it out, or give --mode train")
         if self.latency is not None and self.quantize is not None:
             raise UsageError(
-                "--quantize with --latency: the device's table knows float32 stages only; convert first, then "
-                "s2d export OUT --quantize on the device, where its stages are measured"
+                "--quantize with --latency: the device's table knows float32 stages only; convert first, then s2d export OUT "
+                "--quantize here, then python -m s2d_runtime.calibrate on the device, which measures the stages there"
             )
 
     @property
