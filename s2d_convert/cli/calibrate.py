@@ -25,8 +25,10 @@ from s2d_convert.cli.options import (
 )
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import policy_table
+from s2d_convert.data.reading import Reading
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
 from s2d_convert.exporting.renewal import undo as undo_calibration
+from s2d_convert.workflows.pack import pack_images
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
 
 DEFAULTS = {f.name: f.default for f in fields(CalibrateOptions)}
@@ -51,7 +53,10 @@ DEFAULTS = {f.name: f.default for f in fields(CalibrateOptions)}
 @RUNNING
 @SEED
 @click.option("--undo", is_flag=True, help="Bring back what the last calibration replaced.")
-def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> None:
+@click.option(
+    "--pack", type=PATH, help="Only write the images into this .npz, for python -m s2d_runtime.calibrate on a device."
+)
+def calibrate(folder: Path, data: Path | None, undo: bool, pack: Path | None, **options: Any) -> None:
     """Set temperatures and thresholds of OUT anew from some hundred real images, without training.
 
     OUT changes in one step or not at all. Ends with exit code 3 when the budget could not be reached.
@@ -63,6 +68,9 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
         return
     if data is None:
         raise UsageError("--data: give some hundred real images, labelled or not, or --undo")
+    if pack is not None:
+        _pack(folder, data, pack, strict=options["strict"])
+        return
     refuse_confidence_alone(options["max_drop"], named_options())
     result = calibrate_folder(CalibrateOptions(folder=folder, data=data, **options))
     reporter, console = TerminalReporter(), Console(highlight=False)
@@ -75,3 +83,12 @@ def calibrate(folder: Path, data: Path | None, undo: bool, **options: Any) -> No
         reason = promise_cost(result.manifest) or f"budget {result.manifest.default_budget:g} was not reached"
         click.echo(f"{reason}; the folder was calibrated all the same", err=True)
         sys.exit(EXIT_BUDGET_NOT_REACHED)
+
+
+def _pack(folder: Path, data: Path, out: Path, *, strict: bool) -> None:
+    """Write the images for a calibration on a device."""
+    refuse_beside("--pack, which only writes a file", {"folder", "data", "pack", "strict"})
+    images = pack_images(folder, data, out, reading=Reading(strict, warn=TerminalReporter().warn))
+    click.echo(
+        f"{out}: {images} images; on the device: python -m s2d_runtime.calibrate {folder.name} {out.name} --model MODEL.onnx"
+    )

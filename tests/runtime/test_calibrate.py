@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,13 @@ from s2d_runtime import Dispatcher, DispatcherError, Manifest
 from s2d_runtime.calibrate import Options, calibrate, run, undo
 from s2d_runtime.calibrate.__main__ import main
 from s2d_runtime.calibrate.answers import Answers
-from s2d_runtime.calibrate.data import from_pixels
+from s2d_runtime.calibrate.data import read_data
 from s2d_runtime.calibrate.timing import Costs, Latency
 from s2d_runtime.policies import rounded
-
 from toy_exports import CASCADE, images_of, write_export, write_manifest
 
 from s2d_convert.calibration.careful import bounded_policies
 from s2d_convert.calibration.policies import Chosen, Scores, accurate_policies, budget_policies
-from s2d_convert.data.preprocess import make_preprocess
-from s2d_convert.data.presets import PixelOptions
 from s2d_convert.exporting.folder import read_stages
 from s2d_convert.exporting.quantize import int8_stage
 from s2d_convert.exporting.renewal import undo as undo_of_the_converter
@@ -306,19 +304,12 @@ def test_what_cannot_be_used_is_one_sentence(
     assert contents(example.folder) == before
 
 
-@pytest.mark.parametrize("order", ["RGB", "BGR", "GRAY"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_pixels_become_what_the_converter_makes_of_them(order: Any, layout: Any) -> None:
-    preprocess = make_preprocess("imagenet", size=(8, 8), channels=3, layout=layout, pixels=PixelOptions(order=order))
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(from_pixels(pixels, preprocess.to_json()), preprocess(pixels))
-
-
-def test_grey_and_raw_pixels() -> None:
-    grey = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
-    one = make_preprocess("unit", size=(8, 8), channels=1)
-    np.testing.assert_array_equal(from_pixels(grey, one.to_json()), one(grey[..., None]))
-    raw = make_preprocess("raw", size=(8, 8), channels=1, dtype="uint8")
-    np.testing.assert_array_equal(from_pixels(grey, raw.to_json()), raw(grey[..., None]))
-    assert from_pixels(grey, PREPROCESS.to_json()) is None
-    assert from_pixels(grey, {"scale": 1}) is None
+def test_pixels_become_model_input(example: Example) -> None:
+    manifest = Manifest.load(example.folder)
+    found = read_data(example.folder.parent / "pixels.npz", manifest)
+    np.testing.assert_array_equal(found.images, PREPROCESS(example.pixels))
+    assert found.labels is None
+    unknown = replace(manifest, preprocess={**(manifest.preprocess or {}), "known": False})
+    for other in (unknown, replace(manifest, preprocess=None)):
+        with pytest.raises(DispatcherError, match="or uint8 pixels"):
+            read_data(example.folder.parent / "pixels.npz", other)

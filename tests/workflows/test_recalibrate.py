@@ -13,7 +13,8 @@ import pytest
 from command_line import call
 from helpers import assert_close
 from PIL import Image
-from s2d_runtime import Dispatcher, Promise
+from s2d_runtime import Dispatcher, Manifest, Promise
+from s2d_runtime.calibrate.data import read_data
 from tiny import EFFORT, TINY, Listener, ask, make_folder, quadrants, written_plan
 
 from s2d_convert.calibration.thresholds import confidences
@@ -112,6 +113,28 @@ def test_undo_brings_back_every_byte(place: Path) -> None:
     assert len(list(out.glob("stage*.onnx"))) <= 2 * stages
     with Dispatcher(out) as runner:
         assert runner.manifest.data == "labelled"
+
+
+def test_packed_images_are_those_that_a_device_calibrates_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(place / "out")
+    code, out, err = call(capsys, "calibrate", "out", "--data", "fresh.npz", "--pack", "packed.npz")
+    assert (code, err) == (0, "")
+    assert "python -m s2d_runtime.calibrate out packed.npz" in out
+    assert contents(place / "out") == before
+    images, labels = quadrants(900, 11)
+    found = read_data(place / "packed.npz", Manifest.load(place / "out"))
+    np.testing.assert_array_equal(found.images, images)
+    np.testing.assert_array_equal(found.labels, labels)
+    for y, row in enumerate(np.random.default_rng(0).integers(0, 256, (30, 20, 12, 3), np.uint8)):
+        (place / "pictures" / str(y % 4)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(row).save(place / "pictures" / str(y % 4) / f"{y}.png")
+    manifest = json.loads((place / "out" / "manifest.json").read_text())
+    manifest["preprocess"]["known"] = True
+    (place / "out" / "manifest.json").write_text(json.dumps(manifest))
+    assert call(capsys, "calibrate", "out", "--data", "pictures", "--pack", "packed.npz")[0] == 0
+    found = read_data(place / "packed.npz", Manifest.load(place / "out"))
+    assert found.images.shape == (30, 3, 12, 12)
+    assert sorted(np.bincount(found.labels if found.labels is not None else [])) == [7, 7, 8, 8]
 
 
 def test_an_unlabelled_calibration_speaks_of_agreement(place: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2d_runtime.dispatcher import LABEL_KINDS, DispatcherError, Manifest
+from s2d_runtime.preprocess import Preprocess
 
 Array = NDArray[Any]
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, MemoryError, OverflowError, RuntimeError),
     *(AttributeError, IndexError, tokenize.TokenError, zlib.error, zipfile.BadZipFile),
 )
-# Pillow's weights for mode L, in 1/65536 (ITU-R 601-2 luma).
-LUMA = np.array([19595, 38470, 7471], np.uint32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,47 +58,21 @@ def _model_input(path: Path, images: Array, manifest: Manifest) -> Array:
     wanted = manifest.input
     if images.dtype == wanted.dtype and images.shape[1:] == wanted.shape[1:]:
         return np.ascontiguousarray(images)
-    if images.dtype == np.uint8 and manifest.preprocess is not None and manifest.preprocess.get("known", True):
-        made = from_pixels(images, manifest.preprocess)
-        if made is not None and made.dtype == wanted.dtype and made.shape[1:] == wanted.shape[1:]:
-            return made
+    if images.dtype == np.uint8 and manifest.preprocess is not None:
+        preprocess = Preprocess.from_json(manifest.preprocess)
+        pixels = images[..., None] if images.ndim == 3 and preprocess.channels == 1 else images
+        fits = pixels.shape[1:] == (*preprocess.size, preprocess.channels)
+        if (
+            preprocess.known
+            and fits
+            and (preprocess.dtype, *preprocess.input_shape) == (wanted.dtype, *wanted.shape[1:])
+        ):
+            return preprocess(pixels)
     expected = f"{wanted.dtype} [B, {', '.join(map(str, wanted.shape[1:]))}]"
     raise DispatcherError(
         f"{path}: images are {images.dtype} {list(images.shape)}; expected {expected}, as the model takes them, or uint8 "
         "pixels [B, H, W, C] of the same size where the manifest records the preprocessing"
     )
-
-
-def from_pixels(pixels: Array, preprocess: Mapping[str, Any]) -> Array | None:
-    """Return model input for uint8 pixels [B, H, W, C], as the manifest's `preprocess` says; None where it does not fit them.
-
-    It is `(pixel * scale - mean) / std` per channel, in the model's order of channels and axes.
-    """
-    try:
-        channels, size = int(preprocess["channels"]), tuple(preprocess["size"])
-        scale = float(preprocess["scale"])
-        mean, std = (np.asarray(preprocess[name], np.float64) for name in ("mean", "std"))
-        layout, dtype, order = preprocess["layout"], preprocess["dtype"], preprocess.get("order", "RGB")
-    except (KeyError, TypeError, ValueError):
-        return None
-    if pixels.ndim == 3 and channels == 1:
-        pixels = pixels[..., None]
-    if (
-        pixels.ndim != 4
-        or pixels.shape[1:] != (*size, channels)
-        or mean.shape != (channels,)
-        or std.shape != (channels,)
-    ):
-        return None
-    if order == "BGR":
-        pixels = pixels[..., ::-1]
-    elif order == "GRAY":
-        luma = ((pixels @ LUMA + 0x8000) >> 16).astype(np.uint8)
-        pixels = np.broadcast_to(luma[..., None], pixels.shape)
-    if dtype == "float32":
-        factor, offset = (scale / std).astype(np.float32), (-mean / std).astype(np.float32)
-        pixels = pixels.astype(np.float32) * factor + offset
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if layout == "NCHW" else pixels)
 
 
 def _fitting_labels(path: Path, labels: Array, images: int, manifest: Manifest) -> Array:
