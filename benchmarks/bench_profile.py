@@ -22,7 +22,8 @@ from s2d_runtime.profile import Settings, machine, measure, profile, write_board
 from torch import nn
 
 from s2d_convert.conversion.prepare import read_analysed
-from s2d_convert.latency.device_table import Table, fit, prediction_error, read_board
+from s2d_convert.latency.board import read_board
+from s2d_convert.latency.device_table import Table, fit, prediction_error
 from s2d_convert.latency.kernels import work_of
 from s2d_convert.latency.layout import layout_block
 from s2d_convert.plans.divisions import divide

@@ -29,7 +29,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -78,6 +78,7 @@ Shape = tuple[int | None, ...]  # axis 0 is the batch: None
 # The allowed types of a manifest's fields, as types of parsed JSON and in words.
 READABLE: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a text"),
+    str | None: ((str, NoneType), "a text or null"),
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
@@ -130,9 +131,9 @@ class TensorSpec:
     def check(self) -> None:
         """Raise DispatcherError if a value is out of range."""
         if not self.name:
-            _refuse("name", self.name, "a name")
+            refuse("name", self.name, "a name")
         if self.dtype not in ORT_TYPES:
-            _refuse("dtype", self.dtype, f"one of {', '.join(ORT_TYPES)}")
+            refuse("dtype", self.dtype, f"one of {', '.join(ORT_TYPES)}")
         _check_shape(self.shape, axes=2)
 
 
@@ -153,7 +154,7 @@ class OutputSpec:
     def check(self) -> None:
         """Raise DispatcherError if a value is out of range."""
         if self.kind not in KINDS:
-            _refuse("kind", self.kind, f"one of {', '.join(KINDS)}")
+            refuse("kind", self.kind, f"one of {', '.join(KINDS)}")
         _check_shape(self.shape, axes=1 if self.kind in LABEL_KINDS else 2)
 
 
@@ -167,7 +168,7 @@ class Link:
     def check(self) -> None:
         """Raise DispatcherError if a value is out of range."""
         if not self.name:
-            _refuse("name", self.name, "a name")
+            refuse("name", self.name, "a name")
         _check_shape(self.shape, axes=1)
 
 
@@ -189,13 +190,13 @@ class Stage:
     def check(self) -> None:
         """Raise DispatcherError if a value is out of range."""
         if not FILE_NAME.fullmatch(self.file):
-            _refuse("file", self.file, "a plain name of letters, digits, '.', '_' and '-' that ends in .onnx")
+            refuse("file", self.file, "a plain name of letters, digits, '.', '_' and '-' that ends in .onnx")
         if not SHA256.fullmatch(self.sha256):
-            _refuse("sha256", self.sha256, "64 hexadecimal digits in lower case")
+            refuse("sha256", self.sha256, "64 hexadecimal digits in lower case")
         if not 0 < self.temperature < math.inf:
-            _refuse("temperature", self.temperature, "a finite number above 0")
+            refuse("temperature", self.temperature, "a finite number above 0")
         for name in ("latency_ratio", "macs", "parameters"):
-            _check_range(name, getattr(self, name), low=0)
+            check_range(name, getattr(self, name), low=0)
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,8 @@ class Promise:
         """Raise DispatcherError if a value is out of range."""
         for name in ("max_drop", "confidence"):
             if not 0 < (value := getattr(self, name)) < 1:
-                _refuse(name, value, "a number above 0 and below 1")
-        _check_range("images", self.images, low=1)
+                refuse(name, value, "a number above 0 and below 1")
+        check_range("images", self.images, low=1)
 
 
 @dataclass(frozen=True)
@@ -241,15 +242,15 @@ class Policy:
         """Raise DispatcherError if a value is out of range."""
         _check_budget(self.budget)
         for i, threshold in enumerate(self.thresholds):
-            _check_range(f"thresholds[{i}]", threshold)
-        _check_range("expected_latency", self.expected_latency, low=0)
-        _check_range("expected_accuracy", self.expected_accuracy, low=0, high=1)
+            check_range(f"thresholds[{i}]", threshold)
+        check_range("expected_latency", self.expected_latency, low=0)
+        check_range("expected_accuracy", self.expected_accuracy, low=0, high=1)
         for i, share in enumerate(self.exit_share):
-            _check_range(f"exit_share[{i}]", share, low=0, high=1)
+            check_range(f"exit_share[{i}]", share, low=0, high=1)
         if abs(sum(self.exit_share) - 1) > SHARE_SLACK:
-            _refuse("exit_share", list(self.exit_share), "shares whose sum is 1")
+            refuse("exit_share", list(self.exit_share), "shares whose sum is 1")
         if self.disagreement is not None:
-            _check_range("disagreement", self.disagreement, low=0, high=1)
+            check_range("disagreement", self.disagreement, low=0, high=1)
         _check_histogram(self.confidence_histogram)
 
 
@@ -264,8 +265,8 @@ class Exactness:
     def check(self) -> None:
         """Raise DispatcherError if a value is out of range."""
         if self.equal not in EQUALITIES:
-            _refuse("equal", self.equal, f"one of {', '.join(EQUALITIES)}")
-        _check_range("max_difference", self.max_difference, low=0, high=0 if self.equal == "identical" else math.inf)
+            refuse("equal", self.equal, f"one of {', '.join(EQUALITIES)}")
+        check_range("max_difference", self.max_difference, low=0, high=0 if self.equal == "identical" else math.inf)
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ class Manifest:
         """Check every part, and that the parts fit together. Raises DispatcherError that names the place."""
         for name, allowed in (("target", TARGETS), ("data", DATA)):
             if getattr(self, name) not in allowed:
-                _refuse(name, getattr(self, name), f"one of {', '.join(allowed)}")
+                refuse(name, getattr(self, name), f"one of {', '.join(allowed)}")
         for place, part in self._parts():
             try:
                 part.check()
@@ -319,7 +320,7 @@ class Manifest:
             found = _inside(Path(folder), MANIFEST)
             if found.stat().st_size > MANIFEST_BYTES:
                 raise DispatcherError(f"larger than {MANIFEST_BYTES} bytes; this is no manifest")
-            return cls.from_json(_parse(found.read_text(encoding="utf-8")))
+            return cls.from_json(parse_json(found.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError) as error:
             raise DispatcherError(f"{path}: {_sentence(error)}") from error
 
@@ -327,14 +328,14 @@ class Manifest:
     def from_json(cls, data: object) -> Manifest:
         """Return the manifest in parsed JSON. Raises DispatcherError that names the place, such as `stages[1].macs`."""
         if not isinstance(data, Mapping):
-            _refuse("the top level", data, "an object")
+            refuse("the top level", data, "an object")
         rest = dict(data)
         if (name := rest.pop("format", None)) != FORMAT:
-            _refuse("format", name, f"'{FORMAT}'")
+            refuse("format", name, f"'{FORMAT}'")
         version = rest.pop("version", None)
         if not isinstance(version, int) or isinstance(version, bool) or version != VERSION:
-            _refuse("version", version, f"{VERSION}; use the dispatcher.py that lies beside the manifest")
-        made: Manifest = _read(cls, rest, "")
+            refuse("version", version, f"{VERSION}; use the dispatcher.py that lies beside the manifest")
+        made: Manifest = read_typed(cls, rest)
         return made
 
     def to_json(self) -> dict[str, Any]:
@@ -362,38 +363,46 @@ def _serving(budgets: Sequence[float], budget: float) -> int:
     return max(0, bisect_right(budgets, budget + BUDGET_SLACK) - 1)
 
 
-def _read(kind: Any, data: object, place: str) -> Any:
-    """Convert parsed JSON to the type `kind`: a dataclass, a tuple or one of READABLE. Raises DispatcherError."""
+def read_typed(kind: Any, data: object, place: str = "", *, whole: bool = True) -> Any:
+    """Convert parsed JSON to the type `kind`: a dataclass, a tuple or one of READABLE. Raises DispatcherError.
+
+    place: where the data stands in its file, for messages. whole: whether a missing or unknown field of an object is an
+    error; otherwise a missing one gets its default, if there is one, and an unknown one is left out.
+    """
     if get_origin(kind) is UnionType and kind not in READABLE:  # a dataclass or None
         kind = NoneType if data is None else get_args(kind)[0]
     if kind is NoneType:
         return None
     if is_dataclass(kind):
-        return _read_object(kind, data, place)
+        return _read_object(kind, data, place, whole=whole)
     if get_origin(kind) is tuple:
         if not isinstance(data, list | tuple):
-            _refuse(place, data, "a list")
-        return tuple(_read(get_args(kind)[0], item, f"{place}[{i}]") for i, item in enumerate(data))
+            refuse(place, data, "a list")
+        items = enumerate(data)
+        return tuple(read_typed(get_args(kind)[0], item, f"{place}[{i}]", whole=whole) for i, item in items)
     types, expected = READABLE[kind]
     if not isinstance(data, types) or (isinstance(data, bool) and kind is not bool):
-        _refuse(place, data, expected)
+        refuse(place, data, expected)
     if isinstance(data, int) and abs(data) >= 2**63:
-        _refuse(place, data, f"{expected} below 2**63")
+        refuse(place, data, f"{expected} below 2**63")
     return float(data) if kind is float and isinstance(data, int) else deepcopy(data)
 
 
-def _read_object(kind: Any, data: object, place: str) -> Any:
-    """Convert a JSON object to the dataclass `kind`. Raises DispatcherError for missing and unknown fields."""
+def _read_object(kind: Any, data: object, place: str, *, whole: bool) -> Any:
+    """Convert a JSON object to the dataclass `kind`. Raises DispatcherError."""
     if not isinstance(data, Mapping):
-        _refuse(place, data, "an object")
-    prefix, kinds = f"{place}." if place else "", get_type_hints(kind, globals())
-    for key in kinds:
+        refuse(place or "the top level", data, "an object")
+    # This file may have been loaded by its path, so that its own types are in no module that could be looked up.
+    kinds = get_type_hints(kind, globals() if kind.__module__ == __name__ else None)
+    prefix, needed = f"{place}." if place else "", [f.name for f in fields(kind) if whole or f.default is MISSING]
+    for key in needed:
         if key not in data:
             raise DispatcherError(f"{prefix}{key}: missing; expected are {', '.join(kinds)}")
     for key in data:
-        if key not in kinds:
+        if whole and key not in kinds:
             raise DispatcherError(f"{prefix}{reprlib.repr(key)}: unknown; expected are {', '.join(kinds)}")
-    return kind(**{key: _read(kinds[key], data[key], prefix + key) for key in kinds})
+    given = [key for key in kinds if key in data]
+    return kind(**{key: read_typed(kinds[key], data[key], prefix + key, whole=whole) for key in given})
 
 
 def _plain(value: Any) -> Any:
@@ -408,30 +417,30 @@ def _plain(value: Any) -> Any:
 def _check_stages(stages: Sequence[Stage], image: str) -> None:
     """Raise DispatcherError unless chains follow each other and links lead forward within one chain."""
     if not stages:
-        _refuse("stages", [], "at least one stage")
+        refuse("stages", [], "at least one stage")
     if image in (OUTPUT, CONFIDENCE):
-        _refuse("input.name", image, "a name that no other tensor has")
+        refuse("input.name", image, "a name that no other tensor has")
     home = {image: 0, OUTPUT: 0, CONFIDENCE: 0}  # tensor -> the chain that it belongs to
     files: set[str] = set()
     chain = 0
     for i, stage in enumerate(stages):
         place = f"stages[{i}]"
         if stage.file.lower() in files:  # some file systems ignore case
-            _refuse(f"{place}.file", stage.file, "a file of its own for every stage")
+            refuse(f"{place}.file", stage.file, "a file of its own for every stage")
         files.add(stage.file.lower())
         if stage.chain not in (chain or 1, chain + 1):
-            _refuse(f"{place}.chain", stage.chain, f"{' or '.join(map(str, sorted({chain or 1, chain + 1})))}")
+            refuse(f"{place}.chain", stage.chain, f"{' or '.join(map(str, sorted({chain or 1, chain + 1})))}")
         if stage.chain != chain and not stage.image:
-            _refuse(f"{place}.image", False, "true, because a chain starts from the image")
+            refuse(f"{place}.image", False, "true, because a chain starts from the image")
         chain = stage.chain
         if not stage.image and not stage.links_in:
-            _refuse(f"{place}.links_in", [], "a link, because this stage does not take the image")
+            refuse(f"{place}.links_in", [], "a link, because this stage does not take the image")
         for k, name in enumerate(stage.links_in):
             if home.get(name) != chain or name in stage.links_in[:k]:
-                _refuse(f"{place}.links_in[{k}]", name, "a link out of an earlier stage of its chain, named once")
+                refuse(f"{place}.links_in[{k}]", name, "a link out of an earlier stage of its chain, named once")
         for k, link in enumerate(stage.links_out):
             if link.name in home:
-                _refuse(f"{place}.links_out[{k}].name", link.name, "a name that no other tensor has")
+                refuse(f"{place}.links_out[{k}].name", link.name, "a name that no other tensor has")
             home[link.name] = chain
 
 
@@ -442,45 +451,47 @@ def _check_policies(manifest: Manifest) -> None:
         for name, count in (("thresholds", stages - 1), ("exit_share", stages)):
             values = list(getattr(policy, name))
             if len(values) != count:
-                _refuse(f"policies[{i}].{name}", values, f"{count} numbers for {stages} stages")
+                refuse(f"policies[{i}].{name}", values, f"{count} numbers for {stages} stages")
         if len(policy.confidence_histogram) not in (0, stages):
             got, expected = len(policy.confidence_histogram), f"one list for each of {stages} stages, or none at all"
-            _refuse(f"policies[{i}].confidence_histogram", got, expected)
+            refuse(f"policies[{i}].confidence_histogram", got, expected)
         if policy.budget in budgets[:i]:
-            _refuse(f"policies[{i}].budget", policy.budget, "every budget once")
+            refuse(f"policies[{i}].budget", policy.budget, "every budget once")
     if manifest.default_budget not in budgets:
         listed = ", ".join(f"{budget:g}" for budget in sorted(budgets)) or "none is there"
-        _refuse("default_budget", manifest.default_budget, f"the budget of a policy ({listed})")
+        refuse("default_budget", manifest.default_budget, f"the budget of a policy ({listed})")
 
 
 def _check_shape(shape: Shape, *, axes: int) -> None:
     if len(shape) < axes or shape[0] is not None or any(n is None or not 0 < n < 2**31 for n in shape[1:]):
-        _refuse("shape", list(shape), f"null for the batch, then {axes - 1} or more lengths of at least 1")
+        refuse("shape", list(shape), f"null for the batch, then {axes - 1} or more lengths of at least 1")
     if math.prod(n or 1 for n in shape) > ELEMENTS:
-        _refuse("shape", list(shape), f"at most {ELEMENTS} elements for one image")
+        refuse("shape", list(shape), f"at most {ELEMENTS} elements for one image")
 
 
-def _check_range(place: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
+def check_range(place: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise DispatcherError unless a number is finite and within these limits."""
     if not (math.isfinite(value) and low <= value <= high):
         bounds = [f"at least {low:g}"] * math.isfinite(low) + [f"at most {high:g}"] * math.isfinite(high)
-        _refuse(place, value, ", ".join(["a finite number", *bounds]))
+        refuse(place, value, ", ".join(["a finite number", *bounds]))
 
 
 def _check_histogram(rows: Sequence[Sequence[int]]) -> None:
     for k, counts in enumerate(rows):
         place = f"confidence_histogram[{k}]"
         if len(counts) != BINS or min(counts) < 0:
-            _refuse(place, list(counts), f"{BINS} numbers of at least 0")
+            refuse(place, list(counts), f"{BINS} numbers of at least 0")
         if k and sum(counts) > sum(rows[k - 1]):
-            _refuse(place, sum(counts), f"at most the {sum(rows[k - 1])} images that reached the stage before")
+            refuse(place, sum(counts), f"at most the {sum(rows[k - 1])} images that reached the stage before")
 
 
 def _check_budget(budget: object) -> None:
     if not isinstance(budget, Real) or not 0 < float(budget) <= 1:
-        _refuse("budget", budget, "a share of the static latency, above 0 and at most 1")
+        refuse("budget", budget, "a share of the static latency, above 0 and at most 1")
 
 
-def _refuse(place: str, got: object, expected: str) -> NoReturn:
+def refuse(place: str, got: object, expected: str) -> NoReturn:
+    """Raise DispatcherError: the place, the value there, and what is expected."""
     raise DispatcherError(f"{place}: got {reprlib.repr(got)}; expected {expected}")
 
 
@@ -490,7 +501,7 @@ def _sentence(error: Exception) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def _parse(text: str) -> object:
+def parse_json(text: str) -> object:
     """Parse JSON. Raises ValueError, also for duplicate keys, NaN and infinities, or RecursionError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -573,7 +584,7 @@ def _check_model(data: bytes) -> None:
             if place == ("node", 4) and bytes(value) == b"Loop":
                 raise DispatcherError("it has a loop, which need not end, and no stage file has that; convert again")
             if place == ("node", 7) and (domain := str(value, "utf-8", "replace")) not in DOMAINS:
-                _refuse("an operator's domain", domain, f"one of {', '.join(map(repr, DOMAINS))}")
+                refuse("an operator's domain", domain, f"one of {', '.join(map(repr, DOMAINS))}")
             if place in NESTED:
                 stack.append((NESTED[place], value))
 
@@ -622,7 +633,7 @@ def default_options(threads: int, *, shared: bool = False) -> Any:
     a pool stops spinning when its stage ends, and on a `shared` machine, where others need the cores, it never spins.
     """
     if not isinstance(threads, int) or threads < 1:
-        _refuse("threads", threads, "a whole number of at least 1")
+        refuse("threads", threads, "a whole number of at least 1")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -640,7 +651,7 @@ def _wanted_providers(providers: Sequence[Any] | None) -> dict[str, Any]:
     named = {str(p[0] if isinstance(p, tuple) else p): p for p in wanted}
     here = ort.get_available_providers()
     if not named or not set(named) <= set(here):
-        _refuse("providers", list(named), f"one or more that onnxruntime has here ({', '.join(here)})")
+        refuse("providers", list(named), f"one or more that onnxruntime has here ({', '.join(here)})")
     return named
 
 
@@ -674,7 +685,7 @@ def _check_session(session: Any, stage: Stage, manifest: Manifest) -> None:
     outputs = [OUTPUT, CONFIDENCE, *(link.name for link in stage.links_out)]
     for side, names, found in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
         if sorted(node.name for node in found) != sorted(names):
-            _refuse(side, [node.name for node in found], f"{names}, as the manifest says")
+            refuse(side, [node.name for node in found], f"{names}, as the manifest says")
         for node in found:
             dtype = manifest.input.dtype if node.name == manifest.input.name else "float32"
             if node.type != ORT_TYPES[dtype] or not _fits(node.shape, shapes[node.name]):
@@ -900,7 +911,7 @@ class Dispatcher:
             choice = self._choices[_serving(self._budgets, budget)]
             return choice, choice.limits
         if policy is not None and not isinstance(policy, Policy):
-            _refuse("policy", policy, "a Policy, such as one of manifest.policies")
+            refuse("policy", policy, "a Policy, such as one of manifest.policies")
         return None, self._own_limits(thresholds if policy is None else policy.thresholds)
 
     def _run(
@@ -963,7 +974,7 @@ class Dispatcher:
         for name, tensor in zip(step.fetches, found, strict=True):
             if tensor.shape != (rows, *self._row_shapes[name]):
                 expected = f"{[rows, *self._row_shapes[name]]}; convert again"
-                _refuse(f"stage {step.number}: {reprlib.repr(name)}", list(tensor.shape), expected)
+                refuse(f"stage {step.number}: {reprlib.repr(name)}", list(tensor.shape), expected)
 
     def warm_up(self, batch: int = 1) -> None:
         """Run every stage on black images, so that the first answer is as fast as later ones. Opens all stages.
@@ -971,7 +982,7 @@ class Dispatcher:
         Raises DispatcherError.
         """
         if not isinstance(batch, int) or batch < 1:
-            _refuse("batch", batch, "a whole number of at least 1")
+            refuse("batch", batch, "a whole number of at least 1")
         black = np.zeros((batch, *(n or 0 for n in self._lengths)), self._dtype)
         for _ in range(2):  # onnxruntime plans its memory in the first run
             self(black, thresholds=[math.inf] * (len(self.manifest.stages) - 1))
@@ -994,7 +1005,7 @@ class Dispatcher:
         count = len(self.manifest.stages) - 1
         values: list[Any] = list(thresholds) if isinstance(thresholds, Iterable) else [None]
         if len(values) != count or not all(isinstance(t, Real) and not math.isnan(t) for t in values):
-            _refuse("thresholds", thresholds, f"a list of {count} numbers, one for every stage but the last")
+            refuse("thresholds", thresholds, f"a list of {count} numbers, one for every stage but the last")
         return _limits(values)
 
     @property
@@ -1141,9 +1152,9 @@ class Monitor:
     def __init__(
         self, dispatcher: Dispatcher, *, sample: float, window: int, false_alarm: float, background: bool
     ) -> None:
-        _check_range("sample", sample, low=0, high=1)
-        _check_range("window", window, low=1)
-        _check_range("false_alarm", false_alarm, low=0, high=1)
+        check_range("sample", sample, low=0, high=1)
+        check_range("window", window, low=1)
+        check_range("false_alarm", false_alarm, low=0, high=1)
         self._dispatcher, self._stages = dispatcher, len(dispatcher.manifest.stages)
         self._output = dispatcher.manifest.output
         self._sample, self._window, self._false_alarm, self._background = sample, window, false_alarm, background

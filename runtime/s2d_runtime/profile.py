@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import reprlib
 import sys
 import tempfile
 import time
@@ -194,32 +195,96 @@ def _cpuinfo() -> str:
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def read_kit(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Work:
+    """The work in a kit's files by layout: kinds of work [Q], and the amount of each in every file [F, Q]."""
+
+    keys: Sequence[str]
+    amounts: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A kit's kit.json: the static model's name and hash, the kit's files, and their work for every layout of LAYOUTS."""
+
+    model: Mapping[str, str]
+    static: str
+    probe: str
+    files: Sequence[str]
+    work: Mapping[int, Work]
+
+
+def read_kit(folder: Path) -> Kit:
     """Read a kit's kit.json. Raises ProfileError unless the kit is complete."""
     path = folder / KIT_FILE
     try:
-        kit = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ProfileError(
             f"{folder}: not a kit, it has no {KIT_FILE}; make one with s2d profile MODEL --kit"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ProfileError(f"{path}: cannot be read ({error}); copy the kit again") from error
-    if not isinstance(kit, dict) or kit.get("format") != KIT_FORMAT or kit.get("version") != KIT_VERSION:
+    if not isinstance(data, dict) or data.get("format") != KIT_FORMAT or data.get("version") != KIT_VERSION:
         raise ProfileError(f"{path}: expected the format '{KIT_FORMAT}', version {KIT_VERSION}; make the kit anew")
     try:
-        names = [str(name) for name in (kit["static"], kit["probe"], *kit["files"])]
-        counts = {block: len(kit["work"][str(block)]["amounts"]) for block in LAYOUTS}
-    except (KeyError, TypeError) as error:
-        raise ProfileError(f"{path}: cannot be read ({error!r}); copy the kit again") from error
-    if not kit["files"] or set(counts.values()) != {len(kit["files"])}:
-        raise ProfileError(f"{path}: its tables do not fit its files; copy the kit again")
+        kit = _kit(data)
+    except ValueError as error:
+        raise ProfileError(f"{path}: {error}; copy the kit again") from error
+    names = (kit.static, kit.probe, *kit.files)
     missing = [n for n in names if Path(n).name != n or not (folder / n).is_file()]
     if missing:
         raise ProfileError(
             f"{folder}: {len(missing)} files of the kit are missing, such as {missing[0]}; copy it again"
         )
     return kit
+
+
+def _kit(data: Mapping[str, Any]) -> Kit:
+    """Return the kit in parsed JSON. Raises ValueError that names the place of a faulty value."""
+    files = _texts(data, "files")
+    if not files:
+        raise ValueError("files: got none; expected at least one")
+    work = {}
+    for block in LAYOUTS:
+        place = f"work.{block}"
+        keys, amounts = _texts(data, f"{place}.keys"), _list(data, f"{place}.amounts")
+        if len(amounts) != len(files) or not all(isinstance(row, list) and len(row) == len(keys) for row in amounts):
+            raise ValueError(f"{place}.amounts: expected {len(files)} lists of {len(keys)} numbers, one list per file")
+        if not all(type(amount) in (int, float) for row in amounts for amount in row):
+            raise ValueError(f"{place}.amounts: expected numbers only")
+        work[block] = Work(keys, amounts)
+    model = {name: _text(data, f"model.{name}") for name in ("name", "sha256")}
+    return Kit(model, _text(data, "static"), _text(data, "probe"), files, work)
+
+
+def _value(data: object, place: str) -> Any:
+    """Return the value at a place such as `model.name` of parsed JSON, None where there is none."""
+    for key in place.split("."):
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _text(data: object, place: str) -> str:
+    """Return a text. This file is copied into kits, so it cannot use the dispatcher's reader of JSON."""
+    value = _value(data, place)
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: got {reprlib.repr(value)}; expected a text")
+    return value
+
+
+def _list(data: object, place: str) -> list[Any]:
+    value = _value(data, place)
+    if not isinstance(value, list):
+        raise ValueError(f"{place}: got {reprlib.repr(value)}; expected a list")
+    return value
+
+
+def _texts(data: object, place: str) -> list[str]:
+    values = _list(data, place)
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{place}: got {reprlib.repr(values)}; expected texts only")
+    return values
 
 
 def profile(
@@ -232,17 +297,17 @@ def profile(
     """Measure all files of a kit on this machine, and return the content of a board file. Raises ProfileError."""
     kit = read_kit(folder)
     try:
-        block = layout_block((folder / kit["probe"]).read_bytes(), settings.provider)
-        models = [(folder / file).read_bytes() for file in kit["files"]]
-        found = measure((folder / kit["static"]).read_bytes(), models, settings, progress=progress)
+        block = layout_block((folder / kit.probe).read_bytes(), settings.provider)
+        models = [(folder / file).read_bytes() for file in kit.files]
+        found = measure((folder / kit.static).read_bytes(), models, settings, progress=progress)
     except ORT_ERRORS as error:
         raise ProfileError(f"{folder}: onnxruntime {ort.__version__} cannot run the kit ({error})") from error
-    work = kit["work"][str(block)]
-    rows = zip(found.ratios.tolist(), found.spread.tolist(), work["amounts"], strict=True)
+    work = kit.work[block]
+    rows = zip(found.ratios.tolist(), found.spread.tolist(), work.amounts, strict=True)
     return {
         "format": BOARD_FORMAT,
         "version": BOARD_VERSION,
-        "model": kit["model"],
+        "model": kit.model,
         "machine": name or machine(),
         "onnxruntime": ort.__version__,
         "provider": settings.provider,
@@ -251,7 +316,7 @@ def profile(
         "clock": settings.clock,
         "layout_block": block,
         "static_ms": round(found.static_ms, 5),
-        "keys": work["keys"],
+        "keys": work.keys,
         "files": [{"ratio": round(r, 6), "spread": round(s, 4), "amounts": a} for r, s, a in rows],
     }
 

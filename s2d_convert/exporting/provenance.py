@@ -6,17 +6,16 @@ Provenance is free-form and untrusted. Reading it gives values of the right type
 from __future__ import annotations
 
 import hashlib
-import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import onnx
 import onnx.external_data_helper
 from google.protobuf.message import DecodeError
-from s2d_runtime import Manifest
+from s2d_runtime import DispatcherError, Manifest
+from s2d_runtime.dispatcher import check_range, read_typed, refuse
 from s2d_runtime.names import CLASS_NAMES
 
 from s2d_convert.channels.analysis import AnalysedModel
@@ -25,7 +24,49 @@ from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import DataError, ModelError, OutputError
 
 HASHED_BYTES = 2**20  # read at once
-LARGEST = 2**63  # upper limit of a number in a manifest
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of a conversion that a manifest records. `mode` None: the usual one; missing: there were no modes."""
+
+    size: tuple[int, ...] | None = None
+    output: str | None = None
+    data: str | None = None
+    seed: int = 0
+    mode: str | None = "train"
+
+    def __post_init__(self) -> None:
+        _check_size("provenance.options.size", self.size)
+        check_range("provenance.options.seed", self.seed, low=0)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the conversion was in exact mode, which is the usual one without data."""
+        return self.mode == "exact" or (self.mode is None and not self.data)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The fields of a manifest's provenance that are read; a folder that was only split has no options."""
+
+    model: str | None = None
+    model_sha256: str | None = None
+    input_size: tuple[int, ...] | None = None
+    output_name: str | None = None
+    static_macs: int = 0
+    static_parameters: int = 0
+    options: _Options | None = None
+
+    def __post_init__(self) -> None:
+        _check_size("provenance.input_size", self.input_size)
+        check_range("provenance.static_macs", self.static_macs, low=0)
+        check_range("provenance.static_parameters", self.static_parameters, low=0)
+
+
+def _check_size(place: str, size: tuple[int, ...] | None) -> None:
+    if size is not None and not (len(size) == 2 and all(0 < n < 2**16 for n in size)):
+        refuse(place, list(size), "two whole numbers (height, width)")
 
 
 @dataclass(frozen=True)
@@ -49,19 +90,22 @@ class Origin:
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
         """Read the provenance of a manifest. Raises OutputError that names the faulty field."""
-        recorded = manifest.provenance
-        options = _value(recorded, "options", Mapping, "an object") or {}
-        size = options.get("size") or recorded.get("input_size")
+        try:
+            recorded: _Recorded = read_typed(_Recorded, manifest.provenance, "provenance", whole=False)
+        except DispatcherError as error:
+            raise OutputError(f"manifest.json: {error}") from error
+        options = recorded.options or _Options()
+        size = options.size or recorded.input_size
         return cls(
-            model=_value(recorded, "model", str, "a path"),
-            sha256=_value(recorded, "model_sha256", str, "64 hexadecimal digits"),
-            size=None if size is None else _size(size),
-            output=_value(options, "output", str, "a name") or _value(recorded, "output_name", str, "a name"),
-            macs=_count(recorded, "static_macs"),
-            parameters=_count(recorded, "static_parameters"),
-            data=_value(options, "data", str, "a path"),
-            seed=_count(options, "seed"),
-            exact="mode" in options and bool((options["mode"] or _usual_mode(options)) == "exact"),
+            model=recorded.model,
+            sha256=recorded.model_sha256,
+            size=None if size is None else (size[0], size[1]),
+            output=options.output or recorded.output_name,
+            macs=recorded.static_macs,
+            parameters=recorded.static_parameters,
+            data=options.data,
+            seed=options.seed,
+            exact=options.exact,
         )
 
     def find(self, asked: Path | None, folder: Path) -> Path:
@@ -133,36 +177,6 @@ def recorded_preprocess(manifest: Manifest) -> Preprocess:
             f"{list(expected[1:])}; the manifest was changed, convert again"
         )
     return preprocess
-
-
-def _usual_mode(options: Mapping[str, Any]) -> str:
-    """Return the mode of a conversion that was not asked for one."""
-    return "train" if options.get("data") else "exact"
-
-
-def _value(record: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:
-    """Return the value of a field, None where it is missing. Raises OutputError when it has another type than `kind`."""
-    value = record.get(name)
-    if value is not None and not isinstance(value, kind):
-        _refuse(name, value, expected)
-    return value
-
-
-def _size(value: Any) -> tuple[int, int]:
-    if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**16 for n in value)):
-        _refuse("size", value, "two whole numbers (height, width)")
-    return value[0], value[1]
-
-
-def _count(record: Mapping[str, Any], name: str) -> int:
-    value = record.get(name, 0)
-    if type(value) is not int or not 0 <= value < LARGEST:
-        _refuse(name, value, "a whole number of at least 0")
-    return int(value)
-
-
-def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    raise OutputError(f"manifest.json: provenance, {name}: got {reprlib.repr(value)}; expected {expected}")
 
 
 def recorded_names(names: Sequence[str] | None) -> dict[str, list[str]]:

@@ -9,58 +9,26 @@ Letters: F files, Q kinds of work.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from s2d_runtime.profile import BOARD_FORMAT, BOARD_VERSION, LAYOUTS
 from scipy.optimize import nnls
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
+from s2d_convert.latency.board import Board, read_board
 from s2d_convert.latency.kernels import Work, without_geometry, work_of
 from s2d_convert.latency.layout import LEAST_BLOCK
 from s2d_convert.latency.meter import Timing
 
-LEAST_FILES = 20
 FOLDS = 5
 RIDGE = 0.1  # strength of the pull to zero, in units of what a kind of work costs in the mean file
 REWEIGHTINGS = 4
 TYPICAL_ERROR = 0.02  # beyond this relative error a measurement counts less
-MOST_BYTES = 64 * 2**20
-KEY = re.compile(r"[^|]+\|[^|]*\|(calls|mmac|kin|kout)")
-
-
-@dataclass(frozen=True)
-class Board:
-    """The measurements of one device.
-
-    keys: Q kinds of work; amounts: float64 [F, Q]; ratios: float64 [F], latencies relative to the static model's, which is
-    `static_ms` on the device.
-    """
-
-    model_name: str
-    model_sha256: str
-    machine: str
-    onnxruntime: str
-    provider: str
-    threads: int
-    batch: int
-    clock: str
-    layout_block: int
-    static_ms: float
-    keys: tuple[str, ...]
-    amounts: Array
-    ratios: Array
-
-    def __str__(self) -> str:
-        return f"{self.machine}, onnxruntime {self.onnxruntime}"
 
 
 @dataclass(frozen=True)
@@ -172,82 +140,3 @@ def read_table(path: Path, *, model: Path, model_sha256: str, threads: int, batc
                 f"give --{name} {stands_for}, or profile the device with --{name} {asked}"
             )
     return fit(board)
-
-
-def read_board(path: Path) -> Board:
-    """Read a board file. Raises UsageError that names the first problem."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UsageError(f"--latency {path}: larger than {MOST_BYTES // 2**20} MiB; not a board file")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"--latency {path}: no such file; make it with s2d profile on the device") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--latency {path}: not readable as JSON; make it with s2d profile on the device") from error
-    try:
-        return _board(data)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UsageError(
-            f"--latency {path}: not a board file ({reason}); see docs/profile.md, or profile again"
-        ) from error
-
-
-def _board(data: Any) -> Board:
-    if not isinstance(data, dict) or data.get("format") != BOARD_FORMAT:
-        raise ValueError(f"its format is not '{BOARD_FORMAT}'")
-    if data["version"] != BOARD_VERSION:
-        raise ValueError(f"version {data['version']!r}; {BOARD_VERSION} is known")
-    keys = tuple(data["keys"])
-    if not keys or len(set(keys)) < len(keys) or not all(isinstance(k, str) and KEY.fullmatch(k) for k in keys):
-        raise ValueError("keys: texts kind|geometry|quantity are expected, each once")
-    files = data["files"]
-    if not isinstance(files, list) or len(files) < LEAST_FILES:
-        raise ValueError(f"files: a list of at least {LEAST_FILES} is expected")
-    amounts = np.array([_numbers(f["amounts"], len(keys), f"files[{i}].amounts") for i, f in enumerate(files)])
-    ratios = np.array([_positive(f["ratio"], f"files[{i}].ratio") for i, f in enumerate(files)])
-    layout = data["layout_block"]
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout_block: got {layout!r}; expected one of {LAYOUTS}")
-    return Board(
-        model_name=_text(data["model"]["name"], "model.name"),
-        model_sha256=_text(data["model"]["sha256"], "model.sha256"),
-        machine=_text(data["machine"], "machine"),
-        onnxruntime=_text(data["onnxruntime"], "onnxruntime"),
-        provider=_text(data["provider"], "provider"),
-        threads=_count(data["threads"], "threads"),
-        batch=_count(data["batch"], "batch"),
-        clock=_text(data["clock"], "clock"),
-        layout_block=int(layout),
-        static_ms=_positive(data["static_ms"], "static_ms"),
-        keys=keys,
-        amounts=amounts,
-        ratios=ratios,
-    )
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not value or len(value) > 1000:
-        raise ValueError(f"{place}: a text is expected")
-    return value
-
-
-def _positive(value: Any, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise ValueError(f"{place}: got {value!r}; a number above 0 is expected")
-    return float(value)
-
-
-def _count(value: Any, place: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1e6:
-        raise ValueError(f"{place}: got {value!r}; a whole number above 0 is expected")
-    return value
-
-
-def _numbers(value: Any, count: int, place: str) -> list[float]:
-    if not isinstance(value, list) or len(value) != count:
-        raise ValueError(f"{place}: a list of {count} numbers is expected, one per key")
-    for number in value:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e15:
-            raise ValueError(f"{place}: got {number!r}; numbers of at least 0 are expected")
-    return [float(n) for n in value]

@@ -24,7 +24,7 @@ from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.prepare import read_analysed
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_sha256
-from s2d_convert.latency.device_table import LEAST_FILES
+from s2d_convert.latency.board import LEAST_FILES
 from s2d_convert.latency.kernels import work_of
 from s2d_convert.latency.layout import probe_model
 from s2d_convert.plans.divisions import divide

@@ -120,7 +120,7 @@ def test_many_changed_records_end_in_a_sentence_or_in_the_right_answer(
     [
         (("provenance", "model"), "/dev/zero", 4, "not there"),
         (("provenance", "model"), "x" * 5000, 4, "cannot be read"),
-        (("provenance", "model"), ["a"], 6, "model: got ['a']; expected a path"),
+        (("provenance", "model"), ["a"], 6, "provenance.model: got ['a']; expected a text"),
         (("provenance", "model_sha256"), "0" * 64, 4, "not the model that"),
         (("provenance", "options"), 3, 6, "options: got 3; expected an object"),
         (("provenance", "options", "size"), [10**9, 1], 6, "expected two whole numbers"),

@@ -13,7 +13,8 @@ import pytest
 from text_nets import residual
 
 from s2d_convert.errors import UsageError
-from s2d_convert.latency.device_table import Board, Table, fit, prediction_error, read_board, read_table
+from s2d_convert.latency.board import Board, read_board
+from s2d_convert.latency.device_table import Table, fit, prediction_error, read_table
 from s2d_convert.latency.kernels import work_of
 
 KEYS = ("Add||calls", "conv|3x3/1x1 8x8|calls", "conv|3x3/1x1 8x8|mmac", "conv|3x3/1x1 4x4|calls",
@@ -104,11 +105,12 @@ def broken(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         ("[" * 100_000, "not readable as JSON"),
         ("[]", "s2d-board"),
         ({"format": "s2d-kit"}, "s2d-board"),
-        (broken(lambda d: d.update(version=2)), "version 2"),
-        (broken(lambda d: d.pop("machine")), "'machine' is missing"),
+        (broken(lambda d: d.update(version=2)), "'s2d-board', 2"),
+        (broken(lambda d: d.pop("machine")), "machine: missing"),
         (broken(lambda d: d.update(threads=0)), "threads"),
         (broken(lambda d: d.update(batch=True)), "batch"),
-        (broken(lambda d: d.update(static_ms=float("nan"))), "static_ms"),
+        (broken(lambda d: d.update(static_ms=float("nan"))), "'NaN' is not a finite number"),
+        (broken(lambda d: d.update(static_ms=0)), "static_ms: got 0"),
         (broken(lambda d: d.update(layout_block=7)), "layout_block"),
         (broken(lambda d: d.update(model="x")), "not a board file"),
         (broken(lambda d: d["keys"].append(KEYS[0])), "keys"),

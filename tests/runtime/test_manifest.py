@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from s2d_runtime import DispatcherError, Exactness, Manifest, OutputSpec, Policy, Promise, Stage, TensorSpec
+from s2d_runtime.dispatcher import read_typed
 from toy_exports import MIXED, manifest_of, policy, stage_text, write_manifest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "manifest.md"
@@ -421,3 +422,44 @@ def test_the_documented_example_is_a_sound_manifest() -> None:
 def test_every_field_is_documented(kind: Any) -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text] == []
+
+
+# Other files, by the same reader
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a made-up file."""
+
+    ratio: float
+    note: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A made-up file."""
+
+    rows: tuple[Row, ...]
+    machine: str = "some"
+
+
+def test_a_partial_reading_leaves_out_what_it_does_not_know_and_takes_defaults() -> None:
+    data = {"rows": [{"ratio": 1, "spread": 2}, {"ratio": 0.5, "note": "slow"}], "version": 1}
+    assert read_typed(Table, data, whole=False) == Table((Row(1.0), Row(0.5, "slow")))
+
+
+@pytest.mark.parametrize(
+    ("data", "whole", "words"),
+    [
+        ({"rows": [{"ratio": 1.0}]}, True, "machine: missing; expected are rows, machine"),
+        ({"rows": [], "machine": "x", "y": 1}, True, "'y': unknown; expected are rows, machine"),
+        ({}, False, "rows: missing; expected are rows, machine"),
+        ({"rows": [{"ratio": 1.0}, {"note": None}]}, False, "rows[1].ratio: missing; expected are ratio, note"),
+        ({"rows": [{"ratio": 1.0, "note": 3}]}, False, "rows[0].note: got 3; expected a text or null"),
+        ([], False, "the top level: got []; expected an object"),
+    ],
+)
+def test_a_faulty_file_is_refused_with_its_place(data: object, whole: bool, words: str) -> None:
+    with pytest.raises(DispatcherError) as error:
+        read_typed(Table, data, whole=whole)
+    assert str(error.value) == words

@@ -135,6 +135,17 @@ def damage(name: str, data: bytes | None) -> Callable[[Path], None]:
     return apply
 
 
+def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A change of kit.json."""
+
+    def apply(folder: Path) -> None:
+        kit = json.loads((folder / "kit.json").read_text())
+        change(kit)
+        (folder / "kit.json").write_text(json.dumps(kit))
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -142,7 +153,18 @@ def damage(name: str, data: bytes | None) -> Callable[[Path], None]:
         (damage("kit.json", b"{"), "cannot be read"),
         (damage("kit.json", b"[]"), "expected the format"),
         (damage("kit.json", b'{"format": "s2d-kit", "version": 9}'), "version 1"),
-        (damage("kit.json", b'{"format": "s2d-kit", "version": 1}'), "cannot be read"),
+        (damage("kit.json", b'{"format": "s2d-kit", "version": 1}'), "files: got None; expected a list"),
+        (rewritten(lambda kit: kit.update(files=[])), "files: got none"),
+        (rewritten(lambda kit: kit.update(files=[1])), r"files: got \[1\]; expected texts"),
+        (rewritten(lambda kit: kit.update(model="x")), "model.name: got None; expected a text"),
+        (rewritten(lambda kit: kit["files"].pop()), "work.1.amounts: expected"),
+        (rewritten(lambda kit: kit["work"].pop("8")), "work.8.keys: got None"),
+        (rewritten(lambda kit: kit["work"]["16"]["amounts"][0].pop()), "work.16.amounts: expected"),
+        (
+            rewritten(lambda kit: kit["work"]["16"]["amounts"][0].__setitem__(0, "1")),
+            "work.16.amounts: expected numbers",
+        ),
+        (rewritten(lambda kit: kit.update(probe="../probe.onnx")), "1 files of the kit are missing"),
         (damage("stage000.onnx", None), "stage000.onnx"),
         (damage("stage000.onnx", b"nonsense"), "cannot run the kit"),
     ],

@@ -22,7 +22,8 @@ from s2d_convert.cli.main import main
 from s2d_convert.conversion import context
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import ModelError, UsageError
-from s2d_convert.latency.device_table import fit, read_board
+from s2d_convert.latency.board import read_board
+from s2d_convert.latency.device_table import fit
 from s2d_convert.latency.kernels import work_of
 from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.workflows import profile_kit as kit
