@@ -22,8 +22,8 @@ setup(
     extras_require={
         "images": ["pillow>=12.3"],
         "http": ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"],
-        "kserve": ["kserve>=0.21"],
-        "mlserver": ["mlserver>=1.7.1"],
+        "kserve": ["kserve>=0.21", "prometheus-client>=0.20"],
+        "mlserver": ["mlserver>=1.7.1", "prometheus-client>=0.20"],
         "ray": ["ray[serve]>=2.50"],
     },
 )

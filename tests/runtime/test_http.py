@@ -24,6 +24,7 @@ pytest.importorskip("prometheus_client", reason="the extra s2d-runtime[http] is 
 
 from http_client import INFER, JSON, Reply, Running, running
 from s2d_runtime.serving import http as server_module
+from s2d_runtime.serving.metrics import SECONDS
 from s2d_runtime.serving.options import HttpOptions, OptionError, model_name
 
 ROW = [0.6, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]
@@ -326,6 +327,42 @@ def test_metrics_count_images_by_exit(folder: Path) -> None:
             'requests_total{code="400",endpoint="infer"}': 1,
         }
         assert {name: server.metric(f"s2d_{name}") for name in found} == found
+
+
+def test_metrics_have_what_the_monitor_finds(tmp_path: Path) -> None:
+    at_half = policy(0.5, [0.5]) | {"exit_share": [0.75, 0.25], "disagreement": 0.125}
+    write_export(tmp_path, PAIR, policies=[at_half, policy(0.9, [0.8])])
+    early, late = images_of([[0.9, 0, 0, 0]] * 3 + [[0.1, 0, 0, 0]]), images_of([[0.7, 0, 0, 0]])
+    with running(tmp_path, rows=8, audit=1.0) as server:
+        for _ in range(10):
+            assert server("POST", INFER, asking(early)).status == 200
+        assert server("POST", INFER, asking(late, parameters={"budget": 0.9})).status == 200
+        until(lambda: server.metric('s2d_drift_audited_images_total{budget="0.5",model="toy"}') == 40)
+        found = {
+            'images_total{budget="0.5",model="toy",stage="1"}': 30,
+            'images_total{budget="0.5",model="toy",stage="2"}': 10,
+            'images_total{budget="0.9",model="toy",stage="2"}': 1,
+            'expected_exit_share{budget="0.5",model="toy",stage="1"}': 0.75,
+            'expected_disagreement{budget="0.5",model="toy"}': 0.125,
+            'warnings{budget="0.5",model="toy"}': 0,
+        }
+        assert {name: server.metric(f"s2d_drift_{name}") for name in found} == found
+
+
+def test_metrics_tell_of_drift(tmp_path: Path) -> None:
+    sure = policy(0.5, [0.5]) | {"exit_share": [1.0, 0.0],
+                                 "confidence_histogram": [[0] * 18 + [1000, 0], [0] * 20]}  # fmt: skip
+    write_export(tmp_path, PAIR, policies=[sure])
+    with running(tmp_path, rows=1000, audit=0.0) as server:
+        for _ in range(2):
+            assert server("POST", INFER, asking(images_of([[0.1, 0, 0, 0]] * 600))).status == 200
+        assert server.metric('s2d_drift_warnings{budget="0.5",model="toy"}') >= 1
+
+
+def test_fast_calls_have_buckets() -> None:
+    assert SECONDS[0] == 50e-6
+    assert list(SECONDS) == sorted(set(SECONDS))
+    assert max(SECONDS) >= HttpOptions().timeout_s
 
 
 def test_many_clients_at_once_get_their_own_answers(tmp_path: Path) -> None:

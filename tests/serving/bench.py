@@ -23,7 +23,7 @@ from s2d_runtime import Dispatcher
 
 sys.path.append(str(Path(__file__).parent.parent / "support"))  # the other helpers of the tests
 from environments import environment
-from stacks import CLIENT, STACKS, free_ports
+from stacks import CLIENT, STACKS, Ports, free_ports
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,15 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(stack: str, folder: Path, images: np.ndarray, runs: int) -> list[tuple[float, float, float]]:
     """Requests/s, median and 99 % latency in ms of every run; the first one only warms up."""
-    http, grpc = free_ports(2)
+    ports = Ports(*free_ports(3))
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         np.savez(place / "requests.npz", **{str(i): image for i, image in enumerate(images)})
         (place / "parameters.json").write_text(json.dumps([{}] * len(images)), encoding="utf-8")
         client = Path(__file__).parent / "v2_client.py"
-        command = [str(environment("client", CLIENT)), str(client), "grpc", str(grpc), "toy", name]
+        command = [str(environment("client", CLIENT)), str(client), "grpc", str(ports.grpc), "toy", name]
         found = []
-        with STACKS[stack](folder, place, http, grpc):
+        with STACKS[stack](folder, place, ports):
             for _ in range(runs + 1):
                 subprocess.run(command, check=True, timeout=300, env={"PATH": os.environ["PATH"]})
                 if errors := json.loads((place / "errors.json").read_text(encoding="utf-8")):

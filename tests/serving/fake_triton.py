@@ -80,12 +80,30 @@ class ClientRequest:
 
 
 @dataclass
+class Metric:
+    """A series of a metric; its value is in what the server exports."""
+
+    exported: dict[str, float]
+    key: str
+
+    def increment(self, value: float) -> None:
+        """Add to it."""
+        self.exported[self.key] += value
+
+    def set(self, value: float) -> None:
+        """Replace it."""
+        self.exported[self.key] = value
+
+
+@dataclass
 class FakeTriton:
-    """A repository that is served in this process; `rows` counts the rows that every model was given."""
+    """A repository that is served in this process; `rows` counts the rows that every model was given, `exported` has the
+    metrics of its models, such as `s2d_images_total 1` for stage 1."""
 
     repository: Path
     broken: str = ""  # a model that answers every request with an error
     rows: Counter[str] = field(default_factory=Counter)
+    exported: dict[str, float] = field(default_factory=dict)
 
     def module(self) -> ModuleType:
         """What the front model imports."""
@@ -96,11 +114,31 @@ class FakeTriton:
             InferenceResponse=lambda output_tensors=(), error=None: InferenceResponse(output_tensors, error),
             InferenceRequest=self._request,
             PreferredMemory=lambda kind: kind,
+            MetricFamily=self._metrics(),
             TRITONSERVER_MEMORY_CPU="cpu",
             get_input_tensor_by_name=lambda request, name: _named([request.image], name),
             get_output_tensor_by_name=lambda response, name: _named(response.output_tensors, name),
         )
         return module
+
+    def _metrics(self) -> type:
+        exported = self.exported
+
+        class MetricFamily:
+            COUNTER, GAUGE = 0, 1
+
+            def __init__(self, *, name: str, description: str, kind: int) -> None:
+                assert description
+                assert kind == (self.COUNTER if name.endswith("_total") else self.GAUGE)
+                self.name = name
+
+            def Metric(self, *, labels: Mapping[str, str]) -> Metric:
+                assert set(labels) == {"model", "stage"}
+                key = f"{self.name} {labels['stage']}"
+                exported[key] = 0
+                return Metric(exported, key)
+
+        return MetricFamily
 
     def _request(
         self, *, model_name: str, requested_output_names: Sequence[str], inputs: Sequence[Tensor], preferred_memory: str

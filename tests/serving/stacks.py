@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from environments import environment
@@ -26,6 +27,14 @@ READY_S = 120.0
 MOST = 32  # images in a request
 CLIENT = ("tritonclient[grpc,http]>=2.50", "numpy>=1.26")
 TRITON = ("nvidia-pytriton>=0.7", "onnxruntime>=1.17", "numpy<2")
+
+
+class Ports(NamedTuple):
+    """Where a server listens; KServe has its metrics beside HTTP."""
+
+    http: int
+    grpc: int
+    metrics: int
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,19 +84,19 @@ def _wait(process: subprocess.Popen[bytes], ready: str, log: Path) -> None:
     pytest.fail(f"the server did not get ready:\n{log.read_text(errors='replace')[-6000:]}")
 
 
-def triton(folder: Path, place: Path, http: int, grpc: int) -> AbstractContextManager[int]:
+def triton(folder: Path, place: Path, ports: Ports) -> AbstractContextManager[int]:
     """Triton with a model per stage and one in front of them."""
     write_repository(folder, place / "repo", TritonOptions("toy", max_batch=MOST))
-    return tritonserver(place, http, grpc)
+    return tritonserver(place, ports)
 
 
-def triton_single(folder: Path, place: Path, http: int, grpc: int) -> AbstractContextManager[int]:
+def triton_single(folder: Path, place: Path, ports: Ports) -> AbstractContextManager[int]:
     """Triton with the single file."""
     write_single_repository(folder, place / "repo", TritonOptions("toy", max_batch=MOST))
-    return tritonserver(place, http, grpc)
+    return tritonserver(place, ports)
 
 
-def tritonserver(place: Path, http: int, grpc: int) -> AbstractContextManager[int]:
+def tritonserver(place: Path, ports: Ports) -> AbstractContextManager[int]:
     """The server out of pytriton's wheel, on the exported repository as it is."""
     python = environment("triton", TRITON)
     command = [python, "-c", "import pytriton, sys; print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2])"]
@@ -104,21 +113,22 @@ def tritonserver(place: Path, http: int, grpc: int) -> AbstractContextManager[in
             package / "bin" / "tritonserver",
             f"--model-repository={place / 'repo'}",
             f"--backend-directory={backends}",
-            *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
-            "--allow-metrics=false",
+            *("--http-address=127.0.0.1", f"--http-port={ports.http}"),
+            *("--grpc-address=127.0.0.1", f"--grpc-port={ports.grpc}"),
+            *("--metrics-address=127.0.0.1", f"--metrics-port={ports.metrics}"),
             f"--backend-config=python,shm-region-prefix-name=s2d{os.getpid()}",
         ],
-        ready=f"http://127.0.0.1:{http}/v2/health/ready",
+        ready=f"http://127.0.0.1:{ports.http}/v2/health/ready",
         log=place / "triton.log",
         env={"PATH": f"{python.parent}:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(libraries)},
     )
 
 
-def mlserver(folder: Path, place: Path, http: int, grpc: int) -> AbstractContextManager[int]:
+def mlserver(folder: Path, place: Path, ports: Ports) -> AbstractContextManager[int]:
     """MLServer with its settings in two files, as its users write them."""
     python = environment("mlserver", ("-e", f"{RUNTIME}[mlserver]"))
-    settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "parallel_workers": 0, "debug": False,
-                "metrics_endpoint": None}  # fmt: skip
+    settings = {"host": "127.0.0.1", "http_port": ports.http, "grpc_port": ports.grpc, "metrics_port": ports.metrics,
+                "parallel_workers": 0, "debug": False}  # fmt: skip
     model = {"name": "toy", "implementation": "s2d_runtime.serving.mlserver.StagedModel",
              "parameters": {"uri": str(folder), "extra": {"rows": MOST}}}  # fmt: skip
     (place / "toy").mkdir()
@@ -126,24 +136,24 @@ def mlserver(folder: Path, place: Path, http: int, grpc: int) -> AbstractContext
     (place / "toy" / "model-settings.json").write_text(json.dumps(model), encoding="utf-8")
     return server(
         [python.parent / "mlserver", "start", place],
-        ready=f"http://127.0.0.1:{http}/v2/models/toy/ready",
+        ready=f"http://127.0.0.1:{ports.http}/v2/models/toy/ready",
         log=place / "mlserver.log",
         env={"PATH": f"{python.parent}:{os.environ['PATH']}"},
     )
 
 
-def kserve(folder: Path, place: Path, http: int, grpc: int) -> AbstractContextManager[int]:
+def kserve(folder: Path, place: Path, ports: Ports) -> AbstractContextManager[int]:
     """KServe's own server."""
     python = environment("kserve", ("-e", f"{RUNTIME}[kserve]"))
-    options = {"model_dir": folder, "model_name": "toy", "http_port": http, "grpc_port": grpc, "rows": MOST}
+    options = {"model_dir": folder, "model_name": "toy", "http_port": ports.http, "grpc_port": ports.grpc, "rows": MOST}
     return server(
         [python, "-m", "s2d_runtime.serving.kserve", *(f"--{name}={value}" for name, value in options.items())],
-        ready=f"http://127.0.0.1:{http}/v2/models/toy/ready",
+        ready=f"http://127.0.0.1:{ports.http}/v2/models/toy/ready",
         log=place / "kserve.log",
     )
 
 
-STACKS: dict[str, Callable[[Path, Path, int, int], AbstractContextManager[int]]] = {
+STACKS: dict[str, Callable[[Path, Path, Ports], AbstractContextManager[int]]] = {
     "triton": triton,
     "triton-single": triton_single,
     "mlserver": mlserver,

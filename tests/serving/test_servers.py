@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from environments import environment
 from s2d_runtime import Dispatcher
-from stacks import CLIENT, MOST, STACKS, free_ports
+from stacks import CLIENT, MOST, STACKS, Ports, free_ports
 from toy_exports import MIXED, images_of, policy, write_export
 
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
@@ -32,8 +33,16 @@ class Running:
 
     stack: str
     folder: Path
-    http: int
-    grpc: int
+    ports: Ports
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of this project, by name and labels."""
+        port = self.ports.http if self.stack == "kserve" else self.ports.metrics
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return {
+            name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line.startswith("s2d_"))
+        }
 
 
 @pytest.fixture(scope="module", params=list(STACKS))
@@ -41,9 +50,9 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Every stack in turn."""
     folder, place = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("place")
     write_export(folder, MIXED, policies=[policy(0.5, [0.3, 0.5, 0.7]), policy(1.0, [1.01] * 3)])
-    http, grpc = free_ports(2)
-    with STACKS[request.param](folder, place, http, grpc):
-        yield Running(request.param, folder, http, grpc)
+    ports = Ports(*free_ports(3))
+    with STACKS[request.param](folder, place, ports):
+        yield Running(request.param, folder, ports)
 
 
 @contextmanager
@@ -53,7 +62,7 @@ def asked(running: Running, way: str, requests: list[tuple[Any, dict[str, Any]]]
     np.savez(place / "requests.npz", **{str(i): images for i, (images, _) in enumerate(requests)})
     (place / "parameters.json").write_text(json.dumps([parameters for _, parameters in requests]), encoding="utf-8")
     protocol, *rest = way.split()
-    port = running.grpc if protocol == "grpc" else running.http
+    port = running.ports.grpc if protocol == "grpc" else running.ports.http
     command = [python, HERE / "v2_client.py", protocol, str(port), "toy", place, *rest]
     subprocess.run(list(map(str, command)), check=True, timeout=300, env={"PATH": os.environ["PATH"]})
     with np.load(place / "answers.npz") as answers:
@@ -110,6 +119,22 @@ def test_a_bad_request_gets_a_sentence_and_hurts_no_other(running: Running, way:
             assert word in error["message"]
             assert "Traceback" not in error["message"]
         assert {answers[f"{i}.stage"].ravel().tolist() == [1, 1, 1] for i in range(1, len(requests), 2)} == {True}
+
+
+def test_metrics_tell_the_share_of_exits(running: Running, tmp_path: Path) -> None:
+    if running.stack == "triton-single":
+        pytest.skip("Triton runs the file by itself")
+    name = "s2d_images_total" if running.stack == "triton" else "s2d_drift_images_total"
+    labels = 'model="toy"' if running.stack == "triton" else 'budget="0.5",model="toy"'
+    series = [f'{name}{{{labels},stage="{k}"}}' for k in range(1, 5)]
+    before = running.metrics()
+    images = images_of([[0.9] * 4] * 3 + [[0.1, 0.9, 0.9, 0.9]] * 2 + [[0.1] * 4])
+    with asked(running, "grpc", [(images, {})], tmp_path) as (_, errors):
+        assert errors == []
+    after = running.metrics()
+    assert [after[one] - before.get(one, 0) for one in series] == [3, 2, 0, 1]
+    expected = "s2d_expected_exit_share" if running.stack == "triton" else "s2d_drift_expected_exit_share"
+    assert [after[f'{expected}{{{labels},stage="{k}"}}'] for k in range(1, 5)] == [0, 0, 0, 1]
 
 
 def test_tritons_configurations_follow_the_official_schema(tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ def test_every_row_gets_the_answer_of_the_stage_where_it_leaves(
             assert found["stage"][row, 0] == stage
             np.testing.assert_array_equal(found["confidence"][row, 0], confidence)
             reached[1 : stage + 1] += 1
+    counted = [triton.exported[f"s2d_images_total {k}"] for k in range(1, len(toys) + 1)]
+    assert counted == (reached[1:] - np.append(reached[2:], 0)).tolist()
+    assert triton.exported[f"s2d_expected_exit_share {len(toys)}"] == 1
     # Only the rows that stay go on.
     assert [triton.rows[f"toy_stage{k}"] for k in range(1, len(toys) + 1)] == reached[1:].tolist()
 

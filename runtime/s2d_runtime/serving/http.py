@@ -47,7 +47,7 @@ class Service:
         self._places = options.running + options.queue
         self._free = threading.Semaphore(self._places)
         self._pool = ThreadPoolExecutor(options.running, thread_name_prefix="s2d")
-        self.metrics = Metrics(dispatcher.policy)
+        self.metrics = Metrics(dispatcher, name=name, audit=options.audit)
 
     async def infer(self, request: Request) -> Response:
         """POST .../infer. Raises RequestError."""

@@ -21,6 +21,8 @@ from kserve.protocol.infer_type import to_http_parameters
 
 from s2d_runtime.dispatcher import Dispatcher
 from s2d_runtime.serving import v2
+from s2d_runtime.serving.drift import process_wide
+from s2d_runtime.serving.options import AUDIT
 
 ROWS = 64  # default for the largest number of images in one request
 
@@ -29,15 +31,24 @@ class StagedModel(Model):  # type: ignore[misc]  # KServe is not installed when 
     """An exported folder as a KServe model. `load` opens it."""
 
     def __init__(
-        self, name: str, folder: str, *, budget: float | None = None, threads: int = 1, rows: int = ROWS
+        self,
+        name: str,
+        folder: str,
+        *,
+        budget: float | None = None,
+        threads: int = 1,
+        rows: int = ROWS,
+        audit: float = AUDIT,
     ) -> None:
         super().__init__(name)
         self._folder, self._budget, self._threads, self._rows = folder, budget, threads, rows
+        self._audit = audit
         self._runner: Dispatcher | None = None
 
     def load(self) -> bool:
         """Open the folder. Raises DispatcherError."""
         self._runner = Dispatcher(self._folder, budget=self._budget, threads=self._threads)
+        process_wide().watch(self.name, self._runner, audit=self._audit)
         self.ready = True
         return True
 
@@ -76,6 +87,7 @@ class StagedModel(Model):  # type: ignore[misc]  # KServe is not installed when 
     def stop(self) -> None:
         """Release the sessions."""
         if self._runner is not None:
+            process_wide().forget(self.name)
             self._runner.close()
         self.ready = False
 
@@ -119,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, help="another of the calibrated budgets; default: the manifest's")
     parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime per stage; default: 1")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"most images in one request; default: {ROWS}")
+    parser.add_argument("--audit", type=float, default=AUDIT, help=f"share of images to audit; default: {AUDIT}")
     options = parser.parse_args(arguments)
     model = StagedModel(
         options.model_name,
@@ -126,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         budget=options.budget,
         threads=options.threads,
         rows=options.rows,
+        audit=options.audit,
     )
     model.load()
     ModelServer().start([model])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from s2d_runtime.dispatcher import Answer, Policy
+from s2d_runtime.dispatcher import Answer, Dispatcher
+from s2d_runtime.serving.drift import DriftCollector
 
-# Buckets from the time of a small model's stage 1 to a time-out.
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# Buckets from the time of a tiny model's stage 1 to a time-out.
+SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
@@ -15,12 +16,16 @@ class Metrics:
     """Counters and histograms of one server. Many threads may use them at once.
 
     The share of images per exit is `s2d_images_total` of a stage divided by that of all stages. `s2d_expected_exit_share` has
-    the share at calibration, for the policy in use, so that a drift of the images is visible.
+    the share at calibration, for the policy in use, so that a drift of the images is visible. `drift` has what a monitor finds.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        """Create the metrics. policy: the one for requests without a budget of their own."""
+    def __init__(self, dispatcher: Dispatcher, *, name: str, audit: float) -> None:
+        """Create the metrics, and have a monitor count the dispatcher's answers. audit: its `sample`."""
+        policy = dispatcher.policy  # for requests without a budget of their own
         self._registry = own = CollectorRegistry()
+        drift = DriftCollector()
+        drift.watch(name, dispatcher, audit=audit)
+        own.register(drift)
         self._requests = Counter("s2d_requests", "Requests by endpoint and status.", ["endpoint", "code"], registry=own)
         self._images = Counter("s2d_images", "Images by the stage that answered.", ["stage"], registry=own)
         expected = Gauge(

@@ -3,7 +3,7 @@
 model-settings.json::
 
     {"name": "model", "implementation": "s2d_runtime.serving.mlserver.StagedModel",
-     "parameters": {"uri": "OUT", "extra": {"budget": 0.5, "threads": 1, "rows": 64}}}
+     "parameters": {"uri": "OUT", "extra": {"budget": 0.5, "threads": 1, "rows": 64, "audit": 0.002}}}
 
 All of `extra` is optional. MLServer's REST takes JSON tensors only; gRPC takes bytes. Its gRPC definition has no
 floating-point parameters, so in gRPC a request's budget is a string, such as "0.5".
@@ -21,8 +21,10 @@ from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor
 
 from s2d_runtime.dispatcher import Dispatcher, DispatcherError
 from s2d_runtime.serving import v2
+from s2d_runtime.serving.drift import process_wide
+from s2d_runtime.serving.options import AUDIT
 
-EXTRAS = ("budget", "threads", "rows")
+EXTRAS = ("budget", "threads", "rows", "audit")
 ROWS = 64  # default for the largest number of images in one request
 
 
@@ -39,8 +41,9 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not installed w
             raise DispatcherError(f"parameters.extra: got {unknown}; expected are {', '.join(EXTRAS)}")
         if parameters is None or not parameters.uri:
             raise DispatcherError("parameters.uri: missing; give the folder that s2d-convert wrote")
-        self._rows = int(extra.pop("rows", ROWS))
+        self._rows, audit = int(extra.pop("rows", ROWS)), float(extra.pop("audit", AUDIT))
         self._runner = runner = await asyncio.to_thread(Dispatcher, parameters.uri, **extra)
+        process_wide().watch(self.name, runner, audit=audit)
         about = v2.model_metadata(runner.manifest, name=self.name)
         self.inputs = [MetadataTensor(**tensor) for tensor in about["inputs"]]
         self.outputs = [MetadataTensor(**tensor) for tensor in about["outputs"]]
@@ -69,6 +72,7 @@ class StagedModel(MLModel):  # type: ignore[misc]  # MLServer is not installed w
     async def unload(self) -> bool:
         """Release the sessions."""
         if self._runner is not None:  # None if the folder could not be opened
+            process_wide().forget(self.name)
             self._runner.close()
         return True
 

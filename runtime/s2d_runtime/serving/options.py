@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+AUDIT = 0.002  # default for the share of images that the last stage answers too
 # Triton rejects other names too. The name is part of a URL.
 NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -65,6 +66,9 @@ class HttpOptions(ListenOptions):
     """The options of the small HTTP server."""
 
     workers: int | None = option(None, int, "Requests that run at once. [default: one per core]", low=1, high=1024)
+    audit: float = option(
+        AUDIT, float, "Share of images that the last stage answers too, beside requests, to see drift.", low=0, high=1
+    )
     connections: int = option(512, int, "Most open connections.", low=1, high=65536)
 
     @property

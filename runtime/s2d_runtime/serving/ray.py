@@ -22,9 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.util.metrics import Counter, Gauge
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -43,6 +45,7 @@ from s2d_runtime.serving.ray_stage import (
 
 LOG = logging.getLogger("ray.serve")
 PAUSE_S = 0.05  # before a request to a stage that died is repeated
+MODEL, STAGE = "model", "stage"  # tags of metrics; Ray exports them with its own prefix, as ray_s2d_images_total
 HEADER_BYTES = "Inference-Header-Content-Length"
 
 
@@ -94,18 +97,32 @@ class FirstStage(Stage):
     def __init__(self, folder: Path, number: int, options: RayOptions, following: Any = None) -> None:
         super().__init__(folder, number, options, following)
         self._budget, self._name = options.budget, options.name or model_name(folder)
+        self._images = Counter("s2d_images", "Images by the stage that answered.", tag_keys=(MODEL, STAGE))
+        self._expected = Gauge("s2d_expected_exit_share", "Share of images per stage at calibration.", (MODEL, STAGE))
+        self._tell_expected(options.budget)
+
+    def _tell_expected(self, budget: float | None) -> None:
+        """Export the shares of exits at calibration, for the policy of requests without a budget of their own."""
+        manifest = self._worker.manifest
+        shares = manifest.policy_for(manifest.default_budget if budget is None else budget).exit_share
+        for number, share in enumerate(shares, start=1):
+            self._expected.set(share, {MODEL: self._name, STAGE: str(number)})
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take a changed `user_config`, including the budget. Running requests keep their thresholds."""
         await super().reconfigure(config)
         limits_for(self._worker.manifest, config["budget"])  # raises for a faulty budget before anything changes
         self._budget = config["budget"]
+        self._tell_expected(self._budget)
 
     async def classify(self, images: Any, budget: float | None = None) -> Answer:
         """Return the dispatcher's answer for images [B, ...], for calls through a handle. Raises DispatcherError."""
         manifest = self._worker.manifest
         limits = limits_for(manifest, self._budget if budget is None else budget)
-        return await self.go_on({manifest.input.name: images}, limits)
+        answer = await self.go_on({manifest.input.name: images}, limits)
+        for number, count in zip(*np.unique(answer.stage, return_counts=True), strict=True):
+            self._images.inc(int(count), {MODEL: self._name, STAGE: str(number)})
+        return answer
 
     async def __call__(self, request: Request) -> Response:
         """Serve the V2 protocol over HTTP."""

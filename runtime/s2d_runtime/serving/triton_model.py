@@ -49,6 +49,22 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self._budget: Any = parameters.get("budget", {}).get("string_value", self._manifest.default_budget)
         self._limits({})  # a faulty budget raises now, not in the first request
+        self._count_exits()
+
+    def _count_exits(self) -> None:
+        """Make the metrics of this model, which Triton exports with its own."""
+        policy = self._manifest.policy_for(float(self._budget))
+        kinds = pb_utils.MetricFamily
+        images = kinds(name="s2d_images_total", description="Images by the stage that answered.", kind=kinds.COUNTER)
+        expected = kinds(
+            name="s2d_expected_exit_share", description="Share of images per stage at calibration.", kind=kinds.GAUGE
+        )
+        labels = [{"model": self._name, "stage": str(number + 1)} for number in range(len(policy.exit_share))]
+        self._families = (images, expected)  # a metric ends with its family
+        self._images = [images.Metric(labels=one) for one in labels]
+        self._expected = [expected.Metric(labels=one) for one in labels]
+        for gauge, share in zip(self._expected, policy.exit_share, strict=True):
+            gauge.set(share)
 
     async def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Return one response per request. All requests run concurrently."""
@@ -90,6 +106,8 @@ class TritonPythonModel:
             leaving = np.ones(len(here), np.bool_) if last else self._rules.leaves(sure, limits[number - 1])
             gone = here[leaving]
             output[gone], stages[gone], confidence[gone, 0] = values[OUTPUT][leaving], number, sure[leaving]
+            if len(gone):
+                self._images[number - 1].increment(len(gone))
             if leaving.all():
                 break
             if leaving.any():
