@@ -1,10 +1,12 @@
 """Run a folder that s2d-convert exported. Needs numpy and onnxruntime only.
 
-``Dispatcher("OUT")(images)`` answers with `output`, `stage` and `confidence` per image.
+``Dispatcher("OUT")(images)`` answers with `output`, `stage` and `confidence` per image, ``Classifier("OUT")("photo.jpg")``
+with names; pictures need Pillow too (the extra `images`), which is imported when the first one is read.
 """
 
 from __future__ import annotations
 
+from s2d_runtime.classifier import Classifier, Label, Prediction
 from s2d_runtime.dispatcher import (
     Answer,
     Dispatcher,
@@ -27,15 +29,18 @@ from s2d_runtime.dispatcher import (
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
+    "Classifier",
     "Dispatcher",
     "DispatcherError",
     "Exactness",
+    "Label",
     "Link",
     "Manifest",
     "Monitor",
     "MonitorReport",
     "OutputSpec",
     "Policy",
+    "Prediction",
     "Promise",
     "Stage",
     "TensorSpec",

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from s2d_runtime.dispatcher import DispatcherError
+from s2d_runtime.dispatcher import DispatcherError, Manifest
 
 Layout = Literal["NCHW", "NHWC"]
 InputType = Literal["float32", "uint8"]
@@ -149,6 +149,26 @@ class Preprocess:
             return cls(**values)
         except cls.value_error as error:
             raise cls.image_error(str(error)) from error
+
+    @classmethod
+    def recorded(cls: type[P], manifest: Manifest) -> P:
+        """Return the preprocessing that a manifest records.
+
+        Raises `image_error` when it has none, or one whose result the stages do not take.
+        """
+        if manifest.preprocess is None:
+            raise cls.image_error(
+                "the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly"
+            )
+        made = cls.from_json(manifest.preprocess)
+        produced = (made.dtype, *made.input_shape)
+        expected = (manifest.input.dtype, *manifest.input.shape[1:])
+        if produced != expected:
+            raise cls.image_error(
+                f"preprocess: makes {produced[0]} {list(produced[1:])} of an image, but the stages take {expected[0]} "
+                f"{list(expected[1:])}; the manifest was changed, convert again"
+            )
+        return made
 
 
 def _problems(p: Preprocess) -> Sequence[str]:

@@ -71,9 +71,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ("s2d bench model.s2d", "s2d bench model.s2d --threads 4 --seconds 10"),
         ),
         "run": Command(
-            "folder:run",
-            "Answer one image.",
-            ("s2d run model.s2d photo.jpg", "s2d run model.s2d inputs.npy --budget 0.7"),
+            "run:run",
+            "Answer for images.",
+            (
+                "s2d run model.s2d photo.jpg",
+                "s2d run model.s2d images/ --json",
+                "s2d run model.s2d inputs.npy --budget 0.7",
+            ),
         ),
         "export": Command(
             "export:export",

@@ -113,13 +113,19 @@ def sample_files(path: Path, count: int) -> tuple[str, ...]:
 
     Raises DataError if there are none.
     """
+    files = image_files(path)
+    rows = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))
+    return tuple(files[row] for row in rows)
+
+
+def image_files(path: Path) -> tuple[str, ...]:
+    """Return all image files below a folder, in the order of their names. Raises DataError if there are none."""
     if not path.is_dir():
         raise DataError(f"{path}: is no folder; give a folder of images")
     files = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     if not files:
         raise DataError(f"{path}: holds no images; expected files such as .jpg or .png in it or in folders in it")
-    rows = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))
-    return tuple(files[row] for row in rows)
+    return tuple(files)
 
 
 def _for_training(path: Path, splits: Mapping[str, Path], _warn: Warn) -> Sequence[str]:

@@ -21,7 +21,7 @@ from s2d_runtime.names import CLASS_NAMES
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.data.preprocess import Preprocess
-from s2d_convert.errors import DataError, ModelError, OutputError
+from s2d_convert.errors import ModelError, OutputError
 
 HASHED_BYTES = 2**20  # read at once
 
@@ -165,18 +165,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def recorded_preprocess(manifest: Manifest) -> Preprocess:
     """Return the preprocessing that a manifest records. Raises DataError when it has none, or one whose result the stages
     do not take."""
-    if manifest.preprocess is None:
-        raise DataError(
-            "the manifest records no preprocessing (the model was only split); convert it, or use the dispatcher directly"
-        )
-    preprocess = Preprocess.from_json(manifest.preprocess)
-    produced, expected = (preprocess.dtype, *preprocess.input_shape), (manifest.input.dtype, *manifest.input.shape[1:])
-    if produced != expected:
-        raise DataError(
-            f"preprocess: makes {produced[0]} {list(produced[1:])} of an image, but the stages take {expected[0]} "
-            f"{list(expected[1:])}; the manifest was changed, convert again"
-        )
-    return preprocess
+    return Preprocess.recorded(manifest)
 
 
 def recorded_names(names: Sequence[str] | None) -> dict[str, list[str]]:

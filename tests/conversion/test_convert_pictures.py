@@ -65,7 +65,9 @@ def test_pictures_are_read_as_the_model_was_trained(
         picture = place / "data/q1/003.png"
         answer = runner(preprocess(read_image(picture, preprocess)[None]))
     assert (preprocess.fit, preprocess.scale, preprocess.mean, preprocess.std) == ("stretch", 1, (100,) * 3, (30,) * 3)
-    assert call(capsys, "run", "out.s2d", str(picture))[1].startswith(f"0: class {answer.output.argmax()}, confidence")
+    assert call(capsys, "run", "out.s2d", str(picture))[1].startswith(
+        f"0: class {(k := int(answer.output.argmax()))} (q{k}), "
+    )
     code, out, err = call(capsys, "evaluate", "out.s2d", "--data", "data")
     assert code == 0
     assert "warning: data: 1 of 282 images cannot be read" in err
