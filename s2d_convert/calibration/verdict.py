@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from s2d_runtime import Policy
+from s2d_runtime import Manifest, Policy
 from s2d_runtime.policies import MAX_LOSS, NO_GAIN, SURE, loss_error
 from s2d_runtime.thresholds import exits
 
@@ -106,6 +106,17 @@ def worth_showing(outcomes: Sequence[Outcome], chosen: float) -> tuple[Outcome, 
         if outcome.budget == chosen or not beaten:
             shown.append(outcome)
     return tuple(o for o in shown if o.budget == chosen or not _same(o, shown, chosen))
+
+
+def useful_policies(manifest: Manifest) -> list[Policy]:
+    """Return the policies in order of latency, without those that are no faster and no more accurate than another one. The
+    policy in use is always kept."""
+    chosen, shown = manifest.default_policy, list[Policy]()
+    ranked = sorted(manifest.policies, key=lambda p: (p.expected_latency, -p.expected_accuracy, p is not chosen))
+    for policy in ranked:
+        if policy is chosen or not any(p.expected_accuracy >= policy.expected_accuracy for p in shown):
+            shown.append(policy)
+    return shown
 
 
 def _same(outcome: Outcome, others: Sequence[Outcome], chosen: float) -> bool:

@@ -95,7 +95,7 @@ class TerminalReporter:
         """Show the progress of the running step. seconds_left: NaN if unknown."""
         now = time.monotonic()
         interval = BAR_INTERVAL_S if self.console.is_terminal else PLAIN_INTERVAL_S
-        if now - self._shown_at < interval and done < total:
+        if now - self._shown_at < interval:
             return
         self._shown_at = now
         said = f"{what}{f', {detail}' if detail and self._verbose else ''}{self._left(seconds_left)}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
-from s2d_runtime import Manifest, Policy
+from s2d_runtime import Manifest
 
 from s2d_convert.base.text import answer_rows, quantity
-from s2d_convert.calibration.verdict import worth_showing
+from s2d_convert.calibration.verdict import useful_policies, worth_showing
 from s2d_convert.exporting.measure import Measured
 from s2d_convert.exporting.timing import worst_case
 
@@ -21,10 +22,10 @@ def _percent(value: float | None) -> str:
 
 def measured_table(measured: Measured, *, title: str) -> Table:
     """Return a table that compares the static model with the exported folder."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("static", "dynamic", "ratio"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, before, after in answer_rows(measured.to_json()):
         table.add_row(name, _percent(before), _percent(after), f"{100 * (after - before):+.2f} points")
     table.add_row("agreement with static", _percent(1.0), _percent(measured.agreement), "")
@@ -49,13 +50,13 @@ def measured_table(measured: Measured, *, title: str) -> Table:
 
 def class_table(measured: Measured) -> Table | None:
     """Return the table of classes if they are unequal or one is lost, else None."""
-    if not measured.per_class:
+    if not (measured.per_class and measured.classes_differ):
         return None
     labelled, one = measured.per_class[0].correct_static is not None, "class" if measured.labels is None else "label"
-    table = Table(title=f"{one} by {one}, those that lose most first", title_justify="left")
+    table = Table(title=f"{one} by {one}, those that lose most first", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("label" if labelled else f"{one} by the static model")
     for column in ("images", *(("recall static", "recall dynamic") if labelled else ()), "agreement"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in measured.per_class:
         right = (_percent(row.correct_static), _percent(row.correct_dynamic)) if labelled else ()
         table.add_row(Text(row.name), str(row.images), *right, _percent(row.agreement))
@@ -69,9 +70,11 @@ def policy_table(manifest: Manifest) -> Table:
     """
     measured = manifest.measured  # empty if the static model was missing
     how = f"; latency {measured['latency']} for {measured['machine']}" if measured else ""
-    table = Table(title=f"calibrated budgets (on held-out images{how}; * in use)", title_justify="left")
+    table = Table(
+        title=f"calibrated budgets (on held-out images{how}; * in use)", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for column in ("budget", "expected latency", "worst case", f"expected {manifest.target}", "share per exit"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     ratios = [stage.latency_ratio for stage in manifest.stages]
     for policy in useful_policies(manifest):
         table.add_row(
@@ -85,23 +88,14 @@ def policy_table(manifest: Manifest) -> Table:
     return table
 
 
-def useful_policies(manifest: Manifest) -> list[Policy]:
-    """Return the policies in order of latency, without those that are no faster and no more accurate than another one. The
-    policy in use is always kept."""
-    chosen, shown = manifest.default_policy, list[Policy]()
-    ranked = sorted(manifest.policies, key=lambda p: (p.expected_latency, -p.expected_accuracy, p is not chosen))
-    for policy in ranked:
-        if policy is chosen or not any(p.expected_accuracy >= policy.expected_accuracy for p in shown):
-            shown.append(policy)
-    return shown
-
-
 def outcome_table(manifest: Manifest, measured: Measured) -> Table:
     """Return the table of all useful policies and the static model on the measured images, with the one in use marked."""
     target, chosen = manifest.target, manifest.default_budget
-    table = Table(title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left")
+    table = Table(
+        title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for column in ("--budget", "mean latency", "worst case", target, "lost, points", "share per exit"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for outcome in worth_showing(measured.outcomes, chosen):
         table.add_row(
             f"{'* ' if outcome.budget == chosen else ''}{outcome.budget:g}",
@@ -118,7 +112,7 @@ def outcome_table(manifest: Manifest, measured: Measured) -> Table:
 
 def bench_table(found: Mapping[str, Any], *, title: str) -> Table:
     """Return the output of `s2d bench`."""
-    table = Table(title=f"{title}, {found['rounds']} rounds", title_justify="left")
+    table = Table(title=f"{title}, {found['rounds']} rounds", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("", "median ms", "quartiles ms", "ratio of medians", "quartiles of the ratio"):
         table.add_column(column, justify="left" if not column else "right")
     for row in found["rows"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.exporting.timing import machine, path_costs, predicted_costs
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
+from s2d_convert.plans.layers import layers_of
 from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logits
 from s2d_convert.slicing.split import StageModel
@@ -88,7 +90,11 @@ def finish(
         target=ready.target,
         data=ready.dataset.kind,
         preprocess=recorded(ready.preprocess, ready.dataset.train, options).to_json(),
-        provenance=_provenance(ready, options, provenance),
+        provenance={
+            **_provenance(ready, options, provenance),
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "layers": [layer.to_json() for layer in layers_of(ready.model, conversion)],
+        },
     )
     with new_folder(out, draft, models, running=options.running, force=options.force) as writer:
 

@@ -29,6 +29,7 @@ from s2d_convert.calibration.policies import Chosen
 from s2d_convert.calibration.thresholds import NEVER_LEAVES
 from s2d_convert.data.images import Images
 from s2d_convert.errors import OutputError
+from s2d_convert.exporting.report.card import card
 from s2d_convert.exporting.report.gallery import gallery
 from s2d_convert.exporting.report.page import page
 from s2d_convert.frontend.graph import Graph
@@ -135,11 +136,11 @@ def _foreign(out: Path) -> str | None:
 class FolderWriter:
     """A folder that is being written and that nobody reads yet, with its manifest so far.
 
-    running: how its stages are run when they are tried out and timed.
+    running: how its stages are run when they are tried out and timed. name: what it will be called.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, running: Running) -> None:
-        self.folder, self.manifest, self.running = folder, manifest, running
+    def __init__(self, folder: Path, manifest: Manifest, running: Running, *, name: str = "OUT") -> None:
+        self.folder, self.manifest, self.running, self.name = folder, manifest, running, name
 
     def add(self, name: str, data: bytes) -> None:
         """Write a file."""
@@ -188,14 +189,24 @@ class FolderWriter:
         lines = trace.read_text(encoding="utf-8").splitlines() if trace is not None and trace.is_file() else []
         named = replace(images, class_names=images.class_names or class_names(self.manifest))
         with self.dispatcher() as runner:
-            pictures = gallery(runner, named)
-        self.add(REPORT, page(self.manifest, [json.loads(line) for line in lines], pictures).encode())
+            pictures = gallery(runner, named, _mistakes(self.manifest))
+        html = page(self.manifest, [json.loads(line) for line in lines], pictures, folder=self.name)
+        self.add(REPORT, html.encode())
+
+    def add_card(self) -> None:
+        """Write the model card."""
+        self.add(CARD, card(self.manifest).encode())
 
     def try_out(self) -> None:
         """Open the folder and run every stage. Raises OutputError when its dispatcher rejects it or fails."""
         with _as_fault(), self.dispatcher() as runner:
             for batch in TRIED_BATCHES:
                 runner.warm_up(batch)
+
+
+def _mistakes(manifest: Manifest) -> dict[int, tuple[int, ...]]:
+    """Return the rows of the measured images that became wrong, with the classes that the static model says."""
+    return {mistake["row"]: tuple(mistake["static"]) for mistake in manifest.measured.get("mistakes", ())}
 
 
 @contextmanager
@@ -215,7 +226,9 @@ def new_folder(
     check_target(out, force=force)
     with whole_folder(out, replaces=force and out.exists()) as folder:
         writer = _written(folder, manifest, models, running)
+        writer.name = out.name
         yield writer
+        writer.add_card()
         writer.try_out()
 
 

@@ -24,10 +24,12 @@ from s2d_convert.data.images import Images
 from s2d_convert.exporting.per_class import (
     ClassResult,
     LabelScores,
+    Mistake,
     answers_on,
     class_results,
     label_scores,
     lost_classes,
+    mistakes,
 )
 from s2d_convert.exporting.provenance import Origin
 from s2d_convert.exporting.timing import PathCosts, image_latency
@@ -42,8 +44,9 @@ class Measured:
     """The numbers of an exported folder on a set of images.
 
     Latencies are ratios to the static model, measured in the same run. `correct_*`: the share of right answers, None without
-    labels; `agreement`: the share of answers like the static model's. `balanced_*` and `per_class`: where classes are
-    unequal. `lost_classes`: sentences on classes that a stage loses. `outcomes`: of every policy of the folder.
+    labels; `agreement`: the share of answers like the static model's. `balanced_*`: where classes are unequal.
+    `per_class`: of every class, which matters where `classes_differ`, because they are unequal or one is lost. `lost_classes`:
+    sentences on classes that a stage loses. `mistakes`: images that became wrong. `outcomes`: of every policy of the folder.
 
     Where images have several labels, an answer is right if all of its labels are, and `labels` has the numbers of each.
     """
@@ -66,7 +69,9 @@ class Measured:
     balanced_static: float | None = None
     balanced_dynamic: float | None = None
     per_class: tuple[ClassResult, ...] = ()
+    classes_differ: bool = False
     lost_classes: tuple[str, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     labels: LabelScores | None = None
 
@@ -115,8 +120,10 @@ def measure(runner: Dispatcher, static: StaticModel, images: Images, *, running:
         batch=running.batch,
         balanced_static=answers.balanced(said) if balanced else None,
         balanced_dynamic=answers.balanced(dynamic) if balanced else None,
-        per_class=class_results(answers, images.class_names) if shown else (),
+        per_class=class_results(answers, images.class_names),
+        classes_differ=shown,
         lost_classes=lost,
+        mistakes=mistakes(answers, confidence[left_at, np.arange(len(images))]),
         outcomes=folder_outcomes(runner.manifest, scores),
         labels=label_scores(answers) if task.several else None,
     )

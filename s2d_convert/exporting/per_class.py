@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from s2d_runtime.policies import loss_error
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.text import listed
@@ -19,6 +20,7 @@ from s2d_convert.calibration.task import ONE_CLASS, Task
 from s2d_convert.data.images import Images
 
 MOST_ROWS = 30
+MOST_MISTAKES = 12
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,23 @@ class ClassResult:
     correct_static: float | None
     correct_dynamic: float | None
     agreement: float
+    loss_error: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """The share of the class's images that is lost against the static model; `loss_error` is its standard error."""
+        if self.correct_static is None or self.correct_dynamic is None:
+            return 1 - self.agreement
+        return self.correct_static - self.correct_dynamic
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that the static model answers rightly (without labels: on which it is followed) and the folder otherwise: its row,
+    and the classes that the static model says."""
+
+    row: int
+    static: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,9 @@ def class_results(answers: Answers, names: Sequence[str] | None) -> tuple[ClassR
         right = [float(said[here].mean()) if answers.labelled else None for said in (static, dynamic)]
         same = (static == dynamic) if answers.task.several else (answers.static == answers.dynamic)[here]
         name = names[k] if names else str(k)
-        rows.append(ClassResult(name, int(here.sum()), right[0], right[1], float(same.mean())))
+        lost = (static.astype(np.float64) - dynamic)[here] if answers.labelled else 1.0 - same
+        result = ClassResult(name, int(here.sum()), right[0], right[1], float(same.mean()), loss_error(lost))
+        rows.append(result)
     return tuple(sorted(rows, key=_gain)[:MOST_ROWS])
 
 
@@ -97,6 +118,19 @@ def _gain(row: ClassResult) -> tuple[float, float]:
         0.0 if row.correct_static is None or row.correct_dynamic is None else row.correct_dynamic - row.correct_static
     )
     return loss, row.agreement
+
+
+def mistakes(answers: Answers, confidence: Array) -> tuple[Mistake, ...]:
+    """Return the images that became wrong, the surest mistakes first; at most MOST_MISTAKES. confidence: of the folder [B]."""
+    task = answers.task
+    wrong = task.agree(answers.static, answers.truth) & ~task.agree(answers.dynamic, answers.truth)
+    rows = [row for row in np.argsort(-np.nan_to_num(confidence), kind="stable").tolist() if wrong[row]]
+    return tuple(Mistake(row, _said(answers.static[row])) for row in rows[:MOST_MISTAKES])
+
+
+def _said(answer: Array) -> tuple[int, ...]:
+    """Return the classes that one answer names: a class, or all labels that are 1."""
+    return tuple(np.flatnonzero(answer).tolist()) if np.ndim(answer) else (int(answer),)
 
 
 def lost_classes(answers: Answers, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from s2d_runtime import DispatcherError, Manifest, Stage
 from s2d_convert.base.files import write_bytes
 from s2d_convert.base.sessions import Running
 from s2d_convert.errors import OutputError
-from s2d_convert.exporting.folder import MANIFEST, REPORT, FolderWriter, read_stage, with_stages
+from s2d_convert.exporting.folder import CARD, MANIFEST, REPORT, FolderWriter, read_stage, with_stages
 from s2d_convert.exporting.quantize import set_temperature
 
 UNDO = "undo"
@@ -47,10 +47,11 @@ def renewed_folder(
             ]
             names = [_file_name(stage, data) for stage, data in zip(manifest.stages, files, strict=True)]
             stages = with_stages(manifest, temperature=temperatures, file=names)
-            writer = FolderWriter(Path(partial), manifest, running)
+            writer = FolderWriter(Path(partial), manifest, running, name=folder.resolve().name)
             writer.update(stages=stages)
             writer.add_stages(files)
             yield writer
+            writer.add_card()
             writer.try_out()
             _publish(writer.folder, folder)
     except OSError as error:
@@ -81,11 +82,12 @@ def _publish(source: Path, folder: Path) -> None:
     for file in source.glob("*.onnx"):
         if not (folder / file.name).exists():
             file.replace(folder / file.name)
-    for name in (MANIFEST, REPORT):
+    for name in (MANIFEST, REPORT, CARD):
         if (folder / name).is_file():
             write_bytes(folder / UNDO / name, (folder / name).read_bytes())
     (source / MANIFEST).replace(folder / MANIFEST)
-    (source / REPORT).replace(folder / REPORT)
+    for name in (REPORT, CARD):
+        (source / name).replace(folder / name)
     _remove_unused(folder)
 
 
@@ -99,8 +101,9 @@ def undo(folder: Path) -> None:
     try:
         Manifest.load(saved)
         (saved / MANIFEST).replace(folder / MANIFEST)
-        if (saved / REPORT).is_file():
-            (saved / REPORT).replace(folder / REPORT)
+        for name in (REPORT, CARD):
+            if (saved / name).is_file():
+                (saved / name).replace(folder / name)
         shutil.rmtree(saved)
         _remove_unused(folder)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,7 @@ def _to_mind(manifest: Manifest, images: Images) -> Iterator[str]:
 
 
 def _provenance(options: CalibrateOptions, images: Images) -> dict[str, Any]:
-    return {"data": str(options.data.resolve()), "images": len(images), "seed": options.seed,
+    today = datetime.now(timezone.utc).date().isoformat()
+    return {"date": today, "data": str(options.data.resolve()), "images": len(images), "seed": options.seed,
             "max_drop": options.max_drop, "per_class": options.per_class,
             "confidence": options.confidence if options.risk_bound else None}  # fmt: skip

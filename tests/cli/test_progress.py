@@ -138,9 +138,10 @@ def test_a_bar_on_a_terminal_makes_room_for_notes_and_gives_the_cursor_back() ->
     assert text.getvalue().count(SHOW_CURSOR) == text.getvalue().count(HIDE_CURSOR) == 2
 
 
-def test_progress_is_not_shown_at_every_step() -> None:
+def test_progress_is_shown_now_and_then(clock: list[float]) -> None:
     shown, text = reporter(terminal=False)
     shown.step("training")
     for step in range(1, 1001):
+        clock[0] += 0.025
         shown.progress(step, 1000, "steps", math.nan)
-    assert text.getvalue().splitlines()[1:] == ["  training: 1000/1000 steps"]
+    assert text.getvalue().splitlines()[1:] == ["  training: 400/1000 steps", "  training: 800/1000 steps"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from s2d_convert.exporting.per_class import Answers, class_results, lost_classes
+from s2d_convert.exporting.per_class import Answers, class_results, lost_classes, mistakes
 
 TRUTH = np.repeat([0, 1], [80, 20])
 KNOWS = TRUTH.copy()
@@ -34,6 +34,29 @@ def test_results_are_counted_by_class_and_the_worst_comes_first() -> None:
     assert (other.name, other.images, other.correct_dynamic) == ("no", 80, 1.0)
     without = class_results(answers(KNOWS, dynamic, np.ones(100, int), labelled=False), None)
     assert [(row.name, row.correct_static, row.agreement) for row in without] == [("1", None, 0.5), ("0", None, 1.0)]
+
+
+def test_the_loss_of_a_class_has_the_error_of_a_paired_comparison() -> None:
+    dynamic = KNOWS.copy()
+    dynamic[80:90] = 0
+    worst, other = class_results(answers(KNOWS, dynamic, np.ones(100, int)), None)
+    assert [worst.loss, worst.loss_error] == pytest.approx([0.5, 0.5 / np.sqrt(20)])
+    assert other.loss == 0
+    assert 0 < other.loss_error < 0.03  # nothing was lost on 80 images; a little may be on others
+    without, _ = class_results(answers(KNOWS, dynamic, np.ones(100, int), labelled=False), None)
+    assert [without.loss, without.loss_error] == pytest.approx([0.5, 0.5 / np.sqrt(20)])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_mistakes_are_what_the_static_model_knows_the_surest_first(labelled: bool) -> None:
+    static, dynamic = KNOWS.copy(), KNOWS.copy()
+    static[0] = dynamic[0] = 1  # wrong before and after
+    dynamic[[5, 85, 90]] = 1 - dynamic[[5, 85, 90]]
+    confidence = np.zeros(100, np.float32)
+    confidence[[5, 85, 90]] = 0.6, np.nan, 0.9
+    truth = TRUTH if labelled else static
+    got = mistakes(Answers(truth, static, dynamic, np.ones(100, int), 2, labelled), confidence)
+    assert [(one.row, one.static) for one in got] == [(90, (1,)), (5, (0,)), (85, (1,))]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -14,9 +14,11 @@ from s2d_runtime import Manifest, OutputSpec
 
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
-from s2d_convert.exporting.report.charts import Series, bars, plot
+from s2d_convert.exporting.report.charts import Series, bars, losses, plot
+from s2d_convert.exporting.report.drawing import HIGH, draw_plan
 from s2d_convert.exporting.report.gallery import SHOWN, Gallery, Picture, gallery
 from s2d_convert.exporting.report.page import page
+from s2d_convert.plans.layers import Layer
 
 EVIL = "<script>alert('x')</script>\"&"
 VOID = {"meta", "img", "br"}
@@ -122,9 +124,128 @@ def test_the_page_asks_for_nothing_and_runs_nothing() -> None:
 
 def test_names_from_outside_stay_text() -> None:
     method = [{"method": EVIL, "index": 0, "reward": 0.5}]
-    html = page(manifest(EVIL, target="accuracy"), method, Gallery(hard=(Picture("QUJD", EVIL),)))
+    evil = full(EVIL).to_json()
+    evil["measured"]["per_class"] = [{**row, "name": EVIL} for row in CLASSES]
+    evil["provenance"] |= {"date": EVIL, "layers": [{**layer, "name": EVIL} for layer in LAYERS]}
+    evil["preprocess"] = {"formula": EVIL, "resize": EVIL}
+    shown = Gallery((Picture("QUJD", EVIL),), hard=(Picture("QUJD", EVIL),))
+    html = page(Manifest.from_json(evil), method, shown, folder=EVIL)
     assert "script" not in read(html).tags
     assert EVIL not in html
+
+
+OUTCOMES = [
+    {
+        "budget": b,
+        "latency": latency,
+        "worst": 1.2,
+        "right": 0.9 - loss,
+        "loss": loss,
+        "loss_error": 0.004,
+        "exit_share": [0.7, 0.3],
+    }
+    for b, latency, loss in ((0.3, 0.3, 0.05), (0.4, 0.3, 0.05), (0.6, 0.55, 0.01), (1.0, 1.05, 0.0))
+]
+CLASSES = [
+    {"name": name, "images": 50, "correct_static": 0.9, "correct_dynamic": right, "agreement": 0.9, "loss_error": 0.02}
+    for name, right in (("cat", 0.8), ("a dog with a long name", 0.95))
+]
+LAYERS = [{"name": f"conv{n}", "channels": 8, "made": [8 - n, n]} for n in range(4)]
+
+
+def full(name: str = "model.onnx") -> Manifest:
+    """A manifest with all that the page can show."""
+    plain = manifest(name)
+    return manifest(
+        name,
+        measured={
+            **plain.measured,
+            "outcomes": OUTCOMES,
+            "per_class": CLASSES,
+            "lost_classes": ["stage 1 loses class 'cat'"],
+        },
+        preprocess={"formula": "(pixel * scale - mean) / std", "scale": 1 / 255, "mean": [0.5, 0.25], "order": "RGB"},
+        provenance={**plain.provenance, "date": "2026-03-04", "layers": LAYERS},
+    )
+
+
+def test_the_verdict_comes_first_and_everything_has_its_place() -> None:
+    reader = read(page(full(), TRACE, Gallery(), folder="my out"))
+    text = " ".join(" ".join(reader.text).split())
+    order = ["2026-03-04", "Loses 1.0 ± 0.4 points of accuracy", "s2d evaluate 'my out' --data IMAGES", "s2d serve 'my out'",
+             "Accuracy against latency", "Where images leave", "Budgets", "The plan", "Class by class", "Measured from",
+             "From pixels to model input", "(pixel * scale - mean) / std"]  # fmt: skip
+    places = [text.index(part, 200 if part == "Budgets" else 0) for part in order]
+    assert places == sorted(places)
+    assert "0.5, 0.25" in text
+    assert "stage 1 loses class 'cat'" in text
+
+
+def test_the_table_of_budgets_merges_marks_and_has_the_static_model() -> None:
+    html = page(full(), [], Gallery())
+    table = html.partition("<h2>Budgets</h2>")[2].partition("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr(?: class=default)?>.*?</tr>", table)][
+        1:
+    ]
+    assert [row[0] for row in rows] == [
+        "0.3",
+        "0.6",
+        "static model",
+    ]  # 0.4 is as 0.3, 1.0 is beaten by the static model
+    assert [row[4] for row in rows] == ["5.00 ± 0.40", "1.00 ± 0.40", ""]
+    assert re.findall(r"<tr class=default><td[^>]*>(.*?)</td>", table) == ["0.6"]
+
+
+def test_pictures_that_became_wrong_are_told_as_such() -> None:
+    shown = Gallery((Picture("QUJD", "cat, 99 % at stage 1 (was dog)"),))
+    assert "The static model is right on all of them" in page(full(), [], shown)
+    unlabelled = manifest(measured={**manifest().measured, "correct_static": None, "correct_dynamic": None})
+    assert "the static model says something else" in page(unlabelled, [], shown)
+
+
+def test_the_drawing_has_a_column_per_layer_and_a_band_per_chain() -> None:
+    layers = [Layer("a", 8, (4, 2)), Layer("<b>", 4, (0, 4))]
+    for chains, bands in (([1, 1], 1), ([1, 2], 2)):
+        root = ElementTree.fromstring(draw_plan(layers, chains).split("<p class")[0])
+        columns = root.findall("g")
+        assert len(columns) == 2 * bands
+        high = [[float(r.attrib["height"]) for r in g.findall("rect")[1:]] for g in columns]
+        if bands == 1:
+            assert high == [[HIGH / 2, HIGH / 4], [0.0, HIGH]]
+            assert columns[1].findtext("title") == "<b>: of 4 channels 0 in stage 1, 4 in stage 2"
+        else:
+            assert high == [[HIGH / 2], [0.0], [HIGH / 4], [HIGH]]
+    assert draw_plan([], [1]) == draw_plan(layers, [1, 1, 1]) == ""
+
+
+def test_losses_are_drawn_from_zero_with_their_errors() -> None:
+    svg = losses([("a", 0.1, 0.02), ("b & c", -0.05, 0.01), ("nan", float("nan"), 0.0)]).split("<p class")[0]
+    root = ElementTree.fromstring(svg)
+    bars_of = root.findall("rect")
+    assert float(bars_of[0].attrib["width"]) == pytest.approx(2 * float(bars_of[1].attrib["width"]), rel=0.01)
+    assert [bar.findtext("title") for bar in bars_of] == ["a: 10.00 ± 2.00 points", "b & c: -5.00 ± 1.00 points"]
+    lengths = [
+        float(e.attrib["x2"]) - float(e.attrib["x1"]) for e in root.findall("line") if e.attrib["y1"] == e.attrib["y2"]
+    ]
+    assert lengths[0] == pytest.approx(2 * lengths[1], rel=0.02)
+    assert losses([]) == ""
+
+
+def test_error_bars_are_as_long_as_their_errors_and_stay_within_shares() -> None:
+    series = Series("a", 0, ((0.5, 0.5), (0.6, 0.99)), errors=(0.1, 0.05))
+    root = ElementTree.fromstring(plot([series], x_name="x", y_name="y", percent=True).split("<p class")[0])
+    bars_of = [e for e in root.findall("line") if "stroke" in e.attrib and e.attrib["x1"] == e.attrib["x2"]]
+    lengths = [abs(float(e.attrib["y2"]) - float(e.attrib["y1"])) for e in bars_of]
+    assert lengths[0] / lengths[1] == pytest.approx(0.2 / 0.06, rel=0.02)
+
+
+def test_narrow_screens_and_dark_ones_are_provided_for() -> None:
+    html = page(full(), TRACE, Gallery())
+    assert "prefers-color-scheme:dark" in html
+    assert "@media(max-width:600px)" in html
+    for row in re.findall(r"<tr[^>]*>(<td.*?)</tr>", html):  # each is a card of its own: a title, then named values
+        cells = re.findall(r"<td( data-name=\"[^\"]+\")?>([^<]*)</td>", row)
+        assert [text for name, text in cells[1:] if text and not name] == []
 
 
 @pytest.mark.parametrize("changes", [{"measured": {}}, {"target": "agreement", "data": "made-up"}])
@@ -182,3 +303,5 @@ def test_the_gallery_has_the_surest_and_the_least_sure(pixels: bool) -> None:
     assert found.easy[0].caption.startswith("bright, ")
     assert found.hard[0].caption.endswith("(is bright)")
     assert all(p.png.startswith("iVBOR") for p in (*found.easy, *found.hard))
+    assert found.wrong == ()
+    assert gallery(FirstStageKnowsTheBright(), images, {3: (1,), 99: (0,)}).wrong[0].caption.endswith("(was dark)")  # type: ignore[arg-type]

@@ -15,15 +15,20 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from s2d_runtime import Manifest, Stage
+from s2d_runtime.policies import MAX_LOSS
 
-from s2d_convert.base.text import answer_rows, promise_text, quantity
-from s2d_convert.calibration.verdict import Outcome, verdict
-from s2d_convert.exporting.report.charts import Series, bars, plot
+from s2d_convert.base.text import answer_rows, next_commands, promise_text, quantity
+from s2d_convert.calibration.verdict import Outcome, Verdict, useful_policies, verdict, worth_showing
+from s2d_convert.exporting.per_class import ClassResult
+from s2d_convert.exporting.report.charts import Series, bars, losses, plot
+from s2d_convert.exporting.report.drawing import draw_plan
 from s2d_convert.exporting.report.gallery import Gallery
+from s2d_convert.plans.layers import Layer
 
 TEMPLATE = "report.html.jinja"
 METHODS = "reinforce random uniform"  # the order of methods; others follow
-RECORDED = ("options", "versions", "calibration", "seconds")  # parts of the provenance that are shown
+RECORDED = ("date", "options", "versions", "calibration", "seconds")  # parts of the provenance that are shown
+PIXELS = ("size", "resize", "order", "layout", "dtype", "formula", "scale", "mean", "std")  # of the preprocessing
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,15 @@ class Rows:
     about: str = ""
 
 
+@dataclass(frozen=True)
+class ClassPart:
+    """What is told of the classes: sentences, a chart of their losses, and a table."""
+
+    lines: Sequence[str]
+    chart: str
+    table: Rows
+
+
 @lru_cache(maxsize=1)
 def _template() -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
@@ -43,45 +57,91 @@ def _template() -> Template:
     return environment.get_template(TEMPLATE)
 
 
-def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Gallery) -> str:
-    """Return the HTML page. trace: the lines of the search trace, as parsed JSON."""
+def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Gallery, *, folder: str = "OUT") -> str:
+    """Return the HTML page. trace: the lines of the search trace, as parsed JSON. folder: the name of the export."""
     static = 1.0 if manifest.target == "agreement" else manifest.measured.get("correct_static")
+    measured = manifest.measured
+    said = verdict_of(manifest)
     return _template().render(
-        model=Path(str(manifest.provenance.get("model", "model"))).name,
+        model=model_name(manifest),
+        date=made_on(manifest),
+        verdict=said.sentences if said is not None else (),
+        good=said is not None and not said.worse and said.warning is None,
         lines=_lines(manifest),
         cards=_cards(manifest),
+        commands=next_commands(manifest, folder),
         target=manifest.target,
         trade_off=_trade_off(manifest, static),
-        same_images="outcomes" in manifest.measured,
-        exits=bars([(f"{p.budget:g}", p.exit_share) for p in manifest.policies]),
+        same_images="outcomes" in measured,
+        images=measured.get("images"),
+        exits=bars([(f"{p.budget:g}", p.exit_share) for p in useful_policies(manifest)]),
+        budgets=_budgets(manifest, static) if measured.get("outcomes") else None,
         policies=_policies(manifest),
-        measured=_measured(manifest.measured) if manifest.measured else None,
-        classes=_classes(manifest.measured) if manifest.measured.get("per_class") else None,
+        measured=_measured(measured) if measured else None,
+        classes=_classes(measured) if measured.get("per_class") else None,
         gallery=gallery,
+        labelled=measured.get("correct_static") is not None,
         search=_search(trace),
+        plan=draw_plan(_layers(manifest), [stage.chain for stage in manifest.stages]),
         stages=_stages(manifest.stages),
+        pixels=_pixels(manifest),
         provenance=list(_flat({k: v for k, v in manifest.provenance.items() if k in RECORDED})),
     )
 
 
+def model_name(manifest: Manifest) -> str:
+    """Return the file name of the static model."""
+    return Path(str(manifest.provenance.get("model", "model"))).name
+
+
+def made_on(manifest: Manifest) -> str:
+    """Return the day on which the folder was made or calibrated last, '' where it is not recorded."""
+    calibration = manifest.provenance.get("calibration")
+    calibrated = calibration.get("date") if isinstance(calibration, Mapping) else None
+    return str(calibrated or manifest.provenance.get("date") or "")
+
+
+def verdict_of(manifest: Manifest) -> Verdict | None:
+    """Return the verdict on the conversion, None where it was not measured."""
+    outcomes = outcomes_of(manifest)
+    if not outcomes:
+        return None
+    options = manifest.provenance.get("options")
+    allowed = options.get("max_loss") if isinstance(options, Mapping) else None
+    max_loss = float(allowed) if isinstance(allowed, int | float) else MAX_LOSS
+    return verdict(outcomes, budget=manifest.default_budget, max_loss=max_loss, target=manifest.target)
+
+
+def outcomes_of(manifest: Manifest) -> list[Outcome]:
+    """Return what every policy was measured to do, empty where nothing was measured."""
+    return [Outcome(**{**o, "exit_share": tuple(o["exit_share"])}) for o in manifest.measured.get("outcomes", ())]
+
+
+def _layers(manifest: Manifest) -> list[Layer]:
+    recorded = manifest.provenance.get("layers")
+    read = (Layer.from_json(line) for line in recorded) if isinstance(recorded, list | tuple) else ()
+    return [layer for layer in read if layer is not None]
+
+
+def _pixels(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return names and values of the way from pixels to model input."""
+    recorded = manifest.preprocess or {}
+    return [(name, _listing(recorded[name])) for name in PIXELS if recorded.get(name) is not None]
+
+
+def _listing(value: Any) -> str:
+    return ", ".join(f"{v:.6g}" for v in value) if isinstance(value, list | tuple) else str(value)
+
+
 def _lines(manifest: Manifest) -> list[str]:
-    """Return the sentences at the top of the page, including the promise."""
+    """Return the sentences below the verdict, including the promise."""
     lines = [
-        *_verdict(manifest),
         f"{len(manifest.stages)} stages, default budget {manifest.default_budget:g}; {manifest.data} images.",
         promise_text(manifest) or "No promise on the risk was asked for.",
     ]
     if manifest.data == "made-up":
         lines.append("All numbers come from made-up images: expect others on real ones.")
     return lines
-
-
-def _verdict(manifest: Manifest) -> tuple[str, ...]:
-    """Return the verdict on the conversion, empty where it was not measured."""
-    outcomes = [Outcome(**{**o, "exit_share": tuple(o["exit_share"])}) for o in manifest.measured.get("outcomes", ())]
-    if not outcomes:
-        return ()
-    return verdict(outcomes, budget=manifest.default_budget, target=manifest.target).sentences
 
 
 def _cards(manifest: Manifest) -> list[tuple[str, str]]:
@@ -109,22 +169,41 @@ def _cards(manifest: Manifest) -> list[tuple[str, str]]:
 def _trade_off(manifest: Manifest, static: float | None) -> str:
     """Return the chart of all policies, the default policy and the static model, if its accuracy is known.
 
-    Where policies were measured, all points are of the same images.
+    Where policies were measured, all points are of the same images, and have the standard errors of their losses.
     """
-    by_budget = {o["budget"]: (o["latency"], o["right"]) for o in manifest.measured.get("outcomes", ())}
-    by_budget = by_budget or {p.budget: (p.expected_latency, p.expected_accuracy) for p in manifest.policies}
+    by_budget = {o.budget: (o.latency, o.right, o.loss_error) for o in outcomes_of(manifest)}
+    by_budget = by_budget or {p.budget: (p.expected_latency, p.expected_accuracy, 0.0) for p in manifest.policies}
     dots = sorted(
         (point, f"budget {budget:g}: latency {point[0]:.3f}, {_percent(point[1])}")
         for budget, point in by_budget.items()
     )
-    points, notes = tuple(point for point, _ in dots), tuple(note for _, note in dots)
+    points, notes = tuple(point[:2] for point, _ in dots), tuple(note for _, note in dots)
+    errors = tuple(point[2] for point, _ in dots)
     series = [
-        Series("budgets", 0, points, notes, line=True),
-        Series("default", 1, (by_budget[manifest.default_budget],), large=True),
+        Series("budgets", 0, points, notes, errors, line=True),
+        Series("in use", 1, (by_budget[manifest.default_budget][:2],), large=True),
     ]
     if static is not None:
         series.append(Series("static model", 5, ((1.0, float(static)),), large=True))
     return plot(series, x_name="mean latency, static = 1", y_name=manifest.target, percent=True)
+
+
+def _budgets(manifest: Manifest, static: float | None) -> Rows:
+    """Return the table of useful budgets and the static model on the measured images."""
+    shown = worth_showing(outcomes_of(manifest), manifest.default_budget)
+    rows = [
+        (
+            f"{o.budget:g}",
+            f"{o.latency:.3f}",
+            f"{o.worst:.2f}",
+            _percent(o.right),
+            f"{100 * o.loss:.2f} ± {100 * o.loss_error:.2f}",
+        )
+        for o in shown
+    ]
+    marked = next(n for n, o in enumerate(shown) if o.budget == manifest.default_budget)
+    rows.append(("static model", "1.000", "1.00", "-" if static is None else _percent(static), ""))
+    return Rows(("budget", "mean latency", "worst case", manifest.target, "points lost"), rows, marked=marked)
 
 
 def _policies(manifest: Manifest) -> Rows:
@@ -168,10 +247,11 @@ def _measured(measured: Mapping[str, Any]) -> Rows:
     return Rows(("", "static", "in stages", "ratio"), rows, about=about)
 
 
-def _classes(measured: Mapping[str, Any]) -> tuple[list[str], Rows]:
-    """Return warnings about classes that a stage loses, and a table with recall and agreement of every class."""
-    rows, lines = measured["per_class"], [*measured.get("lost_classes", ())]
-    labelled = rows[0]["correct_static"] is not None
+def _classes(measured: Mapping[str, Any]) -> ClassPart:
+    """Return what is told of the classes: warnings, the loss of each, and a table with recall and agreement."""
+    rows = [ClassResult(**row) for row in measured["per_class"]]
+    lines = [*measured.get("lost_classes", ())]
+    labelled = rows[0].correct_static is not None
     if labelled and measured.get("balanced_static") is not None:
         static, dynamic = _percent(measured["balanced_static"]), _percent(measured["balanced_dynamic"])
         lines.append(f"Balanced accuracy (the mean recall of the classes): static {static}, in stages {dynamic}.")
@@ -183,14 +263,14 @@ def _classes(measured: Mapping[str, Any]) -> tuple[list[str], Rows]:
     )
     cells = [
         (
-            str(row["name"]),
-            str(row["images"]),
-            *((_percent(row["correct_static"]), _percent(row["correct_dynamic"])) if labelled else ()),
-            _percent(row["agreement"]),
+            str(row.name),
+            str(row.images),
+            *(_percent(right) for right in (row.correct_static, row.correct_dynamic) if right is not None),
+            _percent(row.agreement),
         )
         for row in rows
     ]
-    return lines, Rows(head, cells)
+    return ClassPart(lines, losses([(str(row.name), row.loss, row.loss_error) for row in rows]), Rows(head, cells))
 
 
 def _search(trace: Sequence[Mapping[str, Any]]) -> str:
