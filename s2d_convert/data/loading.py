@@ -24,9 +24,10 @@ from s2d_runtime.pictures import IMAGE_SUFFIXES
 
 from s2d_convert.data.arrays import read_npz
 from s2d_convert.data.decode import CHUNK, ImageFiles
-from s2d_convert.data.folders import Choose, read_folder
+from s2d_convert.data.folders import read_folder
 from s2d_convert.data.images import DEFAULT_HOLDOUT, MIN_IMAGES, Dataset, Images, halves, split_images
 from s2d_convert.data.labels import LabelSpace
+from s2d_convert.data.listing import Choose
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.data.reading import LENIENT, Reading, Warn
 from s2d_convert.errors import DataError

@@ -23,7 +23,7 @@ from s2d_convert.data.folders import MAX_IN_MEMORY_BYTES
 from s2d_convert.data.images import Dataset, Images, split_images
 from s2d_convert.data.labels import groups
 from s2d_convert.data.preprocess import Preprocess
-from s2d_convert.data.synthetic import made_up
+from s2d_convert.data.synthetic.drawing import made_up
 from s2d_convert.errors import DataError
 
 POOL = 1.5  # images drawn per image kept, if memory allows

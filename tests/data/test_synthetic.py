@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from s2d_convert.data import synthetic
-from s2d_convert.data.synthetic import made_up
+from s2d_convert.data.synthetic.drawing import made_up
+from s2d_convert.data.synthetic.families import FAMILIES, Family
+from s2d_convert.data.synthetic.finishing import sampled
 from s2d_convert.errors import UsageError
 
 
@@ -72,11 +73,9 @@ def test_the_mean_spectrum_falls_like_that_of_photos(images: NDArray[np.uint8]) 
     assert -1.9 < slope < -0.7
 
 
-@pytest.mark.parametrize("family", [family for family, _ in synthetic._FAMILIES])
+@pytest.mark.parametrize("family", [family for family, _ in FAMILIES])
 @pytest.mark.parametrize(("count", "height", "width"), [(5, 24, 24), (1, 8, 30)])
-def test_every_family_draws_finite_canvases_that_differ(
-    family: synthetic.Family, count: int, height: int, width: int
-) -> None:
+def test_every_family_draws_finite_canvases_that_differ(family: Family, count: int, height: int, width: int) -> None:
     canvas = family(np.random.default_rng(0), count, height, width)
     assert canvas.dtype == np.float32
     assert canvas.shape == (count, height, width, 3)
@@ -85,15 +84,15 @@ def test_every_family_draws_finite_canvases_that_differ(
 
 
 def test_shares_of_the_families_add_up() -> None:
-    assert sum(weight for _, weight in synthetic._FAMILIES) == pytest.approx(1)
+    assert sum(weight for _, weight in FAMILIES) == pytest.approx(1)
 
 
 def test_sampling_at_the_pixels_gives_back_the_canvas_and_reflects_beyond_it() -> None:
     canvas = np.random.default_rng(0).random((2, 5, 6, 3), np.float32)
     rows, columns = (np.broadcast_to(grid.astype(np.float32), (2, 5, 6)) for grid in np.indices((5, 6)))
-    np.testing.assert_allclose(synthetic._sampled(canvas, rows, columns), canvas, atol=5e-3)
-    np.testing.assert_allclose(synthetic._sampled(canvas, -rows, 10 - columns), canvas, atol=5e-3)
-    between = synthetic._sampled(canvas, rows, columns + np.float32(0.5))[:, :, :5]
+    np.testing.assert_allclose(sampled(canvas, rows, columns), canvas, atol=5e-3)
+    np.testing.assert_allclose(sampled(canvas, -rows, 10 - columns), canvas, atol=5e-3)
+    between = sampled(canvas, rows, columns + np.float32(0.5))[:, :, :5]
     np.testing.assert_allclose(between, (canvas[:, :, :5] + canvas[:, :, 1:]) / 2, atol=5e-3)
 
 
