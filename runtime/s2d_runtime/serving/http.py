@@ -16,9 +16,10 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from s2d_runtime.dispatcher import Dispatcher, DispatcherError
+from s2d_runtime.dispatcher import Answer, Dispatcher, DispatcherError
 from s2d_runtime.serving import v2
 from s2d_runtime.serving.edge import Edge, listen, run_until_signal, server_for, url_of
 from s2d_runtime.serving.metrics import CONTENT_TYPE, Metrics
 from s2d_runtime.serving.options import HttpOptions, OptionError, flag, model_name, runtime_version
+from s2d_runtime.serving.pictures import DECODERS, PictureRequests, media_type
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 RETRY_AFTER_S = 1
 JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
+Read = Callable[[bytes], v2.Call]
+Finish = Callable[[Mapping[str, Any], Answer], Mapping[str, Any]]
 
 
 class Service:
@@ -46,13 +50,14 @@ class Service:
         self._dispatcher, self._options, self._name = dispatcher, options, name
         self._places = options.running + options.queue
         self._free = threading.Semaphore(self._places)
+        self._pictures = PictureRequests(dispatcher.manifest, most_pixels=options.most_pixels)
         self._pool = ThreadPoolExecutor(options.running, thread_name_prefix="s2d")
         self.metrics = Metrics(dispatcher, name=name, audit=options.audit)
 
     async def infer(self, request: Request) -> Response:
         """POST .../infer. Raises RequestError."""
         self._check_name(request)
-        header_bytes = _header_bytes(request)
+        read, finish = self._ways(request)
         if not self._free.acquire(blocking=False):
             message = f"all {self._places} places for requests are taken; try again"
             raise v2.RequestError(503, message, retry_after_s=RETRY_AFTER_S)
@@ -60,7 +65,7 @@ class Service:
         began, future = time.monotonic(), None
         try:
             body = await self._within(_body(request, self._options.body_bytes), began, 408, "the body was not whole")
-            future = self._pool.submit(self._answer, body, header_bytes)
+            future = self._pool.submit(self._answer, body, read, finish)
             # The slot is free when the thread is, which may be after the client has got its time-out.
             future.add_done_callback(self._release)
             del body
@@ -86,12 +91,23 @@ class Service:
             retry = RETRY_AFTER_S if status >= 500 else None
             raise v2.RequestError(status, f"{what} within {limit:g} s", retry_after_s=retry) from error
 
-    def _answer(self, body: bytes, header_bytes: int | None) -> tuple[bytes, int | None]:
+    def _ways(self, request: Request) -> tuple[Read, Finish | None]:
+        """Return how the body of a request becomes a call, and what is added to its response. Raises RequestError."""
+        kind = media_type(request.headers.get("content-type"))
+        if kind not in DECODERS:
+            return partial(self._read, header_bytes=_header_bytes(request)), None
+        v2.check_encoding(request.headers.get("content-encoding"))
+        budget = request.query_params.get("budget")
+        return lambda body: self._pictures.call(kind, body, budget), self._pictures.with_names
+
+    def _read(self, body: bytes, *, header_bytes: int | None) -> v2.Call:
+        asked, binary = v2.decode(body, header_bytes)
+        return v2.parse(asked, self._dispatcher.manifest, most_rows=self._options.rows, binary=binary)
+
+    def _answer(self, body: bytes, read: Read, finish: Finish | None) -> tuple[bytes, int | None]:
         """Return the body of an answer and the length of its JSON part; runs on a thread of the pool. Raises
         RequestError."""
-        asked, binary = v2.decode(body, header_bytes)
-        call = v2.parse(asked, self._dispatcher.manifest, most_rows=self._options.rows, binary=binary)
-        del asked, binary
+        call = read(body)
         policy = self._dispatcher.policy if call.budget is None else self._dispatcher.manifest.policy_for(call.budget)
         began = time.perf_counter()
         try:
@@ -99,7 +115,8 @@ class Service:
         except DispatcherError as error:
             raise v2.RequestError(500, str(error)) from error
         self.metrics.count_answer(answer, run_s=time.perf_counter() - began)
-        return v2.encode(v2.response(call, answer, name=self._name, budget=policy.budget), binary=call.binary)
+        found = v2.response(call, answer, name=self._name, budget=policy.budget)
+        return v2.encode(found if finish is None else finish(found, answer), binary=call.binary)
 
     def _check_name(self, request: Request) -> None:
         if (name := request.path_params["name"]) != self._name:

@@ -40,6 +40,7 @@ class ListenOptions:
     queue: int = option(64, int, "Requests that may wait for a worker; more get 503.", low=0, high=65536)
     rows: int = option(64, int, "Most images in one request.", low=1, high=65536)
     body_mib: float = option(16.0, float, "Largest body of a request, in MiB.", low=1 / 1024, high=1024)
+    megapixels: float = option(25.0, float, "Largest picture in a body, in millions of pixels.", low=0.01, high=150)
     timeout_s: float = option(10.0, float, "Seconds that a request may take, body and waiting included.", low=0.1)
 
     def check(self) -> None:
@@ -59,6 +60,11 @@ class ListenOptions:
     def body_bytes(self) -> int:
         """The largest body of a request."""
         return int(self.body_mib * MIB)
+
+    @property
+    def most_pixels(self) -> int:
+        """The most pixels of a picture in a body."""
+        return int(self.megapixels * 1e6)
 
 
 @dataclass(frozen=True)

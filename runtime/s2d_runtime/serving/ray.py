@@ -33,6 +33,7 @@ from starlette.responses import JSONResponse, Response
 from s2d_runtime.dispatcher import Answer, DispatcherError, Manifest
 from s2d_runtime.serving import v2
 from s2d_runtime.serving.options import OptionError, RayOptions, model_name, runtime_version
+from s2d_runtime.serving.pictures import DECODERS, PictureRequests, media_type
 from s2d_runtime.serving.ray_stage import (
     Limits,
     Rows,
@@ -97,6 +98,7 @@ class FirstStage(Stage):
     def __init__(self, folder: Path, number: int, options: RayOptions, following: Any = None) -> None:
         super().__init__(folder, number, options, following)
         self._budget, self._name = options.budget, options.name or model_name(folder)
+        self._pictures = PictureRequests(self._worker.manifest, most_pixels=options.most_pixels)
         self._images = Counter("s2d_images", "Images by the stage that answered.", tag_keys=(MODEL, STAGE))
         self._expected = Gauge("s2d_expected_exit_share", "Share of images per stage at calibration.", (MODEL, STAGE))
         self._tell_expected(options.budget)
@@ -145,12 +147,18 @@ class FirstStage(Stage):
         """Answer one inference request. Every error becomes a status and a sentence."""
         try:
             v2.check_encoding(request.headers.get("content-encoding"))
-            header = request.headers.get(HEADER_BYTES)
-            header_bytes = None if header is None else _length(header)
-            asked, binary = v2.decode(await _body(request, self._options.body_bytes), header_bytes)
-            call = v2.parse(asked, self._worker.manifest, most_rows=self._options.rows, binary=binary)
+            kind = media_type(request.headers.get("content-type"))
+            body = await _body(request, self._options.body_bytes)
+            if kind in DECODERS:
+                budget = request.query_params.get("budget")
+                call = await asyncio.to_thread(self._pictures.call, kind, body, budget)
+            else:
+                header = request.headers.get(HEADER_BYTES)
+                asked, binary = v2.decode(body, None if header is None else _length(header))
+                call = v2.parse(asked, self._worker.manifest, most_rows=self._options.rows, binary=binary)
             answer = await asyncio.wait_for(self.classify(call.images, call.budget), self._options.timeout_s)
             found = v2.response(call, answer, name=self._name)
+            found = self._pictures.with_names(found, answer) if kind in DECODERS else found
             body, json_bytes = v2.encode(found, binary=call.binary)
         except v2.RequestError as error:
             return JSONResponse({"error": str(error)}, error.status)

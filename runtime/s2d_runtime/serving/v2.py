@@ -117,7 +117,7 @@ def parse(request: Mapping[str, Any], manifest: Manifest, *, most_rows: int, bin
     outputs, raw = _wanted(request.get("outputs"), everything_raw=parameters.get("binary_data_output") is True)
     return Call(
         images=_images(inputs[0], manifest, most_rows=most_rows, binary=binary),
-        budget=_budget(parameters, manifest),
+        budget=budget_of(parameters, manifest),
         id=identity,
         outputs=outputs,
         binary=raw,
@@ -133,8 +133,8 @@ def _parameters(holder: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     return found
 
 
-def _budget(parameters: Mapping[str, Any], manifest: Manifest) -> float | None:
-    """Return the requested budget.
+def budget_of(parameters: Mapping[str, Any], manifest: Manifest) -> float | None:
+    """Return the budget that a request's parameters ask for, None without one. Raises RequestError.
 
     The first gRPC definition of the protocol has no floating-point parameters. With servers that follow it, a number arrives
     as None, which is rejected, and a string as it is, which is accepted.
