@@ -26,6 +26,7 @@ from s2d_convert.conversion.training_steps import MOST_PASSES, train_chain
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.network.layers import Mixing
+from s2d_convert.network.norms import all_norms
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.plan import Conversion, identity_plan
@@ -154,7 +155,7 @@ def forget(net: StagedNet, *, seed: int) -> None:
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (gain / fan_in) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for norm in net.all_norms():
+    for norm in all_norms(net):
         nn.init.ones_(norm.scale)
         nn.init.zeros_(norm.shift)
         norm.running_mean.zero_()

@@ -23,6 +23,7 @@ from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import FINETUNED, FIRST_CHAIN
 from s2d_convert.data.augment import Level
 from s2d_convert.network.masks import Masks
+from s2d_convert.network.norms import insert_norms, recalibrate
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
@@ -72,7 +73,7 @@ def _train(job: Job, training: _Training, *, settings: TrainSettings, seed: int,
         checkpoint=None if name is None else job.run.checkpoint(name),
         on_step=_training_progress(job.reporter),
     )
-    net.recalibrate(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), training.masks)
+    recalibrate(net, input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), training.masks)
 
 
 def _training_progress(reporter: Reporter) -> Any:
@@ -105,7 +106,7 @@ def _training(ready: Prepared, chain: Chain, *, norms: bool = True) -> _Training
     net = net.to(ready.device).eval()
     masks = net.masks(Effective(chain.model, chain.plan))
     if norms:
-        net.insert_norms(input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
+        insert_norms(net, input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
         if all(p.ndim <= 4 for p in net.parameters()):  # convolutions train faster with channels last
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if chain.plan.stages > 1:

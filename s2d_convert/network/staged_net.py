@@ -2,14 +2,13 @@
 
 The effective-stage rule masks the weights of mixing operators, so one dense pass computes what every stage
 of a plan would compute; reconstruction and training use this module with different plans.
-Folded convolutions train badly, so a normalisation layer can be put back behind each of them. It is
-initialised from measured statistics, so that the function does not change, and folded again on the way out.
+Normalisation layers that training put behind convolutions (`norms`) are folded again on the way out.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,10 +22,9 @@ from s2d_convert.channels.pointwise import channel_axis_of_constant
 from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.network.converters.lower import BUILDERS, lower
-from s2d_convert.network.layers import EPSILON, MOMENTUM, Exit, Head, Mixing, Moments, Norm, as_numpy, channel_means
+from s2d_convert.network.layers import EPSILON, Exit, Head, Mixing, Norm, as_numpy, channel_means
 from s2d_convert.network.masks import Level, Masks, masks_of
 from s2d_convert.plans.assignment import Effective
-from s2d_convert.plans.plan import identity_plan
 from s2d_convert.plans.weights import Affine, Weights, classifier_of, initial_head
 
 # Operators whose constants per channel are trained; those of the others (bounds, exponents) say what the model is.
@@ -94,14 +92,14 @@ class StagedNet(nn.Module):
 
     def affine(self, node: Node) -> tuple[Tensor, Tensor | None]:
         """Return the weight [O, I, *kernel] and bias [O] of a mixing node as they are, without their history."""
-        module = self._mixing(node)
+        module = self.mixing_of(node)
         return module.weight.detach(), None if module.bias is None else module.bias.detach()
 
     def mixed(self, node: Node, x: Tensor, affine: tuple[Tensor, Tensor | None], masks: Masks) -> Tensor:
         """Return what a mixing node would make of its input with this weight and bias."""
         mask, alive = masks.mix.get(node.name) or (None, None)
         given = {name: value for name, value in zip(("weight", "bias"), affine, strict=True) if value is not None}
-        answer: Tensor = functional_call(self._mixing(node), given, (x, mask, alive))
+        answer: Tensor = functional_call(self.mixing_of(node), given, (x, mask, alive))
         return answer
 
     def set_affine(self, node: Node, affine: Affine) -> None:
@@ -119,7 +117,12 @@ class StagedNet(nn.Module):
         else:
             setattr(self, f"{key}_{index}", fresh)
 
-    def _mixing(self, node: Node) -> Mixing:
+    def mixes(self, node: Node) -> bool:
+        """Return whether a node mixes channels by trained weights."""
+        return self._key[node.name] in self.mixing
+
+    def mixing_of(self, node: Node) -> Mixing:
+        """Return the module of a node that mixes channels."""
         module = self.mixing[self._key[node.name]]
         assert isinstance(module, Mixing), "mixing holds Mixing modules only"
         return module
@@ -223,75 +226,21 @@ class StagedNet(nn.Module):
             out = out.index_copy(axis + 1, level.made, y.index_select(axis + 1, level.place))
         return out
 
-    # --- normalisation ------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def insert_norms(self, batches: Iterable[Tensor], masks: Masks | None = None) -> None:
-        """Put a norm behind every conv that makes a feature map, without changing the function.
-
-        The statistics are those of the network under `masks`, of the unmasked one without, on `batches` of images.
-        """
-        targets = [n for n in self.graph.nodes if self._wants_norm(n)]
-        masks = masks or self.masks(Effective(self.model, identity_plan(self.model)))
-        moments = [Moments(self._mixing(n)) for n in targets]
-        hooks = [m.module.register_forward_hook(m.hook) for m in moments]
-        self.eval()
-        for images in batches:
-            self(images, masks)
-        for hook in hooks:
-            hook.remove()
-        for measured in moments:
-            measured.module.norm = measured.norm()
-            measured.module.bias = None
-        self.eval()  # a fresh module starts in training mode
-
-    def _wants_norm(self, node: Node) -> bool:
-        if node.op != "Conv" or self._key[node.name] not in self.mixing:
-            return False
-        shape = self.graph.shapes[node.outputs[0]]
-        readers = [reader.op for reader, _ in self.graph.consumers[node.outputs[0]]]
-        return int(np.prod(shape[1:])) > 1 and readers != ["BatchNormalization"]
-
     def hidden_weights(self) -> list[Tensor]:
-        """Return the weights [O, I, ...] of the layers in which every output reads every input, without the layer of the
-        logits."""
+        """Return the weights [O, I, ...] of layers in which every output reads every input, but not those of the logits."""
         return [
             module.weight
             for node in self.graph.nodes
-            if self._key[node.name] in self.mixing
-            and (module := self._mixing(node)).groups == 1
+            if self.mixes(node)
+            and (module := self.mixing_of(node)).groups == 1
             and (self._source not in node.inputs or self._source is None)
         ]
-
-    def all_norms(self) -> list[Norm]:
-        """Every norm: those of the model and those that were inserted."""
-        return [m for m in self.modules() if isinstance(m, Norm)]
-
-    def reset_norms(self) -> None:
-        """Put every norm back to evaluation with the usual momentum."""
-        for norm in self.all_norms():
-            norm.eval()
-            norm.momentum = MOMENTUM
-
-    @torch.no_grad()
-    def recalibrate(self, batches: Iterable[Tensor], masks: Masks) -> None:
-        """Set the running statistics of all norms to those of the masked network on `batches`."""
-        norms = self.all_norms()
-        self.train()
-        for count, images in enumerate(batches, start=1):
-            for norm in norms:
-                norm.momentum = 1.0 / count
-            self(images, masks)
-        self.reset_norms()
-        self.eval()
 
     # --- out ----------------------------------------------------------------------------------------
 
     def weights(self) -> Weights:
         """Return the parameters as numpy, norms folded, ready for `split`."""
-        mix = {
-            node.name: self._mixing(node).folded() for node in self.graph.nodes if self._key[node.name] in self.mixing
-        }
+        mix = {node.name: self.mixing_of(node).folded() for node in self.graph.nodes if self.mixes(node)}
         operands = {}
         for node in self.graph.nodes:
             key = self._key[node.name]

@@ -19,6 +19,7 @@ from torch import Tensor
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.network.layers import EPSILON, MOMENTUM
 from s2d_convert.network.masks import Masks
+from s2d_convert.network.norms import all_norms, insert_norms, recalibrate
 from s2d_convert.network.staged_net import StagedNet, unsupported_nodes
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan, identity_plan
@@ -71,8 +72,8 @@ def test_inserted_norms_keep_the_function(make: Callable[[], onnx.ModelProto]) -
     model = make()
     staged = built(model, taps=("y",))
     before = [answers(staged, masks, images(model, 4, 9)) for masks in (identity(staged), narrow(staged))]
-    staged.insert_norms([images(model, 8, 0), images(model, 5, 1)])
-    assert len(staged.all_norms()) == [n.op for n in staged.graph.nodes].count("Conv")
+    insert_norms(staged, [images(model, 8, 0), images(model, 5, 1)])
+    assert len(all_norms(staged)) == [n.op for n in staged.graph.nodes].count("Conv")
     after = [answers(staged, masks, images(model, 4, 9)) for masks in (identity(staged), narrow(staged))]
     assert_close(after[0][0], before[0][0])
     # Under masks a bias and a norm's shift play the same part, so the masked function is kept too.
@@ -85,7 +86,7 @@ def test_norms_fold_back_into_the_weights_they_came_from(make: Callable[[], onnx
     model = make()
     staged = built(model, taps=("y",))
     before = static_weights(staged.graph, staged.channels)
-    staged.insert_norms([images(model, 8, 0)])
+    insert_norms(staged, [images(model, 8, 0)])
     after = staged.weights()
     assert sorted(after.mix) == sorted(before.mix)
     for name, (weight, bias) in before.mix.items():
@@ -106,7 +107,7 @@ def test_only_convs_that_make_a_map_get_a_norm() -> None:
         wa=(4, 3, 3, 3), we=(4, 4, 1, 1), wl=(2, 4),
     )  # fmt: skip
     staged = built(model)
-    staged.insert_norms([images(model, 4, 0)])
+    insert_norms(staged, [images(model, 4, 0)])
     assert [key for key, module in staged.mixing.items() if getattr(module, "norm", None) is not None] == ["n0"]
 
 
@@ -138,29 +139,29 @@ def test_norms_of_the_model_itself_come_out_as_operands() -> None:
 def test_recalibration_takes_the_statistics_of_the_masked_network() -> None:
     model = chain()
     staged = built(model, taps=("y",))
-    staged.insert_norms([images(model, 8, 0)])
+    insert_norms(staged, [images(model, 8, 0)])
     masks = narrow(staged)
     batches = [images(model, 6, 1), images(model, 6, 2)]
-    staged.recalibrate(batches, masks)
+    recalibrate(staged, batches, masks)
 
     convolved = [F.conv2d(batch, torch.tensor(staged.graph.constants["wa"])) for batch in batches]
     mean = torch.stack([c.mean((0, 2, 3)) for c in convolved]).mean(0)  # of two batches, each counting once
-    assert_close(staged.all_norms()[0].running_mean, mean)
+    assert_close(all_norms(staged)[0].running_mean, mean)
     var = torch.stack([c.var((0, 2, 3)) for c in convolved]).mean(0)
-    assert_close(staged.all_norms()[0].running_var, var)
+    assert_close(all_norms(staged)[0].running_var, var)
     assert not staged.training
-    assert not any(norm.training for norm in staged.all_norms())
-    assert {norm.momentum for norm in staged.all_norms()} == {MOMENTUM}
+    assert not any(norm.training for norm in all_norms(staged))
+    assert {norm.momentum for norm in all_norms(staged)} == {MOMENTUM}
 
 
 def test_recalibration_under_other_masks_gives_other_statistics() -> None:
     model = chain()
     staged = built(model, taps=("y",))
-    staged.insert_norms([images(model, 8, 0)])
-    staged.recalibrate([images(model, 6, 1)], identity(staged))
-    whole = staged.all_norms()[1].running_mean.clone()
-    staged.recalibrate([images(model, 6, 1)], narrow(staged))
-    moved = (staged.all_norms()[1].running_mean - whole).abs() > 1e-4
+    insert_norms(staged, [images(model, 8, 0)])
+    recalibrate(staged, [images(model, 6, 1)], identity(staged))
+    whole = all_norms(staged)[1].running_mean.clone()
+    recalibrate(staged, [images(model, 6, 1)], narrow(staged))
+    moved = (all_norms(staged)[1].running_mean - whole).abs() > 1e-4
     # Of the second conv the even units are in stage 1 and lose half of what they read; the odd ones read all.
     assert moved.tolist() == [True, False] * 8
 
@@ -193,7 +194,7 @@ def test_a_pruned_block_is_dead_with_its_norms() -> None:
     stages[list(staged.channels.classes[1].units)] = 0
     masks = staged.masks(Effective(staged.model, Plan(("logits",), tuple(stages.tolist()))))
     before = answers(staged, masks, images(model, 3, 1))
-    staged.insert_norms([images(model, 8, 0)])
+    insert_norms(staged, [images(model, 8, 0)])
     assert_close(answers(staged, masks, images(model, 3, 1))[0], before[0])
     constants = staged.graph.constants
     x = F.conv2d(images(model, 3, 1), torch.tensor(constants["ws"]), torch.tensor(constants["bs"]), padding=1).relu()
@@ -211,7 +212,7 @@ def test_a_state_dict_carries_everything_that_training_changes() -> None:
     model = residual()
     first, second = built(model, taps=("y",)), built(model, taps=("y",))
     for staged, seed in ((first, 0), (second, 5)):
-        staged.insert_norms([images(model, 8, seed)])
+        insert_norms(staged, [images(model, 8, seed)])
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(0.1)
@@ -257,8 +258,8 @@ def test_operators_without_a_builder_are_listed_all_at_once() -> None:
 
 def test_a_norm_undoes_itself_on_its_statistics() -> None:
     staged = built(chain())
-    staged.insert_norms([images(chain(), 8, 0)])
-    for norm in staged.all_norms():
+    insert_norms(staged, [images(chain(), 8, 0)])
+    for norm in all_norms(staged):
         factor, offset = norm.affine()
         assert_close(factor.detach(), np.ones(len(factor)))
         assert_close(offset.detach(), np.zeros(len(offset)))

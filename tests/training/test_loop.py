@@ -22,6 +22,7 @@ from s2d_convert.errors import DataError
 from s2d_convert.frontend.graph import Node
 from s2d_convert.network.converters.lower import lower
 from s2d_convert.network.masks import Masks
+from s2d_convert.network.norms import all_norms, insert_norms, recalibrate
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import identity_plan
@@ -86,17 +87,17 @@ def test_putting_norms_back_keeps_the_function() -> None:
     data = torch.from_numpy(feeds["input"])
     with torch.no_grad():
         before = net(data, masks)[0]
-        net.insert_norms([data])
-        assert len(net.all_norms()) > len([n for n in net.graph.nodes if n.op == "BatchNormalization"])
+        insert_norms(net, [data])
+        assert len(all_norms(net)) > len([n for n in net.graph.nodes if n.op == "BatchNormalization"])
         assert_close(net(data, masks)[0].numpy(), before.numpy())
 
 
 def test_norms_fold_into_the_exported_weights() -> None:
     net, masks, feeds = staged()
     data = torch.from_numpy(feeds["input"])
-    net.insert_norms([data])
+    insert_norms(net, [data])
     with torch.no_grad():
-        for norm in net.all_norms():
+        for norm in all_norms(net):
             norm.scale.mul_(torch.linspace(0.8, 1.2, len(norm.scale)))
             norm.shift.add_(0.1)
         expected = net(data, masks)[0].numpy()
@@ -107,10 +108,10 @@ def test_norms_fold_into_the_exported_weights() -> None:
 def test_recalibrated_statistics_are_those_of_the_batches() -> None:
     net, masks, feeds = staged("vgg_bn")
     data = torch.from_numpy(feeds["input"])
-    net.insert_norms([data])
-    first = net.all_norms()[0]
+    insert_norms(net, [data])
+    first = all_norms(net)[0]
     first.running_mean.fill_(7.0)
-    net.recalibrate([data], masks)
+    recalibrate(net, [data], masks)
     seen: list[torch.Tensor] = []
     first.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     with torch.no_grad():
