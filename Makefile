@@ -16,7 +16,7 @@ BENCH_DIGITS = --model "$(BENCH_DEMO)/digits.onnx" --data "$(BENCH_DEMO)/train.n
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow zoo coverage check format docs bench bench-parts clean distclean
+.PHONY: help setup dist demo test slow zoo coverage check format docs bench bench-parts clean distclean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,12 @@ $(STAMP): requirements.lock setup.py runtime/setup.py
 	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -r requirements.lock
 	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --use-pep517 --no-build-isolation --no-deps -e ./runtime -e .
 	@touch "$(STAMP)"
+
+dist: setup  ## both packages as wheels and source archives in dist/, checked for an index
+	rm -rf dist
+	"$(BIN)/python" -m build --no-isolation --outdir dist .
+	"$(BIN)/python" -m build --no-isolation --outdir dist runtime
+	"$(BIN)/python" -m twine check --strict dist/*
 
 demo: setup  ## train a small CNN on real digits, convert it at BUDGET=0.5, measure what came out
 	rm -rf "$(DEMO)"
