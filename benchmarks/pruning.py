@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel, analyse
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.linear import mix_weights
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import ModelError, S2DError
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.frontend.load import load_graph

@@ -2,12 +2,12 @@
 
 # Importing the three modules of rules (linear, movement, pointwise) fills the table RULES.
 from s2d_convert.channels.analysis import AnalysedModel, ChannelClass, Channels, Layout, analyse
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import FINAL_KINDS, RULES, Kind, Role, Rule
 from s2d_convert.channels.linear import mix_weights
 from s2d_convert.channels.macs import node_macs, total_macs
 from s2d_convert.channels.movement import keeps_zero
 from s2d_convert.channels.pointwise import slice_constant
-from s2d_convert.channels.propagation import FREE
 
 __all__ = [
     "FINAL_KINDS",

@@ -29,8 +29,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import FINAL_KINDS, Array, Kind, Role
-from s2d_convert.channels.propagation import FREE, Propagation
+from s2d_convert.channels.propagation import Propagation
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.graph import Graph, Node
 

@@ -17,9 +17,9 @@ from torch.func import functional_call
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Kind
 from s2d_convert.channels.pointwise import channel_axis_of_constant
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.network.converters.lower import BUILDERS, lower
 from s2d_convert.network.layers import EPSILON, Exit, Head, Mixing, Norm, as_numpy, channel_means

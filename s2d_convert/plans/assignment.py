@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, Layout
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.image_scale import refusal
 from s2d_convert.channels.kinds import Array, Kind
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.liveness import Liveness, words_of

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, ChannelClass
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Array, Kind
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.plans.liveness import optional_classes
 from s2d_convert.plans.weights import Weights
 

@@ -13,10 +13,10 @@ from functools import cached_property
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Array, Kind
 from s2d_convert.channels.movement import keeps_zero
 from s2d_convert.channels.pointwise import UNDEFINED_AT_ZERO
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.graph import Node
 
 ADDITIVE = ("Add", "Sum", "Sub")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.image_scale import SCALES
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.plans.exit_points import pooled_axis

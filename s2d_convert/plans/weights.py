@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Array, Kind
 from s2d_convert.channels.linear import mix_weights
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.graph import Graph, Node
 
 Affine = tuple[Array, Array | None]

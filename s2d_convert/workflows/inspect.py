@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.channels.analysis import AnalysedModel, ChannelClass, Channels
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.image_scale import at_scale, fixed_by, offered_scales, scaled_sides
 from s2d_convert.channels.kinds import Kind
 from s2d_convert.channels.macs import node_macs, total_macs
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.errors import ModelError
 from s2d_convert.exporting.provenance import model_facts
 from s2d_convert.frontend.graph import Graph, Node

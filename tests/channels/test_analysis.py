@@ -7,8 +7,8 @@ import pytest
 from text_nets import chain, net, residual
 
 from s2d_convert.channels.analysis import Channels, analyse
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Kind
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.load import graph_from_proto
 
 

@@ -8,10 +8,10 @@ from functools import cached_property, partial
 import numpy as np
 
 from s2d_convert.channels.analysis import Layout
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Array, Kind
 from s2d_convert.channels.movement import keeps_zero
 from s2d_convert.channels.pointwise import UNDEFINED_AT_ZERO
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.assignment import NO_STAGE, Effective
 

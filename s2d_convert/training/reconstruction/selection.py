@@ -20,8 +20,8 @@ from torch import Tensor
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import ChannelClass
+from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Kind
-from s2d_convert.channels.propagation import FREE
 from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.divisions import importance
 from s2d_convert.training.reconstruction.reconstruction import Reconstruction
