@@ -18,51 +18,27 @@ from toy_exports import CASCADE, MIXED, SINGLE, Toy, images_of, policy, write_ex
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "cpp"
-HEADERS = ROOT / "build" / "cpp-headers"  # kept between runs
-KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-PACKAGES = ("libonnxruntime-dev", "nlohmann-json3-dev")
-SUITE = "trixie"  # the first Debian that has onnxruntime
+BUILD = ROOT / "build" / "cpp-headers"
+HEADERS = ("onnxruntime/onnxruntime_cxx_api.h", "nlohmann/json.hpp")
 pytestmark = pytest.mark.slow
 
 
-def includes() -> dict[str, str]:
-    """Where the headers are, as the Makefile is told: installed ones, or Debian's packages unpacked. Skips without."""
-    found = {"ORT_INCLUDE": "onnxruntime/onnxruntime_cxx_api.h", "JSON_INCLUDE": "nlohmann/json.hpp"}
-    system = Path("/usr/include")
-    if all((system / header).is_file() for header in found.values()):
-        return {}
-    if not (HEADERS / "usr/include" / found["ORT_INCLUDE"]).is_file():
-        unpack()
-    return {"ORT_INCLUDE": str(HEADERS / "usr/include/onnxruntime"), "JSON_INCLUDE": str(HEADERS / "usr/include")}
-
-
-def unpack() -> None:
-    """Debian's packages of headers in HEADERS; from this machine's mirror, with package lists of their own."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        pytest.skip("no headers of onnxruntime; install libonnxruntime-dev and nlohmann-json3-dev")
-    lists = HEADERS / "apt" / "lists"
-    (lists / "partial").mkdir(parents=True, exist_ok=True)
-    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(LABEL) $(COMPONENT)"]
-    listed = [line.split(" ") for line in output_of([*asked, "Created-By: Packages"]).splitlines()]
-    mirrors = [uri for uri, *words in listed if words == ["Debian", "Debian", "main"]]
-    if not (mirrors and KEYS.is_file()):
-        pytest.skip("no headers of onnxruntime, and no Debian mirror to have them from")
-    sources = HEADERS / "sources.list"
-    sources.write_text(f"deb [signed-by={KEYS}] {mirrors[0]} {SUITE} main\n")
-    own = [f"Dir::Etc::sourcelist={sources}", "Dir::Etc::sourceparts=/dev/null", f"Dir::State::lists={lists}"]
-    options = [word for setting in (*own, f"Dir::Cache={HEADERS / 'apt'}") for word in ("-o", setting)]
-    output_of(["apt-get", *options, "update"])
-    output_of(["apt-get", *options, "download", *PACKAGES])
-    for package in HEADERS.glob("*.deb"):
-        output_of(["dpkg", "-x", str(package), str(HEADERS)])
-
-
-def output_of(command: list[str]) -> str:
-    """What a command prints; skips where it fails, as everything here needs a network."""
-    done = subprocess.run(command, cwd=HEADERS, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no headers of onnxruntime: {command[0]} failed: {done.stderr.strip()[-200:]}")
-    return done.stdout
+def prepared(folder: Path) -> Path:
+    """A copy of the example with its headers: installed ones, or those that its own script gets. Skips without."""
+    for file in EXAMPLE.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    installed = all((Path("/usr/include") / header).is_file() for header in HEADERS)
+    kept = BUILD / "include"  # between runs
+    if not installed and not all((kept / header).is_file() for header in HEADERS):
+        done = subprocess.run(["make", "headers"], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no headers of onnxruntime ({(done.stderr.splitlines() or ['no reason given'])[0]})")
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(folder / "include", kept)
+    elif not installed:
+        shutil.copytree(kept, folder / "include")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +46,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example, compiled as its Makefile does it."""
     if not (shutil.which("make") and shutil.which("g++")):
         pytest.skip("make and g++ are needed")
-    folder = tmp_path_factory.mktemp("cpp")
-    for file in EXAMPLE.iterdir():
-        shutil.copy(file, folder)
-    command = ["make", "-B", "CXX=g++", *(f"{name}={value}" for name, value in includes().items())]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    folder = prepared(tmp_path_factory.mktemp("cpp"))
+    done = subprocess.run(["make", "-B", "CXX=g++"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder / "dispatcher"
 
