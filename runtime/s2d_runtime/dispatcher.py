@@ -37,10 +37,15 @@ from time import perf_counter
 from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints, overload
 
-import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+try:
+    import numpy as np
+    import onnxruntime as ort
+    from numpy.typing import NDArray
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{missing.name} is not installed for this Python; pip install numpy onnxruntime")
 
 FORMAT, VERSION = "s2d-convert", 1
 MANIFEST = "manifest.json"

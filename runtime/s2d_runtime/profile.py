@@ -27,9 +27,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+try:
+    import numpy as np
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{missing.name} is not installed for this Python; pip install numpy onnxruntime")
 
 KIT_FORMAT, KIT_VERSION, KIT_FILE = "s2d-kit", 1, "kit.json"
 BOARD_FORMAT, BOARD_VERSION = "s2d-board", 1

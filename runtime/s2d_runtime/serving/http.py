@@ -23,18 +23,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-
 from s2d_runtime.dispatcher import Answer, Dispatcher, DispatcherError
 from s2d_runtime.serving import v2
-from s2d_runtime.serving.edge import Edge, listen, run_until_signal, server_for, url_of
-from s2d_runtime.serving.metrics import CONTENT_TYPE, Metrics
-from s2d_runtime.serving.options import HttpOptions, OptionError, flag, model_name, runtime_version
+from s2d_runtime.serving.options import HttpOptions, OptionError, flag, model_name, needs_extra, runtime_version
 from s2d_runtime.serving.pictures import DECODERS, PictureRequests, media_type
+
+try:
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    from s2d_runtime.serving.edge import Edge, listen, run_until_signal, server_for, url_of
+    from s2d_runtime.serving.metrics import CONTENT_TYPE, Metrics
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise  # `s2d serve` says it in its own words
+    sys.exit(needs_extra(missing, "http"))
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 RETRY_AFTER_S = 1

@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
-from kserve.errors import InvalidInput
-from kserve.protocol.infer_type import to_http_parameters
-
 from s2d_runtime.dispatcher import Dispatcher
 from s2d_runtime.serving import v2
-from s2d_runtime.serving.drift import process_wide
-from s2d_runtime.serving.options import AUDIT
+from s2d_runtime.serving.options import AUDIT, needs_extra
+
+try:
+    from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
+    from kserve.errors import InvalidInput
+    from kserve.protocol.infer_type import to_http_parameters
+
+    from s2d_runtime.serving.drift import process_wide
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(needs_extra(missing, "kserve"))
 
 ROWS = 64  # default for the largest number of images in one request
 

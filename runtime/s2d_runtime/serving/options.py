@@ -110,3 +110,8 @@ def runtime_version() -> str:
 def flag(name: str) -> str:
     """Return the command-line form of an option: `timeout_s` becomes `--timeout-s`."""
     return f"--{name.replace('_', '-')}"
+
+
+def needs_extra(missing: ModuleNotFoundError, extra: str) -> str:
+    """Return a sentence on a module that is missing because an extra of this package is not installed."""
+    return f"{missing.name} is not installed for this Python; pip install 's2d-runtime[{extra}]'"
