@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import numpy as np
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
-from s2d_convert.conversion.run_folder import BASELINES
+from s2d_convert.conversion.run_folder import ALLOCATED, BASELINES
 from s2d_convert.conversion.worst_case import confirmed
+from s2d_convert.plans.allocation import Allocated, Allocation, vanishing
+from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.plan_option import restricted, trainable_plan
 from s2d_convert.plans.space import PlanSpace
+from s2d_convert.search.allocation import LatencyModel, allocated, pairs_of
 from s2d_convert.search.base import (
     Evaluation,
     SearchResult,
@@ -29,6 +33,8 @@ from s2d_convert.search.base import (
 from s2d_convert.search.evaluate import Evaluator, solved_logits
 from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import reinforce
+
+ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at most
 
 
 def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
@@ -44,6 +50,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
         choose(job, given, evaluate(given))
         return given
     space = restricted(space, options.plan)
+    rows = allocate(job, space) if options.plan in ("search", "cascade", "width") else ()
     run.rewrite_trace()
     trace = list(run.trace())
     known = {Conversion.from_json(line["plan"], ready.channels): evaluation_from_json(line) for line in trace}
@@ -60,7 +67,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
             reporter.progress(met[trial.method], options.work.evaluations, "plans tried", math.nan, detail=detail)
 
     with on_cluster(options.ray, evaluate, threads=options.threads):
-        results = _explore(space, evaluate, options=options, on_trial=on_trial, known=known)
+        results = _explore(space, evaluate, rows, options=options, on_trial=on_trial, known=known)
     for result in results:
         value = result.best.evaluation
         reporter.detail(
@@ -91,9 +98,29 @@ def choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:
     job.run.write_plan(conversion.to_json(job.ready.channels), facts)
 
 
+def allocate(job: Job, space: PlanSpace) -> tuple[Allocated, ...]:
+    """Return first chains for a row of latencies, from the slowest to the fastest, and keep them in the run folder.
+
+    Without real images there are none: the channels' errors would be those on made-up ones.
+    """
+    ready, run = job.ready, job.run
+    if ready.dataset.kind == "made-up":
+        return ()
+    stored = run.read_json(ALLOCATED)
+    if stored is None:
+        pairs = pairs_of(space)
+        alone = {i: pairs.decode(pairs.without(i)).chains[0] for i in vanishing(ready.model, space.divisions)}
+        latency = LatencyModel(pairs, ready.weights, job.meter, block=ready.block)
+        left_out = ready.solver.errors(alone)
+        stored = [asdict(row) for row in Allocation(pairs, ready.solver.importance, latency, left_out=left_out).best()]
+        run.write_json(ALLOCATED, stored)
+    return tuple(Allocated(tuple(row["levels"]), row["latency"], row["error"]) for row in stored)
+
+
 def _explore(
     space: PlanSpace,
     evaluate: Evaluator,
+    rows: Sequence[Allocated],
     *,
     options: ConvertOptions,
     on_trial: Any,
@@ -103,7 +130,8 @@ def _explore(
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
-    learned = controller_search(space, evaluate, total, seed, on_trial, known)
+    starts = allocated(space, rows, round(ALLOCATED_SHARE * total)) if rows else []
+    learned = controller_search(space, evaluate, total, seed, on_trial, known, starts=starts)
     if not options.work.baselines or options.plan != "search":
         return [learned]
     return [learned, *baselines(space, evaluate, total, seed, on_trial, known)]
@@ -116,11 +144,15 @@ def controller_search(
     seed: int,
     on_trial: Any = None,
     known: Mapping[Conversion, Evaluation] | None = None,
+    *,
+    starts: Sequence[Actions] = (),
 ) -> SearchResult[Conversion]:
-    """Search with the controller. Up to a quarter of the evaluations go to simple plans, which come first."""
-    starts = space.starts()
-    some = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), total // 4)).round().astype(int))
-    warm_start = tuple(starts[i] for i in some)
+    """Search with the controller. The `starts` come first, then simple plans, up to an eighth of the evaluations (a quarter
+    without starts)."""
+    simple = space.starts()
+    count = min(len(simple), total // (8 if starts else 4))
+    some = np.unique(np.linspace(0, len(simple) - 1, count).round().astype(int))
+    warm_start = tuple(dict.fromkeys([*starts, *(simple[i] for i in some)]))
     return reinforce(
         space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known, warm_start=warm_start
     )

@@ -27,7 +27,7 @@ from s2d_convert.conversion.finish import Result, finish
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.requantize import Requantization, requantize
-from s2d_convert.conversion.run_folder import CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
+from s2d_convert.conversion.run_folder import ALLOCATED, CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
 from s2d_convert.conversion.training_steps import finetune, tried_out, try_out
 from s2d_convert.conversion.worst_case import keeps_max_latency, possible
 from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
@@ -127,8 +127,8 @@ def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tu
 def play_finals(
     job: Job, space: PlanSpace, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
 ) -> tuple[Conversion, Path | None]:
-    """The plan that short trainings prefer, among the search's choice, its other favourites and, where a search among all
-    cascades was asked for, simple chains; and the file that training goes on from. A written plan has no rivals."""
+    """The plan that short trainings prefer, among the search's choice, its other favourites and, where it did not start from an
+    allocation, simple chains; and the file that training goes on from. A written plan has no rivals."""
     options, run, channels = job.options, job.run, job.ready.channels
     if options.plan not in PLANS:
         return first, None
@@ -136,7 +136,8 @@ def play_finals(
     done = run.read_json(FINALS)
     if done is None:
         rivals = favourites((line for line in run.trace() if line["method"] != METHOD), channels)
-        if options.plan in ("search", "cascade") and CASCADE in space.kinds:
+        allocated = run.read_json(ALLOCATED)  # they stand in the trace
+        if options.plan in ("search", "cascade") and CASCADE in space.kinds and not allocated:
             rivals = {**rivals, **simple_chains(space, options.budget or 1.0)}
         contenders = {first: rivals.get(first, ())}
         contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}

@@ -22,8 +22,9 @@ from s2d_convert.errors import DataError, UsageError
 IntArray = NDArray[np.int64]
 Kind = Literal["labelled", "unlabelled", "made-up"]
 
-DEFAULT_HOLDOUT = 0.1
-MIN_HELD_OUT, MAX_HELD_OUT = 200, 5000
+HELD_OUT, MOST_HELD_OUT = 0.1, 5000  # the share of many images, at most so many
+OF_FEW, MOST_OF_FEW = 1 / 3, 2000  # of few images a larger share, or chance would choose the thresholds
+MIN_HELD_OUT = 200
 MIN_IMAGES = 20
 HASHED_ROWS = 500  # read at once
 DARK = 64  # if no pixel of any image is brighter, images hold fewer bits than their type
@@ -119,19 +120,26 @@ class Dataset:
         return hashlib.sha256(f"{self.train.digest()} {self.calib.digest()} {self.test.digest()}".encode()).hexdigest()
 
 
-def split_images(images: Images, *, seed: int, holdout: float = DEFAULT_HOLDOUT) -> Dataset:
+def held_out_of(count: int) -> int:
+    """Return how many of so many images are held out: a third of few, a tenth of many, and never more than half."""
+    wanted = max(round(HELD_OUT * count), min(round(OF_FEW * count), MOST_OF_FEW), MIN_HELD_OUT)
+    return min(wanted, MOST_HELD_OUT, count // 2)
+
+
+def split_images(images: Images, *, seed: int, holdout: float | None = None) -> Dataset:
     """Hold out a part of `images`, stratified by label, and halve it into calib and test.
 
-    The part is the share `holdout` of the images, but at least 200, at most 5000, and never more than half of them. Raises
-    UsageError for a `holdout` out of range and DataError for too few images.
+    holdout: the share that is held out (None: as `held_out_of` says), at least 200 images, at most 5000, and never more than
+    half of them. Raises UsageError for a `holdout` out of range and DataError for too few images.
     """
-    if not 0 < holdout < 1:
+    if holdout is not None and not 0 < holdout < 1:
         raise UsageError(f"holdout: got {holdout:g}, expected a share above 0 and below 1")
     if len(images) < MIN_IMAGES:
         raise DataError(f"got {len(images)} images, at least {MIN_IMAGES} are needed")
     rng = np.random.default_rng(seed)
     count = len(images)
-    held_count = min(max(round(count * holdout), MIN_HELD_OUT), MAX_HELD_OUT, count // 2)
+    asked = held_out_of(count) if holdout is None else max(round(count * holdout), MIN_HELD_OUT)
+    held_count = min(asked, MOST_HELD_OUT, count // 2)
     train, held_out = _divide(images, held_count, rng)
     return Dataset(train, *halves(held_out, rng))
 

@@ -25,7 +25,7 @@ from s2d_runtime.pictures import IMAGE_SUFFIXES
 from s2d_convert.data.arrays import read_npz
 from s2d_convert.data.decode import CHUNK, ImageFiles
 from s2d_convert.data.folders import read_folder
-from s2d_convert.data.images import DEFAULT_HOLDOUT, MIN_IMAGES, Dataset, Images, halves, split_images
+from s2d_convert.data.images import MIN_IMAGES, Dataset, Images, halves, split_images
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.listing import Choose
 from s2d_convert.data.preprocess import Preprocess
@@ -41,7 +41,7 @@ def load_data(
     preprocess: Preprocess,
     space: LabelSpace,
     seed: int,
-    holdout: float = DEFAULT_HOLDOUT,
+    holdout: float | None = None,
     reading: Reading = LENIENT,
 ) -> Dataset:
     """Return the Dataset at `path`, for a model that allows the labels of `space`.

@@ -1,8 +1,7 @@
 """The kernel costs of one device, fitted to the measurements in its board file, to predict latencies without the device.
 
 The device measured about a hundred stage files of the model (`s2d_runtime.profile`). `kernels.work_of` counts the work of
-every kind in each file. The model of a stage's latency is linear: the sum over the kinds of amount times cost. The costs
-are non-negative and minimise the weighted squared relative error, where outliers count less.
+every kind in each file, `kernel_costs` fits what each kind costs.
 
 Letters: F files, Q kinds of work.
 """
@@ -16,19 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from scipy.optimize import nnls
-
 from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
 from s2d_convert.latency.board import Board, read_board
+from s2d_convert.latency.kernel_costs import fit_costs
 from s2d_convert.latency.kernels import Work, without_geometry, work_of
 from s2d_convert.latency.layout import LEAST_BLOCK
 from s2d_convert.latency.meter import Timing
 
 FOLDS = 5
-RIDGE = 0.1  # strength of the pull to zero, in units of what a kind of work costs in the mean file
-REWEIGHTINGS = 4
-TYPICAL_ERROR = 0.02  # beyond this relative error a measurement counts less
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Table:
         folds = np.random.default_rng(0).permutation(len(predicted)) % FOLDS
         for fold in range(FOLDS):
             held_out = folds == fold
-            costs = _fit_costs(board.amounts[~held_out], board.ratios[~held_out])
+            costs = fit_costs(board.amounts[~held_out], board.ratios[~held_out])
             predicted[held_out] = board.amounts[held_out] @ costs
         return prediction_error(predicted, board.ratios)
 
@@ -93,32 +88,12 @@ def prediction_error(predicted: Array, measured: Array) -> PredictionError:
 
 def fit(board: Board) -> Table:
     """Fit the costs to a board's measurements."""
-    costs = dict(zip(board.keys, _fit_costs(board.amounts, board.ratios).tolist(), strict=True))
+    costs = dict(zip(board.keys, fit_costs(board.amounts, board.ratios).tolist(), strict=True))
     kinds = sorted({without_geometry(key) for key in board.keys})
     pooled = np.zeros((len(board.ratios), len(kinds)))
     for column, key in enumerate(board.keys):
         pooled[:, kinds.index(without_geometry(key))] += board.amounts[:, column]
-    return Table(board, costs, dict(zip(kinds, _fit_costs(pooled, board.ratios).tolist(), strict=True)))
-
-
-def _fit_costs(amounts: Array, ratios: Array) -> Array:
-    """Return the non-negative costs, float64 [Q], with the least weighted squared relative error over the files."""
-    relative = amounts / ratios[:, None]
-    scale = np.maximum(relative.mean(axis=0), 1e-12)
-    scaled = relative / scale
-    weights, costs = np.ones(len(ratios)), np.zeros(amounts.shape[1])
-    for _ in range(REWEIGHTINGS):
-        costs = _nonnegative(scaled * weights[:, None], weights, ridge=RIDGE)
-        errors = np.abs(scaled @ costs - 1)
-        weights = np.sqrt(TYPICAL_ERROR / np.maximum(errors, TYPICAL_ERROR))
-    return costs / scale
-
-
-def _nonnegative(matrix: Array, target: Array, *, ridge: float) -> Array:
-    """Return the x >= 0 that minimises |matrix x - target|^2 + |ridge x|^2."""
-    columns = matrix.shape[1]
-    x, _ = nnls(np.vstack([matrix, ridge * np.eye(columns)]), np.concatenate([target, np.zeros(columns)]))
-    return np.asarray(x)
+    return Table(board, costs, dict(zip(kinds, fit_costs(pooled, board.ratios).tolist(), strict=True)))
 
 
 # --- the file ---------------------------------------------------------------------------------------------

@@ -142,13 +142,22 @@ class PlanSpace:
 
     def actions(self, kind: int, taps: Sequence[int], fractions: Sequence[float]) -> tuple[int, ...]:
         """Return the decisions nearest to these tap indices and these fractions of every class, valid step by step."""
+        rows = [[max(1, round(fraction * d.levels)) for d in self.divisions] for fraction in fractions]
+        return self.nearest(kind, taps, rows)
+
+    def nearest(self, kind: int, taps: Sequence[int], levels: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """Return the decisions nearest to these tap indices and levels, one row per stage but the last, valid step by step."""
         chosen: list[int] = [kind]
-        for tap, fraction in zip(taps, fractions, strict=True):
-            wanted = [tap, *(max(1, round(fraction * d.levels)) for d in self.divisions)]
-            for option in wanted:
+        for tap, row in zip(taps, levels, strict=True):
+            for option in (tap, *row):
                 allowed = np.flatnonzero(self.allowed(tuple(chosen)))
                 chosen.append(int(allowed[np.abs(allowed - option).argmin()]))
         return tuple(chosen)
+
+    def without(self, index: int) -> tuple[int, ...]:
+        """Return the decisions for a first chain of the whole network without one optional class, before the untouched model."""
+        levels = [0 if i == index else d.levels for i, d in enumerate(self.divisions)]
+        return self.nearest(CASCADE, [len(self.taps) - 1] * (self.stages - 1), [levels] * (self.stages - 1))
 
     def narrowest(self, kind: int) -> tuple[int, ...]:
         """Return the decisions for the smallest first stage of a kind: the earliest tap, and as little of every class as

@@ -6,6 +6,7 @@ roughly, on few images. The chains that remain are solved again, on as many imag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,13 +18,15 @@ from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.data.images import Images
 from s2d_convert.plans.plan import Plan
-from s2d_convert.plans.weights import Weights
+from s2d_convert.plans.weights import Weights, classifier_of
 from s2d_convert.slicing.chain import Chain
 from s2d_convert.training.reconstruction import Reconstruction, Settings, data_importance
 
 ROUGH_IMAGES, FULL_IMAGES = 512, 1000
 ROUGH = Settings(positions=16, rounds=0, pair_steps=0)  # one ridge regression a layer: several times cheaper
 FULL = Settings()
+SKETCH_IMAGES, SKETCH_MACS, LEAST_SKETCHED = 128, 1e10, 16
+SKETCH = Settings(positions=8, rounds=0, pair_steps=0)
 LEAST_IMAGES = 64
 ROUGH_MACS, FULL_MACS = 8e10, 5e11  # limits of the static model's MACs over the images of a solve
 IMAGE_BYTES = 2**30  # limit of the memory for the images of a solve
@@ -48,6 +51,18 @@ class Solver:
         """The importance of every channel unit, float64 [U], measured on the images."""
         return data_importance(self.rough)
 
+    def errors(self, plans: Mapping[int, Plan]) -> dict[int, float]:
+        """Return the mean squared error of the logits of one-stage plans, by their keys, from solves on a few images."""
+        sketch = self._reconstruction(SKETCH_IMAGES, SKETCH_MACS, SKETCH, at_least=LEAST_SKETCHED)
+        classifier = classifier_of(self.model)
+        if classifier is None:
+            return {}
+        whole = sketch.samples.logits_variance()
+        solved = {key: sketch.solve(plan).errors for key, plan in plans.items()}
+        return {
+            key: whole * errors[classifier.name].before for key, errors in solved.items() if classifier.name in errors
+        }
+
     def chain(self, plan: Plan) -> Chain:
         """Return the chain of a plan with solved weights. Every plan is solved once."""
         if plan not in self._chains:
@@ -62,13 +77,16 @@ class Solver:
     def _chains(self) -> dict[Plan, Chain]:
         return {}
 
-    def _reconstruction(self, most_images: int, most_macs: float, settings: Settings) -> Reconstruction:
-        count = min(len(self.images), most_images, self._images_within(most_macs))
+    def _reconstruction(
+        self, most_images: int, most_macs: float, settings: Settings, *, at_least: int = LEAST_IMAGES
+    ) -> Reconstruction:
+        count = min(len(self.images), most_images, self._images_within(most_macs, at_least))
         images = np.ascontiguousarray(self.images.batch(np.arange(count)), dtype=np.float32)
         return Reconstruction(self.model, self.weights, images, settings=settings, device=self.device)
 
-    def _images_within(self, macs: float) -> int:
-        """Return the largest number of images that keeps within `macs` multiply-accumulates and IMAGE_BYTES."""
+    def _images_within(self, macs: float, at_least: int) -> int:
+        """Return the largest number of images, but `at_least` so many, that keeps within `macs` multiply-accumulates and
+        IMAGE_BYTES."""
         graph = self.model.graph
         pixels = int(np.prod(graph.shapes[graph.image]))
-        return max(LEAST_IMAGES, min(int(macs / max(1, total_macs(graph))), IMAGE_BYTES // (4 * pixels)))
+        return max(at_least, min(int(macs / max(1, total_macs(graph))), IMAGE_BYTES // (4 * pixels)))

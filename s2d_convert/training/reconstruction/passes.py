@@ -154,7 +154,11 @@ class Samples:
 
     def static_chunk(self, chunk: int) -> Pass:
         """A pass of the static model over one chunk."""
-        return Pass(self.net, self._plan, [self.chunks[chunk]], budget_bytes=sys.maxsize)
+        return self.static_pass(self.chunks[chunk])
+
+    def static_pass(self, images: Tensor) -> Pass:
+        """A pass of the static model over images [B, ...]."""
+        return Pass(self.net, self._plan, [images], budget_bytes=sys.maxsize)
 
     def restart(self, budget_bytes: int) -> None:
         """Begin a new plan: the static model starts from the images again."""
@@ -173,6 +177,11 @@ class Samples:
         assert self._static is not None, "a plan begins with `restart`"
         stop = self.graph.nodes.index(self.graph.producer[name]) + 1
         return self.rows_of(self._static.peek(chunk, stop, name), name, chunk)
+
+    def logits_variance(self) -> float:
+        """The variance of the static model's logits over the images, summed over the classes."""
+        logits = torch.cat(self._rows[self.graph.output])
+        return float(logits.double().var(0, correction=0).sum())
 
     def answer_as(self, other: Samples) -> None:
         """Take the logits of the static model from other samples of the same images, in the same order."""

@@ -7,7 +7,9 @@ the columns c raises the squared error by trace(W_c H_cc^-1 W_c^T) and changes
 
     W <- W - W_c H_cc^-1 H_c,    H <- H - H_:c H_cc^-1 H_c:
 
-Norms of weights do not see that one channel can stand in for another, which is most of what there is to gain.
+Norms of weights do not see that one channel can stand in for another, which is most of what there is to gain. Every output of a
+layer counts as much as the logits react to it (`sensitivity`), so the errors of all classes have one unit: the mean squared
+change of the logits. To first order they add up over the classes of a plan.
 
 Letters: D columns, O outputs, U units, A units that are left, k columns of one unit.
 """
@@ -22,9 +24,11 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import ChannelClass
 from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.kinds import Kind
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.frontend.graph import Node
 from s2d_convert.plans.divisions import importance
 from s2d_convert.training.reconstruction.reconstruction import Reconstruction
+from s2d_convert.training.reconstruction.sensitivity import sensitivities
 
 MAX_COLUMNS = 4700  # of a layer whose Gram matrix is inverted
 IMAGES, ROWS = 500, 20_000  # that a Gram matrix is made of, about
@@ -39,7 +43,6 @@ class _Reader:
     def __init__(self, gram: Tensor, weight: Tensor, columns: dict[int, Tensor]) -> None:
         gram = gram.double()
         size = weight.shape[1]
-        self.energy = float((weight @ gram[:size, :size] * weight).sum().clamp_min(FLOOR))
         gram.diagonal()[:size] += (RIDGE * gram.diagonal()[:size].mean()).clamp_min(FLOOR)
         gram.diagonal()[size:] += FLOOR * (1 + gram.diagonal()[size:])
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
@@ -47,11 +50,11 @@ class _Reader:
         self.columns = columns
 
     def losses(self, units: list[int]) -> Tensor:
-        """How much the error rises, relative to the output's energy, if each of the units went alone, [A]."""
+        """How much the error rises if each of the units went alone, [A]."""
         own = torch.stack([self.columns[u] for u in units])
         blocks = self.inverse[own[:, :, None], own[:, None, :]]
         weights = self.weight[:, own].permute(1, 2, 0)  # [A, k, O]
-        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2)) / self.energy
+        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
 
     def remove(self, units: list[int]) -> None:
         """Take units away."""
@@ -66,23 +69,30 @@ class _Reader:
 
 @torch.no_grad()
 def data_importance(problem: Reconstruction) -> Array:
-    """A score per unit, float64 [U], comparable inside a class: the error that the class had come to when the unit was taken
-    away, relative to the energy of what the layers behind it make. Use it in place of `space.importance`.
+    """A score per unit, float64 [U]: the mean squared change of the logits that the unit's class had come to when the unit was
+    taken away, about. Inside a class it ranks the units; over classes and cuts it can be added up (`plans.allocation`).
 
-    Classes that no layer reads channel by channel, or only layers of more than MAX_COLUMNS columns, keep the scores of
-    `space.importance`.
+    Classes that no layer reads channel by channel, or only layers of more than MAX_COLUMNS columns, are ranked by
+    `plans.divisions.importance`; a class without any channels costs the whole variance of the logits then.
     """
     graph, channels = problem.graph, problem.channels
-    score = importance(problem.model, problem.weights)
+    norms, score = importance(problem.model, problem.weights), np.zeros(channels.units)
     nodes = [n for n in graph.nodes if _is_suitable(problem, n)]
+    weighting = sensitivities(problem.samples, nodes, macs=total_macs(graph))
     grams = _grams(problem, nodes)
+    whole = problem.samples.logits_variance()
     for group in channels.classes:
         readers = [
-            r for n in nodes if group.splittable and (r := _reader(problem, n, group, grams[n.name])) is not None
+            r
+            for n in nodes
+            if group.splittable and (r := _reader(problem, n, group, grams[n.name], weighting[n.name])) is not None
         ]
         if readers:
             for unit, loss in _eliminated(list(group.units), readers):
                 score[unit] = loss
+        else:
+            units = sorted(group.units, key=lambda u: norms[u])
+            score[units] = whole * np.cumsum(norms[units]) / max(float(norms[units].sum()), FLOOR)
     return score
 
 
@@ -95,7 +105,7 @@ def _is_suitable(problem: Reconstruction, node: Node) -> bool:
 
 
 def _grams(problem: Reconstruction, nodes: list[Node]) -> dict[str, Tensor]:
-    """The Gram matrices [D + 1, D + 1] of what nodes read in the static model, a column of ones included."""
+    """The Gram matrices [D + 1, D + 1] of what nodes read in the static model, a column of ones included, per row."""
     samples, order = problem.samples, {n.name: i for i, n in enumerate(problem.graph.nodes)}
     # Images lie in an order that what they show gives, so the first ones are a fair sample.
     chunks = range(min(len(samples.chunks), -(-IMAGES // len(samples.chunks[0]))))
@@ -110,11 +120,13 @@ def _grams(problem: Reconstruction, nodes: list[Node]) -> dict[str, Tensor]:
             x = x[torch.isfinite(x).all(1)]
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
             grams[node.name] = grams.get(node.name, x.new_zeros(())) + x.T @ x
-    return grams
+    return {name: gram / gram[-1, -1].clamp_min(1) for name, gram in grams.items()}
 
 
-def _reader(problem: Reconstruction, node: Node, group: ChannelClass, gram: Tensor) -> _Reader | None:
-    """A node as a reader of a class; None where it does not read it, or reads its units unevenly."""
+def _reader(
+    problem: Reconstruction, node: Node, group: ChannelClass, gram: Tensor, sensitivity: Tensor
+) -> _Reader | None:
+    """A node as a reader of a class, its outputs weighted; None where it does not read it, or reads its units unevenly."""
     units = problem.channels.layouts[node.inputs[0]].units
     if not np.isin(units[units != FREE], group.units).any():
         return None
@@ -128,6 +140,7 @@ def _reader(problem: Reconstruction, node: Node, group: ChannelClass, gram: Tens
     if len({len(c) for c in columns.values()}) != 1:
         return None
     matrix = torch.tensor(weight.reshape(len(weight), -1), dtype=torch.float64, device=gram.device)
+    matrix = matrix * sensitivity.to(gram.device).sqrt()[:, None]
     return _Reader(gram, matrix, {u: c.to(gram.device) for u, c in columns.items()})
 
 

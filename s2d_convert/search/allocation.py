@@ -1,0 +1,100 @@
+"""The first chains that an allocation finds for a row of latencies, as decisions to start a search from.
+
+The latencies that it adds up are predicted: a dozen chains are measured, and what each kind of kernel costs is fitted to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import onnx
+
+from s2d_convert.latency import LatencyMeter
+from s2d_convert.latency.kernel_costs import KernelCosts
+from s2d_convert.latency.kernels import Work, work_of
+from s2d_convert.plans.allocation import Allocated
+from s2d_convert.plans.decisions import Actions, random_actions
+from s2d_convert.plans.plan import Plan
+from s2d_convert.plans.space import BLOCKS, CASCADE, KINDS, LINKED, PlanSpace
+from s2d_convert.plans.weights import Weights
+from s2d_convert.slicing.chain import Chain, build_stages
+
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
+RANDOM_CHAINS = 6
+
+
+def pairs_of(space: PlanSpace) -> PlanSpace:
+    """Return the part of a space with a chain of one stage before the untouched model."""
+    return PlanSpace(space.model, space.divisions, stages=2, kinds=(CASCADE,), scales=space.scales)
+
+
+def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int) -> list[Actions]:
+    """Return up to `count` decisions for a search to start from: the rows, evenly spread, for every kind of the space.
+
+    Half of them are cascades and, where the space has both, a quarter linked chains and a quarter cascades at other scales.
+    """
+    scaled = [kind for kind in space.options_of_kind if kind >= len(KINDS)]
+    shares = {CASCADE: 2 * (CASCADE in space.kinds), LINKED: 1 * (LINKED in space.kinds), -1: 1 * bool(scaled)}
+    total = sum(shares.values())
+    actions: list[Actions] = []
+    for kind, share in shares.items():
+        wanted = round(count * share / total)
+        if kind >= 0:
+            actions += [_first_stage(space, kind, row) for row in _spread(rows[1:] or rows, wanted)]
+        elif scaled:  # the whole network at every scale first
+            wide = _spread(rows[: len(rows) // 2 + 1], -(-wanted // len(scaled)))
+            actions += [_first_stage(space, kind, row) for row in wide for kind in scaled][:wanted]
+    return list(dict.fromkeys(actions))
+
+
+def _spread(rows: Sequence[Allocated], count: int) -> list[Allocated]:
+    return [rows[i] for i in sorted(set(np.linspace(0, len(rows) - 1, count).round().astype(int).tolist()))]
+
+
+def _first_stage(space: PlanSpace, kind: int, row: Allocated) -> Actions:
+    """The decisions nearest to a first stage with these levels at the last tap; further stages lie between it and the model."""
+    count, full = space.stages - 1, [d.levels for d in space.divisions]
+    levels = [
+        [level + round((most - level) * stage / count) for level, most in zip(row.levels, full, strict=True)]
+        for stage in range(count)
+    ]
+    return space.nearest(kind, [len(space.taps) - 1] * count, levels)
+
+
+class LatencyModel:
+    """Predicts the latency of the chains of one stage in a space, relative to static, from the work in their files.
+
+    space: of pairs (`pairs_of`). block: channels per block of the blocked layout.
+    """
+
+    def __init__(self, space: PlanSpace, weights: Weights, meter: LatencyMeter, *, block: int) -> None:
+        self.space, self.weights, self.block = space, weights, block
+        self._work = cache(self._work_of)
+        plans = [self.space.decode(actions).chains[0] for actions in self._samples()]
+        ratios = [meter.measure([self._file(plan)]).ratios[0] for plan in plans]
+        self.costs = KernelCosts.fit([self._work(plan) for plan in plans], ratios)
+
+    def __call__(self, plan: Plan) -> float:
+        return self.costs.predict(self._work(plan))
+
+    def _samples(self) -> Sequence[Actions]:
+        """The chains that are measured: of several widths, with fewer blocks, of half the depth, and random ones."""
+        space, last = self.space, len(self.space.taps) - 1
+        chains = [space.actions(CASCADE, [last], [width]) for width in WIDTHS]
+        chains += [space.thinned(CASCADE, keep, width) for keep in BLOCKS for width in (1.0, 0.5)]
+        chains += [space.actions(CASCADE, [last // 2], [width]) for width in (1.0, 0.5)]
+        rng = np.random.default_rng(0)
+        drawn = [random_actions(space, rng) for _ in range(RANDOM_CHAINS)]
+        return list(dict.fromkeys([*chains, *((CASCADE, *actions[1:]) for actions in drawn)]))
+
+    def _file(self, plan: Plan) -> bytes:
+        return self._stage(plan).SerializeToString()
+
+    def _work_of(self, plan: Plan) -> Work:
+        return work_of(self._stage(plan), block=self.block)
+
+    def _stage(self, plan: Plan) -> onnx.ModelProto:
+        first, *_ = build_stages([Chain(self.space.model, plan, self.weights)])
+        return first.model

@@ -1,0 +1,79 @@
+"""The allocation against brute force, and on a network whose latency is known."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_spaces import space_of
+
+from s2d_convert.plans.allocation import Allocation, knapsack, level_errors, vanishing
+from s2d_convert.plans.macs import chain_macs
+from s2d_convert.plans.plan import Plan
+from s2d_convert.plans.space import CASCADE
+from s2d_convert.search.allocation import allocated, pairs_of
+
+rows = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rows, min_size=1, max_size=4), st.integers(0, 60))
+def test_the_knapsack_finds_the_least_error_that_the_budget_allows(classes: list, budget: int) -> None:
+    errors = [[float(e) for e, _ in row] for row in classes]
+    costs = [[float(c) for _, c in row] for row in classes]
+    (levels,) = knapsack(errors, costs, [budget])
+    choices = list(itertools.product(*(range(len(row)) for row in errors)))
+    cost = {c: sum(row[i] for row, i in zip(costs, c, strict=True)) for c in choices}
+    error = {c: sum(row[i] for row, i in zip(errors, c, strict=True)) for c in choices}
+    affordable = [c for c in choices if cost[c] <= budget]
+    if affordable:
+        assert cost[levels] <= budget + 1e-9
+        # Rounding costs up to a bin can only hide choices that lie within the last bins below the budget.
+        spare = 0.01 * len(classes) * max(1.0, max(cost.values()) - min(cost.values()))
+        assert error[levels] <= min(error[c] for c in choices if cost[c] <= budget - spare or c == levels)
+    else:
+        assert cost[levels] == min(cost.values())
+
+
+def test_the_error_of_a_level_is_the_score_of_the_best_unit_that_is_left_out() -> None:
+    space = space_of("wide_resnet", 2)
+    division = next(d for d in space.divisions if d.levels > 1)
+    score = np.zeros(space.channels.units)
+    falling = [float(v) for v in range(division.levels, 0, -1)]
+    for value, chunk in zip(falling, division.chunks, strict=True):
+        score[list(chunk)] = value
+    assert level_errors(division, score) == (*falling, 0.0)
+    assert level_errors(division, score, left_out=99.0)[0] == 99.0
+    assert level_errors(division, score, left_out=0.0)[0] == falling[1], "without a class nothing is better than with a part"
+
+
+@pytest.mark.parametrize("name", ["resnet_option_a", "wide_resnet", "mobilenet_v3"])
+def test_allocations_are_valid_chains_of_falling_latency_and_rising_error(name: str) -> None:
+    space = pairs_of(space_of(name, 3))
+    score = np.random.default_rng(0).random(space.channels.units)
+
+    def latency(plan: Plan) -> float:
+        return chain_macs(space.model, plan) / 1e6
+
+    rows = Allocation(space, score, latency).best()
+    assert len(rows) > 3
+    assert [row.latency for row in rows] == sorted((row.latency for row in rows), reverse=True)
+    assert [row.error for row in rows] == sorted(row.error for row in rows)
+    assert rows[0].error == 0
+    for actions in allocated(space_of(name, 3), rows, 12):
+        conversion = space_of(name, 3).decode(actions)
+        assert conversion.chains[0].stages_of_units
+
+
+def test_classes_with_which_their_readers_vanish_are_the_insides_of_blocks() -> None:
+    space = space_of("resnet_option_a", 2)
+    inner = vanishing(space.model, space.divisions)
+    assert inner
+    for index in inner:
+        plan = space.decode(space.without(index)).chains[0]
+        whole = space.decode(space.actions(CASCADE, [len(space.taps) - 1], [1.0])).chains[0]
+        assert chain_macs(space.model, plan) < chain_macs(space.model, whole)
+        assert len(space.divisions[index].group.producers) == 1
