@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+
 from s2d_convert.base.arrays import Array
 from s2d_convert.errors import UsageError
 from s2d_convert.latency.board import Board, read_board

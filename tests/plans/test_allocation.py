@@ -47,7 +47,9 @@ def test_the_error_of_a_level_is_the_score_of_the_best_unit_that_is_left_out() -
         score[list(chunk)] = value
     assert level_errors(division, score) == (*falling, 0.0)
     assert level_errors(division, score, left_out=99.0)[0] == 99.0
-    assert level_errors(division, score, left_out=0.0)[0] == falling[1], "without a class nothing is better than with a part"
+    assert level_errors(division, score, left_out=0.0)[0] == falling[1], (
+        "without a class nothing is better than with a part"
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet_option_a", "wide_resnet", "mobilenet_v3"])
