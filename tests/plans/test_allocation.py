@@ -21,7 +21,9 @@ rows = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=1, m
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=4), st.integers(0, 60))
-def test_the_knapsack_finds_the_least_error_that_the_budget_allows(classes: list, budget: int) -> None:
+def test_the_knapsack_finds_the_least_error_that_the_budget_allows(
+    classes: list[list[tuple[int, int]]], budget: int
+) -> None:
     errors = [[float(e) for e, _ in row] for row in classes]
     costs = [[float(c) for _, c in row] for row in classes]
     (levels,) = knapsack(errors, costs, [budget])
