@@ -129,17 +129,20 @@ def _output(tensor: Mapping[str, Any]) -> InferOutput:
     return output
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command: KServe's own options and those of a folder."""
+    made = argparse.ArgumentParser(parents=[model_server.parser], description="Serve a folder that s2d-convert wrote.")
+    made.add_argument("--model_dir", required=True, help="the folder that s2d-convert wrote")
+    made.add_argument("--budget", type=float, help="another of the calibrated budgets; default: the manifest's")
+    made.add_argument("--threads", type=int, default=1, help="threads of onnxruntime per stage; default: 1")
+    made.add_argument("--rows", type=int, default=ROWS, help=f"most images in one request; default: {ROWS}")
+    made.add_argument("--audit", type=float, default=AUDIT, help=f"share of images to audit; default: {AUDIT}")
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve one folder until stopped."""
-    parser = argparse.ArgumentParser(
-        parents=[model_server.parser], description="Serve a folder that s2d-convert wrote."
-    )
-    parser.add_argument("--model_dir", required=True, help="the folder that s2d-convert wrote")
-    parser.add_argument("--budget", type=float, help="another of the calibrated budgets; default: the manifest's")
-    parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime per stage; default: 1")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"most images in one request; default: {ROWS}")
-    parser.add_argument("--audit", type=float, default=AUDIT, help=f"share of images to audit; default: {AUDIT}")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     model = StagedModel(
         options.model_name,
         options.model_dir,
