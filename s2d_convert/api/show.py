@@ -18,7 +18,9 @@ def as_text(parts: Iterable[RenderableType]) -> str:
     blocks = []
     for part in parts:
         text = io.StringIO()
-        console = Console(file=text, width=WIDTH, color_system=None, markup=False, highlight=False, emoji=False)
+        console = Console(
+            file=text, width=WIDTH, color_system=None, markup=False, highlight=False, emoji=False, force_jupyter=False
+        )
         console.print(part, soft_wrap=isinstance(part, str))
         blocks.append("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n"))
     return "\n\n".join(blocks)

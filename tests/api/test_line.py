@@ -9,6 +9,7 @@ import pytest
 
 from s2d_convert.api import line as module
 from s2d_convert.api.line import LineReporter
+from s2d_convert.api.show import as_text
 from s2d_convert.base.reporting import PlannedStep, in_words
 
 
@@ -83,3 +84,8 @@ def test_notebooks_are_known_by_their_stdout(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sys.stdout", stream)
     LineReporter().step("load")
     assert stream.getvalue() == f"\r{in_words('load')}"
+
+
+def test_texts_are_texts_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert as_text(["one", "[two]"]) == "one\n\n[two]"
