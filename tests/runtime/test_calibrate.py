@@ -68,7 +68,10 @@ def same_answers(scores: Scores, temperatures: list[float]) -> Answers:
 
 
 def manifest_in(mode: str | None, *, default: float = 0.6) -> Manifest:
-    """A manifest of which only the mode and the default budget matter."""
+    """A manifest of which only the mode and the default budget matter; "accurate" is one without a budget in mode train."""
+    asked = (
+        {"mode": "train", "budget": None, "max_loss": 0.03} if mode == "accurate" else {"mode": mode, "budget": default}
+    )
     stage: dict[str, Any] = {"sha256": "0" * 64, "chain": 1, "image": True, "links_in": [], "links_out": [],
                              "temperature": 1.0, "latency_ratio": 1.0, "macs": 1, "parameters": 1}  # fmt: skip
     policy = {"budget": default, "thresholds": [0.5], "expected_latency": 1.0, "expected_accuracy": 1.0,
@@ -78,7 +81,7 @@ def manifest_in(mode: str | None, *, default: float = 0.6) -> Manifest:
         "format": "s2d-convert", "version": 1, "input": {"name": "x", "shape": [None, 1], "dtype": "float32"},
         "output": {"shape": [None, 4], "kind": "logits"}, "target": "accuracy", "data": "labelled", "exactness": None,
         "stages": [{**stage, "file": "a.onnx"}, {**stage, "file": "b.onnx"}], "policies": [policy],
-        "default_budget": default, "preprocess": None, "measured": {}, "provenance": {"options": {"mode": mode}},
+        "default_budget": default, "preprocess": None, "measured": {}, "provenance": {"options": asked},
     })  # fmt: skip
 
 
@@ -100,6 +103,8 @@ def test_equal_costs_and_answers_give_equal_policies(
         ("train", options(), budget_policies(scores, warm, cost=cost, budget=0.6)),
         ("train", options(max_loss=0.02), accurate_policies(scores, warm, cost=cost, max_loss=0.02)),
         ("exact", options(budget=budget), bounded_policies(scores, warm, cost=cost, budget=budget)),
+        ("accurate", options(), accurate_policies(scores, warm, cost=cost, max_loss=0.03)),
+        ("accurate", options(budget=budget), budget_policies(scores, warm, cost=cost, budget=budget)),
         (None, options(max_loss=0.05), bounded_policies(scores, warm, cost=cost, budget=None, max_loss=0.05)),
     ]
     for mode, asked, chosen in pairs:

@@ -21,7 +21,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="the folder that s2d-convert wrote")
     parser.add_argument("data", type=Path, nargs="?", help=".npz with images, and labels if they are known")
     parser.add_argument("--model", type=Path, help="the static model's ONNX file, to which latencies are relative")
-    parser.add_argument("--budget", type=float, help="the new default budget (default: the one before)")
+    parser.add_argument("--budget", type=float, help="the new default budget (default: as the folder was asked to be)")
     parser.add_argument(
         "--max-loss", type=float, help="instead of a budget: the accuracy that may be lost, such as 0.01"
     )

@@ -31,8 +31,9 @@ SHARE_SLACK = 0.01  # by how much shares of exits may differ between batches of 
 class Options:
     """What to calibrate on. `model`: the static model's file, None where the last stage is that model.
 
-    `budget`: the new default budget, None for the folder's. `max_loss`: instead, the default is the cheapest policy that
-    loses at most this share of accuracy; in exact mode it bounds every policy, and is MAX_LOSS unless given.
+    `budget`: the new default budget. `max_loss`: instead, the default is the cheapest policy that loses at most this share of
+    accuracy; in exact mode it bounds every policy, and is MAX_LOSS unless given. Without either, the folder stays what it was
+    asked to be: within a loss, or within its default budget.
     """
 
     folder: Path
@@ -105,17 +106,27 @@ def undo(folder: Path) -> None:
 def choose(manifest: Manifest, said: Answers, *, cost: Sequence[float], options: Options) -> tuple[list[Policy], float]:
     """Return policies, ascending by budget, and the default budget, chosen as the converter chooses them."""
     confidence, correct, static = said.confidence, said.correct, said.static
+    loss = options.max_loss if options.max_loss is not None or options.budget else _recorded_loss(manifest.provenance)
     if _exact(manifest.provenance):
         before = manifest.default_budget
         asked = options.budget or (before if before < 1 and options.max_loss is None else None)
-        loss = MAX_LOSS if options.max_loss is None else options.max_loss
+        loss = MAX_LOSS if loss is None else loss
         row, default = bounded_row(confidence, correct, static, cost=cost, budget=asked, max_loss=loss)
-    elif options.max_loss is not None:
-        row, default = accurate_row(confidence, correct, static, cost=cost, max_loss=options.max_loss)
+    elif loss is not None:
+        row, default = accurate_row(confidence, correct, static, cost=cost, max_loss=loss)
     else:
         default = options.budget or manifest.default_budget
         row = budget_row(confidence, correct, cost=cost, budget=default)
     return [observed(policy, confidence, said.as_last) for policy in row], default
+
+
+def _recorded_loss(provenance: Mapping[str, Any]) -> float | None:
+    """Return the loss of a folder that was asked to be as fast as that loss allows, None for one with a budget or a promise."""
+    options = provenance.get("options")
+    if not isinstance(options, Mapping) or options.get("budget") is not None or options.get("max_drop") is not None:
+        return None
+    loss = options.get("max_loss")
+    return loss if isinstance(loss, float) and 0 <= loss < 1 else None
 
 
 def _exact(provenance: Mapping[str, Any]) -> bool:
