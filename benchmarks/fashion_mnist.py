@@ -29,6 +29,7 @@ from s2d_convert.data.images import Dataset
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all, load_data
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
+from s2d_convert.data.presets import PixelOptions
 
 PACKAGE = "dataset-fashion-mnist"
 INSIDE = Path("usr/share/datasets/fashion-mnist")
@@ -64,7 +65,7 @@ def write_data(folder: Path, out: Path) -> None:
 
 def preprocessing() -> Preprocess:
     """Return what `OPTIONS` mean."""
-    return make_preprocess("unit", size=(SIZE, SIZE), channels=1, mean=(MEAN,), std=(STD,))
+    return make_preprocess("unit", size=(SIZE, SIZE), channels=1, pixels=PixelOptions(mean=(MEAN,), std=(STD,)))
 
 
 def train_net(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from s2d_runtime.preprocess import Layout
 
 from benchmarks.packages import BENCH, PackageError, sha256, wheel
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
+from s2d_convert.data.presets import PixelOptions
 
 PLACE = BENCH / "third_party"
 RENDERED = BENCH / "rendered"
@@ -65,7 +66,11 @@ class Network:
     def preprocess(self) -> Preprocess:
         """Return the same as what the command line makes of `options`."""
         return make_preprocess(
-            "bgr-caffe", size=self.size, channels=3, layout=self.layout, mean=self.mean, std=self.std
+            "bgr-caffe",
+            size=self.size,
+            channels=3,
+            layout=self.layout,
+            pixels=PixelOptions(mean=self.mean, std=self.std),
         )
 
 

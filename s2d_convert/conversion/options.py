@@ -203,8 +203,10 @@ class ConvertOptions:
 
     @property
     def pixels(self) -> PixelOptions:
-        """What was said of pictures beside the preset, mean and std."""
-        return PixelOptions(self.scale, self.order, self.resize, self.crop_ratio, self.fill, self.bits)
+        """The overrides of the preprocessing's preset."""
+        return PixelOptions(
+            self.scale, self.order, self.resize, self.crop_ratio, self.fill, self.bits, self.mean, self.std
+        )
 
     @property
     def work(self) -> Effort:

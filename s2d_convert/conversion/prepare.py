@@ -69,8 +69,6 @@ def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
         channels=channels,
         layout="NHWC" if nhwc else "NCHW",
         dtype="uint8" if graph.image_type == "uint8" else "float32",
-        mean=options.mean,
-        std=options.std,
         pixels=options.pixels,
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from s2d_runtime import preprocess
 from s2d_runtime.preprocess import WIDE_BITS, InputType, Layout
 
@@ -34,15 +32,12 @@ def make_preprocess(
     channels: int,
     layout: Layout = "NCHW",
     dtype: InputType = "float32",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     pixels: PixelOptions = PixelOptions(),  # noqa: B008 (frozen)
 ) -> Preprocess:
-    """Return the Preprocess of a preset, overridden by `mean`, `std` and `pixels`.
+    """Return the Preprocess of a preset, overridden by `pixels`.
 
-    mean, std: in 0..1 units, one value, or one per channel in the model's order. The default preset is `imagenet`, or
-    `raw` for a model that takes uint8 or if a scale is given. A model without 3 channels gets the mean of the preset's
-    three numbers. Raises UsageError for unknown names and values out of range.
+    The default preset is `imagenet`, or `raw` for a model that takes uint8 or if a scale is given. A model without 3
+    channels gets the mean of the preset's three numbers. Raises UsageError for unknown names and values out of range.
     """
     name = name or ("raw" if dtype == "uint8" or pixels.scale is not None else DEFAULT_PRESET)
     preset = preset_named(name)
@@ -55,7 +50,7 @@ def make_preprocess(
         key: per_channel(preset_values, channels, order)
         if values is None
         else own_numbers(key, values, channels, unit=unit, scaled=scaled)
-        for key, preset_values, values in (("mean", preset.mean, mean), ("std", preset.std, std))
+        for key, preset_values, values in (("mean", preset.mean, pixels.mean), ("std", preset.std, pixels.std))
     }
     return Preprocess(
         mean=numbers["mean"],

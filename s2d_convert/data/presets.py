@@ -55,7 +55,8 @@ RESIZES: Mapping[str, tuple[Fit, float]] = MappingProxyType(
 class PixelOptions:
     """Overrides of a preset; None keeps the preset's value.
 
-    `scale` replaces the preset's; `mean` and `std` are then in the units of the scaled pixels. `order` is a key of ORDERS,
+    `mean` and `std` are in 0..1 units, one value, or one per channel in the model's order. `scale` replaces the preset's;
+    `mean` and `std` are then in the units of the scaled pixels. `order` is a key of ORDERS,
     `resize` one of RESIZES, `crop_ratio` the share of each side that is kept, `fill` the pixel value of padding, `bits` the
     depth of grey pictures with more than 8 bits.
     """
@@ -66,6 +67,8 @@ class PixelOptions:
     crop_ratio: float | None = None
     fill: int | None = None
     bits: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
 
 def preset_named(name: str) -> Preset:

@@ -26,6 +26,7 @@ from benchmarks.static_training import Recipe
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.data.presets import PixelOptions
 
 ROOT = Path(__file__).parent.parent
 FETCHED = ROOT / BENCH
@@ -167,7 +168,11 @@ def test_the_options_say_what_the_package_does(network: third_party.Network) -> 
     told = dict(zip(*[iter(network.options())] * 2, strict=True))
     mean, std = ([float(v) for v in told[name].split(",")] for name in ("--mean", "--std"))
     asked = make_preprocess(
-        told["--preprocess"], size=network.size, channels=3, layout=network.layout, mean=mean, std=std
+        told["--preprocess"],
+        size=network.size,
+        channels=3,
+        layout=network.layout,
+        pixels=PixelOptions(mean=mean, std=std),
     )
     pixels = np.random.default_rng(0).integers(0, 256, (2, *network.size, 3), np.uint8)
     expected = (pixels[..., ::-1] / 255 - np.array(network.mean)) / np.array(network.std)

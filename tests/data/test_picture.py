@@ -234,7 +234,7 @@ def test_the_numbers_of_a_preset_stay_with_their_colours() -> None:
     back = make_preprocess("bgr-caffe", size=(8, 8), channels=3, pixels=PixelOptions(order="RGB"))
     np.testing.assert_array_equal(back(pixels), caffe(pixels)[:, ::-1])
     own = make_preprocess(
-        size=(8, 8), channels=3, mean=(0.1, 0.2, 0.3), std=(1, 1, 1), pixels=PixelOptions(order="bgr")
+        size=(8, 8), channels=3, pixels=PixelOptions(order="bgr", mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
     )
     np.testing.assert_allclose(own(pixels)[0, 0], pixels[0, :, :, 2] / 255 - 0.1, atol=1e-6)
 
@@ -252,9 +252,9 @@ def test_grey_is_pillows_luma_in_all_channels(layout: Any) -> None:
     ("said", "formula"),
     [
         ({"pixels": PixelOptions(scale=1 / 127.5)}, lambda x: x / 127.5),
-        ({"pixels": PixelOptions(scale=1.0), "mean": (104, 117, 124), "std": (57,)},
+        ({"pixels": PixelOptions(scale=1.0, mean=(104, 117, 124), std=(57,))},
          lambda x: (x - [104, 117, 124]) / 57),
-        ({"pixels": PixelOptions(scale=0.017), "mean": (1.7,)}, lambda x: x * 0.017 - 1.7),
+        ({"pixels": PixelOptions(scale=0.017, mean=(1.7,))}, lambda x: x * 0.017 - 1.7),
         ({"name": "imagenet", "pixels": PixelOptions(scale=1 / 256)},
          lambda x: (x / 256 - PRESETS["imagenet"].mean) / PRESETS["imagenet"].std),
     ],

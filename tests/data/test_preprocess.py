@@ -19,7 +19,7 @@ from PIL import Image
 from s2d_runtime.pictures import UNREADABLE, read_image
 
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
-from s2d_convert.data.presets import PRESETS
+from s2d_convert.data.presets import PRESETS, PixelOptions
 from s2d_convert.errors import DataError, UsageError
 
 
@@ -81,17 +81,17 @@ def test_a_uint8_model_gets_the_pixels_themselves(layout: Any, shape: tuple[int,
 )
 def test_mean_and_std_mean_the_same_over_every_preset(name: str, mean: list[float], std: list[float]) -> None:
     pixels = some_pixels(1, 2, 2, 3)
-    got = make_preprocess(name, size=(2, 2), channels=3, layout="NHWC", mean=mean, std=std)(pixels)
+    got = make_preprocess(name, size=(2, 2), channels=3, layout="NHWC", pixels=PixelOptions(mean=mean, std=std))(pixels)
     np.testing.assert_allclose(got, (pixels / 255 - mean) / std, rtol=1e-4, atol=1e-4)
 
 
 def test_one_value_of_mean_or_std_counts_for_all_channels() -> None:
-    one = make_preprocess(size=(2, 2), channels=3, mean=[0.5], std=[0.25])
-    assert one == make_preprocess(size=(2, 2), channels=3, mean=[0.5] * 3, std=[0.25] * 3)
+    one = make_preprocess(size=(2, 2), channels=3, pixels=PixelOptions(mean=[0.5], std=[0.25]))
+    assert one == make_preprocess(size=(2, 2), channels=3, pixels=PixelOptions(mean=[0.5] * 3, std=[0.25] * 3))
 
 
 def test_mean_alone_keeps_the_std_of_the_preset() -> None:
-    assert make_preprocess(size=(2, 2), channels=3, mean=[0.5]).std == PRESETS["imagenet"].std
+    assert make_preprocess(size=(2, 2), channels=3, pixels=PixelOptions(mean=[0.5])).std == PRESETS["imagenet"].std
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
@@ -101,12 +101,15 @@ def test_mean_alone_keeps_the_std_of_the_preset() -> None:
     ("options", "message"),
     [
         ({"name": "imagnet"}, r"'imagnet' is unknown; allowed: imagenet, cifar10"),
-        ({"mean": [123.7, 116.3, 103.5]}, r"mean: 123.7 is out of range.* divide values meant for 0..255 by 255"),
-        ({"std": [58.4]}, r"std: 58.4 is out of range"),
-        ({"std": [0.0]}, r"std: 0 is out of range"),
-        ({"mean": [float("nan")]}, r"mean: nan is out of range"),
-        ({"mean": [0.5, 0.5]}, r"mean: got 2 values, expected 1 or 3 values"),
-        ({"mean": [0.5, 0.5, 0.5], "channels": 1}, r"mean: got 3 values, expected 1 value"),
+        (
+            {"pixels": PixelOptions(mean=[123.7, 116.3, 103.5])},
+            r"mean: 123.7 is out of range.* divide values meant for 0..255 by 255",
+        ),
+        ({"pixels": PixelOptions(std=[58.4])}, r"std: 58.4 is out of range"),
+        ({"pixels": PixelOptions(std=[0.0])}, r"std: 0 is out of range"),
+        ({"pixels": PixelOptions(mean=[float("nan")])}, r"mean: nan is out of range"),
+        ({"pixels": PixelOptions(mean=[0.5, 0.5])}, r"mean: got 2 values, expected 1 or 3 values"),
+        ({"pixels": PixelOptions(mean=[0.5, 0.5, 0.5]), "channels": 1}, r"mean: got 3 values, expected 1 value"),
         ({"size": (0, 4)}, r"size \(0, 4\)"),
         ({"channels": 0}, r"channels 0"),
         ({"layout": "CHWN"}, r"layout 'CHWN' is unknown; allowed: NCHW, NHWC"),
