@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s2d_convert.calibration.policies import Scores, fit_temperatures, promised_policies
+from s2d_convert.calibration.policies import Divided, Scores, fit_temperatures, promised_policies
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.calibration.thresholds import confidences, exits
 from s2d_convert.data.labels import LabelSpace
@@ -85,29 +85,29 @@ def load(arguments: argparse.Namespace) -> tuple[Scores, tuple[float, ...]]:
     return scores, cost
 
 
-def row(name: str, scores: Scores, cost: tuple[float, ...], bound: RiskBound, *, size: int, draws: int) -> None:
+def row(name: str, scores: Scores, cost: tuple[float, ...], risk_bound: RiskBound, *, size: int, draws: int) -> None:
     """Print one line of the table."""
-    rng = np.random.default_rng([size, round(1e6 * bound.max_drop)])
-    found = np.array([one_draw(scores, cost, bound, rng.integers(0, len(scores), size)) for _ in range(draws)])
+    rng = np.random.default_rng([size, round(1e6 * risk_bound.max_drop)])
+    found = np.array([one_draw(scores, cost, risk_bound, rng.integers(0, len(scores), size)) for _ in range(draws)])
     risk, early = found.T
     none = np.isnan(risk)
-    head = f"| {name} | {100 * bound.max_drop:g} % | {size} "
+    head = f"| {name} | {100 * risk_bound.max_drop:g} % | {size} "
     if none.all():
         print(f"{head}| - | {none.mean():.1%} | - | - | - |", flush=True)
         return
-    broken = float((risk > bound.max_drop).mean())
+    broken = float((risk > risk_bound.max_drop).mean())
     error = math.sqrt(max(broken * (1 - broken), 1 / draws) / draws)
     print(f"{head}| {broken:.1%} ± {error:.1%} | {none.mean():.1%} | {np.nanmean(risk):.2%} | {np.nanmax(risk):.2%} "
           f"| {np.nanmean(early):.1%} ± {np.nanstd(early):.1%} |", flush=True)  # fmt: skip
 
 
-def one_draw(scores: Scores, cost: tuple[float, ...], bound: RiskBound, rows: np.ndarray) -> Outcome:
+def one_draw(scores: Scores, cost: tuple[float, ...], risk_bound: RiskBound, rows: np.ndarray) -> Outcome:
     """Calibrate on these rows; risk and latency are counted on all."""
     count = round(FIT_SHARE * len(rows))
     fit, test = scores.take(rows[:count]), scores.take(rows[count:])
     temperatures = fit_temperatures(fit)
     try:
-        chosen = promised_policies(fit, test, temperatures, cost=cost, bound=bound, budget=None)
+        chosen = promised_policies(Divided(fit, test), temperatures, cost=cost, risk_bound=risk_bound, budget=None)
     except (DataError, PromiseError):
         return Outcome(math.nan, math.nan)
     thresholds = next(p.thresholds for p in chosen.policies if p.budget == chosen.default_budget)

@@ -71,7 +71,7 @@ class Scores:
 
     @property
     def losses(self) -> NDArray[np.int8]:
-        """What every stage loses against the static model, int8 [S, B]; see `promise`."""
+        """The loss of every stage against the static model, int8 [S, B], see `stage_losses`."""
         return stage_losses(self.static_correct, self.correct)
 
     def confidence(self, temperatures: Sequence[float]) -> NDArray[np.float32]:
@@ -130,94 +130,105 @@ def accurate_policies(
 # With a promise
 
 
-def check_enough(images: int, bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
+def check_enough(images: int, risk_bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
     """Raise DataError if no result on so many images could keep the promise; `share`: the part of the user's images that
     they are."""
-    needed = images_needed(bound, paired=labelled)
+    needed = images_needed(risk_bound, paired=labelled)
     if images < needed:
         what = "drop of accuracy" if labelled else "disagreement"
         raise DataError(
-            f"got {images} images to test the promise on; a {what} of at most {_percent(bound.max_drop)} with "
-            f"{_percent(bound.confidence)} confidence takes at least {needed}, even if nothing is lost on them: give at "
+            f"got {images} images to test the promise on; a {what} of at most {_percent(risk_bound.max_drop)} with "
+            f"{_percent(risk_bound.confidence)} confidence takes at least {needed}, even if nothing is lost on them: give at "
             f"least {math.ceil(needed / share)} images for calibration, or allow more with --max-drop"
         )
 
 
-def check_kind(task: Task, bound: RiskBound | None) -> None:
+def check_kind(task: Task, risk_bound: RiskBound | None) -> None:
     """Raise UsageError for a promise of every class where images have several labels: it is tested class by class."""
-    if bound is not None and bound.per_class and task.several:
+    if risk_bound is not None and risk_bound.per_class and task.several:
         raise UsageError(
             "--per-class: the model gives labels, each by itself, and a promise is made of all labels of an image together; "
             "leave it out"
         )
 
 
-def check_classes(images_of: Mapping[str, int], bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
+def check_classes(images_of: Mapping[str, int], risk_bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
     """Raise DataError if a class has too few images for any result to keep a promise per class; images_of: the images of every
     class to test on, by name; see `check_enough`."""
-    needed = images_needed(bound, paired=labelled)
+    needed = images_needed(risk_bound, paired=labelled)
     few = [f"{name} ({count})" for name, count in images_of.items() if count < needed]
     if few:
         raise DataError(
             f"--per-class: too few images of class {listed(few)} to test the promise on; a promise of "
-            f"{_percent(bound.max_drop)} with {_percent(bound.confidence)} confidence takes at least {needed} of every class, "
-            f"even if nothing is lost on them: give at least {math.ceil(needed / share)} images of every class for "
+            f"{_percent(risk_bound.max_drop)} with {_percent(risk_bound.confidence)} confidence takes at least {needed} of every "
+            f"class, even if nothing is lost on them: give at least {math.ceil(needed / share)} images of every class for "
             "calibration, allow more with --max-drop, or leave --per-class out"
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Divided:
+    """Scores for a promise: those to fit on, and those to test it on, of images on which nothing else was chosen.
+
+    share: the part of the user's images that `test` has, for messages.
+    """
+
+    fit: Scores
+    test: Scores
+    share: float = 1.0
+
+
 def promised_policies(
-    fit: Scores,
-    test: Scores,
+    scores: Divided,
     temperatures: Sequence[float],
     *,
     cost: Sequence[float],
-    bound: RiskBound,
+    risk_bound: RiskBound,
     budget: float | None,
-    share: float = 1.0,
 ) -> Chosen:
-    """Policies for a row of budgets, all of which keep the promise together (`promise`).
+    """Return policies for a row of budgets, all of which keep the promise together (`risk_control`).
 
-    Temperatures and the order of the policies come from `fit`, the test and all numbers from `test`, images on which
-    nothing else was chosen. A budget is served by the safest policy one standard error below it. `budget` is the default
-    and in the row, reached or not; None: the cheapest policy is the default. Raises DataError where `test` is too small
-    for any result to do (it is `share` of what the user gave), PromiseError where not even the safest policy passes.
+    Temperatures and the order of the policies come from the scores to fit on, the test and all numbers from the others. A
+    budget is served by the safest policy one standard error below it. `budget` is the default and in the row, reached or
+    not; None: the cheapest policy is the default. Raises DataError where there are too few scores to test on for any result
+    to do, PromiseError where not even the safest policy passes.
     """
+    fit, test, share = scores.fit, scores.test, scores.share
     labelled = test.labels is not None
-    check_enough(len(test), bound, labelled=labelled, share=share)
-    if bound.per_class:
-        check_classes(test.images_of, bound, labelled=labelled, share=share)
+    check_enough(len(test), risk_bound, labelled=labelled, share=share)
+    if risk_bound.per_class:
+        check_classes(test.images_of, risk_bound, labelled=labelled, share=share)
     walk = path(fit.confidence(temperatures), fit.losses, cost=cost)
     confidence, correct, as_last = test.confidence(temperatures), test.correct, test.as_last
-    groups = test.target if bound.per_class else None
-    tested = fixed_sequence(walk, confidence, test.losses, bound, paired=labelled, groups=groups)
+    groups = test.target if risk_bound.per_class else None
+    tested = fixed_sequence(walk, confidence, test.losses, risk_bound, paired=labelled, groups=groups)
     if not tested.kept:
-        raise PromiseError(_refusal(tested, bound, test))
+        raise PromiseError(_refusal(tested, risk_bound, test))
     kept = [tuple(map(float, row)) for row in walk[: tested.kept]]
     means = [mean_cost(confidence, thresholds, cost) for thresholds in kept]
     budgets = budgets_from(means[-1][0], include=[] if budget is None else [budget])
-    promise = Promise(bound.max_drop, bound.confidence, tested.images)
+    promise = Promise(risk_bound.max_drop, risk_bound.confidence, tested.images)
     row = []
     for wanted in budgets:
         careful = [t for t, (mean, error) in zip(kept, means, strict=True) if mean + error <= wanted]
         found = policy_at(confidence, correct, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0])
         row.append(replace(observed(found, confidence, as_last), promise=promise))
-    tested_classes = test.images_of if bound.per_class else None
+    tested_classes = test.images_of if risk_bound.per_class else None
     return Chosen(tuple(row), budgets[0] if budget is None else budget, tested_classes)
 
 
-def _refusal(tested: Tested, bound: RiskBound, test: Scores) -> str:
+def _refusal(tested: Tested, risk_bound: RiskBound, test: Scores) -> str:
     what = "disagrees with the static model" if test.labels is None else "loses accuracy"
     likely = "allow more with --max-drop, or convert in a mode that keeps the static model as its last stage"
-    if tested.risk <= bound.max_drop:
+    if tested.risk <= risk_bound.max_drop:
         likely = f"more images may show that it is less; or {likely}"
     images = f"{tested.images} images"
     if tested.group is not None:
         images = f"{int((test.target == tested.group).sum())} images of class '{test.name_of(tested.group)}'"
     return (
         f"no policy keeps the promise: the last stage, to which every image goes under the safest one, {what} in "
-        f"{_percent(tested.risk)} of {images}, and at most {_percent(bound.max_drop)} with "
-        f"{_percent(bound.confidence)} confidence was asked for; {likely}"
+        f"{_percent(tested.risk)} of {images}, and at most {_percent(risk_bound.max_drop)} with "
+        f"{_percent(risk_bound.confidence)} confidence was asked for; {likely}"
     )
 
 

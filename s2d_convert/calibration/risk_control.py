@@ -73,8 +73,8 @@ class RiskBound:
 # P-values
 
 
-def p_value(lost: int, gained: int, images: int, bound: RiskBound, *, paired: bool) -> float:
-    """Return a valid p-value for "the risk is above `bound.max_drop`", from counts of the losses 1 and -1 among `images`.
+def p_value(lost: int, gained: int, images: int, risk_bound: RiskBound, *, paired: bool) -> float:
+    """Return a valid p-value for "the risk is above `risk_bound.max_drop`", from counts of the losses 1 and -1 among `images`.
 
     Not paired (nothing can be gained): the exact binomial tail. Paired, the difference D = lost - gained has a nuisance,
     the share pi of images on which the two models differ. For a given pi the tail is exact; pi is bounded from above with
@@ -83,10 +83,10 @@ def p_value(lost: int, gained: int, images: int, bound: RiskBound, *, paired: bo
     interval (Hoeffding-Bentkus) does not use that most losses are 0, and would need some hundred times the images.
     """
     if not paired:
-        return binomial_tail(lost, images, bound.max_drop)
-    beta = NUISANCE_SHARE * bound.level
+        return binomial_tail(lost, images, risk_bound.max_drop)
+    beta = NUISANCE_SHARE * risk_bound.level
     differing = upper_share(lost + gained, images, beta)
-    return min(1.0, beta + difference_tail(lost - gained, images, bound.max_drop, differing))
+    return min(1.0, beta + difference_tail(lost - gained, images, risk_bound.max_drop, differing))
 
 
 def binomial_tail(count: int, trials: int, chance: float) -> float:
@@ -133,17 +133,17 @@ def _binomial(trials: int, chance: float) -> NDArray[np.float64]:
     return np.exp(log_ways + xlogy(counts, chance) + xlog1py(trials - counts, -chance))
 
 
-def images_needed(bound: RiskBound, *, paired: bool) -> int:
+def images_needed(risk_bound: RiskBound, *, paired: bool) -> int:
     """Return the smallest number of images with which a policy that loses and gains nothing passes the test."""
-    enough = math.ceil(math.log(bound.level) / math.log1p(-bound.max_drop))
+    enough = math.ceil(math.log(risk_bound.level) / math.log1p(-risk_bound.max_drop))
     if not paired:
         return enough
     short = enough - 1
-    while p_value(0, 0, enough, bound, paired=True) > bound.level:
+    while p_value(0, 0, enough, risk_bound, paired=True) > risk_bound.level:
         short, enough = enough, 2 * enough
     while enough - short > 1:
         middle = (short + enough) // 2
-        passes = p_value(0, 0, middle, bound, paired=True) <= bound.level
+        passes = p_value(0, 0, middle, risk_bound, paired=True) <= risk_bound.level
         short, enough = (short, middle) if passes else (middle, enough)
     return enough
 
@@ -217,7 +217,7 @@ def fixed_sequence(
     walk: Floats,
     confidence: Floats,
     losses: Losses,
-    bound: RiskBound,
+    risk_bound: RiskBound,
     *,
     paired: bool,
     groups: NDArray[np.integer[Any]] | None = None,
@@ -235,19 +235,19 @@ def fixed_sequence(
     for thresholds in walk:
         taken = losses[exits(confidence, thresholds.tolist()), rows]
         worst = max(
-            ((*_tested(taken[part], bound, paired=paired), group) for group, part in parts.items()), key=_badness
+            ((*_tested(taken[part], risk_bound, paired=paired), group) for group, part in parts.items()), key=_badness
         )
-        if worst[0] > bound.level:
+        if worst[0] > risk_bound.level:
             break
         kept += 1
     p, risk, group = worst
     return Tested(kept, len(rows), risk, p, group)
 
 
-def _tested(losses: Losses, bound: RiskBound, *, paired: bool) -> tuple[float, float]:
+def _tested(losses: Losses, risk_bound: RiskBound, *, paired: bool) -> tuple[float, float]:
     """Return the p-value and the risk of images with these losses [B]."""
     lost, gained = int((losses > 0).sum()), int((losses < 0).sum())
-    return p_value(lost, gained, len(losses), bound, paired=paired), (lost - gained) / len(losses)
+    return p_value(lost, gained, len(losses), risk_bound, paired=paired), (lost - gained) / len(losses)
 
 
 def _badness(tested: tuple[float, float, int | None]) -> tuple[float, float]:

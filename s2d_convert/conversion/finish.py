@@ -19,6 +19,7 @@ from s2d_convert.calibration.careful import bounded_policies, careful_policies
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
     Chosen,
+    Divided,
     Scores,
     accurate_policies,
     budget_policies,
@@ -216,7 +217,9 @@ def choose_policies(
     said = ready.task.answers(static_logits(ready.static, images))
     logits = stage_logits(ready.graph, models, images)
     test = Scores(logits, said, images.labels, images.class_names, ready.task)
-    return promised_policies(scores, test, temperatures, cost=cost, bound=options.risk_bound, budget=options.budget)
+    return promised_policies(
+        Divided(scores, test), temperatures, cost=cost, risk_bound=options.risk_bound, budget=options.budget
+    )
 
 
 def reported(job: Job) -> Images:

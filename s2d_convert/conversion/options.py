@@ -64,8 +64,8 @@ def risk_bound_of(max_drop: float | None, confidence: float, *, per_class: bool 
     """The bound behind --max-drop, --confidence and --per-class, None without the first. Raises UsageError."""
     if per_class and max_drop is None:
         raise UsageError("--per-class: means nothing without --max-drop; give both, or leave it out")
-    bound = RiskBound(0.01 if max_drop is None else max_drop, confidence, per_class)
-    return None if max_drop is None else bound
+    risk_bound = RiskBound(0.01 if max_drop is None else max_drop, confidence, per_class)
+    return None if max_drop is None else risk_bound
 
 
 def check_choice(name: str, text: str, allowed: Sequence[str]) -> None:

@@ -185,17 +185,17 @@ def promise_images(dataset: Dataset) -> Images:
     return dataset.test.take(slice(0, len(dataset.test) // 2))
 
 
-def check_promise(static: StaticModel, images: Images, bound: RiskBound, *, share: float, classes: int) -> None:
+def check_promise(static: StaticModel, images: Images, risk_bound: RiskBound, *, share: float, classes: int) -> None:
     """Raise DataError if no result on the images can keep the promise: before anything long is done. `share`: the part of all
     images that they are."""
     labelled = images.labels is not None
-    check_kind(static.graph.task, bound)
-    check_enough(len(images), bound, labelled=labelled, share=share)
-    if bound.per_class:
+    check_kind(static.graph.task, risk_bound)
+    check_enough(len(images), risk_bound, labelled=labelled, share=share)
+    if risk_bound.per_class:
         none = np.empty((0, 0, classes), np.float32)
         logits = static_logits(static, images)
         scores = Scores(none, logits.argmax(axis=1), images.labels, images.class_names)
-        check_classes(scores.images_of, bound, labelled=labelled, share=share)
+        check_classes(scores.images_of, risk_bound, labelled=labelled, share=share)
 
 
 def _without_data(options: ConvertOptions) -> str:

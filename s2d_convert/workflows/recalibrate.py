@@ -17,6 +17,7 @@ from s2d_convert.calibration.careful import bounded_policies
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
     Chosen,
+    Divided,
     Scores,
     budget_policies,
     check_kind,
@@ -99,14 +100,13 @@ def calibrate_folder(options: CalibrateOptions) -> Calibrated:
             space=LabelSpace(classes, task_of(before.output.kind).several),
             reading=Reading(options.strict, warn=warnings.append),
         )
-        scores = read_scores(runner, static, images, options)
-        fit, test = _divided(scores, options)
-        temperatures = fit_temperatures(fit)
+        scores = _divided(read_scores(runner, static, images, options), options)
+        temperatures = fit_temperatures(scores.fit)
         with renewed_folder(options.folder, before, temperatures, running=options.running) as writer:
 
             def calibrate(cost: Costs) -> None:
                 writer.calibrate(
-                    _choose(fit, test, temperatures, cost=cost, options=options, before=before),
+                    _choose(scores, temperatures, cost=cost, options=options, before=before),
                     cost,
                     target="agreement" if images.labels is None else "accuracy",
                     data=images.kind,
@@ -181,35 +181,31 @@ def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, 
     return Scores(logits, task.answers(reference), images.labels, images.class_names, task)
 
 
-def _divided(scores: Scores, options: CalibrateOptions) -> tuple[Scores, Scores]:
+def _divided(scores: Scores, options: CalibrateOptions) -> Divided:
     """Return the scores to fit on and the scores to test a promise on. Without a promise both are all scores.
 
     For a promise per class, every class is divided.
     """
     if options.risk_bound is None:
-        return scores, scores
+        return Divided(scores, scores)
     order = np.random.default_rng(options.seed).permutation(len(scores))
     groups = scores.target[order] if options.per_class else np.zeros(len(order), np.int64)
     parts = [order[groups == group] for group in np.unique(groups)]
     fit = np.concatenate([part[: round(FIT_SHARE * len(part))] for part in parts])
     test = np.concatenate([part[round(FIT_SHARE * len(part)) :] for part in parts])
-    return scores.take(fit), scores.take(test)
+    return Divided(scores.take(fit), scores.take(test), share=1 - FIT_SHARE)
 
 
 def _choose(
-    fit: Scores, test: Scores, temperatures: tuple[float, ...], *, cost: tuple[float, ...], options: CalibrateOptions,
-    before: Manifest,
-) -> Chosen:  # fmt: skip
+    scores: Divided, temperatures: tuple[float, ...], *, cost: Costs, options: CalibrateOptions, before: Manifest
+) -> Chosen:
     budget = before.default_budget
     if options.risk_bound is None and Origin.of(before).exact:
         asked = options.budget or (budget if budget < 1 else None)  # 1: nothing faster was found then
-        return bounded_policies(fit, temperatures, cost=cost, budget=asked)
+        return bounded_policies(scores.fit, temperatures, cost=cost, budget=asked)
     if options.risk_bound is None:
-        return budget_policies(fit, temperatures, cost=cost, budget=options.budget or budget)
-    share = 1 - FIT_SHARE
-    return promised_policies(
-        fit, test, temperatures, cost=cost, bound=options.risk_bound, budget=options.budget, share=share
-    )
+        return budget_policies(scores.fit, temperatures, cost=cost, budget=options.budget or budget)
+    return promised_policies(scores, temperatures, cost=cost, risk_bound=options.risk_bound, budget=options.budget)
 
 
 def _warnings(old: Manifest, options: CalibrateOptions, static: StaticModel | None) -> Iterator[str]:

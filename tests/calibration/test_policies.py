@@ -9,6 +9,7 @@ from s2d_runtime.policies import rounded, safe_policy
 from s2d_convert.calibration.careful import bounded_policies, careful_policies
 from s2d_convert.calibration.policies import (
     Chosen,
+    Divided,
     Scores,
     accurate_policies,
     budget_policies,
@@ -94,8 +95,8 @@ def test_no_budget_pushes_careful_thresholds_below_their_floor() -> None:
 
 def test_promised_policies_keep_the_promise_on_the_images_of_the_test() -> None:
     fit, test = scores_of(400, 3), scores_of(2000, 4)
-    bound = RiskBound(0.05, 0.95)
-    chosen: Chosen = promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=bound, budget=None)
+    risk_bound = RiskBound(0.05, 0.95)
+    chosen: Chosen = promised_policies(Divided(fit, test), (1.0, 1.0), cost=COST, risk_bound=risk_bound, budget=None)
     assert chosen.default_budget == chosen.policies[0].budget
     confidence, rows = confidences(test.logits, (1.0, 1.0)), np.arange(len(test))
     for policy in chosen.policies:
@@ -108,16 +109,18 @@ def test_a_last_stage_that_breaks_the_promise_is_refused() -> None:
     test = scores_of(2000, 5)
     test.logits[-1, :400] = -test.logits[-1, :400]
     with pytest.raises(PromiseError, match="no policy keeps the promise: the last stage"):
-        promised_policies(scores_of(400, 6), test, (1.0, 1.0), cost=COST, bound=RiskBound(0.02), budget=None)
+        promised_policies(
+            Divided(scores_of(400, 6), test), (1.0, 1.0), cost=COST, risk_bound=RiskBound(0.02), budget=None
+        )
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_too_few_images_are_told_before_anything_is_tried(labelled: bool) -> None:
-    bound = RiskBound(0.01, 0.95)
-    needed = images_needed(bound, paired=labelled)
-    check_enough(needed, bound, labelled=labelled)
+    risk_bound = RiskBound(0.01, 0.95)
+    needed = images_needed(risk_bound, paired=labelled)
+    check_enough(needed, risk_bound, labelled=labelled)
     with pytest.raises(DataError, match=f"takes at least {needed}, .* give at least {2 * needed} images"):
-        check_enough(needed - 1, bound, labelled=labelled, share=0.5)
+        check_enough(needed - 1, risk_bound, labelled=labelled, share=0.5)
 
 
 def test_a_manifest_has_rounded_shares_and_exact_thresholds() -> None:
@@ -172,8 +175,8 @@ def test_a_promise_per_class_holds_for_the_rare_class_too(labelled: bool) -> Non
     fit, test = rare_positives(1000, 8, labelled=labelled), rare_positives(9000, 9, labelled=labelled)
     rare = test.target == 1
 
-    def lost(bound: RiskBound) -> tuple[float, Chosen]:
-        chosen = promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=bound, budget=None)
+    def lost(risk_bound: RiskBound) -> tuple[float, Chosen]:
+        chosen = promised_policies(Divided(fit, test), (1.0, 1.0), cost=COST, risk_bound=risk_bound, budget=None)
         stage = exits(confidences(test.logits, (1.0, 1.0)), chosen.policies[0].thresholds)
         return float(test.losses[stage, np.arange(len(test))][rare].mean()), chosen
 
@@ -187,20 +190,22 @@ def test_a_promise_per_class_holds_for_the_rare_class_too(labelled: bool) -> Non
 
 
 def test_a_class_with_too_few_images_is_named_with_what_it_takes() -> None:
-    bound = RiskBound(0.05, per_class=True)
+    risk_bound = RiskBound(0.05, per_class=True)
     fit, test = rare_positives(300, 8, labelled=True), rare_positives(900, 9, labelled=True)
     few = int((test.target == 1).sum())
-    needed = images_needed(bound, paired=True)
+    needed = images_needed(risk_bound, paired=True)
     message = rf"too few images of class 'nude \({few}\)' .* at least {needed} of every class, .* at least {2 * needed}"
     with pytest.raises(DataError, match=message):
-        promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=bound, budget=None, share=0.5)
+        promised_policies(Divided(fit, test, share=0.5), (1.0, 1.0), cost=COST, risk_bound=risk_bound, budget=None)
 
 
 def test_a_refusal_names_the_class() -> None:
     fit, test = rare_positives(1000, 8, labelled=True), rare_positives(9000, 9, labelled=True)
     test.logits[-1, test.target == 1] *= -1
     with pytest.raises(PromiseError, match=r"loses accuracy in 100 % of \d+ images of class 'nude'"):
-        promised_policies(fit, test, (1.0, 1.0), cost=COST, bound=RiskBound(0.1, per_class=True), budget=None)
+        promised_policies(
+            Divided(fit, test), (1.0, 1.0), cost=COST, risk_bound=RiskBound(0.1, per_class=True), budget=None
+        )
 
 
 # --- where no image should leave early ------------------------------------------------------------------------------

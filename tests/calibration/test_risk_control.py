@@ -66,15 +66,15 @@ def test_the_tail_of_a_difference_is_the_largest_that_any_share_gives(trials: in
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_a_paired_p_value_is_small_by_chance_as_seldom_as_it_says(differing: float, confidence: float) -> None:
     """At the bound itself, by enumeration over all counts that matter: P(p <= level) <= level, and not far below."""
-    images, bound = 400, RiskBound(0.02, confidence)
+    images, risk_bound = 400, RiskBound(0.02, confidence)
     chance = sum_of_lost_and_gained(images, (differing + 0.02) / 2, (differing - 0.02) / 2)
     wrong = sum(
         weight
         for (lost, gained), weight in np.ndenumerate(chance)
-        if weight > 1e-12 and p_value(lost, gained, images, bound, paired=True) <= bound.level
+        if weight > 1e-12 and p_value(lost, gained, images, risk_bound, paired=True) <= risk_bound.level
     )
-    assert wrong <= bound.level
-    assert wrong >= 0.2 * bound.level
+    assert wrong <= risk_bound.level
+    assert wrong >= 0.2 * risk_bound.level
 
 
 def sum_of_lost_and_gained(images: int, lost: float, gained: float) -> NDArray[np.float64]:
@@ -91,20 +91,20 @@ def sum_of_lost_and_gained(images: int, lost: float, gained: float) -> NDArray[n
 
 
 def test_more_loss_is_never_a_smaller_p_value() -> None:
-    bound = RiskBound(0.02)
+    risk_bound = RiskBound(0.02)
     for paired in (False, True):
-        found = [p_value(lost, 3 if paired else 0, 600, bound, paired=paired) for lost in range(40)]
+        found = [p_value(lost, 3 if paired else 0, 600, risk_bound, paired=paired) for lost in range(40)]
         assert all(a <= b + 1e-12 for a, b in pairwise(found))
-    assert p_value(9, 6, 600, bound, paired=True) < p_value(9, 0, 600, bound, paired=True)
+    assert p_value(9, 6, 600, risk_bound, paired=True) < p_value(9, 0, 600, risk_bound, paired=True)
 
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize(("drop", "confidence"), [(0.01, 0.95), (0.05, 0.9), (0.002, 0.99)])
 def test_the_number_of_images_that_are_needed_is_the_least(drop: float, confidence: float, paired: bool) -> None:
-    bound = RiskBound(drop, confidence)
-    needed = images_needed(bound, paired=paired)
-    assert p_value(0, 0, needed, bound, paired=paired) <= bound.level
-    assert p_value(0, 0, needed - 1, bound, paired=paired) > bound.level
+    risk_bound = RiskBound(drop, confidence)
+    needed = images_needed(risk_bound, paired=paired)
+    assert p_value(0, 0, needed, risk_bound, paired=paired) <= risk_bound.level
+    assert p_value(0, 0, needed - 1, risk_bound, paired=paired) > risk_bound.level
 
 
 def test_the_number_for_one_percent_is_the_well_known_one() -> None:
@@ -217,15 +217,15 @@ def test_every_group_must_pass() -> None:
     losses = np.zeros((2, 1000), np.int8)
     losses[0, (groups == 1) & (confidence[0] < 0.9)] = 1
     walk = np.array([[NEVER_LEAVES], [0.95], [0.899], [0.88], [0.85], [0.8]], np.float32)
-    bound = RiskBound(0.02)
-    together = fixed_sequence(walk, confidence, losses, bound, paired=False)
-    apart = fixed_sequence(walk, confidence, losses, bound, paired=False, groups=groups)
+    risk_bound = RiskBound(0.02)
+    together = fixed_sequence(walk, confidence, losses, risk_bound, paired=False)
+    apart = fixed_sequence(walk, confidence, losses, risk_bound, paired=False, groups=groups)
     assert apart.kept < together.kept
     assert apart.group == 1
     lost = int(losses[0, (groups == 1) & (confidence[0] >= walk[apart.kept, 0])].sum())
     assert apart.p == pytest.approx(binomial_tail(lost, 500, 0.02))
     alone = fixed_sequence(
-        walk, confidence[:, groups == 1], losses[:, groups == 1], bound, paired=False
+        walk, confidence[:, groups == 1], losses[:, groups == 1], risk_bound, paired=False
     )  # the other group passes everywhere
     assert (apart.kept, apart.risk) == (alone.kept, alone.risk)
 
@@ -233,18 +233,24 @@ def test_every_group_must_pass() -> None:
 def test_the_promise_per_class_is_broken_in_at_most_five_percent_of_draws() -> None:
     """Broken: some class has a risk above the bound in the population. At the first policy that breaks it for one class, the
     largest of the p-values is at least that class's own, which is seldom small."""
-    people, bound, draws, broken, kept = population(2, stages=2, exact=True, classes=3), RiskBound(0.02), 200, 0, []
+    people, risk_bound, draws, broken, kept = (
+        population(2, stages=2, exact=True, classes=3),
+        RiskBound(0.02),
+        200,
+        0,
+        [],
+    )
     rng, losses = np.random.default_rng(5), people.losses(paired=False)
     confidence = confidences(people.logits, [3.0, 3.0])
     walk = path(confidence[:, :500], losses[:, :500], cost=people.cost)
     for _ in range(draws):
         rows = rng.integers(0, len(people.truth), 1500)
         tested = fixed_sequence(
-            walk, confidence[:, rows], losses[:, rows], bound, paired=False, groups=people.said[rows]
+            walk, confidence[:, rows], losses[:, rows], risk_bound, paired=False, groups=people.said[rows]
         )
         kept.append(tested.kept)
         if tested.kept:
             own = losses[exits(confidence, walk[tested.kept - 1].tolist()), np.arange(len(people.said))]
-            broken += max(float(own[people.said == k].mean()) for k in range(3)) > bound.max_drop
+            broken += max(float(own[people.said == k].mean()) for k in range(3)) > risk_bound.max_drop
     assert broken / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
     assert np.mean(kept) > 20

@@ -45,7 +45,7 @@ def population(seed: int, *, stages: int, exact: bool, rows: int = 4000, classes
 
 
 def draw(
-    people: Population, bound: RiskBound, rng: np.random.Generator, *, paired: bool, images: int
+    people: Population, risk_bound: RiskBound, rng: np.random.Generator, *, paired: bool, images: int
 ) -> tuple[float, Tested]:
     """(true risk of the cheapest policy that is kept after one draw of calibration images, NaN if none; the test)."""
     rows = rng.integers(0, len(people.truth), images)
@@ -55,7 +55,7 @@ def draw(
     temperatures = [fit_temperature(stage[fit], target[fit]) for stage in people.logits]
     walk = path(confidences(people.logits[:, fit], temperatures), losses[:, fit], cost=people.cost)
     confidence = confidences(people.logits[:, test], temperatures)
-    tested = fixed_sequence(walk, confidence, losses[:, test], bound, paired=paired)
+    tested = fixed_sequence(walk, confidence, losses[:, test], risk_bound, paired=paired)
     if not tested.kept:
         return np.nan, tested
     leave = exits(confidences(people.logits, temperatures), walk[tested.kept - 1].tolist())
