@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from rich.console import Console
 from s2d_runtime import Manifest
 
 from s2d_convert import conversion
+from s2d_convert.base.clock import Clock
 from s2d_convert.base.text import next_commands, promise_cost, promise_text
 from s2d_convert.calibration.verdict import points
 from s2d_convert.cli.options import (
@@ -34,6 +37,7 @@ from s2d_convert.cli.options import (
     STRICT,
     WEIGHTS,
     WORDS,
+    Duration,
     default_out,
     named_options,
     refuse_pointless,
@@ -90,7 +94,13 @@ HERE = Path("//")  # what --resume holds where no folder is given after it
     type=click.Choice(list(EFFORTS)),
     default=DEFAULTS["effort"],
     show_default=True,
-    help="How long to train and search.",
+    help="How much to train and search, in named amounts; instant trains nothing.",
+)
+@click.option(
+    "--time",
+    type=Duration(),
+    metavar="TIME",
+    help="How long the conversion may take, such as 90s, 10m or 1h30m; in place of --effort.",
 )
 @click.option(
     "--plan",
@@ -156,8 +166,10 @@ def convert(
     asked = asked_for(model, out, resume, options)
     refuse_pointless(asked, named_options())
     reporter = TerminalReporter(words="quiet" if quiet else "verbose" if verbose else "plain")
+    clock = Clock(asked.time)
     try:
-        result = conversion.convert(asked, reporter)
+        with _finish_at_interrupt(clock):
+            result = conversion.convert(asked, reporter, clock=clock)
     except KeyboardInterrupt:
         if RunFolder(asked.out).path.exists():
             how = f"s2d-convert --resume {shlex.quote(str(asked.out))}"
@@ -175,6 +187,26 @@ def convert(
         sys.exit(EXIT_WORSE)
     if not (result.reached and result.within_max_latency):
         sys.exit(EXIT_BUDGET_NOT_REACHED)
+
+
+@contextmanager
+def _finish_at_interrupt(clock: Clock) -> Iterator[None]:
+    """Let the first Ctrl-C end the time, so that the best so far is written; the second one interrupts at once."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        clock.stop()
+        click.echo("finishing with the best so far; press Ctrl-C again to stop at once", err=True)
+
+    try:
+        before = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def asked_for(model: Path | None, out: Path | None, resume: Path | None, options: Mapping[str, Any]) -> ConvertOptions:

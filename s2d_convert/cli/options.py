@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from s2d_convert.base.clock import parse_duration
 from s2d_convert.conversion.options import ARITHMETIC, FLOATS, PLANS, ConvertOptions
 from s2d_convert.conversion.options import LABELS as FIXED_LABELS
 from s2d_convert.data.class_names import read_names
@@ -32,6 +33,18 @@ class Size(click.ParamType[tuple[int, int]]):
         if len(parts) not in (1, 2) or not all(p.isascii() and p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
             self.fail(f"{value!r} is not a size; give HxW such as 224x224, or one number", param, ctx)
         return int(parts[0]), int(parts[-1])
+
+
+class Duration(click.ParamType[float]):
+    """A time such as 90s, 10m or 1h30m, in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(value) if isinstance(value, int | float) else parse_duration(str(value))
+        if seconds is None:
+            self.fail(f"{value!r} is no time; give one such as 90s, 10m or 1h30m", param, ctx)
+        return seconds
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):

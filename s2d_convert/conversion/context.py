@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.base.clock import Clock
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.task import Task
@@ -111,6 +112,7 @@ class Job:
     run: RunFolder
     reporter: Reporter
     new_meter: Callable[[Prepared, Running], LatencyMeter] = make_meter
+    clock: Clock = field(default_factory=Clock)
 
     @cached_property
     def timed_static(self) -> StaticModel:

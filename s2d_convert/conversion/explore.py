@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from s2d_convert.base.clock import Clock
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.overhead import dispatch_overhead
@@ -35,6 +36,7 @@ from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import reinforce
 
 ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at most
+UNTIL = 0.3  # of all time, if there is a limit
 
 
 def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
@@ -67,7 +69,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
             reporter.progress(met[trial.method], options.work.evaluations, "plans tried", math.nan, detail=detail)
 
     with on_cluster(options.ray, evaluate, threads=options.threads):
-        results = _explore(space, evaluate, rows, options=options, on_trial=on_trial, known=known)
+        results = _explore(space, evaluate, rows, options=options, clock=job.clock, on_trial=on_trial, known=known)
     for result in results:
         value = result.best.evaluation
         reporter.detail(
@@ -123,6 +125,7 @@ def _explore(
     rows: Sequence[Allocated],
     *,
     options: ConvertOptions,
+    clock: Clock,
     on_trial: Any,
     known: Mapping[Conversion, Evaluation],
 ) -> list[SearchResult[Conversion]]:
@@ -131,7 +134,9 @@ def _explore(
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
     starts = allocated(space, rows, round(ALLOCATED_SHARE * total)) if rows else []
-    learned = controller_search(space, evaluate, total, seed, on_trial, known, starts=starts)
+    learned = controller_search(
+        space, evaluate, total, seed, on_trial, known, starts=starts, out_of_time=lambda: clock.left(UNTIL) <= 0
+    )
     if not options.work.baselines or options.plan != "search":
         return [learned]
     return [learned, *baselines(space, evaluate, total, seed, on_trial, known)]
@@ -146,6 +151,7 @@ def controller_search(
     known: Mapping[Conversion, Evaluation] | None = None,
     *,
     starts: Sequence[Actions] = (),
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> SearchResult[Conversion]:
     """Search with the controller. The `starts` come first, then simple plans, up to an eighth of the evaluations (a quarter
     without starts)."""
@@ -154,8 +160,9 @@ def controller_search(
     some = np.unique(np.linspace(0, len(simple) - 1, count).round().astype(int))
     warm_start = tuple(dict.fromkeys([*starts, *(simple[i] for i in some)]))
     return reinforce(
-        space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known, warm_start=warm_start
-    )
+        space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known, warm_start=warm_start,
+        out_of_time=out_of_time,
+    )  # fmt: skip
 
 
 def baselines(

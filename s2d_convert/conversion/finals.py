@@ -24,6 +24,7 @@ from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, tri
 METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
 KEPT = 3  # one in KEPT candidates goes on to the next round
+ENTER_UNTIL, UNTIL = 0.4, 0.5  # of all time, if there is a limit: the first round, and all of them
 FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
 
@@ -57,9 +58,10 @@ def favourites(trace: Iterable[Mapping[str, Any]], channels: Channels) -> dict[C
 class Finals:
     """Short trainings of conversions. Their evaluations are kept in the trace of the run folder, their weights in files.
 
-    `train(conversion, before, after, steps)` trains a first chain for `steps` steps, from the previous round's file `before`
-    (None in the first round), and writes it to the file `after`, completely or not at all. `worth(conversion, file)` then
-    evaluates it. `place` is the folder of the files; equal conversions in one folder are trained once.
+    `train(conversion, before, after, steps, seconds)` trains a first chain for so many steps and so many seconds at most, from
+    the previous round's file `before` (None in the first round), and writes it to the file `after`, completely or not at all.
+    `worth(conversion, file)` then evaluates it. `place` is the folder of the files; equal conversions in one folder are
+    trained once.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Finals:
         job: Job,
         contenders: Mapping[Conversion, Actions],
         *,
-        train: Callable[[Conversion, Path | None, Path, int], None],
+        train: Callable[[Conversion, Path | None, Path, int, float], None],
         worth: Callable[[Conversion, Path], Evaluation],
         place: Path | None = None,
     ) -> None:
@@ -83,8 +85,25 @@ class Finals:
     def best(self) -> tuple[Conversion, Evaluation, Path]:
         """Return the winner, its evaluation after its last short training, and the file with its weights."""
         last = len(ROUNDS) if self.job.options.work.trial_steps else 1
-        winner = halving(self.contenders, lambda c, number: self._merit(c, number + 1), rounds=last)
+        winner = halving(self._entered(), lambda c, number: self._merit(c, number + 1), rounds=last)
         return winner, self._value(winner, last), self._file(winner, last)
+
+    def _entered(self) -> list[Conversion]:
+        """Return the contenders that have played the first round; where time is limited, as many as half of it allows."""
+        entered: list[Conversion] = []
+        for contender in self.contenders:
+            if not entered or self.job.clock.left(ENTER_UNTIL) > 0:
+                self._value(contender, 1)
+                entered.append(contender)
+        return entered
+
+    def _seconds(self, number: int) -> float:
+        """Return how long the next contender of a round may take, so that all of them end in time."""
+        until, entered = (
+            (ENTER_UNTIL, len(self.contenders)) if number == 1 else (UNTIL, math.ceil(len(self.contenders) / KEPT))
+        )
+        played = sum(n == number for _, n in self._known)
+        return self.job.clock.left(until) / max(1, entered - played)
 
     def _file(self, conversion: Conversion, number: int) -> Path:
         return self.place / f"{METHOD}-{conversion.digest()}-{number}"
@@ -104,7 +123,8 @@ class Finals:
         job, started, file = self.job, time.perf_counter(), self._file(conversion, number)
         if not file.exists():
             before = self._file(conversion, number - 1) if number > 1 else None
-            self.train(conversion, before, file, math.ceil(ROUNDS[number - 1] * job.options.work.trial_steps))
+            steps = math.ceil(ROUNDS[number - 1] * job.options.work.trial_steps)
+            self.train(conversion, before, file, steps, self._seconds(number))
         value = self.worth(conversion, file)
         value = replace(value, info={**value.info, "round": number})
         seconds = time.perf_counter() - started

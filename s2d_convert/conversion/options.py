@@ -46,6 +46,9 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
         "thorough": Effort(400, 40.0, 5000, True, 8, 50000, 50000, 20.0, 900),
     }
 )
+# With --time the clock ends every part; these are the most that it may be.
+TIMED = Effort(400, 400.0, 2000, False, 4, 20000, 30000, 12.0, 300)
+LEAST_SECONDS = 30.0
 DEVICES = ("auto", "cpu", "cuda")
 MODES = ("train", "exact")
 LABELS = ("classes", "multi")  # what --labels says of the model
@@ -84,7 +87,8 @@ class ConvertOptions:
     """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's (None: the lowest at
     which accuracy, without labels agreement, drops by `max_loss` at most, as far as the images tell), `max_latency`
     that of an image that runs through every stage (None: any). `latency` is the board file of the device that the
-    latencies are to stand for (None: this machine, measured).
+    latencies are to stand for (None: this machine, measured). `time` is how many seconds the conversion may take (None: as
+    many as `effort` does).
 
     `max_drop` with `confidence` is the promise, if one is asked for, `per_class` for every class; without a budget the default
     policy is the cheapest one that keeps it. `classes` are the names of the classes (None: as class folders or the model's
@@ -107,6 +111,7 @@ class ConvertOptions:
     provider: str = "CPUExecutionProvider"
     device: str = "auto"
     effort: str = "standard"
+    time: float | None = None
     seed: int = 0
     mode: str | None = None
     plan: str = "search"
@@ -143,6 +148,8 @@ class ConvertOptions:
             raise UsageError(
                 f"--max-latency {self.max_latency:g}: a multiple of the static latency above 0 is allowed, such as 1.05"
             )
+        if self.time is not None and not (math.isfinite(self.time) and self.time >= LEAST_SECONDS):
+            raise UsageError(f"--time {self.time:g}s: at least {LEAST_SECONDS:.0f} s are needed, such as 10m")
         _check_range("stages", self.stages, 2, 4)
         _check_range("seed", self.seed, 0, 2**31 - 1)
         for name, allowed in (("effort", tuple(EFFORTS)), ("device", DEVICES), ("weights", FLOATS)):
@@ -210,8 +217,8 @@ class ConvertOptions:
 
     @property
     def work(self) -> Effort:
-        """The amounts of work behind `effort`."""
-        return EFFORTS[self.effort]
+        """The amounts of work behind `effort`, or the most that `time` allows."""
+        return EFFORTS[self.effort] if self.time is None else TIMED
 
     def to_json(self) -> dict[str, Any]:
         """Return all options but --resume, JSON-able, with paths that hold in any working directory."""
@@ -240,7 +247,18 @@ class ConvertOptions:
         plain = asdict(self)
         if self.plan not in PLANS:
             plain["plan"] = str(Path(self.plan).resolve())
-        for name in ("resume", "ray", "device", "max_drop", "confidence", "per_class", "strict", "force", "classes"):
+        for name in (
+            "resume",
+            "ray",
+            "device",
+            "max_drop",
+            "confidence",
+            "per_class",
+            "strict",
+            "force",
+            "classes",
+            "time",
+        ):
             del plain[name]
         return {
             k: str(v.resolve()) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v

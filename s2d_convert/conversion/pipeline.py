@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from s2d_convert.base.clock import Clock, as_duration
 from s2d_convert.base.reporting import PlannedStep, Reporter
 from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
@@ -24,14 +25,14 @@ from s2d_convert.conversion.exact import better, cascade_candidate, depth_candid
 from s2d_convert.conversion.explore import choose, make_evaluator, search, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
-from s2d_convert.conversion.options import PLANS, ConvertOptions
+from s2d_convert.conversion.options import LEAST_SECONDS, PLANS, ConvertOptions
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.conversion.run_folder import ALLOCATED, CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
-from s2d_convert.conversion.training_steps import finetune, tried_out, try_out
+from s2d_convert.conversion.training_steps import finetune, finishing_seconds, tried_out, try_out
 from s2d_convert.conversion.worst_case import keeps_max_latency, possible
 from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
-from s2d_convert.errors import ModelError
+from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import check_target
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.latency import LatencyMeter
@@ -46,8 +47,12 @@ from s2d_convert.search.evaluate import Evaluator
 __all__ = ["Reporter", "Result", "convert"]
 
 
-def convert(options: ConvertOptions, reporter: Reporter) -> Result:
-    """Convert a model from file to folder. Raises S2DError for everything that is the caller's to mend."""
+def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None = None) -> Result:
+    """Convert a model from file to folder. Raises S2DError for everything that is the caller's to mend.
+
+    clock: one that the caller may stop, from when on the best so far is finished (None: one of the options' time).
+    """
+    clock = clock or Clock(options.time)
     run = RunFolder(options.out)
     run.refuse_leftover(resume=options.resume)
     check_target(options.out, force=options.force)
@@ -58,8 +63,10 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
         {**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}},
         options.to_json(),
     )
+    clock.add(sum((run.read_json(SECONDS) or {}).values()))
+    job = Job(options, ready, run, reporter, clock=clock)
+    _check_time(job)
     reporter.plan(steps_ahead(options))
-    job = Job(options, ready, run, reporter)
     if options.exact:
         conversion, tuned = keep_original(job)
     else:
@@ -71,6 +78,17 @@ def convert(options: ConvertOptions, reporter: Reporter) -> Result:
         reporter.note(text)
     run.remove()
     return result
+
+
+def _check_time(job: Job) -> None:
+    """Raise UsageError if the time that was given is spent on preparing and measuring alone."""
+    if job.options.time is not None:
+        least = job.clock.spent() + finishing_seconds(job) + LEAST_SECONDS
+        if least > job.options.time:
+            raise UsageError(
+                f"--time {as_duration(job.options.time)}: reading, checking and measuring this model on these images take about "
+                f"{as_duration(least - LEAST_SECONDS)}; give at least {as_duration(2 * least)}, or fewer images"
+            )
 
 
 def steps_ahead(options: ConvertOptions) -> list[PlannedStep]:
@@ -155,8 +173,8 @@ def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, plac
     def worth(conversion: Conversion, file: Path) -> Evaluation:
         return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost)
 
-    def train(conversion: Conversion, before: Path | None, after: Path, steps: int) -> None:
-        try_out(job, conversion.chains[0], before, after, steps)
+    def train(conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:
+        try_out(job, conversion.chains[0], before, after, steps=steps, seconds=seconds)
 
     return Finals(job, contenders, train=train, worth=worth, place=place)
 

@@ -7,6 +7,8 @@ that it lacks; linked stages are trained together, under masks on the whole netw
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,10 +36,15 @@ from s2d_convert.training.loop import Learner, exit_logits, save_state, train
 from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
 STATISTICS_IMAGES = 2000
+WORTH_TRAINING, WORTH_TRYING = 10.0, 2.0  # seconds; shorter trainings only disturb solved weights
+FINISHING, FINISHING_PASSES = 15.0, 3.0  # seconds, and passes of the held-out images through the static model
 FINETUNE_RATE, COMPACT_RATE = 0.03, 0.05
 MUON = 0.16  # of these rates: what Muon moves a weight by in a step, relative to its size
 MOST_PASSES = 3.0
 MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make a training step faster
+
+
+TRAINED_UNTIL = 0.92  # of the time; the rest is for writing and measuring, together with `finishing_seconds`
 
 
 def train_settings(
@@ -72,6 +79,7 @@ def _train(job: Job, training: _Training, *, settings: TrainSettings, seed: int,
         settings=settings,
         checkpoint=None if name is None else job.run.checkpoint(name),
         on_step=_training_progress(job.reporter),
+        stopped=lambda: job.clock.left() <= 0,
     )
     recalibrate(net, input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), training.masks)
 
@@ -126,8 +134,7 @@ def finetune(job: Job, plan: Plan, *, start: Path | None = None) -> Tuned:
 
     Where training made it worse on held-out images, the weights that it started from are the result.
     """
-    steps = _finetuning(job, 1.0).steps
-    if not steps:
+    if not _finetuning(job, 1.0).steps or seconds_to_train(job) < WORTH_TRAINING:
         return _training(job.ready, job.ready.solver.chain(plan), norms=False).trained()
     job.reporter.step("fine-tune")
     if plan.stages == 1:
@@ -160,7 +167,7 @@ def _finetuned(job: Job, training: _Training) -> Tuned:
     if _load_finished(training.net, done):
         return training.trained()
     right = _right_answers(job, training)
-    settings = _finetuning(job, training.passes, rate=training.rate)
+    settings = replace(_finetuning(job, training.passes, rate=training.rate), seconds=seconds_to_train(job))
     with _threads_for(training.net, settings.batch_size):
         _train(job, training, settings=settings, seed=job.options.seed + 1, name="finetune")
     if _right_answers(job, training) < right:
@@ -179,19 +186,44 @@ def _right_answers(job: Job, training: _Training) -> float:
     return float(task.agree(task.answers(logits), job.ready.right_classes).mean())
 
 
-def try_out(job: Job, plan: Plan, before: Path | None, after: Path, steps: int) -> None:
-    """Train a first chain for `steps`, less what fine-tuning would give it less: from its solved weights, or on from the
-    file `before`. The file `after` keeps it."""
+def try_out(job: Job, plan: Plan, before: Path | None, after: Path, *, steps: int, seconds: float = math.inf) -> None:
+    """Train a first chain for `steps`, less what fine-tuning would give it less, or for `seconds`, solving included: from its
+    solved weights, or on from the file `before`. The file `after` keeps it."""
+    started = time.monotonic()
     training = _tried(job.ready, plan, before, norms=steps > 0)
-    if steps:
-        most, of_plan = (_finetuning(job, passes).steps for passes in (MOST_PASSES, training.passes))
-        settings = train_settings(job.ready, job.options, training.rate, 0.0, max(1, round(steps * of_plan / most)))
+    seconds -= time.monotonic() - started
+    if steps and seconds > WORTH_TRYING:
+        settings = train_settings(job.ready, job.options, training.rate, 0.0, _trial_steps(job, training, steps))
+        settings = replace(settings, seconds=seconds)
         with _threads_for(training.net, settings.batch_size):
             _train(job, training, settings=settings, seed=job.options.seed + 2)
     if plan.stages == 1:
         write_bytes(after, compact(training.trained().chain))
     else:
         save_state(after, training.net.state_dict())
+
+
+def _trial_steps(job: Job, training: _Training, steps: int) -> int:
+    """Return so many of `steps` as the plan would get in fine-tuning of what a plan can get at most; by the clock, as many as
+    there is time for."""
+    if job.clock.limited:
+        return _finetuning(job, training.passes).steps
+    most, of_plan = (_finetuning(job, passes).steps for passes in (MOST_PASSES, training.passes))
+    return max(1, round(steps * of_plan / most))
+
+
+def finishing_seconds(job: Job) -> float:
+    """Return about how long writing and measuring the folder will take."""
+    ready = job.ready
+    images = len(ready.dataset.calib) + len(ready.dataset.test)
+    return FINISHING + FINISHING_PASSES * images * job.meter.measure([]).reference_ms / 1e3
+
+
+def seconds_to_train(job: Job) -> float:
+    """Return how long the chosen chain may be trained; infinity without a limit of time."""
+    if not job.clock.limited:
+        return math.inf
+    return max(0.0, job.clock.left(TRAINED_UNTIL) - finishing_seconds(job))
 
 
 def tried_out(job: Job, plan: Plan, file: Path) -> Chain:

@@ -186,10 +186,11 @@ class Book(Generic[PlanT]):
         evaluations: int,
         on_trial: OnTrial[PlanT] | None,
         known: Mapping[PlanT, Evaluation] | None,
+        out_of_time: Callable[[], bool] = lambda: False,
     ) -> None:
         if evaluations < 1:
             raise ValueError(f"search: got evaluations={evaluations}; expected at least 1")
-        self.evaluations, self.method = evaluations, method
+        self.evaluations, self.method, self._out_of_time = evaluations, method, out_of_time
         self.trials: list[Trial[PlanT]] = []
         self.distinct: dict[PlanT, Trial[PlanT]] = {}
         self.stale = 0
@@ -200,8 +201,8 @@ class Book(Generic[PlanT]):
 
     @property
     def closed(self) -> bool:
-        """Whether all evaluations are spent."""
-        return len(self.distinct) >= self.evaluations
+        """Whether all evaluations, or all time, are spent."""
+        return len(self.distinct) >= self.evaluations or (bool(self.distinct) and self._out_of_time())
 
     def visit_if_open(self, actions: Actions) -> Trial[PlanT] | None:
         """Evaluate a sequence as the next trial and return the trial, or None when all evaluations are spent."""

@@ -7,7 +7,7 @@ best plans so far (self-imitation: Oh et al., ICML 2018).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -57,15 +57,25 @@ def reinforce(
     on_trial: OnTrial[PlanT] | None = None,
     warm_start: Sequence[Actions] = (),
     known: Mapping[PlanT, Evaluation] | None = None,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> SearchResult[PlanT]:
     """Search with an LSTM controller that learns to propose plans of high reward.
 
-    Ends after `evaluations` distinct plans, or when the space has no others. The `warm_start` sequences are evaluated first
+    Ends after `evaluations` distinct plans, when the space has no others, or after the first plan at which it is
+    `out_of_time`. The `warm_start` sequences are evaluated first
     and count; those that stay among the best are imitated. A plan in `known` takes its evaluation from there but counts
     like any other. So an interrupted run repeats the same trials when it is started again with the same seed and the
     evaluations that it had made.
     """
-    book = Book(space, evaluate, method="reinforce", evaluations=evaluations, on_trial=on_trial, known=known)
+    book = Book(
+        space,
+        evaluate,
+        method="reinforce",
+        evaluations=evaluations,
+        on_trial=on_trial,
+        known=known,
+        out_of_time=out_of_time,
+    )
     learner = _Learner(space, settings or Settings(), seed)
     first = [checked(space, actions) for actions in warm_start]
     book.look_ahead(first)

@@ -68,8 +68,9 @@ def train(
     settings: TrainSettings,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train in place.
+    """Train in place, until the steps or seconds of the settings are spent, or something has `stopped` it.
 
     checkpoint: a file to which the state is saved every CHECKPOINT_SECONDS. If it exists, training resumes from it; the
     same seed then gives the same batches as an uninterrupted run.
@@ -79,15 +80,21 @@ def train(
     state = _State(learner, settings)
     first = 0 if checkpoint is None or not checkpoint.exists() else state.restore(checkpoint)
     progress, started, saved = Progress(first, settings.steps, math.nan, math.inf), time.monotonic(), time.monotonic()
+    share_before = first / settings.steps
     learner.net.train()
     for batch in lessons.batches(settings, first=first):
-        loss = state.step(batch, schedule(progress.step / settings.steps, settings.warmup))
+        # The share of the training that is done, by steps or by the clock, whichever is further.
+        by_clock = share_before + (1 - share_before) * (time.monotonic() - started) / settings.seconds
+        share = max(progress.step / settings.steps, by_clock)
+        if share >= 1 or stopped():
+            break
+        loss = state.step(batch, schedule(share, settings.warmup))
         if not math.isfinite(loss):
             raise DataError(
                 f"training: the loss is {loss} at step {progress.step + 1} of {settings.steps}; look at the images' range "
                 "and at --preprocess, and whether the model's answers on them are finite"
             )
-        progress = _next(progress, loss, since=time.monotonic() - started, first=first)
+        progress = _next(progress, loss, since=time.monotonic() - started, first=first, most=settings.seconds)
         if on_step is not None:
             on_step(progress)
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -96,11 +103,12 @@ def train(
     learner.net.eval()
 
 
-def _next(before: Progress, loss: float, *, since: float, first: int) -> Progress:
-    """Return the progress after one more step. since: the seconds that the steps from `first` on have taken."""
+def _next(before: Progress, loss: float, *, since: float, first: int, most: float) -> Progress:
+    """Return the progress after one more step. since: the seconds that the steps from `first` on have taken, `most` in all."""
     step = before.step + 1
     smoothed = loss if math.isnan(before.loss) else 0.95 * before.loss + 0.05 * loss
-    return replace(before, step=step, loss=smoothed, seconds_left=since / (step - first) * (before.steps - step))
+    left = min(since / (step - first) * (before.steps - step), max(0.0, most - since))
+    return replace(before, step=step, loss=smoothed, seconds_left=left)
 
 
 class _State:

@@ -12,7 +12,7 @@ from s2d_convert.data.augment import Level
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how to train.
+    """How long and how to train: `steps` at most, and `seconds` at most.
 
     `muon_rate` is the learning rate of Muon, `learning_rate` that of SGD. `distill` is the weight of the static model's
     logits in the loss (1 without labels), `hint` that of its features. With `mixed`, products are computed in bfloat16;
@@ -20,6 +20,7 @@ class TrainSettings:
     """
 
     steps: int
+    seconds: float = math.inf
     batch_size: int = 128
     learning_rate: float = 0.03
     muon_rate: float = 0.005

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from small_spaces import by_hand, space_of
 from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 
+from s2d_convert.base.clock import Clock
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion import pipeline
@@ -135,10 +137,11 @@ class Played:
         self.run.path.mkdir(exist_ok=True)
         options = SimpleNamespace(work=SimpleNamespace(trial_steps=8))
         ready = SimpleNamespace(channels=space.channels, target="accuracy")
-        job: Any = SimpleNamespace(options=options, ready=ready, run=self.run, reporter=Listener())
+        job: Any = SimpleNamespace(options=options, ready=ready, run=self.run, reporter=Listener(), clock=Clock())
         self.finals = Finals(job, simple_chains(space, 1.0), train=self.train, worth=self.worth)
 
-    def train(self, conversion: Conversion, before: Path | None, after: Path, steps: int) -> None:
+    def train(self, conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:
+        assert seconds == math.inf, "without a limit of time"
         self.trained.append((conversion.digest(), steps))
         done = int(before.read_text()) if before is not None else 0
         after.write_text(str(done + steps))
