@@ -45,7 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ConvertOptions]:
     """What the command line asks the conversion for, instead of doing it."""
     got: list[ConvertOptions] = []
 
-    def note(options: ConvertOptions, _reporter: object) -> None:
+    def note(options: ConvertOptions, _reporter: object, **_clock: object) -> None:
         got.append(options)
         raise OutputError("far enough")
 
@@ -257,7 +257,7 @@ def test_a_conversion_ends_with_verdict_folder_report_and_what_comes_next(
     said = verdict([outcome(0.4, 0.4, 0.001)], budget=0.4)
     result = SimpleNamespace(out=Path("my out"), manifest=SimpleNamespace(data=data), verdict=said, reached=True,
                              within_max_latency=True)  # fmt: skip
-    monkeypatch.setattr(conversion, "convert", lambda *_: result)
+    monkeypatch.setattr(conversion, "convert", lambda *_, **__: result)
     monkeypatch.setattr(cli_convert, "show", lambda *_: click.echo("tables"))
     code, out, err = call(capsys, "convert", "model.onnx", *(["-q"] if quiet else []))
     lines = out.splitlines()

@@ -248,6 +248,23 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch
         assert torch.equal(value, other), key
 
 
+def test_a_training_ends_when_its_seconds_are_spent_or_something_stops_it() -> None:
+    def steps(seconds: float, stop_at: int) -> list[int]:
+        net, masks = small_net32()
+        done: list[int] = []
+        train(
+            Learner(net, masks), Lessons(images32(96), undecided, 3),
+            settings=TrainSettings(steps=6, seconds=seconds, batch_size=32),
+            on_step=lambda progress: done.append(progress.step), stopped=lambda: len(done) >= stop_at,
+        )  # fmt: skip
+        assert not net.training
+        return done
+
+    assert steps(1e-9, 100) == []
+    assert steps(math.inf, 4) == [1, 2, 3, 4]
+    assert steps(math.inf, 100) == [1, 2, 3, 4, 5, 6]
+
+
 def undecided(batch: np.ndarray) -> Lesson:
     """A teacher that finds all classes equal, by features that are means of pixels."""
     return Lesson(torch.zeros(len(batch), nets.CLASSES), torch.from_numpy(batch.mean((2, 3))))
