@@ -25,7 +25,7 @@ from s2d_runtime import Dispatcher
 
 from benchmarks.bench_parts import BUILD, resnet20
 from s2d_convert.base.sessions import make_session
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 BLOCKS = 10  # the spread is that of so many parts of a run
 THREADS = 8
@@ -127,7 +127,7 @@ def main() -> None:
         onnx.save(resnet20(), str(path))
     out = BUILD / f"dispatcher-{path.stem}.s2d"
     if not out.exists():
-        split_model(path, plan="depth", stages=2, out=out)
+        split_model(SplitOptions(path, plan="depth", stages=2, out=out))
     session = make_session(path.read_bytes())
     name = session.get_inputs()[0].name
 

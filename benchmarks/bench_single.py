@@ -22,7 +22,7 @@ from s2d_convert.base.sessions import make_session
 from s2d_convert.exporting.single import ANSWER, THRESHOLDS, write_single
 from s2d_convert.exporting.timing import thresholds_for_exit
 from s2d_convert.latency.meter import interleave
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 BATCHES = (1, 8)
 SECONDS = 3.0
@@ -66,7 +66,7 @@ def main() -> None:
         for plan in ("width", "depth"):
             folders.append(BUILD / f"resnet20-{plan}.s2d")
             if not folders[-1].exists():
-                split_model(model, plan=plan, stages=2, out=folders[-1])
+                split_model(SplitOptions(model, plan=plan, stages=2, out=folders[-1]))
     for folder in folders:
         bench(folder)
 

@@ -36,7 +36,7 @@ from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.workflows.inspect import describe
 from s2d_convert.workflows.pictures import Seen, in_letters, look_at, save_pictures
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 
 @click.command()
@@ -134,6 +134,6 @@ def split(model: Path, stages: int, plan: str, out: Path | None, **options: Any)
     if "stages" in named_options() and (plan == "identity" or Path(plan).is_file()):
         raise UsageError(f"--stages: --plan {plan} has stages of its own; leave it out")
     target = out or default_out(model)
-    manifest = split_model(model, plan=plan, stages=stages, out=target, **options)
+    manifest = split_model(SplitOptions(model, plan, stages, target, **options))
     for stage in manifest.stages:
         click.echo(f"{target / stage.file}: {stage.macs} MACs, {stage.parameters} parameters")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from s2d_runtime import Dispatcher, Manifest
@@ -30,40 +30,47 @@ from s2d_convert.slicing.chain import build_stages, chains_of
 PLAN_NAMES = ("identity", "depth", "width")
 
 
-def split_model(
-    model: Path,
-    *,
-    plan: str,
-    stages: int,
-    out: Path,
-    output: str | None = None,
-    labels: str | None = None,
-    size: tuple[int, int] | None = None,
-    weights: str = "float32",
-    classes: tuple[str, ...] | None = None,
-    force: bool = False,
-) -> Manifest:
-    """Split a model by a plan into the folder `out`, without training, and return the manifest.
+@dataclass(frozen=True)
+class SplitOptions:
+    """The options of `s2d split`. plan: a plan's name or its JSON file. force: an export that lies at `out` is replaced.
 
-    plan: a plan's name or its JSON file. force: an export that lies there is replaced. Raises UsageError.
+    Raises UsageError for values that are not allowed.
     """
-    check_target(out, force=force)
-    check_choice("weights", weights, FLOATS)
-    if not 1 <= stages <= MAX_STAGES:
-        raise UsageError(f"--stages {stages}: 1 to {MAX_STAGES} is allowed")
-    analysed = read_analysed(model, size=size, output=output, labels=labels)
-    if classes is not None:
-        check_names(classes, analysed.graph.classes)
-    conversion = make_plan(analysed, plan, stages)
+
+    model: Path
+    plan: str
+    stages: int
+    out: Path
+    output: str | None = None
+    labels: str | None = None
+    size: tuple[int, int] | None = None
+    weights: str = "float32"
+    classes: tuple[str, ...] | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("weights", self.weights, FLOATS)
+        if not 1 <= self.stages <= MAX_STAGES:
+            raise UsageError(f"--stages {self.stages}: 1 to {MAX_STAGES} is allowed")
+
+
+def split_model(options: SplitOptions) -> Manifest:
+    """Split a model by a plan into a folder, without training, and return the manifest. Raises S2DError."""
+    check_target(options.out, force=options.force)
+    analysed = read_analysed(options.model, size=options.size, output=options.output, labels=options.labels)
+    if options.classes is not None:
+        check_names(options.classes, analysed.graph.classes)
+    conversion = make_plan(analysed, options.plan, options.stages)
     check_conversion(analysed, conversion)
     static = static_weights(analysed.graph, analysed.channels)
-    models = build_stages(chains_of(analysed, conversion.chains, static), weights=weights)
+    models = build_stages(chains_of(analysed, conversion.chains, static), weights=options.weights)
     draft = draft_manifest(analysed.graph, conversion, models)
     provenance = {
-        "model": str(model.resolve()), "model_sha256": model_sha256(model), **model_facts(analysed),
-        "input_size": size, "output_name": output, **recorded_names(classes or analysed.graph.class_names),
+        "model": str(options.model.resolve()), "model_sha256": model_sha256(options.model), **model_facts(analysed),
+        "input_size": options.size, "output_name": options.output,
+        **recorded_names(options.classes or analysed.graph.class_names),
     }  # fmt: skip
-    with new_folder(out, replace(draft, provenance=provenance), models, force=force) as writer:
+    with new_folder(options.out, replace(draft, provenance=provenance), models, force=options.force) as writer:
         writer.add_json(PLAN, conversion.to_json(analysed.channels))
     return writer.manifest
 

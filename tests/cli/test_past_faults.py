@@ -12,7 +12,7 @@ from text_nets import net
 
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.load import load_graph
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 WEIGHTS = {"wa": (8, 3, 3, 3), "wl": (4, 8), "bl": (4,)}
 
@@ -79,7 +79,7 @@ def test_an_image_may_be_named_like_something_in_a_stage(image: str, tmp_path: P
     for node in model.graph.node:
         node.input[:] = [image if name == "image" else name for name in node.input]
     model.graph.input[0].name = image
-    manifest = split_model(stored(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out")
+    manifest = split_model(SplitOptions(stored(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out"))
     assert manifest.input.name == image
 
 

@@ -17,7 +17,7 @@ from text_nets import chain, residual
 from s2d_convert.cli.main import main
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.exporting.provenance import sha256_of
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 CODES = {0, 4, 5, 6}
 VALUES: tuple[Any, ...] = (
@@ -32,7 +32,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("untrusted")
     onnx.save(residual(), str(place / "model.onnx"))
     out = place / "out"
-    split_model(place / "model.onnx", plan="depth", stages=2, out=out)
+    split_model(SplitOptions(place / "model.onnx", plan="depth", stages=2, out=out))
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     manifest["preprocess"] = make_preprocess("unit", size=(8, 8), channels=3).to_json()
     manifest["provenance"]["options"] = {"size": [8, 8], "output": None}

@@ -46,7 +46,7 @@ from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.slicing.chain import store_as_float16
 from s2d_convert.slicing.split import split
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 POOLED = ["Flatten", "GlobalAveragePool"]  # what a head on a map begins with
@@ -372,7 +372,7 @@ def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("s2d_convert.conversion.requantize.int8_stage", remember)
     onnx.save(residual(), str(tmp_path / "model.onnx"))
-    split_model(tmp_path / "model.onnx", plan="width", stages=3, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="width", stages=3, out=tmp_path / "out"))
     np.savez(tmp_path / "data.npz", images=random_images(residual(), 400, 0)["image"])
     preprocess = make_preprocess(None, size=(8, 8), channels=3)
     images = load_all(tmp_path / "data.npz", preprocess=preprocess, space=LabelSpace(3))

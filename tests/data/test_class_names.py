@@ -16,7 +16,7 @@ from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.class_names import LONGEST, check_names, chosen_names, names_in_metadata, read_names
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.load import load_graph
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 NAMES = ("cat", "dog", "red fox")
 
@@ -125,9 +125,11 @@ def test_names_reach_the_manifest(tmp_path: Path) -> None:
     onnx.save(model, str(tmp_path / "named.onnx"))
     assert load_graph(tmp_path / "named.onnx").class_names == names
     for out, classes, expected in (("a", None, names), ("b", tuple("abcdefgh"[:count]), tuple("abcdefgh"[:count]))):
-        made = split_model(tmp_path / "named.onnx", plan="depth", stages=2, out=tmp_path / out, classes=classes)
+        made = split_model(
+            SplitOptions(tmp_path / "named.onnx", plan="depth", stages=2, out=tmp_path / out, classes=classes)
+        )
         assert class_names(made) == class_names(Manifest.load(tmp_path / out)) == expected
-    without = split_model(tmp_path / "plain.onnx", plan="depth", stages=2, out=tmp_path / "c")
+    without = split_model(SplitOptions(tmp_path / "plain.onnx", plan="depth", stages=2, out=tmp_path / "c"))
     assert class_names(without) is None
     assert "class_names" not in without.provenance
 
@@ -141,7 +143,7 @@ def load_graph_classes(model: onnx.ModelProto, folder: Path) -> int:
 @pytest.mark.parametrize("found", ["cat", ["cat"], [1, 2, 3], {"0": "cat"}])
 def test_recorded_names_are_not_trusted(tmp_path: Path, found: object) -> None:
     load_graph_classes(residual(), tmp_path)
-    split_model(tmp_path / "plain.onnx", plan="depth", stages=2, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "plain.onnx", plan="depth", stages=2, out=tmp_path / "out"))
     path = tmp_path / "out" / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["provenance"]["class_names"] = found

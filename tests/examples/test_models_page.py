@@ -23,7 +23,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend import load_graph
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "models.md"
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -159,7 +159,7 @@ def check(path: Path, *, size: tuple[int, int] | None = None) -> None:
     for plan, stages in (("identity", 1), ("depth", 2)):
         out = path.parent / plan
         shutil.rmtree(out, ignore_errors=True)
-        split_model(path, plan=plan, stages=stages, out=out, size=size)
+        split_model(SplitOptions(path, plan=plan, stages=stages, out=out, size=size))
         with Dispatcher(out) as runner:
             for batch in (1, 5):
                 shape = (batch, *(n or 0 for n in runner.manifest.input.shape[1:]))

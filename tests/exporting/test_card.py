@@ -16,7 +16,7 @@ from test_report import EVIL, OUTCOMES, manifest
 from text_nets import residual
 
 from s2d_convert.exporting.report.card import card, escaped
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 
 def code(text: str, language: str) -> list[str]:
@@ -68,7 +68,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.graph.input[0].name = 'im"age `s`'
     model.graph.node[0].input[0] = model.graph.input[0].name
     onnx.save(model, str(place / "model.onnx"))
-    split_model(place / "model.onnx", plan="width", stages=2, out=place / "out")
+    split_model(SplitOptions(place / "model.onnx", plan="width", stages=2, out=place / "out"))
     return place / "out"
 
 

@@ -23,7 +23,7 @@ from s2d_convert.errors import OutputError
 from s2d_convert.exporting.folder import FolderWriter, new_folder, read_stages, trial_folder
 from s2d_convert.exporting.provenance import recorded_preprocess
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
-from s2d_convert.workflows.split_model import open_export, split_model
+from s2d_convert.workflows.split_model import SplitOptions, open_export, split_model
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def split_folder(model: Path) -> Path:
-    split_model(model, plan="width", stages=2, out=model.parent / "out")
+    split_model(SplitOptions(model, plan="width", stages=2, out=model.parent / "out"))
     return model.parent / "out"
 
 
@@ -131,7 +131,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def split(place: Path) -> None:
-    split_model(place / "tiny.onnx", plan="depth", stages=2, out=place / "new")
+    split_model(SplitOptions(place / "tiny.onnx", plan="depth", stages=2, out=place / "new"))
 
 
 def convert_anew(place: Path) -> None:

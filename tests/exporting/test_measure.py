@@ -26,14 +26,14 @@ from s2d_convert.latency.meter import Meter
 from s2d_convert.plans.plan import Plan
 from s2d_convert.slicing.chain import stage_logits
 from s2d_convert.slicing.split import split
-from s2d_convert.workflows.split_model import open_export, split_model
+from s2d_convert.workflows.split_model import SplitOptions, open_export, split_model
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A residual net split by depth into two stages."""
     onnx.save(residual(), str(tmp_path / "model.onnx"))
-    split_model(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "out"))
     return tmp_path / "out"
 
 

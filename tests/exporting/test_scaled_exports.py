@@ -20,7 +20,7 @@ from s2d_convert.exporting.folder import PLAN, read_stages
 from s2d_convert.exporting.quantize import float16_stage, int8_stage
 from s2d_convert.exporting.single import THRESHOLDS, write_single
 from s2d_convert.frontend.load import graph_from_proto
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 ROWS = 4
 
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, model: onnx.ModelProto) -> Path:
     classes = AnalysedModel.of(graph_from_proto(model)).channels.classes
     chains = [{"taps": ["logits"], "units": {}, "scale": 0.5}, {"taps": ["logits"], "units": {classes[0].name: "1x4"}}]
     (tmp_path / "plan.json").write_text(json.dumps({"version": 1, "chains": chains}))
-    split_model(tmp_path / "model.onnx", plan=str(tmp_path / "plan.json"), stages=2, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan=str(tmp_path / "plan.json"), stages=2, out=tmp_path / "out"))
     return tmp_path / "out"
 
 

@@ -30,7 +30,7 @@ from s2d_convert.exporting.folder import FolderWriter, draft_manifest
 from s2d_convert.exporting.single import ANSWER, POLICIES, THRESHOLDS, write_single
 from s2d_convert.plans.plan import Conversion, identity_plan
 from s2d_convert.slicing.chain import build_stages, chains_of
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 BATCHES = (0, 1, 16)
 
@@ -137,7 +137,7 @@ def test_inputs_outputs_and_the_thresholds_of_every_budget(tmp_path: Path) -> No
 
 def test_weights_lie_in_the_branch_of_their_stage(tmp_path: Path) -> None:
     onnx.save(residual(), str(tmp_path / "model.onnx"))
-    split_model(tmp_path / "model.onnx", plan="width", stages=3, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="width", stages=3, out=tmp_path / "out"))
     graph = single_of(tmp_path / "out").graph
     for number in (1, 2, 3):
         heavy = [i.name for i in graph.initializer if len(i.dims) > 1]
@@ -191,7 +191,7 @@ def test_an_image_of_the_same_name_as_another_tensor(tmp_path: Path, name: str) 
     )
     model = net(text, w=(2, 3, 1, 1))
     onnx.save(model, str(tmp_path / "model.onnx"))
-    split_model(tmp_path / "model.onnx", plan="identity", stages=1, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="identity", stages=1, out=tmp_path / "out"))
     write_single(tmp_path / "out", tmp_path / "single.onnx")
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
     image = Manifest.load(tmp_path / "out").input.name
@@ -257,7 +257,7 @@ def test_an_old_onnxruntime_answers_the_same(tmp_path: Path) -> None:
     onnx.save(residual(), str(tmp_path / "model.onnx"))
     for plan, stages in (("width", 2), ("width", 4), ("depth", 3)):
         name = f"{plan}{stages}"
-        split_model(tmp_path / "model.onnx", plan=plan, stages=stages, out=tmp_path / name)
+        split_model(SplitOptions(tmp_path / "model.onnx", plan=plan, stages=stages, out=tmp_path / name))
         (images,) = random_images(residual(), 16, 0).values()
         expected[name] = save_cases(tmp_path, name, tmp_path / name, images)
     assert python("-c", RUN_ALL, tmp_path, *expected).strip() == OLD

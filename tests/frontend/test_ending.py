@@ -20,7 +20,7 @@ from s2d_convert.frontend import StaticModel, graph_from_proto
 from s2d_convert.plans.heuristics import depth_plan
 from s2d_convert.slicing.split import split
 from s2d_convert.slicing.stage_graph import LOGITS, with_logits
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 LINEAR = "g = GlobalAveragePool(z)  f = Flatten(g)  q = Gemm<transB=1>(f, wl, bl)  "
 NUMBERS: dict[str, Weight] = {
@@ -121,7 +121,7 @@ def test_a_scale_of_the_logits_stays_a_part_of_the_network() -> None:
 def test_the_folder_answers_likewise_in_batches(tmp_path: Path) -> None:
     model = model_ending_in("percent")
     onnx.save(model, str(tmp_path / "model.onnx"))
-    split_model(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "out"))
     images = random_images(model, 6, 0)["image"]
     with Dispatcher(tmp_path / "out") as runner:
         assert_close(runner(images, exits=False).output, run(model, {"image": images})["logits"])

@@ -30,7 +30,7 @@ from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.chain import Chain, build_stages
-from s2d_convert.workflows.split_model import PLAN_NAMES, make_plan, split_model
+from s2d_convert.workflows.split_model import PLAN_NAMES, SplitOptions, make_plan, split_model
 
 ALL, SOME, BATCHES = 10_000, 20, (1, 5)
 # Refusals that a change of form may bring: the change, words of the message, and why.
@@ -86,7 +86,7 @@ def check(case: Case, folder: Path) -> None:
     for plan in PLAN_NAMES:
         out = folder / f"{case.number} {plan}"
         stages = 1 if plan == "identity" else 2
-        split_model(path, plan=plan, stages=stages, out=out, size=size, output=output)
+        split_model(SplitOptions(path, plan=plan, stages=stages, out=out, size=size, output=output))
         if plan == "width":
             if feeds[1].dtype != np.uint8:
                 check_width(model, stages, feeds[BATCHES[-1]])

@@ -22,7 +22,7 @@ from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.chain import read_chain
 from s2d_convert.slicing.split import split
 from s2d_convert.slicing.stage_graph import LOGITS, with_logits
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 LINEAR = "g = GlobalAveragePool(z)  f = Flatten(g)  q = Gemm<transB=1>(f, wl, bl)  "
 ONE = "g = GlobalAveragePool(z)  f = Flatten(g)  q = Gemm<transB=1>(f, w1)  "
@@ -97,7 +97,7 @@ def test_the_folder_answers_likewise_and_its_stages_are_read_back(end: str, tmp_
     _, _, option, reference, kind = ENDS[end]
     model = model_ending_in(end)
     onnx.save(model, str(tmp_path / "model.onnx"))
-    split_model(tmp_path / "model.onnx", plan="depth", stages=2, labels=option, out=tmp_path / "out")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="depth", stages=2, labels=option, out=tmp_path / "out"))
     images = random_images(model, 6, 0)["image"]
     with Dispatcher(tmp_path / "out") as runner:
         assert runner.manifest.output.kind == kind

@@ -14,7 +14,7 @@ from s2d_runtime import Dispatcher
 
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.frontend import graph_from_proto
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 LINEAR = "g = GlobalAveragePool(z)  f = Flatten(g)  q = Gemm<transB=1>(f, wl, bl)  k = Softmax<axis=1>(q)  "
 
@@ -81,7 +81,7 @@ def test_any_tensor_can_be_chosen(tmp_path: Path, output: str) -> None:
     images = random_images(model, 4, 0)["image"]
     model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     expected = run(model, {"image": images})[output]
-    split_model(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "out", output=output)
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "out", output=output))
     with Dispatcher(tmp_path / "out") as runner:
         assert runner.manifest.output.kind == {"k": "probabilities", "q": "logits"}[output]
         assert_close(runner(images, exits=False).output, expected)

@@ -19,7 +19,7 @@ from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import graph_from_proto, load_graph
 from s2d_convert.plans.plan import Plan
 from s2d_convert.slicing.split import StageModel, split
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 SLOW = ("bvlc_alexnet", "densenet121", "inception_v2", "resnet50", "vgg19", "zfnet512")  # more than 5 s each
@@ -111,7 +111,7 @@ def test_an_image_of_bytes_stays_one_in_the_stages(tmp_path: Path) -> None:
     expected = run(model, {"image": images})["logits"]
     assert graph.image_type == "uint8"
     assert_close(run(graph.to_model(), {"image": images})["logits"], expected)
-    split_model(path, plan="depth", stages=2, out=tmp_path / "out")
+    split_model(SplitOptions(path, plan="depth", stages=2, out=tmp_path / "out"))
     with Dispatcher(tmp_path / "out") as runner:
         assert runner.manifest.input.dtype == "uint8"
         assert_close(runner(images, exits=False).output, expected)

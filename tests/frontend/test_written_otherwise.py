@@ -23,7 +23,7 @@ from s2d_convert.exporting.single import write_single
 from s2d_convert.frontend import graph_from_proto, load_graph
 from s2d_convert.frontend.graph import RESERVED
 from s2d_convert.frontend.inputs import TAKEN_NAMES
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 POOLED = "g = GlobalAveragePool(z)  f = Flatten(g)  q = Gemm<transB=1>(f, wl, bl)  "
 
@@ -61,7 +61,7 @@ def test_the_default_domain_has_two_names(tmp_path: Path, where: str) -> None:
 def test_an_image_called_as_an_output_of_the_stages_gets_another_name(tmp_path: Path, name: str) -> None:
     feeds = random_images(chain(), 3, 0)
     model = renamed(renamed(chain(), "a", f"{name}_image"), "image", name)
-    split_model(saved(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out")
+    split_model(SplitOptions(saved(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out"))
     with Dispatcher(tmp_path / "out") as runner:
         assert runner.manifest.input.name == f"{name}_image_"
         assert_close(runner(feeds["image"], exits=False).output, run(chain(), feeds)["logits"])
@@ -74,7 +74,7 @@ def test_a_mask_called_as_what_stages_answer(tmp_path: Path, name: str) -> None:
     plain = around("m = Greater(x, half)  y = Where(m, x, half)", half=number(0.5))
     model = renamed(around("m = Greater(x, half)  y = Where(m, x, half)", half=number(0.5)), "m", name)
     feeds = random_images(plain, 3, 0)
-    split_model(saved(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out")
+    split_model(SplitOptions(saved(model, tmp_path), plan="depth", stages=2, out=tmp_path / "out"))
     with Dispatcher(tmp_path / "out") as runner:
         assert_close(runner(feeds["image"], exits=False).output, run(plain, feeds)["logits"])
 

@@ -21,7 +21,7 @@ from s2d_runtime.preprocess import Preprocess
 from text_nets import residual
 
 from s2d_convert.exporting.provenance import recorded_preprocess
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_confidence_and_probability_agree_where_the_model_ends_otherwise(ending:
     model.graph.node.append(onnx.helper.make_node(ending, [logits], ["answer"]))
     model.graph.output[0].name = "answer"
     onnx.save(model, str(tmp_path / "model.onnx"))
-    split_model(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "OUT")
+    split_model(SplitOptions(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "OUT"))
     images = np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype(np.float32)
     with Classifier(tmp_path / "OUT") as classify:
         found = classify(images)

@@ -14,7 +14,7 @@ from s2d_runtime import Answer, Dispatcher
 from text_nets import residual
 
 from s2d_convert.data.preprocess import Preprocess
-from s2d_convert.workflows.split_model import split_model
+from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 BUDGETS = (0.4, 0.8)  # the first lets most images leave early, the second few
 PREPROCESS = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255, (8, 8), 3)
@@ -40,7 +40,7 @@ def make_example(folder: Path, *, images: int = 12) -> Example:
     """A folder `OUT` in `folder`; its thresholds lie in wide gaps between confidences, so that rounding changes no exit."""
     onnx.save(residual(), str(folder / "model.onnx"))
     out = folder / "OUT"
-    split_model(folder / "model.onnx", plan="width", stages=2, out=out)
+    split_model(SplitOptions(folder / "model.onnx", plan="width", stages=2, out=out))
     pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8, 3), np.uint8)
     model_input = PREPROCESS(pixels)
     with Dispatcher(out) as dispatcher:
