@@ -73,7 +73,7 @@ def policy_table(manifest: Manifest) -> Table:
     table = Table(
         title=f"calibrated budgets (on held-out images{how}; * in use)", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for column in ("budget", "expected latency", "worst case", f"expected {manifest.target}", "share per exit"):
+    for column in ("budget", "expected\nlatency", "worst case", f"expected\n{manifest.target}", "share per exit"):
         table.add_column(column, justify="right", no_wrap=True)
     ratios = [stage.latency_ratio for stage in manifest.stages]
     for policy in useful_policies(manifest):
@@ -94,7 +94,7 @@ def outcome_table(manifest: Manifest, measured: Measured) -> Table:
     table = Table(
         title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for column in ("--budget", "mean latency", "worst case", target, "lost, points", "share per exit"):
+    for column in ("--budget", "latency", "worst case", target, "points lost", "share per exit"):
         table.add_column(column, justify="right", no_wrap=True)
     for outcome in worth_showing(measured.outcomes, chosen):
         table.add_row(
