@@ -39,7 +39,7 @@ dist: setup  ## both packages as wheels and source archives in dist/, checked fo
 
 demo: setup  ## train a small CNN on digits in clutter, convert it in closed form, measure what came out (BUDGET=0.4 for another)
 	rm -rf "$(DEMO)"
-	"$(BIN)/python" examples/digits.py --out "$(DEMO)"
+	OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" examples/digits.py --out "$(DEMO)"
 	"$(BIN)/s2d-convert" "$(DEMO)/digits.onnx" --data "$(DEMO)/train.npz" --out "$(DEMO)/out" --effort instant --seed 0 --no-flip --preprocess unit $(if $(BUDGET),--budget $(BUDGET))
 	@echo 'Digits that nothing has seen: $(BIN)/s2d evaluate $(DEMO)/out --data $(DEMO)/test.npz'
 
