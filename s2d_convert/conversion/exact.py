@@ -39,7 +39,7 @@ from s2d_convert.plans.space import depth_taps
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
 from s2d_convert.slicing.chain import Chain, build_stages
-from s2d_convert.training.exit_heads import MAX_COPIES, Extractor, Features, head_logits, train_heads
+from s2d_convert.training.exit_heads import MAX_COPIES, Copies, Extractor, Features, head_logits, train_heads
 from s2d_convert.training.settings import Progress
 
 TAPS = "taps"  # the key of a depth trial's taps in the trace, as indices
@@ -103,10 +103,8 @@ def _training_features(job: Job, extractor: Extractor) -> Features:
     def show(done: int, total: int) -> None:
         job.reporter.progress(done, total, "images computed", math.nan)
 
-    return extractor.features(
-        images, copies=copies, level=level, flip=options.flip, seed=options.seed,
-        store=job.run.path / FEATURES, report=show,
-    )  # fmt: skip
+    augmented = Copies(copies, level, options.flip, options.seed)
+    return extractor.features(images, copies=augmented, store=job.run.path / FEATURES, report=show)
 
 
 def _write_heads(path: Path, heads: Mapping[str, ExitHead]) -> None:

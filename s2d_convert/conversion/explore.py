@@ -31,7 +31,7 @@ from s2d_convert.search.base import (
     random_search,
     trial_to_json,
 )
-from s2d_convert.search.evaluate import Evaluator, solved_logits
+from s2d_convert.search.evaluate import Evaluator, StageLatency, solved_logits
 from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import reinforce
 
@@ -178,16 +178,11 @@ def make_evaluator(job: Job, space: PlanSpace) -> Evaluator:
     """Return the evaluator of candidates: solved weights, and latencies measured together with the static model's."""
     ready = job.ready
     logits = solved_logits(ready.model, ready.solver.rough, ready.dataset.calib, ready.calib_logits)
-    return Evaluator(
-        ready.model,
-        logits,
-        meter=job.meter,
-        right_classes=ready.right_classes[: len(logits.images)],
-        goal=goal_of(job),
-        weights=ready.weights,
-        # A device's table does not contain the dispatcher's overhead.
-        overhead_ms=(0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, job.options),
-    )
+    # A device's table does not contain the dispatcher's overhead.
+    overhead_ms = (0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, job.options)
+    latency = StageLatency(ready.model, ready.weights, job.meter, overhead_ms)
+    right_classes = ready.right_classes[: len(logits.images)]
+    return Evaluator(ready.task, logits, latency, right_classes=right_classes, goal=goal_of(job))
 
 
 def _summary(result: SearchResult[Conversion]) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def play_finals(
             rivals = {**rivals, **simple_chains(space, options.budget or 1.0)}
         contenders = {first: rivals.get(first, ())}
         contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}
-        winner, value, file = _finals(job, contenders, evaluate.cost, place).best()
+        winner, value, file = _finals(job, contenders, evaluate.latency.of_stages, place).best()
         done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
         run.write_json(FINALS, done)
     conversion = Conversion.from_json(done["plan"], channels)

@@ -1,4 +1,7 @@
-"""What a candidate conversion is worth: accuracy from weights solved in closed form, latency from onnxruntime."""
+"""The evaluation of candidate conversions: accuracy from weights solved in closed form, latency from onnxruntime.
+
+Letters: S stages, B images, K classes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.calibration.task import Task
 from s2d_convert.calibration.thresholds import best_policy, cheapest_policy
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
@@ -23,20 +27,26 @@ from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logi
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.reconstruction import Reconstruction
 
-MAX_IMAGES = 1000  # that candidates are judged on
+MAX_IMAGES = 1000  # held-out images on which candidates are evaluated
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What conversions are searched for: a mean latency of at most `budget` (None: the lowest at which at least the share
-    `least_right` of the answers is right), and a worst one of at most `max_latency`, both relative to the static model."""
+    """The goal of a search, in latencies relative to the static model.
+
+    The mean latency is at most `budget`; None: it is the lowest at which at least the share `least_right` of the answers is
+    right. The worst latency is at most `max_latency`.
+    """
 
     budget: float | None
     max_latency: float = math.inf
     least_right: float = 0.0
 
     def value(self, confidence: Array, correct: Array, cost: Sequence[float]) -> Evaluation:
-        """What stages are worth with the best thresholds: how sure and how right they are [S, B], and what they cost [S]."""
+        """Return the evaluation of stages with the best thresholds.
+
+        confidence: [S, B]; correct: bool [S, B]; cost: latency of every stage relative to the static model, [S].
+        """
         if self.budget is None:
             policy = cheapest_policy(confidence, correct, cost=cost, least_right=self.least_right)
         else:
@@ -64,15 +74,15 @@ class Logits(Protocol):
     """The logits [S, B, K] of all stages of a conversion on the held-out images."""
 
     def __call__(self, conversion: Conversion, /) -> Array:
-        """They."""
+        """Return the logits of a conversion."""
 
     def ahead(self, conversions: Sequence[Conversion], /) -> None:
-        """Told which conversions will be asked for next."""
+        """Announce the conversions whose logits will be asked for next."""
 
 
 @dataclass(frozen=True, eq=False)
 class SolvedLogits:
-    """Logits of the stage files by weights solved in closed form; all that this needs can be sent to another machine."""
+    """Logits of the stage files, with weights solved in closed form. Everything in here can be sent to another machine."""
 
     model: AnalysedModel
     reconstruction: Reconstruction
@@ -91,13 +101,16 @@ class SolvedLogits:
         return np.concatenate(rows)
 
     def ahead(self, conversions: Sequence[Conversion]) -> None:
-        """Nothing: here they are computed one by one."""
+        """Do nothing: here they are computed one by one."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a candidate without a budget: `cost` per stage relative to static, `confidence` and `correct`
-    of every stage on the held-out images [S, B], and the seconds that timing it took."""
+    """A candidate's results that do not depend on the budget.
+
+    cost: latency of every stage relative to the static model, [S]. confidence, correct: of every stage on the held-out
+    images, [S, B]. measure_s: the seconds that timing took.
+    """
 
     cost: tuple[float, ...]
     confidence: Array
@@ -113,31 +126,43 @@ def solved_logits(
     return SolvedLogits(model, reconstruction, images.take(slice(0, count)), static_logits[:count])
 
 
+@dataclass(frozen=True, eq=False)
+class StageLatency:
+    """The latency of every stage of a conversion, relative to the static model.
+
+    It is that of the stage's ONNX model by `meter`, plus what the dispatcher adds to the first and to each further stage
+    (`overhead_ms`). `weights` are any weights of the model.
+    """
+
+    model: AnalysedModel
+    weights: Weights
+    meter: LatencyMeter
+    overhead_ms: tuple[float, float] = (0.0, 0.0)
+
+    def __call__(self, conversion: Conversion) -> tuple[float, ...]:
+        return self.of_stages(build_stages(chains_of(self.model, conversion.chains, self.weights)))
+
+    def of_stages(self, models: Sequence[StageModel]) -> tuple[float, ...]:
+        """Return the same for stages that are built already."""
+        timing = self.meter.measure([m.model.SerializeToString() for m in models])
+        first, further = (ms / timing.reference_ms for ms in self.overhead_ms)
+        return tuple(ratio + (further if k else first) for k, ratio in enumerate(timing.ratios))
+
+
 class Evaluator:
     """Callable that evaluates conversions with solved weights.
 
-    The latency of every stage is what `meter` says of its ONNX model, plus what the dispatcher adds to the first and to
-    each further stage (`overhead_ms`); the accuracy is that of the best thresholds that meet the budget on the images of
-    `logits`. `right_classes` are their labels, or the static model's answers.
+    The accuracy is that of the best thresholds that meet the goal on the images of `logits`. `right_classes` are their labels,
+    or the static model's answers.
     """
 
-    def __init__(
-        self,
-        model: AnalysedModel,
-        logits: Logits,
-        *,
-        meter: LatencyMeter,
-        right_classes: Array,
-        goal: Goal,
-        weights: Weights,
-        overhead_ms: tuple[float, float] = (0.0, 0.0),
-    ) -> None:
-        self.model, self.logits, self.meter, self.goal = model, logits, meter, goal
-        self.right_classes, self.weights, self.overhead_ms = right_classes, weights, overhead_ms
+    def __init__(self, task: Task, logits: Logits, latency: StageLatency, *, right_classes: Array, goal: Goal) -> None:
+        self.task, self.logits, self.latency = task, logits, latency
+        self.right_classes, self.goal = right_classes, goal
         self._looks: dict[Conversion, Look] = {}
 
     def at_budget(self, budget: float) -> Evaluator:
-        """The same evaluation for another budget; what is known of the candidates is shared."""
+        """Return the same evaluator for another budget. What is known of candidates is shared."""
         other = copy.copy(self)
         other.goal = replace(self.goal, budget=budget)
         return other
@@ -148,28 +173,17 @@ class Evaluator:
         return replace(value, info={**value.info, "measure_s": round(look.measure_s, 3)})
 
     def look(self, conversion: Conversion) -> Look:
-        """What the candidate costs and answers, found once."""
+        """Return the latency and answers of a candidate. They are computed once."""
         if conversion not in self._looks:
             started = time.monotonic()
             cost = self.latency(conversion)
             seconds = time.monotonic() - started
             logits = self.logits(conversion)
-            task = self.model.graph.task
-            temperatures = task.fit_temperatures(logits, self.right_classes)
-            correct = task.agree(task.answers(logits), self.right_classes)
-            self._looks[conversion] = Look(cost, task.confidences(logits, temperatures), correct, seconds)
+            temperatures = self.task.fit_temperatures(logits, self.right_classes)
+            correct = self.task.agree(self.task.answers(logits), self.right_classes)
+            self._looks[conversion] = Look(cost, self.task.confidences(logits, temperatures), correct, seconds)
         return self._looks[conversion]
 
-    def latency(self, conversion: Conversion) -> tuple[float, ...]:
-        """Latency of each stage as a ratio to static, the dispatcher's own time included."""
-        return self.cost(build_stages(chains_of(self.model, conversion.chains, self.weights)))
-
-    def cost(self, models: Sequence[StageModel]) -> tuple[float, ...]:
-        """The same for stages that are built already."""
-        timing = self.meter.measure([m.model.SerializeToString() for m in models])
-        first, further = (ms / timing.reference_ms for ms in self.overhead_ms)
-        return tuple(ratio + (further if k else first) for k, ratio in enumerate(timing.ratios))
-
     def ahead(self, conversions: Sequence[Conversion]) -> None:
-        """Told which conversions come next: their logits may be computed side by side."""
+        """Announce the conversions that come next, so that their logits may be computed side by side."""
         self.logits.ahead(conversions)

@@ -57,6 +57,23 @@ class Features:
     labels: Array | None
 
 
+@dataclass(frozen=True)
+class Copies:
+    """How often images are taken: once unchanged, and in every further copy augmented in another way."""
+
+    count: int = 1
+    level: Level = "light"
+    flip: bool = True
+    seed: int = 0
+
+    def augmented(self, images: Images, rows: slice, rng: np.random.Generator) -> Array:
+        """Return some of the images augmented, as model input."""
+        return images.augmented(rows, rng, level=self.level, flip=self.flip)
+
+
+ONCE = Copies()
+
+
 def head_cell(model: AnalysedModel, tap: str) -> tuple[int, int] | None:
     """Return height and width of the cells over which a head averages a tap, None for a tap that is a vector."""
     shape, axis = list(model.graph.shapes[tap]), model.channels.layouts[tap].axis
@@ -111,28 +128,27 @@ class Extractor:
         self._session = make_session(serialized, threads=threads, provider=provider)
 
     def features(
-        self, images: Images, *, copies: int = 1, level: Level = "light", flip: bool = True, seed: int = 0,
-        store: Path | None = None, report: Report | None = None,
-    ) -> Features:  # fmt: skip
-        """Return the features of `copies` copies of the images: the first unchanged, every other one augmented differently.
+        self, images: Images, *, copies: Copies = ONCE, store: Path | None = None, report: Report | None = None
+    ) -> Features:
+        """Return the features of copies of the images.
 
         store: a folder that holds the features instead of memory. It appears when it is complete; if it exists, the
         features are read from it. report: called after every batch.
         """
-        rows = copies * len(images)
+        rows = copies.count * len(images)
         partial = None if store is None else store.with_name(store.name + ".partial")
         if store is not None and store.exists():
-            return self._read(store, images, copies)
+            return self._read(store, images, copies.count)
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         shapes = [(rows, self.graph.classes), *((rows, width) for width in self._widths)]
         arrays = [_new_array(partial, index, shape) for index, shape in enumerate(shapes)]
         done = 0
-        for copy in range(copies):
-            rng = np.random.default_rng([seed, 4, copy])
+        for copy in range(copies.count):
+            rng = np.random.default_rng([copies.seed, 4, copy])
             for part in slices(len(images), FEATURE_BATCH):
-                batch = images.batch(part) if copy == 0 else images.augmented(part, rng, level=level, flip=flip)
+                batch = images.batch(part) if copy == 0 else copies.augmented(images, part, rng)
                 outputs = self._session.run(None, {self.graph.image: np.ascontiguousarray(batch)})
                 outputs[0] = to_logits(outputs[0], self.graph.logits_kind)
                 for array, value in zip(arrays, outputs, strict=True):
@@ -141,11 +157,11 @@ class Extractor:
                 if report is not None:
                     report(done, rows)
         if store is None or partial is None:
-            return self._gathered(arrays, images, copies)
+            return self._gathered(arrays, images, copies.count)
         for array in arrays:
             array.flush()  # type: ignore[attr-defined]
         partial.rename(store)
-        return self._read(store, images, copies)
+        return self._read(store, images, copies.count)
 
     def _read(self, store: Path, images: Images, copies: int) -> Features:
         arrays = [np.load(store / f"{index}.npy", mmap_mode="r") for index in range(1 + len(self.taps))]

@@ -20,7 +20,7 @@ from s2d_convert.latency.meter import Timing
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace
 from s2d_convert.plans.weights import static_weights
-from s2d_convert.search.evaluate import Evaluator, Goal
+from s2d_convert.search.evaluate import StageLatency
 
 
 def prepared(model: Any) -> Any:
@@ -57,9 +57,6 @@ def test_a_candidate_pays_for_the_dispatcher() -> None:
     ready = prepared(chain())
     space = space_of(ready)
     meter: Any = SimpleNamespace(measure=lambda models: Timing((0.6, 2.0), 2.0, (0.3, 1.0)[: len(models)]))
-    evaluate = Evaluator(
-        ready.model, None, meter=meter,  # type: ignore[arg-type]
-        right_classes=np.zeros(4, dtype=np.int64), goal=Goal(0.5), weights=ready.weights, overhead_ms=(0.2, 0.1),
-    )  # fmt: skip
+    latency = StageLatency(ready.model, ready.weights, meter, overhead_ms=(0.2, 0.1))
     conversion = space.decode(space.actions(CASCADE, [0], [0.5]))
-    assert evaluate.latency(conversion) == pytest.approx((0.4, 1.05))
+    assert latency(conversion) == pytest.approx((0.4, 1.05))

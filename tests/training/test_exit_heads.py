@@ -22,6 +22,7 @@ from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.space import depth_taps
 from s2d_convert.slicing.split import split
 from s2d_convert.training.exit_heads import (
+    Copies,
     Extractor,
     Features,
     feature_count,
@@ -117,7 +118,7 @@ def test_features_are_stored_whole_and_read_again(tmp_path: Path) -> None:
     plain = extractor.features(images)
     store = tmp_path / "features"
     store.with_name("features.partial").mkdir()  # of a run that was killed
-    twice = extractor.features(images, copies=2, store=store)
+    twice = extractor.features(images, copies=Copies(2), store=store)
     assert len(twice.logits) == 12
     assert twice.labels is not None
     np.testing.assert_array_equal(twice.labels, [*range(6), *range(6)])
@@ -125,7 +126,7 @@ def test_features_are_stored_whole_and_read_again(tmp_path: Path) -> None:
         assert_close(twice.taps[tap][:6], plain.taps[tap])
         assert np.abs(twice.taps[tap][6:] - plain.taps[tap]).max() > 1e-3  # augmented
     again = Extractor(AnalysedModel(graph, channels), taps, threads=1, provider="CPUExecutionProvider").features(
-        images, copies=2, store=store
+        images, copies=Copies(2), store=store
     )
     np.testing.assert_array_equal(again.logits, twice.logits)
     assert not store.with_name("features.partial").exists()
