@@ -35,6 +35,7 @@ from s2d_convert.cli.options import default_out, flag, refuse_confidence_alone, 
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.pipeline import convert as convert_model
 from s2d_convert.conversion.prepare import preprocess_of, read_analysed
+from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.errors import UsageError
 from s2d_convert.exporting.renewal import undo as undo_calibration
@@ -86,6 +87,10 @@ def convert(
     line = LineReporter(quiet=quiet)
     try:
         result = convert_model(asked, reporter or line)
+    except KeyboardInterrupt:
+        if RunFolder(asked.out).path.exists():
+            line.warn("interrupted; what is done so far is kept, and the same call with resume=True goes on")
+        raise
     finally:
         line.close()
     plain = {f.name: getattr(result, f.name) for f in fields(result)}

@@ -98,6 +98,10 @@ class ConvertResult(OnFolder, Result):
         yield "\n".join(self.verdict.sentences)
         yield outcome_table(self.manifest, self.measured)
         yield from filter(None, (class_table(self.measured), promise_text(self.manifest)))
+        if self.manifest.data == "made-up":
+            yield "All numbers come from made-up images: expect others on real ones."
+        if self.verdict.warning:
+            yield f"warning: {self.verdict.warning}"
         if not self.reached:
             policy = self.manifest.default_policy
             missed = f"budget {policy.budget:g} was not reached: expected latency {policy.expected_latency:.3f}"

@@ -19,6 +19,7 @@ import s2d_convert
 from s2d_convert.api.results import ConvertResult, InspectResult, MeasuredResult, PicturesResult
 from s2d_convert.cli.main import COMMANDS
 from s2d_convert.conversion import options
+from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.errors import DataError, OutputError, UsageError
 from s2d_convert.exporting import timing
 
@@ -197,6 +198,19 @@ def test_the_call_with_options_and_a_reporter_is_still_there(place: Path, monkey
     assert listener.steps[0] == "load"
     with pytest.raises(UsageError, match="no argument 'budget'"):
         s2d_convert.convert(asked, budget=0.5)
+
+
+def test_an_interrupted_call_says_how_to_go_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(asked: options.ConvertOptions, reporter: object) -> None:
+        RunFolder(asked.out).path.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("s2d_convert.api.functions.convert_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        s2d_convert.convert("tiny.onnx", data="data.npz", out="cut")
+    assert "the same call with resume=True goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["convert", "inspect", "calibrate", "evaluate", "export"])

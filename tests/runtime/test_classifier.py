@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +274,12 @@ def test_without_pillow_arrays_are_read_and_pictures_are_one_sentence(
     assert len(classify(example.pixels)) == len(example.pixels)
     with pytest.raises(DispatcherError, match=r"pip install 's2d-runtime\[images\]'"):
         classify("photo.jpg")
+
+
+def test_importing_the_runtime_loads_no_pillow() -> None:
+    code = "import sys; from s2d_runtime import Classifier; print({'PIL', 's2d_runtime.pictures'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_converter_and_the_runtime_share_their_preprocessing(example: Example, classify: Classifier) -> None:
