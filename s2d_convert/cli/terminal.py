@@ -94,7 +94,7 @@ def outcome_table(manifest: Manifest, measured: Measured) -> Table:
     table = Table(
         title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for column in ("--budget", "latency", "worst case", target, "points lost", "share per exit"):
+    for column in ("--budget", "latency", "worst case", target, "points lost", "per exit"):
         table.add_column(column, justify="right", no_wrap=True)
     for outcome in worth_showing(measured.outcomes, chosen):
         table.add_row(
