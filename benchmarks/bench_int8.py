@@ -53,7 +53,7 @@ class Row:
 
 
 def arguments() -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Static model and stages, float32 and int8, in one run.")
     parser.add_argument("out", nargs="?", type=Path, default=DEMO / "out")
     parser.add_argument("--data", type=Path, default=DEMO / "train.npz")
@@ -73,12 +73,12 @@ def static_int8(static: StaticModel, images: Images) -> onnx.ModelProto:
 
 
 def answers(images: Images, ask: Callable[[Array], Any]) -> list[Any]:
-    """Return what `ask` says on all images, part by part."""
+    """Return the answers of `ask` on all images, batch by batch."""
     return [ask(np.ascontiguousarray(images.batch(part))) for part in slices(len(images), RUN_BATCH)]
 
 
 def classes_of(session: Any, images: Images) -> Array:
-    """Return the classes that a plain session says, int [B]."""
+    """Return the classes that a plain session answers, int [B]."""
     name = session.get_inputs()[0].name
     return np.concatenate(
         [a[0].reshape(len(a[0]), -1).argmax(axis=1) for a in answers(images, lambda x: session.run(None, {name: x}))]

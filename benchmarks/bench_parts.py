@@ -36,7 +36,7 @@ BUILD = Path("build/bench")
 
 
 class Builder:
-    """Adds layers with seeded random weights to an ONNX graph."""
+    """A builder of ONNX graphs with seeded random weights."""
 
     def __init__(self) -> None:
         self.rng = np.random.default_rng(0)
@@ -44,27 +44,27 @@ class Builder:
         self.weights: list[onnx.TensorProto] = []
 
     def add(self, op: str, inputs: list[str], **attrs: Any) -> str:
-        """Return a node; returns its output."""
+        """Add a node and return its output's name."""
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attrs))
         return name
 
     def weight(self, *shape: int) -> str:
-        """Return a random constant."""
+        """Add a random constant and return its name."""
         name = f"w{len(self.weights)}"
         scale = np.sqrt(2 / max(1, int(np.prod(shape[1:]))))
         self.weights.append(numpy_helper.from_array((scale * self.rng.normal(size=shape)).astype(np.float32), name))
         return name
 
     def conv(self, x: str, c_in: int, c_out: int, kernel: int, stride: int = 1, *, relu: bool = True) -> str:
-        """Return Conv with bias, same padding, and a ReLU."""
+        """Add a convolution with bias and same padding, and a ReLU."""
         inputs = [x, self.weight(c_out, c_in, kernel, kernel), self.weight(c_out)]
         pads = [kernel // 2] * 4
         y = self.add("Conv", inputs, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=pads)
         return self.add("Relu", [y]) if relu else y
 
     def residual(self, x: str, body: str, c_in: int, c_out: int, stride: int) -> str:
-        """Return ReLU(body + shortcut)."""
+        """Add ReLU(body + shortcut)."""
         short = x if c_in == c_out and stride == 1 else self.conv(x, c_in, c_out, 1, stride, relu=False)
         return self.add("Relu", [self.add("Add", [body, short])])
 

@@ -30,7 +30,7 @@ MARKS = (0.25, 0.5, 1.0)  # shares of the evaluations at which the best reward s
 
 
 def best_so_far(result: SearchResult[Conversion], total: int) -> list[float]:
-    """Return the best reward after each share in MARKS of the evaluations; a plan that was met before is none."""
+    """Return the best reward after each share in MARKS of the evaluations. Repeated plans do not count as evaluations."""
     rewards = [t.evaluation.reward for t in result.trials if not t.repeated]
     return [max(rewards[: max(1, round(mark * total))]) for mark in MARKS]
 
@@ -63,7 +63,7 @@ def table(found: Mapping[str, Sequence[Sequence[float]]], total: int) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

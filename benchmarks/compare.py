@@ -38,7 +38,7 @@ AMOUNTS = tuple(f.name for f in fields(Effort) if f.name not in ("baselines", "m
 
 
 def compare(stand: Stand, args: argparse.Namespace) -> list[Entry]:
-    """Return everything that all methods made, for all seeds and budgets."""
+    """Run all methods for all seeds and budgets, and return their entries."""
     entries: list[Entry] = []
     for seed in range(args.seeds):
         for name in args.methods:
@@ -56,7 +56,7 @@ def compare(stand: Stand, args: argparse.Namespace) -> list[Entry]:
 def measure_all(
     stand: Stand, entries: list[Entry], images: Images, settings: tuple[Setting, ...]
 ) -> list[dict[str, Any]]:
-    """Return the entries with what was measured of them on the test images; what an earlier session measured is kept."""
+    """Return the entries with their measurements on the test images. Measurements of an earlier session are kept."""
     results = []
     for number, entry in enumerate(entries, start=1):
         found = stand.known("measured", entry.name)
@@ -69,7 +69,7 @@ def measure_all(
 
 
 def write_results(stand: Stand, results: list[dict[str, Any]], args: argparse.Namespace, seconds: float) -> None:
-    """results.json, table.md and plot.png in the stand's folder."""
+    """Write results.json, table.md and plot.png into the stand's folder."""
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     (stand.root / "results.json").write_text(
         json.dumps(
@@ -93,7 +93,7 @@ def write_results(stand: Stand, results: list[dict[str, Any]], args: argparse.Na
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -172,7 +172,7 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
 
 
 def begun_with(args: argparse.Namespace) -> dict[str, str]:
-    """Return what must be the same when a run goes on, as text; of model and board what is in them."""
+    """Return the settings that a resumed run must share, as text. Model and board file count by their content."""
     kept = ("data", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
     own = {name: str(getattr(args, name)) for name in kept}
     own |= {name: str(getattr(args, name)) for name in ("mean", "std", "size") if getattr(args, name) is not None}
@@ -183,8 +183,10 @@ def begun_with(args: argparse.Namespace) -> dict[str, str]:
 
 
 def test_images(stand: Stand, test: Path | None) -> Images:
-    """Return the images for the final numbers: looked at now, used at the end. Raises DataError when they have no labels,
-    OutputError when the run was begun with others."""
+    """Return the test images. They are checked now and used at the end.
+
+    Raises DataError when they have no labels, and OutputError when the run was begun with other images.
+    """
     ready = stand.ready
     images = ready.dataset.test
     if test is not None:

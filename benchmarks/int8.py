@@ -39,7 +39,7 @@ RECIPES: tuple[tuple[dict[str, Any], bool], ...] = ((SIGNED, False), (UNSIGNED, 
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Batches of calibration images, as onnxruntime wants them."""
+    """Batches of calibration images in the form that onnxruntime expects."""
 
     def __init__(self, name: str, batches: Iterator[Array]) -> None:
         self._name, self._batches = name, batches
@@ -51,7 +51,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
-    """Return (the settings, the accuracy on the calibration images) of the best of RECIPES, which is written to `path`."""
+    """Write the model of the best of RECIPES to `path`. Return its settings and its accuracy on the calibration images."""
     best: tuple[float, bytes, dict[str, Any]] = (-1.0, b"", {})
     with tempfile.TemporaryDirectory() as place, _only_errors():
         source, target = Path(place) / "float.onnx", Path(place) / "int8.onnx"
@@ -77,7 +77,7 @@ def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
 
 @contextmanager
 def _only_errors() -> Iterator[None]:
-    """onnxruntime warns through the root logger."""
+    """Show only errors within the block, because onnxruntime warns through the root logger."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
@@ -88,7 +88,7 @@ def _only_errors() -> Iterator[None]:
 
 
 def validation_accuracy(ready: Prepared, model: bytes) -> float:
-    """Return the share of calibration images that a model answers as `ready.right_classes` says."""
+    """Return the share of calibration images on which a model's answers equal `ready.right_classes`."""
     session, images = make_session(model), ready.dataset.calib
     said = [
         to_logits(

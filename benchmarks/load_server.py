@@ -71,7 +71,7 @@ class Tally:
 
 
 def kinds_for(dispatcher: Dispatcher) -> list[Kind]:
-    """Return the mixture: about two thirds good."""
+    """Return the mixture of requests, about two thirds of them good."""
     spec = dispatcher.manifest.input
     lengths = [n or 0 for n in spec.shape[1:]]
     rng = np.random.default_rng(0)
@@ -144,21 +144,21 @@ def client(port: int, kinds: Sequence[Kind], *, seed: int, end: float, tally: Ta
 
 
 def same(reply: dict[str, Any], expected: Answer) -> bool:
-    """Return whether a reply says what the dispatcher says, to the last bit where rows are alone, else up to rounding."""
+    """Return whether a reply equals the dispatcher's answer: exactly for single rows, otherwise up to rounding."""
     output, _, stage = reply["outputs"]
     close = np.allclose(output["data"], expected.output.ravel(), rtol=1e-4, atol=1e-4)
     return bool(close and stage["data"] == expected.stage.tolist())
 
 
 def hang_up(port: int, kind: Kind) -> None:
-    """Begin a request and go away."""
+    """Begin a request and close the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
         sock.sendall(f"POST {kind.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(kind.body)}\r\n\r\n".encode())
         sock.sendall(kind.body[: len(kind.body) // 2])
 
 
 def hanging(port: int, *, end: float, tally: Tally) -> None:
-    """Begin a body, never end it, and wait to be told so; 503 comes at once."""
+    """Begin a body, never end it, and wait for the time-out's answer. A 503 comes at once."""
     while time.monotonic() < end:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
@@ -201,7 +201,7 @@ def open_files(pid: int) -> int:
 
 
 def load(folder: Path, *, seconds: float, clients: int) -> dict[str, Any]:
-    """Put the load on a server of the folder; returns what came of it."""
+    """Put the load on a server of the folder and return the results."""
     with Dispatcher(folder) as dispatcher:
         kinds = kinds_for(dispatcher)
     tallies = [Tally() for _ in range(clients + HANGING)]
@@ -232,7 +232,7 @@ def load(folder: Path, *, seconds: float, clients: int) -> dict[str, Any]:
 
 
 def summary(tallies: Sequence[Tally], memory: Sequence[int], *, seconds: float) -> dict[str, Any]:
-    """Return all tallies together; memory: KiB, once a second or so."""
+    """Return a summary of all tallies. memory: KiB, about once a second."""
     answered: Counter[tuple[str, int]] = sum((tally.answered for tally in tallies), Counter())
     latencies = [ms for tally in tallies for ms in tally.latencies_ms] or [0.0]
     warm = memory[int(WARM * len(memory)) :]

@@ -51,7 +51,7 @@ class Method:
 
 
 def static(stand: Stand, _seed: int, _budget: float) -> Entry:
-    """Return the static model as it is."""
+    """Return the unchanged static model."""
     path = stand.root / "files" / "static.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, stand.ready.graph.to_model().SerializeToString())
@@ -69,8 +69,10 @@ def static_tuned(stand: Stand, seed: int, _budget: float) -> Entry:
 
 
 def searched(stand: Stand, seed: int, budget: float, *, method: str, plan: str) -> Entry:
-    """Return the best plan of one sort, found by the policy (or by trying all, for uniform plans) and by finals between its
-    favourites, fine-tuned and exported."""
+    """Return the best plan of one kind, fine-tuned and exported.
+
+    The controller finds it (for uniform plans all are tried), and finals decide between the best.
+    """
     job = stand.job(f"work/{method}-s{seed}-{budget:g}", seed, budget=budget, plan=plan)
     found = search(job, stand.space, stand.evaluator(seed, budget))
     conversion, start = stand.finalist(job, seed, budget, found)
@@ -80,7 +82,7 @@ def searched(stand: Stand, seed: int, budget: float, *, method: str, plan: str) 
 
 
 def by_chance(stand: Stand, seed: int, budget: float) -> Entry:
-    """Return the best of as many plans as the policy evaluates, drawn at random."""
+    """Return the best of random plans, of which there are as many as the controller evaluates."""
     evaluate, total = stand.evaluator(seed, budget), stand.options.work.evaluations
     best = random_search(stand.space, evaluate, evaluations=total, seed=seed).best
     path = stand.folder(best.plan, seed, budget)
@@ -125,8 +127,10 @@ def two_models(stand: Stand, seed: int, budget: float) -> Entry:
 
 
 def small_conversion(stand: Stand, budget: float) -> Conversion:
-    """Return the widest evenly narrowed network that costs at most SMALL_SHARE of the budget, followed by the untouched
-    model; once chosen, by measured latencies, it stays."""
+    """Return the widest uniformly narrowed network with at most SMALL_SHARE of the budget, followed by the unchanged model.
+
+    It is chosen by measured latencies, and only once.
+    """
     ready, name = stand.ready, f"small-{budget:g}"
     known = stand.known("choices", name)
     if known is not None:
@@ -146,7 +150,7 @@ def small_conversion(stand: Stand, budget: float) -> Conversion:
 
 @torch.no_grad()
 def forget(net: StagedNet, *, seed: int) -> None:
-    """Replace all weights by random ones (He et al., 2015), and let norms start anew."""
+    """Replace all weights by random ones (He et al., 2015) and reset the norms."""
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, Mixing):
@@ -207,7 +211,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def make_entry(stand: Stand, method: str, seed: int, budget: float, *, only_known: bool = False) -> Entry | None:
-    """Return what the method makes, or made in an earlier session; with `only_known` nothing new is made."""
+    """Return the result of a method, from an earlier session if there is one. only_known: make nothing new."""
     chosen = METHODS[method]
     name = f"{method}-s{seed}" + (f"-{budget:g}" if chosen.per_budget else "")
     found = stand.known("entries", name)
