@@ -99,3 +99,11 @@ def test_numbers_in_words() -> None:
     assert [points(p) for p in (0.01, 0.005, 0.02)] == ["1 point", "0.5 points", "2 points"]
     assert loss_text(found(0.5, -0.0031), "agreement") == "Gains 0.3 ± 0.2 points of agreement"
     assert loss_text(found(0.5, 0.0), "agreement") == "Loses nothing (± 0.2 points of agreement)"
+
+
+def test_a_folder_that_no_image_leaves_early_says_so() -> None:
+    found = outcomes([policy(1.0, NEVER_LEAVES)], scores(), (1.0, 1.0), cost=COST)
+    said = verdict(found, budget=1.0)
+    assert said.worse
+    assert "not worth it, the static model is as fast" in said.sentences[0]
+    assert said.sentences[1].startswith("No image leaves early: no thresholds were found that are clearly faster")
