@@ -52,9 +52,16 @@ def f1(given: np.ndarray, labels: np.ndarray) -> float:
     return float(2 * (given & labels).sum() / (given.sum() + labels.sum()))
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("mode", ["exact", "train"])
-def test_labels_are_kept(labelled: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("mode", "labelled"),
+    [
+        ("train", True),
+        ("exact", False),
+        pytest.param("train", False, marks=pytest.mark.slow),
+        pytest.param("exact", True, marks=pytest.mark.slow),
+    ],
+)
+def test_labels_are_kept(mode: str, labelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model(tmp_path / "tiny.onnx")
     images, labels = pictures(700, 1001)
     arrays = {"images": images, "labels": labels} if labelled else {"images": images}
