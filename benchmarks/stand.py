@@ -128,7 +128,7 @@ class Stand:
     def evaluator(self, seed: int, budget: float) -> Evaluator:
         """Return the worth of plans; a candidate is timed and run once for all methods and budgets."""
         if seed not in self._evaluators:
-            self._evaluators[seed] = make_evaluator(self.job(f"search-s{seed}", seed), self.space)
+            self._evaluators[seed] = make_evaluator(self.job(f"search-s{seed}", seed))
         return self._evaluators[seed].at_budget(budget)
 
     def finalist(self, job: Job, seed: int, budget: float, first: Conversion) -> tuple[Conversion, Path | None]:

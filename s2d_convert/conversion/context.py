@@ -20,6 +20,7 @@ from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.data.images import Dataset
 from s2d_convert.data.preprocess import Preprocess
+from s2d_convert.exporting.overhead import dispatch_overhead
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency import LatencyMeter
@@ -123,6 +124,14 @@ class Job:
     def meter(self) -> LatencyMeter:
         """The source of the candidates' latencies, relative to the static model."""
         return self.new_meter(self.ready, self.options.running)
+
+    @cached_property
+    def overhead_ms(self) -> tuple[float, float]:
+        """What the dispatcher adds to the first stage and to every further one; a device's table does not contain it."""
+        ready, running = self.ready, self.options.running
+        if ready.table is not None:
+            return 0.0, 0.0
+        return dispatch_overhead(ready.model, ready.weights, timing_images(ready, running.batch), running)
 
     @property
     def careful(self) -> bool:

@@ -28,7 +28,14 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.base.files import write_bytes
 from s2d_convert.conversion.context import Job, Tuned
 from s2d_convert.conversion.run_folder import DEPTH, FEATURES, HEADS
-from s2d_convert.conversion.worth import stage_costs, timed_costs, trained_worth, worth
+from s2d_convert.conversion.worth import (
+    dispatched_costs,
+    stage_costs,
+    timed_costs,
+    trained_worth,
+    with_overhead,
+    worth,
+)
 from s2d_convert.data.augment import Level
 from s2d_convert.errors import ModelError
 from s2d_convert.latency import LatencyMeter
@@ -174,7 +181,7 @@ class DepthSearch:
 
     def _worth(self, taps: Taps, cost: Sequence[float]) -> Evaluation:
         logits = np.concatenate([self.logits[list(taps)], self.ready.calib_logits[None]])
-        return worth(self.job, logits, cost)
+        return worth(self.job, logits, with_overhead(self.job, cost))
 
     def shortlist(self, count: int) -> list[Taps]:
         """Return the sets with the highest predicted rewards, best first. Sets are grown exit by exit (beam search)."""
@@ -242,9 +249,9 @@ def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead]
     return Candidate(Conversion((chain.plan,)), Tuned(net, masks, chain), value)
 
 
-def cascade_candidate(job: Job, meter: LatencyMeter, conversion: Conversion, tuned: Tuned) -> Candidate:
+def cascade_candidate(job: Job, conversion: Conversion, tuned: Tuned) -> Candidate:
     """Return the candidate of a trained first chain before the unchanged model."""
-    value = trained_worth(job, conversion, tuned.chain, partial(stage_costs, meter))
+    value = trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job))
     _tell(job, "narrow chain before the untouched model", value)
     return Candidate(conversion, tuned, value)
 

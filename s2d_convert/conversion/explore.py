@@ -13,11 +13,11 @@ import numpy as np
 from s2d_convert.base.clock import Clock
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.options import PLANS, ConvertOptions
-from s2d_convert.conversion.overhead import dispatch_overhead
 from s2d_convert.conversion.run_folder import ALLOCATED, BASELINES
 from s2d_convert.conversion.worst_case import confirmed
 from s2d_convert.plans.allocation import Allocated, Allocation, vanishing
 from s2d_convert.plans.decisions import Actions
+from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.plan_option import restricted, trainable_plan
 from s2d_convert.plans.space import PlanSpace
@@ -29,6 +29,7 @@ from s2d_convert.search.base import (
     evaluate_all,
     evaluation_from_json,
     random_search,
+    ranked,
     trial_to_json,
 )
 from s2d_convert.search.evaluate import Evaluator, StageLatency, solved_logits
@@ -37,6 +38,8 @@ from s2d_convert.search.reinforce import reinforce
 
 ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at most
 UNTIL = 0.3  # of all time, if there is a limit
+SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
+HARDLY = 0.05
 
 
 def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
@@ -174,13 +177,44 @@ def baselines(
     return [by_chance, uniform]
 
 
-def make_evaluator(job: Job, space: PlanSpace) -> Evaluator:
+def screened(job: Job, space: PlanSpace, evaluate: Evaluator, *, least: float) -> dict[Conversion, Actions]:
+    """Return the SCREENED best of many first chains before the untouched model, by their solved weights, best first.
+
+    Those that cannot win however well they are trained are left out: they are dearer than what already has the reward `least`,
+    or hardly right more often than the answer that is right most often.
+    """
+    rows = allocate(job, space)
+    pairs = pairs_of(space)
+    found = {pairs.decode(a): a for a in allocated(pairs, rows, SCREENING)} if rows else {}
+    found |= {c: a for c, a in simple_chains(space, job.options.budget or 1.0).items() if c not in found}
+    run, channels = job.run, job.ready.channels
+    run.rewrite_trace()
+    lines = [line for line in run.trace() if line["method"] == SCREENED_BY]
+    known = {Conversion.from_json(line["plan"], channels): evaluation_from_json(line) for line in lines}
+
+    def on_trial(trial: Trial[Conversion]) -> None:
+        if trial.index >= len(lines):
+            run.append_trace(trial_to_json(trial, trial.plan.to_json(channels)))
+        job.reporter.progress(trial.index + 1, len(found), "first chains tried", math.nan)
+
+    result = evaluate_all(pairs, evaluate, list(found.values()), method=SCREENED_BY, on_trial=on_trial, known=known)
+    often = float(
+        np.unique(job.ready.right_classes, return_counts=True, axis=0)[1].max() / len(job.ready.right_classes)
+    )
+    hopeful = [
+        trial.plan
+        for trial in ranked([result])
+        if trial.evaluation.info["exit_accuracy"][0] > often + HARDLY
+        and (job.options.budget is not None or 1 - trial.evaluation.info["stage_latency"][0] > least)
+    ]
+    return {plan: found[plan] for plan in hopeful[:MOST_SCREENED]}
+
+
+def make_evaluator(job: Job) -> Evaluator:
     """Return the evaluator of candidates: solved weights, and latencies measured together with the static model's."""
     ready = job.ready
     logits = solved_logits(ready.model, ready.solver.rough, ready.dataset.calib, ready.calib_logits)
-    # A device's table does not contain the dispatcher's overhead.
-    overhead_ms = (0.0, 0.0) if ready.table is not None else dispatch_overhead(ready, space, job.options)
-    latency = StageLatency(ready.model, ready.weights, job.meter, overhead_ms)
+    latency = StageLatency(ready.model, ready.weights, job.meter, job.overhead_ms)
     right_classes = ready.right_classes[: len(logits.images)]
     return Evaluator(ready.task, logits, latency, right_classes=right_classes, goal=goal_of(job))
 

@@ -54,6 +54,7 @@ MODES = ("train", "exact")
 LABELS = ("classes", "multi")  # what --labels says of the model
 FLOATS = ("float32", "float16")
 ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
+EXACT_PLANS = ("search", "depth", "cascade")  # of exact mode
 PLANS = ("search", "depth", "width", "cascade", "uniform")
 
 
@@ -159,9 +160,13 @@ class ConvertOptions:
                 check_choice(name, getattr(self, name), choices)
         if self.plan not in PLANS and not Path(self.plan).is_file():
             raise UsageError(f"--plan {self.plan}: expected {', '.join(PLANS)} or the path of a JSON file")
-        if self.plan != "search" and self.exact:
+        if self.plan not in EXACT_PLANS and self.exact:
             raise UsageError(
-                f"--plan {self.plan}: exact mode has plans of its own; leave --plan out, or give --mode train"
+                f"--plan {self.plan}: exact mode has {', '.join(EXACT_PLANS)}; leave --plan out, or give --mode train"
+            )
+        if self.plan == "cascade" and self.exact and (self.data is None or self.picture is not None):
+            raise UsageError(
+                "--plan cascade: exact mode without images has exits by depth only; give images with --data"
             )
         if self.risk_bound is not None and (self.data is None or self.picture is not None):
             raise UsageError("--max-drop: a promise over made-up images is worth nothing; give real ones with --data")

@@ -6,12 +6,13 @@ run that was interrupted or killed takes up where it was.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from s2d_convert.base.clock import Clock, as_duration
 from s2d_convert.base.reporting import PlannedStep, Reporter
 from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
-from s2d_convert.conversion.exact import better, cascade_candidate, depth_candidate, trained_heads
-from s2d_convert.conversion.explore import choose, make_evaluator, search, written_plan
+from s2d_convert.conversion.exact import Candidate, better, cascade_candidate, depth_candidate, trained_heads
+from s2d_convert.conversion.explore import choose, make_evaluator, screened, search, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
 from s2d_convert.conversion.options import LEAST_SECONDS, PLANS, ConvertOptions
@@ -31,11 +32,10 @@ from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.conversion.run_folder import ALLOCATED, CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
 from s2d_convert.conversion.training_steps import finetune, finishing_seconds, tried_out, try_out
 from s2d_convert.conversion.worst_case import keeps_max_latency, possible
-from s2d_convert.conversion.worth import Cost, stage_costs, trained_worth
+from s2d_convert.conversion.worth import Cost, dispatched_costs, trained_worth
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import check_target
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
-from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import simple_chains
@@ -134,7 +134,7 @@ def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tu
     """The best conversion of the space, or the `given` one, fine-tuned: search, finals, fine-tune."""
     with _timed(job.run, "search"):
         job.reporter.step("search")
-        evaluate = make_evaluator(job, space)
+        evaluate = make_evaluator(job)
         conversion = search(job, space, evaluate, given)
     with _timed(job.run, "finals"):
         conversion, start = play_finals(job, space, conversion, evaluate)
@@ -185,28 +185,39 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
     A chain that was trained on made-up images alone is much too sure of itself on real ones, so without data there
     are exits by depth only.
     """
-    ready = job.ready
-    meter = job.meter
-    with _timed(job.run, "heads"):
-        heads, logits = trained_heads(job)
-    with _timed(job.run, "search"):
-        best = depth_candidate(job, meter, heads, logits)
-    space = possible(job, plan_space(ready, job.options))
-    if ready.dataset.kind != "made-up" and CASCADE in space.kinds:
-        best = better(best, cascade_candidate(job, meter, *narrow_chain(job, space, meter)))
+    ready, candidates = job.ready, []
+    if job.options.plan != "cascade":
+        with _timed(job.run, "heads"):
+            heads, logits = trained_heads(job)
+        with _timed(job.run, "search"):
+            candidates.append(depth_candidate(job, job.meter, heads, logits))
+    if ready.dataset.kind != "made-up" and job.options.plan != "depth":
+        space = possible(job, plan_space(ready, job.options))
+        if CASCADE in space.kinds:
+            candidates += narrow_chain(
+                job, space, least=max((c.evaluation.reward for c in candidates), default=-math.inf)
+            )
+    if not candidates:
+        raise ModelError("--plan cascade: no first chain before the model can be faster than it; leave --plan out")
+    best = reduce(better, candidates)
     return best.conversion, best.tuned
 
 
-def narrow_chain(job: Job, space: PlanSpace, meter: LatencyMeter) -> tuple[Conversion, Tuned]:
-    """The simple first chain before the untouched model that finals prefer, then trained for long."""
+def narrow_chain(job: Job, space: PlanSpace, *, least: float) -> list[Candidate]:
+    """The first chain before the untouched model that finals prefer, then trained for long; none if no chain can reach the reward
+    `least`."""
     run = job.run
     job.reporter.step("finals")
     with _timed(run, "finals"):
-        finals = _finals(job, simple_chains(space, job.options.budget or 1.0), partial(stage_costs, meter))
-        conversion, value, file = finals.best()
+        contenders = screened(job, space, make_evaluator(job), least=least)
+        if not contenders:
+            job.reporter.note("no chain before the model can be faster than exits by depth; none is trained")
+            return []
+        conversion, value, file = _finals(job, contenders, partial(dispatched_costs, job)).best()
         choose(job, conversion, value)
     with _timed(run, "fine-tune"):
-        return conversion, finetune(job, conversion.chains[0], start=file)
+        tuned = finetune(job, conversion.chains[0], start=file)
+    return [cascade_candidate(job, conversion, tuned)]
 
 
 def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:

@@ -41,6 +41,17 @@ def stage_costs(meter: LatencyMeter, models: Sequence[StageModel]) -> tuple[floa
     return meter.measure([m.model.SerializeToString() for m in models]).ratios
 
 
+def with_overhead(job: Job, costs: Sequence[float]) -> tuple[float, ...]:
+    """Return the costs of stages together with what the dispatcher adds to them."""
+    first, further = (ms / job.meter.measure([]).reference_ms for ms in job.overhead_ms)
+    return tuple(cost + (further if stage else first) for stage, cost in enumerate(costs))
+
+
+def dispatched_costs(job: Job, models: Sequence[StageModel]) -> tuple[float, ...]:
+    """Return the latencies of stages, relative to static, as the dispatcher runs them."""
+    return with_overhead(job, stage_costs(job.meter, models))
+
+
 def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[float], float]:
     """Return the costs of stages, and the seconds that measuring them took."""
     started = time.monotonic()
