@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 from s2d_runtime import Manifest, leaves
 
 from s2d_convert.base.arrays import Array, slices
@@ -40,25 +41,31 @@ FLOAT = "float32"
 KEPT = (PLAN, TRACE)  # files of the folder that stay as they are
 
 Note = Callable[[str], None]
+Quantizer = Callable[[onnx.ModelProto, Mapping[str, Array]], onnx.ModelProto]  # a stage, and inputs that it is shown
+QUANTIZERS: Mapping[str, Quantizer] = {"int8": int8_stage, "fp16": lambda model, _feeds: float16_stage(model)}
 
 
 @dataclass(frozen=True)
 class Requantization:
-    """How the stages are to compute ('int8', 'int8:early', 'fp16'), how they are run when latency is measured, and whether an
-    export that lies where the folder is to be written is replaced."""
+    """How to convert the stages of a folder.
+
+    kind: 'int8', 'int8:early' or 'fp16'. running: how stages are run when latency is measured. force: an export that lies
+    where the folder is to be written is replaced. quantizers: the functions that convert one stage, by arithmetic.
+    """
 
     kind: str
     running: Running = ONE_THREAD
     force: bool = False
+    quantizers: Mapping[str, Quantizer] = field(default_factory=lambda: QUANTIZERS)
 
 
 def requantize(
     folder: Path, out: Path, asked: Requantization, *, dataset: Dataset, static: StaticModel, note: Note
 ) -> tuple[Manifest, Measured]:
-    """Write `folder` in another arithmetic to `out`; return the new manifest, and what it was measured to do.
+    """Write `folder` in another arithmetic to `out`; return the new manifest and the measured results.
 
-    The ranges of activations come from training images, temperatures and thresholds from those held out for calibration,
-    what was measured from those held back. Raises ModelError for a stage that cannot be converted; nothing is written then.
+    Training images give the ranges of activations, the images for calibration temperatures and thresholds, the test images
+    the results. Raises ModelError for a stage that cannot be converted; nothing is written then.
     """
     with asked.running.dispatcher(folder) as runner:
         before = runner.manifest
@@ -94,7 +101,7 @@ def requantize(
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """Stages in another arithmetic, what each of them computes in, and their logits [S, B, K] on the images of calibration."""
+    """Stages in another arithmetic, the arithmetic of each, and their logits [S, B, K] on the images for calibration."""
 
     models: tuple[StageModel, ...]
     kinds: tuple[str, ...]
@@ -105,17 +112,17 @@ def converted_folder(
     before: Manifest, stages: Sequence[StageModel], asked: Requantization, *, dataset: Dataset, static: StaticModel,
     note: Note,
 ) -> Converted:  # fmt: skip
-    """Return the stages in the arithmetic that is asked for, apart from those that would answer otherwise than before on more
-    than 1 - LEAST_AGREEMENT of the images: they stay in float32.
+    """Return the stages in the requested arithmetic.
 
-    Where a stage does so though it is in float32 already, the links that it reads are at fault: the stage before it stays in
-    float32 as well. Raises ModelError where nothing is left to convert.
+    A stage stays in float32 if its answers would differ from before on more than 1 - LEAST_AGREEMENT of the images. If they
+    differ although it is in float32 already, the links that it reads are at fault, and the stage before it stays in float32
+    too. Raises ModelError where nothing is left to convert.
     """
     kinds = list(kinds_of(asked.kind, len(stages)))
     task = static.graph.task
     float_classes = task.answers(stage_logits(static.graph, stages, dataset.calib))
     while True:
-        models = convert_stages(before, stages, dataset.train, kinds=kinds)
+        models = convert_stages(before, stages, dataset.train, kinds=kinds, quantizers=asked.quantizers)
         logits = stage_logits(static.graph, models, dataset.calib, provider=asked.running.provider)
         agreement = task.agree(task.answers(logits), float_classes).mean(axis=1)
         for number, (same, kind) in enumerate(zip(agreement, kinds, strict=True), start=1):
@@ -140,17 +147,25 @@ def spoiled_stage(agreement: Array, kinds: Sequence[str]) -> int | None:
 
 
 def convert_stages(
-    manifest: Manifest, stages: Sequence[StageModel], images: Images, *, kinds: Sequence[str]
+    manifest: Manifest,
+    stages: Sequence[StageModel],
+    images: Images,
+    *,
+    kinds: Sequence[str],
+    quantizers: Mapping[str, Quantizer] = QUANTIZERS,
 ) -> tuple[StageModel, ...]:
-    """The stages in another arithmetic. Each is shown the images that reach it under the default policy, with the links
-    that the converted stages before it make."""
+    """Return the stages in another arithmetic.
+
+    Each is shown the images that reach it under the default policy, with the links that the converted stages before it make.
+    """
     thresholds = manifest.default_policy.thresholds
     values: dict[str, Array] = {manifest.input.name: _drawn(manifest, images)}
     made: list[StageModel] = []
     for number, (stage, kind) in enumerate(zip(stages, kinds, strict=True), start=1):
         feeds = {i.name: values[i.name] for i in stage.model.graph.input}
         try:
-            made.append(_converted(stage, {n: v[:USED] for n, v in feeds.items()}, kind))
+            shown = {name: rows[:USED] for name, rows in feeds.items()}
+            made.append(stage if kind == FLOAT else _converted(stage, shown, quantizers[kind]))
         except ModelError as error:
             raise ModelError(f"stage {number}: {error}") from error
         if number == len(stages):
@@ -162,21 +177,19 @@ def convert_stages(
 
 
 def kinds_of(asked: str, stages: int) -> list[str]:
-    """The arithmetic of every stage: int8, fp16 or float32."""
+    """Return the arithmetic of every stage: int8, fp16 or float32."""
     kind, _, early = asked.partition(":")
     return [kind] * (stages - 1) + [FLOAT if early else kind]
 
 
-def _converted(stage: StageModel, feeds: Mapping[str, Array], kind: str) -> StageModel:
-    if kind == FLOAT:
-        return stage
-    model = int8_stage(stage.model, feeds) if kind == "int8" else float16_stage(stage.model)
+def _converted(stage: StageModel, feeds: Mapping[str, Array], quantizer: Quantizer) -> StageModel:
+    model = quantizer(stage.model, feeds)
     check_runs(model)
     return replace(stage, model=model)
 
 
 def _drawn(manifest: Manifest, images: Images) -> Array:
-    """Model input [N, ...] that the ranges are found on: as many images as memory allows, at most DRAWN."""
+    """Return model input [N, ...] to find the ranges on: as many images as memory allows, at most DRAWN."""
     links = [link.shape for stage in manifest.stages for link in stage.links_out]
     elements = sum(math.prod(n or 1 for n in shape) for shape in [manifest.input.shape, *links])
     count = min(len(images), max(AT_LEAST, min(DRAWN, MOST_BYTES // (4 * elements))))

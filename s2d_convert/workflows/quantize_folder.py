@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from s2d_runtime import Manifest
 
 from s2d_convert.base.sessions import RunningOptions
 from s2d_convert.conversion.options import ARITHMETIC, check_choice
-from s2d_convert.conversion.requantize import Requantization, requantize
+from s2d_convert.conversion.requantize import QUANTIZERS, Quantizer, Requantization, requantize
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.reading import Reading, Warn
@@ -37,8 +37,17 @@ class QuantizeOptions(RunningOptions):
         super().__post_init__()
 
 
-def quantize_folder(options: QuantizeOptions, *, note: Callable[[str], None], warn: Warn) -> tuple[Manifest, Measured]:
-    """Write the folder, and return its manifest and what it was measured to do. Raises S2DError or DispatcherError."""
+def quantize_folder(
+    options: QuantizeOptions,
+    *,
+    note: Callable[[str], None],
+    warn: Warn,
+    quantizers: Mapping[str, Quantizer] = QUANTIZERS,
+) -> tuple[Manifest, Measured]:
+    """Write the folder, and return its manifest and the measured results. Raises S2DError or DispatcherError.
+
+    quantizers: the functions that convert one stage, by arithmetic.
+    """
     check_target(options.out, force=options.force)
     running = options.running
     with open_export(options.folder, static=options.static, running=running) as (runner, reference):
@@ -49,7 +58,7 @@ def quantize_folder(options: QuantizeOptions, *, note: Callable[[str], None], wa
             seed=Origin.of(runner.manifest).seed,
             reading=Reading(options.strict, warn=warn),
         )
-        asked = Requantization(options.quantize, running, force=options.force)
+        asked = Requantization(options.quantize, running, options.force, quantizers)
         made = requantize(options.folder, options.out, asked, dataset=dataset, static=reference, note=note)
     for text in made[1].lost_classes:
         warn(text)

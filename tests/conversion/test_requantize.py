@@ -29,6 +29,7 @@ from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.requantize import (
     AT_LEAST,
     LEAST_AGREEMENT,
+    Quantizer,
     convert_stages,
     kinds_of,
     spoiled_stage,
@@ -46,6 +47,7 @@ from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.slicing.chain import store_as_float16
 from s2d_convert.slicing.split import split
+from s2d_convert.workflows.quantize_folder import QuantizeOptions, quantize_folder
 from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -342,17 +344,20 @@ def test_weights_that_are_stored_in_float16_are_no_obstacle(place: Path, tmp_pat
     assert weights_of(int8_stage(model, feeds)) == weights_of(expected)
 
 
-def test_a_stage_that_cannot_be_converted_leaves_nothing(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def quantized(place: Path, out: Path, kind: str, quantizer: Quantizer) -> list[str]:
+    """Write the folder of `place` in another arithmetic, by a quantizer of the test; returns the notes."""
+    notes: list[str] = []
+    options = QuantizeOptions(place / "out", kind, place / "data.npz", out)
+    quantize_folder(options, note=notes.append, warn=notes.append, quantizers={kind: quantizer})
+    return notes
+
+
+def test_a_stage_that_cannot_be_converted_leaves_nothing(place: Path, tmp_path: Path) -> None:
     def broken(*_: object) -> onnx.ModelProto:
         return onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 13]> g () => (float y) { y = Nonsense() }')
 
-    monkeypatch.setattr("s2d_convert.conversion.requantize.float16_stage", broken)
-    arguments = ("--quantize", "fp16", "--data", str(place / "data.npz"), "--out", str(tmp_path / "made"))
-    code, _, err = call(capsys, "export", str(place / "out"), *arguments)
-    assert code == 4
-    assert err.splitlines()[-1].startswith("error: stage 1: onnxruntime cannot change its arithmetic (")
+    with pytest.raises(ModelError, match=r"^stage 1: onnxruntime cannot change its arithmetic \("):
+        quantized(place, tmp_path / "made", "fp16", broken)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -363,14 +368,13 @@ def test_rows_that_reach_a_stage_and_at_least_some() -> None:
     assert len(staying_rows(np.full(200, np.nan, np.float32), 0.5)) == 200
 
 
-def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path) -> None:
     shown: list[Mapping[str, Array]] = []
 
     def remember(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:
         shown.append(feeds)
         return model
 
-    monkeypatch.setattr("s2d_convert.conversion.requantize.int8_stage", remember)
     onnx.save(residual(), str(tmp_path / "model.onnx"))
     split_model(SplitOptions(tmp_path / "model.onnx", plan="width", stages=3, out=tmp_path / "out"))
     np.savez(tmp_path / "data.npz", images=random_images(residual(), 400, 0)["image"])
@@ -384,7 +388,7 @@ def test_ranges_come_from_the_rows_that_reach_a_stage(tmp_path: Path, monkeypatc
         policies = tuple(replace(policy, thresholds=(first, second)) for policy in runner.manifest.policies)
         manifest = replace(runner.manifest, policies=policies)
     stages = read_stages(tmp_path / "out", manifest)
-    convert_stages(manifest, stages, images, kinds=["int8"] * len(stages))
+    convert_stages(manifest, stages, images, kinds=["int8"] * len(stages), quantizers={"int8": remember})
     reached = [int((answer.stage > k).sum()) for k in range(3)]
     assert AT_LEAST < reached[2] < reached[1] < 400
     assert [len(next(iter(feeds.values()))) for feeds in shown] == reached
@@ -405,8 +409,8 @@ def test_which_stage_stays_in_float32() -> None:
     assert of([1.0, 0.99, 0.5], ["int8", "int8", "float32"]) == 1
 
 
-def break_stages(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
-    """Let int8 spoil the answers of some stages, counted from 0: their logits come out in another order."""
+def spoiling(broken: set[int]) -> Quantizer:
+    """A quantizer that spoils the answers of some stages, counted from 0: their logits come out in another order."""
 
     def spoil(stages: Any, feeds: Any) -> onnx.ModelProto:
         model = int8_stage(stages, feeds)
@@ -424,27 +428,17 @@ def break_stages(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
             weight.CopyFrom(onnx.numpy_helper.from_array(turned, weight.name))
         return model
 
-    monkeypatch.setattr("s2d_convert.conversion.requantize.int8_stage", spoil)
+    return spoil
 
 
-def test_a_stage_that_answers_otherwise_in_int8_stays_in_float32(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_stages(monkeypatch, {0})
-    out = tmp_path / "made"
-    arguments = ("--quantize", "int8", "--data", str(place / "data.npz"), "--out", str(out))
-    code, _, err = call(capsys, "export", str(place / "out"), *arguments)
-    assert code == 0, err
-    assert "less than 90 % is too little: stage 1 stays in float32" in err
-    provenance = check_whole(out, "int8")["provenance"]
+def test_a_stage_that_answers_otherwise_in_int8_stays_in_float32(place: Path, tmp_path: Path) -> None:
+    notes = quantized(place, tmp_path / "made", "int8", spoiling({0}))
+    assert "less than 90 % is too little: stage 1 stays in float32" in notes
+    provenance = check_whole(tmp_path / "made", "int8")["provenance"]
     assert provenance["arithmetic_of_stages"] == ["float32", "int8"]
 
 
-def test_where_no_stage_bears_int8_nothing_is_written(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_stages(monkeypatch, {0, 1})
-    arguments = ("--quantize", "int8", "--data", str(place / "data.npz"), "--out", str(tmp_path / "made"))
-    code, _, err = call(capsys, "export", str(place / "out"), *arguments)
-    assert (code, "no stage bears int8" in err) == (4, True)
+def test_where_no_stage_bears_int8_nothing_is_written(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no stage bears int8"):
+        quantized(place, tmp_path / "made", "int8", spoiling({0, 1}))
     assert list(tmp_path.iterdir()) == []
