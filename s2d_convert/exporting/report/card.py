@@ -18,7 +18,7 @@ from s2d_convert.base.text import answer_rows, next_commands, plain, promise_tex
 from s2d_convert.calibration.verdict import worth_showing
 from s2d_convert.exporting.report.page import made_on, model_name, outcomes_of, verdict_of
 
-SPECIAL = re.compile(r"([\\`*_\[\]()#|~!])")
+SPECIAL = re.compile(r"([\\`*_\[\]#|~])")  # a bracket that is escaped makes no link of what follows
 V2_TYPES = {"float32": "FP32", "float16": "FP16", "float64": "FP64", "uint8": "UINT8"}
 
 IN_PYTHON = """\
@@ -190,6 +190,8 @@ def _ways(manifest: Manifest) -> Iterator[str]:
     yield "## Run it"
     yield "All of it from inside this folder. **In Python**, with numpy and onnxruntime and nothing else:"
     yield IN_PYTHON.format(**values)
+    if manifest.preprocess is not None and manifest.preprocess.get("known", True):
+        yield 'Pictures in, names out: `s2d_runtime.Classifier(".")("photo.jpg").name` prepares them as the conversion did.'
     yield "**Behind a server** with the V2 protocol (KServe), health and metrics:"
     yield BEHIND_A_SERVER.format(**values)
     yield "**With onnxruntime alone**, in any language that it has:"
