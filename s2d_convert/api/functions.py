@@ -148,7 +148,7 @@ def calibrate(
     refuse_confidence_alone(asked.max_drop, set(options))
     line = LineReporter(quiet=quiet)
     try:
-        line.step("calibrate")
+        line.step("setting thresholds anew")
         made = calibrate_folder(asked)
         for text in made.warnings:
             line.warn(text)
@@ -166,7 +166,7 @@ def evaluate(folder: PathLike, data: PathLike, *, quiet: bool = False, **options
     asked = read_options(EvaluateOptions, _on_folder(folder, data, options), call="evaluate")
     line = LineReporter(quiet=quiet)
     try:
-        line.step("evaluate")
+        line.step("measuring the folder")
         measured = evaluate_folder(asked, warn=line.warn)
     finally:
         line.close()

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 from s2d_runtime import Dispatcher, Manifest, Policy
+from s2d_runtime.names import class_names
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.files import check_out, write_bytes
@@ -38,6 +39,7 @@ from s2d_convert.slicing.stage_graph import CONFIDENCE, OUTPUT
 THRESHOLDS, STAGE = "thresholds", "stage"
 ANSWER = (OUTPUT, STAGE, CONFIDENCE)
 POLICIES = "s2d.policies"  # the metadata key of the thresholds of every budget
+NAMES = "names"  # that of the names of classes, written as ultralytics does
 CHECKED_ROWS, TOLERANCE = 3, 1e-3
 
 
@@ -96,7 +98,9 @@ def single_model(
     graph = root.graph("single", builder.answer_infos(1, ANSWER), inputs)
     model = helper.make_model(graph, opset_imports=_opsets(stages), ir_version=max(m.ir_version for m in stages))
     choices = [{"budget": p.budget, THRESHOLDS: p.thresholds} for p in manifest.policies]
-    helper.set_model_props(model, {POLICIES: json.dumps(choices)})
+    names = class_names(manifest)
+    named = {} if names is None else {NAMES: str(dict(enumerate(names)))}
+    helper.set_model_props(model, {POLICIES: json.dumps(choices), **named})
     onnx.checker.check_model(model)
     return model
 

@@ -20,11 +20,12 @@ from random_graphs import random_graphs
 from s2d_runtime import Answer, Dispatcher, Manifest
 from test_dispatcher import assert_same, call_strategy
 from text_nets import net, residual
-from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, stage_text, write_export
+from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, stage_text, write_export, write_manifest
 
 from s2d_convert.base.sessions import ONE_THREAD
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.data.class_names import names_in_metadata
 from s2d_convert.errors import OutputError, VerifyError
 from s2d_convert.exporting.folder import FolderWriter, draft_manifest
 from s2d_convert.exporting.single import ANSWER, POLICIES, THRESHOLDS, write_single
@@ -133,6 +134,15 @@ def test_inputs_outputs_and_the_thresholds_of_every_budget(tmp_path: Path) -> No
     ]  # fmt: skip
     (stored,) = [p.value for p in model.metadata_props if p.key == POLICIES]
     assert json.loads(stored)[0] == {"budget": 0.5, THRESHOLDS: [0.1, 0.2, 0.3]}
+    assert [p.key for p in model.metadata_props] == [POLICIES]
+
+
+def test_names_of_classes_are_in_the_metadata(tmp_path: Path) -> None:
+    manifest = write_export(tmp_path, PAIR)
+    names = ["cat", "dog", "it's", "fox"]
+    write_manifest(tmp_path, manifest | {"provenance": {"class_names": names}})
+    metadata = {p.key: p.value for p in single_of(tmp_path).metadata_props}
+    assert names_in_metadata(metadata, 4) == tuple(names)
 
 
 def test_weights_lie_in_the_branch_of_their_stage(tmp_path: Path) -> None:
