@@ -151,9 +151,21 @@ HERE = Path("//")  # what --resume holds where no folder is given after it
     help="Replace OUT where it is an export and nothing was added to it; go on though the static model is no better than "
     "chance on the data.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done, how long it takes and what to expect of it; train and write nothing.",
+)
 @WORDS
 def convert(
-    model: Path | None, out: Path | None, resume: Path | None, quiet: bool, verbose: bool, **options: Any
+    model: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    *,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
 ) -> None:
     """Convert MODEL to a folder of stages that is as fast as possible at a loss of one point at most, or, with --budget, as
     accurate as possible in a share of the static model's time.
@@ -166,6 +178,9 @@ def convert(
     asked = asked_for(model, out, resume, options)
     refuse_pointless(asked, named_options())
     reporter = TerminalReporter(words="quiet" if quiet else "verbose" if verbose else "plain")
+    if dry_run:
+        show_forecast(conversion.dry_run(asked, reporter), reporter)
+        return
     clock = Clock(asked.time)
     try:
         with _finish_at_interrupt(clock):
@@ -232,6 +247,20 @@ def asked_for(model: Path | None, out: Path | None, resume: Path | None, options
     named = {name: value for name, value in {**options, "model": model}.items() if name in named_options()}
     before = {**RunFolder(folder).asked(), "out": folder}
     return replace(ConvertOptions.from_json({**before, **named}), resume=True)
+
+
+def show_forecast(forecast: conversion.Forecast, reporter: TerminalReporter) -> None:
+    """Print the steps of a conversion, and what to expect of it."""
+    reporter.plan(forecast.steps, memory_bytes=forecast.memory)
+    click.echo(f"The static model has {100 * forecast.right:.1f} % {forecast.target} on held-out images.")
+    for row in forecast.expected:
+        lost = 100 * (forecast.right - row.right)
+        click.echo(f"  {row.budget:.1f} of its time: loses about {max(0.0, lost):.1f} points before any training")
+    if not forecast.expected:
+        click.echo(
+            "What it is worth cannot be told before it is tried: there are no real images, or the mode is exact."
+        )
+    click.echo("Nothing was trained or written (--dry-run).")
 
 
 def show(result: conversion.Result, asked: ConvertOptions) -> None:

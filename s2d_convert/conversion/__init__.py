@@ -12,11 +12,12 @@ from s2d_convert._lazy import lazy_names
 
 if TYPE_CHECKING:
     from s2d_convert.base.reporting import Reporter
+    from s2d_convert.conversion.estimate import Forecast
     from s2d_convert.conversion.finish import Result
     from s2d_convert.conversion.options import ConvertOptions
-    from s2d_convert.conversion.pipeline import convert
+    from s2d_convert.conversion.pipeline import convert, dry_run
 
-__all__ = ["ConvertOptions", "Reporter", "Result", "convert"]
+__all__ = ["ConvertOptions", "Forecast", "Reporter", "Result", "convert", "dry_run"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -24,6 +25,8 @@ __getattr__, __dir__ = lazy_names(
         "ConvertOptions": "s2d_convert.conversion.options",
         "Reporter": "s2d_convert.base.reporting",
         "Result": "s2d_convert.conversion.finish",
+        "Forecast": "s2d_convert.conversion.estimate",
         "convert": "s2d_convert.conversion.pipeline",
+        "dry_run": "s2d_convert.conversion.pipeline",
     },
 )

@@ -11,17 +11,19 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial, reduce
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from s2d_convert.base.clock import Clock, as_duration
-from s2d_convert.base.reporting import PlannedStep, Reporter
+from s2d_convert.base.reporting import Reporter
 from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
+from s2d_convert.conversion.estimate import Forecast, forecast, memory_bytes, planned
 from s2d_convert.conversion.exact import Candidate, better, cascade_candidate, depth_candidate, trained_heads
 from s2d_convert.conversion.explore import choose, make_evaluator, screened, search, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
@@ -44,7 +46,7 @@ from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import Evaluation
 from s2d_convert.search.evaluate import Evaluator
 
-__all__ = ["Reporter", "Result", "convert"]
+__all__ = ["Forecast", "Reporter", "Result", "convert", "dry_run"]
 
 
 def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None = None) -> Result:
@@ -52,25 +54,12 @@ def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None 
 
     clock: one that the caller may stop, from when on the best so far is finished (None: one of the options' time).
     """
-    clock = clock or Clock(options.time)
-    run = RunFolder(options.out)
-    run.refuse_leftover(resume=options.resume)
     check_target(options.out, force=options.force)
-    ready = prepare(options, reporter)
-    given = written_plan(options, ready)  # what is wrong with it is said before anything is trained
-    hashes = contents(options, ready)
-    run.open(
-        {**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}},
-        options.to_json(),
-    )
-    clock.add(sum((run.read_json(SECONDS) or {}).values()))
-    job = Job(options, ready, run, reporter, clock=clock)
-    _check_time(job)
-    reporter.plan(steps_ahead(options))
-    if options.exact:
-        conversion, tuned = keep_original(job)
-    else:
-        conversion, tuned = train_everything(job, possible(job, plan_space(ready, options)), given)
+    job, given, hashes = _begin(options, reporter, clock or Clock(options.time))
+    ready, run = job.ready, job.run
+    space = None if options.exact else possible(job, plan_space(ready, options))
+    reporter.plan(planned(job, space), memory_bytes=memory_bytes(job))
+    conversion, tuned = keep_original(job) if space is None else train_everything(job, space, given)
     provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
     with _timed(run, "finish"):
         result = _finished(job, tuned, conversion, provenance=provenance)
@@ -78,6 +67,34 @@ def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None 
         reporter.note(text)
     run.remove()
     return result
+
+
+def dry_run(options: ConvertOptions, reporter: Reporter) -> Forecast:
+    """Return what `convert` would do and take, and what may be expected of it. Nothing is trained or written."""
+    with TemporaryDirectory() as folder:
+        elsewhere = replace(options, out=Path(folder) / "out", resume=False)
+        job, _, _ = _begin(elsewhere, reporter, Clock(options.time))
+        return forecast(job, None if options.exact else plan_space(job.ready, options))
+
+
+def _begin(
+    options: ConvertOptions, reporter: Reporter, clock: Clock
+) -> tuple[Job, Conversion | None, dict[str, str | None]]:
+    """Prepare a conversion, and open its run folder as soon as nothing is wrong with what was asked for. Returns the job, the
+    written plan if there is one, and the hashes of `contents`."""
+    run = RunFolder(options.out)
+    run.refuse_leftover(resume=options.resume)
+    ready = prepare(options, reporter)
+    given, hashes = written_plan(options, ready), contents(options, ready)
+    job = Job(options, ready, run, reporter, clock=clock)
+    clock.add(sum((run.read_json(SECONDS) or {}).values()))
+    if not options.resume:  # which may be out of time, and then writes what it has
+        _check_time(job)
+    run.open(
+        {**options.fingerprint(), **{f"content of {name}": digest for name, digest in hashes.items()}},
+        options.to_json(),
+    )
+    return job, given, hashes
 
 
 def _check_time(job: Job) -> None:
@@ -89,17 +106,6 @@ def _check_time(job: Job) -> None:
                 f"--time {as_duration(job.options.time)}: reading, checking and measuring this model on these images take about "
                 f"{as_duration(least - LEAST_SECONDS)}; give at least {as_duration(2 * least)}, or fewer images"
             )
-
-
-def steps_ahead(options: ConvertOptions) -> list[PlannedStep]:
-    """Return the steps of a conversion after the model has shown that it works on the data. A resumed run may leave some out."""
-    if options.exact:
-        narrow = ["finals", "fine-tune"] if options.data is not None and options.picture is None else []
-        names = ["heads", "search", *narrow]
-    else:
-        names = ["search", *(["finals"] if options.plan in PLANS else [])]
-        names += ["fine-tune"] if options.work.finetune_epochs or options.work.finetune_min_steps else []
-    return [PlannedStep(name) for name in (*names, "export", "measure", *(["quantize"] if options.quantize else []))]
 
 
 def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:

@@ -1,0 +1,132 @@
+"""What a conversion will take and may bring, told before anything long is done.
+
+The times come from a few that were measured: the static model in onnxruntime, and one rough solve. A training step is taken
+to cost `STEP` times the static model's work on its batch, for the share of it that a first chain has.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from s2d_convert.base.reporting import PlannedStep
+from s2d_convert.conversion.context import Job
+from s2d_convert.conversion.explore import UNTIL as SEARCHED_UNTIL
+from s2d_convert.conversion.explore import allocate, make_evaluator
+from s2d_convert.conversion.finals import ROUNDS
+from s2d_convert.conversion.finals import UNTIL as PLAYED_UNTIL
+from s2d_convert.conversion.options import PLANS, ConvertOptions
+from s2d_convert.conversion.training_steps import MOST_PASSES, TRAINED_UNTIL, finishing_seconds
+from s2d_convert.plans.space import CASCADE, PlanSpace
+from s2d_convert.search.allocation import allocated, pairs_of
+from s2d_convert.search.base import Evaluation
+from s2d_convert.training.reconstruction import Settings
+from s2d_convert.training.settings import TrainSettings
+
+STEP = 4.0  # forward and backward in torch, relative to onnxruntime's forward pass of as much work
+FIRST_CHAIN = 0.5  # of the static model's work
+FULL_SOLVE = 5.0  # relative to a rough one
+MEASURING = 0.6  # seconds for the latency of a candidate
+CONTENDERS = 6  # in the finals, about
+METHODS = 3  # of search, where the baselines run too
+SHOWN = 6  # first chains of a forecast
+BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def steps_ahead(options: ConvertOptions) -> list[str]:
+    """Return the steps of a conversion after the model has shown that it works on the data. A resumed run may leave some out."""
+    if options.exact:
+        narrow = ["finals", "fine-tune"] if options.data is not None and options.picture is None else []
+        names = ["heads", "search", *narrow]
+    else:
+        names = ["search", *(["finals"] if options.plan in PLANS else [])]
+        names += ["fine-tune"] if options.work.finetune_epochs or options.work.finetune_min_steps else []
+    return [*names, "export", "measure", *(["quantize"] if options.quantize else [])]
+
+
+def planned(job: Job, space: PlanSpace | None) -> list[PlannedStep]:
+    """Return the steps to come and how long each will take. Without a space (exact mode) only what the clock says is known."""
+    seconds: dict[str, float] = {"measure": finishing_seconds(job)}
+    if job.clock.limited:
+        left = job.clock.left
+        seconds["search"] = left(SEARCHED_UNTIL)
+        seconds["finals"] = left(PLAYED_UNTIL) - left(SEARCHED_UNTIL)
+        seconds["fine-tune"] = max(0.0, left(TRAINED_UNTIL) - left(PLAYED_UNTIL) - seconds["measure"])
+    elif space is not None:
+        seconds |= _by_effort(job, space)
+    return [PlannedStep(name, seconds.get(name, math.nan)) for name in steps_ahead(job.options)]
+
+
+def _by_effort(job: Job, space: PlanSpace) -> dict[str, float]:
+    """Return the seconds that the steps take at the effort that was asked for."""
+    ready, work = job.ready, job.options.work
+    image = job.meter.measure([]).reference_ms / 1e3 / torch.get_num_threads()
+    step = TrainSettings.batch_size * image * (1 + FIRST_CHAIN * STEP)
+    solve = 0.0
+    if ready.dataset.kind != "made-up":
+        pairs, started = pairs_of(space), time.monotonic()
+        ready.solver.rough.solve(pairs.decode(pairs.actions(CASCADE, [len(pairs.taps) - 1], [0.5])).chains[0])
+        solve = time.monotonic() - started
+    candidates = work.evaluations * (METHODS if work.baselines and job.options.plan == "search" else 1)
+    epochs = round(work.finetune_epochs * len(ready.dataset.train) / TrainSettings.batch_size)
+    trials = (CONTENDERS * ROUNDS[0] + math.ceil(CONTENDERS / 3) * ROUNDS[1]) * work.trial_steps
+    return {
+        "search": candidates * (solve + MEASURING),
+        "finals": CONTENDERS * FULL_SOLVE * solve + trials * step,
+        "fine-tune": max(epochs * MOST_PASSES / 2, work.finetune_min_steps) * step,
+    }
+
+
+def memory_bytes(job: Job) -> int:
+    """Return about how much memory the conversion will take: what was taken so far, and the values that a full solve keeps."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    graph, images = job.ready.graph, min(1000, len(job.ready.dataset.train))
+    largest = max(4 * math.prod(shape) for shape in graph.shapes.values())
+    kept = Settings.values_bytes + Settings.targets_bytes
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + min(kept, 4 * largest * images)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a mean latency, relative to static, costs in accuracy (or agreement): the share that is right, without training."""
+
+    budget: float
+    right: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The steps of a conversion with their seconds, its memory in bytes, and what its first chains are worth before training.
+
+    right: the share of right answers of the static model on the same images; target: what is right, accuracy or agreement.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    memory: int
+    target: str
+    right: float
+    expected: tuple[Expected, ...] = ()
+
+
+def forecast(job: Job, space: PlanSpace | None) -> Forecast:
+    """Return what a conversion will take, and what solved first chains are worth for a row of budgets. Nothing is trained."""
+    steps, task = tuple(planned(job, space)), job.ready.task
+    right = float(task.agree(task.answers(job.ready.calib_logits), job.ready.right_classes).mean())
+    expected = tuple(_expected(job, space)) if space is not None and job.ready.dataset.kind != "made-up" else ()
+    return Forecast(steps, memory_bytes(job), job.ready.target, right, expected)
+
+
+def _expected(job: Job, space: PlanSpace) -> Iterator[Expected]:
+    evaluate, pairs = make_evaluator(job), pairs_of(space)
+    chains = [pairs.decode(actions) for actions in allocated(pairs, allocate(job, space), SHOWN)]
+    for budget in BUDGETS:
+        values: list[Evaluation] = [evaluate.at_budget(budget)(chain) for chain in chains]
+        within = [value.accuracy for value in values if value.latency <= budget]
+        if within:
+            yield Expected(budget, max(within))
