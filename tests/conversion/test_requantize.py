@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from random_graphs import random_graphs
 from s2d_runtime import Dispatcher
 from text_nets import chain, net, residual
-from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
+from tiny import Listener, ask, make_model, quadrants, turn_answers, use_tiny_effort
 
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES
 from s2d_convert.channels.analysis import AnalysedModel, analyse
@@ -419,13 +419,7 @@ def spoiling(broken: set[int]) -> Quantizer:
         else:
             number = 1
         if number in broken:
-            makers = {name: node for node in model.graph.node for name in node.output}
-            node = makers[makers["output"].input[0]]
-            while node.op_type != "Gemm":
-                node = makers[node.input[0]]
-            (weight,) = [i for i in model.graph.initializer if i.name == node.input[1]]
-            turned = np.roll(onnx.numpy_helper.to_array(weight), 1, axis=0).copy()
-            weight.CopyFrom(onnx.numpy_helper.from_array(turned, weight.name))
+            turn_answers(model)
         return model
 
     return spoil
