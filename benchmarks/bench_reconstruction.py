@@ -31,7 +31,7 @@ BATCH = 250
 
 
 def plans(model: AnalysedModel, score: Array) -> Iterator[tuple[str, Plan]]:
-    """The plans of the table, each with its name."""
+    """Yield the plans of the table, each with its name."""
     for share in (0.5, 0.25):
         yield f"{share} of the inner channels", divided(model, score, share, PRUNED)
     yield "every 2nd block", fewer_blocks(model, 2)
@@ -44,7 +44,8 @@ def plans(model: AnalysedModel, score: Array) -> Iterator[tuple[str, Plan]]:
 
 
 def divided(model: AnalysedModel, score: Array, share: float, rest: int) -> Plan:
-    """The best share of every class in stage 1, the others in stage `rest`; PRUNED takes from the inside of blocks only."""
+    """Return the best share of every class in stage 1, the others in stage `rest`; PRUNED takes from the inside of blocks
+    only."""
     stages = np.ones(model.channels.units, dtype=np.int64)
     for group in model.channels.classes:
         if group.splittable and (rest != PRUNED or is_inner(group)):
@@ -54,12 +55,12 @@ def divided(model: AnalysedModel, score: Array, share: float, rest: int) -> Plan
 
 
 def is_inner(group: ChannelClass) -> bool:
-    """Whether a class is the inside of a residual block; a stream is made by several layers."""
+    """Return whether a class is the inside of a residual block; a stream is made by several layers."""
     return len(group.producers) == 1
 
 
 def fewer_blocks(model: AnalysedModel, step: int) -> Plan:
-    """The first inner class of every width, and every `step`-th after it."""
+    """Return the first inner class of every width, and every `step`-th after it."""
     stages, seen = np.ones(model.channels.units, dtype=np.int64), dict[int, int]()
     for group, optional in zip(model.channels.classes, optional_classes(model), strict=True):
         if group.splittable and optional and is_inner(group):
@@ -71,7 +72,7 @@ def fewer_blocks(model: AnalysedModel, step: int) -> Plan:
 
 @torch.no_grad()
 def accuracy(model: AnalysedModel, weights: Weights, plan: Plan, data: tuple[Array, Array]) -> list[float]:
-    """The accuracy of every exit in percent."""
+    """Return the accuracy of every exit in percent."""
     net = StagedNet(model, weights, taps=[t for t in plan.taps if t != model.graph.output]).eval()
     masks, right = net.masks(Effective(model, plan)), np.zeros(plan.stages)
     for start in range(0, len(data[0]), BATCH):

@@ -175,7 +175,7 @@ def hanging(port: int, *, end: float, tally: Tally) -> None:
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[tuple[int, int]]:
-    """The server's process and port."""
+    """Yield the server's process and port."""
     options = [word for name, value in SERVER.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "s2d_runtime.serving.http", str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -54,12 +54,12 @@ class Block(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of the block, [B, out_channels, H / stride, W / stride]."""
+        """Return features of the block, [B, out_channels, H / stride, W / stride]."""
         return F.relu(self.body(features) + self.shortcut(features))
 
 
 def residual_net(width: int = 32) -> nn.Sequential:
-    """A static classifier for [B, 1, 32, 32] images: residual blocks of `width`, 2 and 4 times `width` channels.
+    """Return a static classifier for [B, 1, 32, 32] images: residual blocks of `width`, 2 and 4 times `width` channels.
 
     Maps become small early, so that training takes half a minute on one core.
     """
@@ -94,7 +94,7 @@ class Composer:
         return torch.from_numpy(pixels[:, None]), torch.from_numpy(self.labels[rows])
 
     def _image(self, digit: Pixels, hard: float) -> Pixels:
-        """One image [32, 32]; hard: 0 for a large clean digit to 1 for a small one in clutter, partly hidden."""
+        """Return one image [32, 32]; hard: 0 for a large clean digit to 1 for a small one in clutter, partly hidden."""
         rng = self.rng
         canvas = np.zeros((SIZE, SIZE), np.float32)
         for _ in range(round(hard * MOST_PIECES * rng.uniform(0.5, 1.0))):
@@ -120,7 +120,7 @@ class Composer:
 
 
 def enlarged(pixels: Pixels, side: int) -> Pixels:
-    """The picture with this side, bilinear."""
+    """Return the picture with this side, bilinear."""
     return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -185,7 +185,7 @@ def export(model: nn.Module, path: Path) -> None:
 
 
 def accuracy(path: Path, images: Tensor, labels: Tensor) -> float:
-    """Share of `images` that the exported file classifies as `labels` say, in onnxruntime."""
+    """Return the share of `images` that the exported file classifies as `labels` say, in onnxruntime."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits: NDArray[np.float32] = session.run(["output"], {"input": images.numpy()})[0]
     return float((logits.argmax(axis=1) == labels.numpy()).mean())

@@ -31,7 +31,7 @@ class S2DError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
-        """The message in one line: names from files may hold line ends and what controls a terminal."""
+        """Return the message in one line: names from files may hold line ends and what controls a terminal."""
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
 
 

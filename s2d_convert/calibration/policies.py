@@ -75,7 +75,7 @@ class Scores:
         return stage_losses(self.static_correct, self.correct)
 
     def confidence(self, temperatures: Sequence[float]) -> NDArray[np.float32]:
-        """How sure every stage is, [S, B]."""
+        """Return the confidence of every stage, [S, B]."""
         return self.task.confidences(self.logits, temperatures)
 
     @property
@@ -85,11 +85,11 @@ class Scores:
         return {self.name_of(number): int(count) for number, count in enumerate(counts)}
 
     def name_of(self, number: int) -> str:
-        """What a class is called."""
+        """Return the name of a class."""
         return self.class_names[number] if self.class_names else str(number)
 
     def take(self, rows: Array) -> Scores:
-        """The answers on some of the images."""
+        """Return the scores of some of the images."""
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, logits=self.logits[:, rows], static_classes=self.static_classes[rows], labels=labels)
 
@@ -105,13 +105,13 @@ class Chosen:
 
 
 def fit_temperatures(scores: Scores) -> tuple[float, ...]:
-    """The temperature of every stage."""
+    """Return the temperature of every stage."""
     return scores.task.fit_temperatures(scores.logits, scores.target)
 
 
 def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
-    """The best policies for a row of budgets, `budget` among them (`budget_row`). cost: of every stage, relative to the static
-    model."""
+    """Return the best policies for a row of budgets, `budget` among them (`budget_row`). cost: of every stage, relative to
+    the static model."""
     confidence, correct, as_last = scores.confidence(temperatures), scores.correct, scores.as_last
     row = budget_row(confidence, correct, cost=cost, budget=budget)
     return Chosen(tuple(observed(policy, confidence, as_last) for policy in row), budget)
@@ -120,8 +120,8 @@ def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequ
 def accurate_policies(
     scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], max_loss: float
 ) -> Chosen:
-    """The best policies for a row of budgets; the default is the cheapest that loses at most `max_loss` against the static
-    model (`accurate_row`)."""
+    """Return the best policies for a row of budgets; the default is the cheapest that loses at most `max_loss` against the
+    static model (`accurate_row`)."""
     confidence, correct, static = scores.confidence(temperatures), scores.correct, scores.static_correct
     row, default = accurate_row(confidence, correct, static, cost=cost, max_loss=max_loss)
     return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default)

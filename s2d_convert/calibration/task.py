@@ -34,39 +34,39 @@ class Task(ABC):
 
     @abstractmethod
     def answers(self, logits: Array) -> Array:
-        """What logits [..., K] answer: the class, int64 [...], or 0 or 1 for every label, int8 [..., K]."""
+        """Return what logits [..., K] answer: the class, int64 [...], or 0 or 1 for every label, int8 [..., K]."""
 
     @abstractmethod
     def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
-        """Where answers are the same, with all their labels."""
+        """Return where two answers are the same, in all their labels."""
 
     @abstractmethod
     def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
-        """Which answers are class k, or give label k."""
+        """Return which answers are class k, or give label k."""
 
     @abstractmethod
     def kinds(self, classes: int) -> int:
-        """How many different answers there may be; classes: K."""
+        """Return how many different answers there may be; classes: K."""
 
     @abstractmethod
     def fit_temperature(self, logits: Array, right: Array) -> float:
-        """The temperature at which logits [B, K] make the right answers likeliest."""
+        """Return the temperature at which logits [B, K] make the right answers likeliest."""
 
     @abstractmethod
     def confidence(self, logits: Array, temperature: float) -> NDArray[np.float32]:
-        """How sure logits [B, K] are at a temperature, float32 [B] in 0..1; NaN where a logit is NaN. Stage files compute
-        the same (`slicing.stage_graph`)."""
+        """Return the confidence of logits [B, K] at a temperature, float32 [B] in 0..1; NaN where a logit is NaN. Stage files
+        compute the same (`slicing.stage_graph`)."""
 
     def confidences(self, logits: Array, temperatures: Sequence[float]) -> NDArray[np.float32]:
-        """The confidence of every stage, float32 [S, B]; logits: [S, B, K]."""
+        """Return the confidence of every stage, float32 [S, B]; logits: [S, B, K]."""
         return np.stack([self.confidence(row, t) for row, t in zip(logits, temperatures, strict=True)])
 
     def fit_temperatures(self, logits: Array, right: Array) -> tuple[float, ...]:
-        """The temperature of every stage; logits: [S, B, K]."""
+        """Return the temperature of every stage; logits: [S, B, K]."""
         return tuple(self.fit_temperature(row, right) for row in logits)
 
     def right(self, labels: Array | None, static_logits: Array) -> Array:
-        """What counts as right: the labels, or without labels the static model's answers."""
+        """Return what counts as right: the labels, or without labels the static model's answers."""
         return self.answers(static_logits) if labels is None else labels
 
 
@@ -130,5 +130,5 @@ ONE_CLASS, SEVERAL_LABELS = OneClass(), SeveralLabels()
 
 
 def task_of(kind: str) -> Task:
-    """The task of a model whose output is of this kind, as manifests name it."""
+    """Return the task of a model whose output is of this kind, as manifests name it."""
     return SEVERAL_LABELS if kind in LABEL_KINDS else ONE_CLASS

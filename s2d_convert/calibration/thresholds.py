@@ -55,7 +55,7 @@ __all__ = [
 
 
 def fit_temperature(logits: Floats, labels: Integers) -> float:
-    """The T in [0.05, 20] that minimises the mean negative log-likelihood of ``softmax(logits / T)``.
+    """Return the T in [0.05, 20] that minimises the mean negative log-likelihood of ``softmax(logits / T)``.
 
     logits: [B, K]; labels: int [B], the truth or the static model's answers. Rows with logits that are not finite are
     left out; without any row left, or where T makes no difference, T is 1. The likelihood is convex in 1/T, so Newton
@@ -84,7 +84,7 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
 
 
 def _margins(logits: Floats, labels: Integers) -> NDArray[np.float64]:
-    """Each logit minus its row's logit of the label, float64 [B', K], rows with finite logits only."""
+    """Return each logit minus its row's logit of the label, float64 [B', K], rows with finite logits only."""
     values, targets = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or targets.shape != values.shape[:1]:
         raise ValueError(
@@ -114,7 +114,7 @@ def _slope(margins: NDArray[np.float64], place: float) -> tuple[float, float]:
 
 
 def fit_label_temperature(logits: Floats, labels: Integers) -> float:
-    """The same for labels, each given or not: the T that makes ``sigmoid(logits / T)`` likeliest, mean over all labels.
+    """Return the same for labels, each given or not: the T that makes ``sigmoid(logits / T)`` likeliest, mean over all labels.
 
     logits: [B, K]; labels: 0 or 1 [B, K]. Of very many numbers evenly spaced rows are taken.
     """
@@ -126,13 +126,13 @@ def fit_label_temperature(logits: Floats, labels: Integers) -> float:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities [B, K]."""
+    """Return probabilities [B, K]."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def confidences(logits: Floats, temperatures: Sequence[float] | Floats) -> NDArray[np.float32]:
-    """Maximum of ``softmax(logits[k] / temperatures[k])``, float32 [S, B]; NaN where a logit is NaN.
+    """Return the maximum of ``softmax(logits[k] / temperatures[k])``, float32 [S, B]; NaN where a logit is NaN.
 
     logits: [S, B, K]; temperatures: S positive numbers.
     """
@@ -149,7 +149,7 @@ def confidences(logits: Floats, temperatures: Sequence[float] | Floats) -> NDArr
 
 
 def label_confidence(logits: Floats, temperature: float) -> NDArray[np.float32]:
-    """How sure logits [B, K] are of the least sure label, the smallest of max(p, 1 - p) at the temperature, float32 [B];
+    """Return how sure logits [B, K] are of the least sure label, the smallest of max(p, 1 - p) at the temperature, float32 [B];
     NaN where a logit is NaN."""
     if not temperature > 0:
         raise ValueError(f"got the temperature {temperature}; expected a positive number")

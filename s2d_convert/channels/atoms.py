@@ -60,7 +60,7 @@ class Atoms:
         return [a for a in range(ids.ndim) if ids.shape[a] > 1 and bool((ids != ids.take([0], axis=a)).any())]
 
     def ids(self, atoms: Array) -> Array:
-        """Labels (raw ids where a label is not known yet) of atoms, FREE for constants."""
+        """Return labels (raw ids where a label is not known yet) of atoms, FREE for constants."""
         raw = np.where(atoms < 0, FREE, self.atom_raw[np.maximum(atoms, 0)] if len(self.atom_raw) else FREE)
         ids = self.known(raw)
         if not len(self.labels):

@@ -173,19 +173,20 @@ def to_mind(policy: Policy, measured: Measured, ready: Prepared) -> Iterator[str
 
 
 def recorded(preprocess: Preprocess, images: Images, options: ConvertOptions) -> Preprocess:
-    """What the manifest says of the way from pixels to model input: not known where the images were none and nobody said."""
+    """Return what the manifest says of the way from pixels to model input: not known where the images were none and nobody
+    said."""
     return preprocess if options.says_preprocessing or not images.is_model_input else replace(preprocess, known=False)
 
 
 def stands_for(table: Table | None) -> dict[str, Any]:
-    """Which machine the latencies stand for, and whether they were measured there or predicted for it."""
+    """Return which machine the latencies stand for, and whether they were measured there or predicted for it."""
     if table is None:
         return {"machine": machine(), "latency": "measured"}
     return {"machine": str(table.board), "latency": "predicted", "prediction_error": asdict(table.held_out_error)}
 
 
 def keeps_the_original(ready: Prepared, conversion: Conversion) -> bool:
-    """Whether the last stage is the static model by its plan, whatever the mode."""
+    """Return whether the last stage is the static model by its plan, whatever the mode."""
     return len(conversion.chains) > 1 and is_untouched(ready.graph, conversion.chains[-1])
 
 
@@ -203,7 +204,8 @@ def exactness(runner: Dispatcher, static: StaticModel, images: Images) -> Exactn
 def choose_policies(
     job: Job, models: Sequence[StageModel], scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float]
 ) -> Chosen:
-    """The policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even the plan."""
+    """Return the policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even
+    the plan."""
     ready, options = job.ready, job.options
     if job.careful:
         return careful_policies(scores, temperatures, cost=cost, budget=options.budget, max_loss=options.max_loss)
@@ -223,7 +225,7 @@ def choose_policies(
 
 
 def reported(job: Job) -> Images:
-    """The images on which nothing was chosen at all."""
+    """Return the images on which nothing was chosen."""
     test = job.ready.dataset.test
     return test if job.options.risk_bound is None else test.take(slice(len(promise_images(job.ready.dataset)), None))
 

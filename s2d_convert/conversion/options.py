@@ -65,7 +65,7 @@ def check_budget(name: str, budget: float) -> None:
 
 
 def risk_bound_of(max_drop: float | None, confidence: float, *, per_class: bool = False) -> RiskBound | None:
-    """The bound behind --max-drop, --confidence and --per-class, None without the first. Raises UsageError."""
+    """Return the bound behind --max-drop, --confidence and --per-class, None without the first. Raises UsageError."""
     if per_class and max_drop is None:
         raise UsageError("--per-class: means nothing without --max-drop; give both, or leave it out")
     risk_bound = RiskBound(0.01 if max_drop is None else max_drop, confidence, per_class)

@@ -109,7 +109,7 @@ def _check_time(job: Job) -> None:
 
 
 def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
-    """Hashes of what the options name, by option: equal names with something else behind them are another run."""
+    """Return hashes of the files that the options name, by option: equal names with other contents are another run."""
     plan = None if options.plan in PLANS else Path(options.plan)
     files = {"--latency": options.latency, "--plan": plan, "--data": options.picture}
     found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
@@ -120,7 +120,7 @@ def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
 
 
 def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any]) -> Result:
-    """The exported folder; with --quantize one in float32 is made in the run folder first."""
+    """Return the exported folder. With --quantize, a float32 one is made in the run folder first."""
     options, ready = job.options, job.ready
     if options.quantize is None:
         return finish(job, tuned, conversion, provenance=provenance)
@@ -137,7 +137,7 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
 
 
 def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
-    """The best conversion of the space, or the `given` one, fine-tuned: search, finals, fine-tune."""
+    """Return the best conversion of the space, or the `given` one, fine-tuned: search, finals, fine-tune."""
     with _timed(job.run, "search"):
         job.reporter.step("search")
         evaluate = make_evaluator(job)
@@ -151,8 +151,8 @@ def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tu
 def play_finals(
     job: Job, space: PlanSpace, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
 ) -> tuple[Conversion, Path | None]:
-    """The plan that short trainings prefer, among the search's choice, its other favourites and, where it did not start from an
-    allocation, simple chains; and the file that training goes on from. A written plan has no rivals."""
+    """Return the plan that short trainings prefer, among the search's choice, its other favourites and, where it did not
+    start from an allocation, simple chains; and the file that training goes on from. A written plan has no rivals."""
     options, run, channels = job.options, job.run, job.ready.channels
     if options.plan not in PLANS:
         return first, None
@@ -174,7 +174,7 @@ def play_finals(
 
 
 def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None) -> Finals:
-    """Finals between these conversions, whose trainings start from solved weights."""
+    """Return the finals between these conversions, whose trainings start from solved weights."""
 
     def worth(conversion: Conversion, file: Path) -> Evaluation:
         return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost)
@@ -186,7 +186,7 @@ def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, plac
 
 
 def keep_original(job: Job) -> tuple[Conversion, Tuned]:
-    """The best conversion whose last stage is the model as it is: exits by depth, or a narrow chain before it.
+    """Return the best conversion whose last stage is the model as it is: exits by depth, or a narrow chain before it.
 
     A chain that was trained on made-up images alone is much too sure of itself on real ones, so without data there
     are exits by depth only.
@@ -210,8 +210,8 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
 
 
 def narrow_chain(job: Job, space: PlanSpace, *, least: float) -> list[Candidate]:
-    """The first chain before the untouched model that finals prefer, then trained for long; none if no chain can reach the reward
-    `least`."""
+    """Return the first chain before the untouched model that finals prefer, then trained for long; none if no chain can
+    reach the reward `least`."""
     run = job.run
     job.reporter.step("finals")
     with _timed(run, "finals"):
@@ -227,7 +227,7 @@ def narrow_chain(job: Job, space: PlanSpace, *, least: float) -> list[Candidate]
 
 
 def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
-    """How well the search predicted the latency, and where the time went."""
+    """Yield how well the search predicted the latency, and where the time went."""
     run, chosen = job.run, job.run.read_json(CHOSEN)
     same = chosen is not None and chosen["plan"] == conversion.digest() and job.options.quantize is None
     if same and job.ready.table is None:  # a table speaks of another device
@@ -257,7 +257,7 @@ def _timed(run: RunFolder, step: str) -> Iterator[None]:
 
 
 def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
-    """The search space of the model. Raises ModelError when there is nowhere to put an exit."""
+    """Return the search space of the model. Raises ModelError when there is nowhere to put an exit."""
     score = None if ready.dataset.kind == "made-up" else ready.solver.importance
     divisions = divide(ready.model, ready.weights, groups=options.work.groups, block=ready.block, score=score)
     space = PlanSpace(ready.model, divisions, stages=options.stages, scales=offered_scales(ready.model))
@@ -267,12 +267,12 @@ def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
 
 
 def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float]) -> float:
-    """The mean latency that the stage times of the search give with these shares of exits, relative to static."""
+    """Return the mean latency that the stage times of the search give with these shares of exits, relative to static."""
     return float(np.dot(np.cumsum(stage_latency), exit_share))
 
 
 def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
-    """How the time of a conversion was spent, in words; `measuring` says how much of a step went into timing models."""
+    """Return how the time of a conversion was spent, in words; `measuring` says how much of a step went into timing models."""
     rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
     parts = {
         "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
@@ -285,5 +285,5 @@ def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) ->
 
 
 def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
-    """The seconds that went into timing the candidates of a trace; lines that only repeat one cost nothing."""
+    """Return the seconds that went into timing the candidates of a trace; lines that only repeat one cost nothing."""
     return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

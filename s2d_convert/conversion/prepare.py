@@ -59,7 +59,7 @@ def read_analysed(
 
 
 def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
-    """The preprocessing that the options ask for, in the shape and layout that the model takes."""
+    """Return the preprocessing that the options ask for, in the shape and layout that the model takes."""
     shape = graph.shapes[graph.image]
     nhwc = graph.image_axis == 2
     height, width, channels = shape if nhwc else (shape[1], shape[2], shape[0])
@@ -102,7 +102,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
 
 
 def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
-    """The table of `--latency`, if any; says for which machine it stands and how well it predicts."""
+    """Return the table of `--latency`, if any; says for which machine it stands and how well it predicts."""
     if options.latency is None:
         return None
     digest = model_sha256(options.model)
@@ -128,7 +128,8 @@ def limit_threads() -> None:
 
 
 def torch_device(name: str) -> torch.device:
-    """The torch device behind --device, set to float32 that is float32. Raises UsageError when cuda is asked for and absent."""
+    """Return the torch device behind --device, set to float32 that is float32. Raises UsageError when cuda is asked for and
+    absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
     limit_threads()
@@ -141,7 +142,7 @@ def torch_device(name: str) -> torch.device:
 
 
 def read_dataset(static: StaticModel, preprocess: Preprocess, options: ConvertOptions, reporter: Reporter) -> Dataset:
-    """The user's images, or made-up ones that the static model has labelled."""
+    """Return the user's images, or made-up ones that the static model has labelled."""
     graph = static.graph
     if options.data is None or options.picture is not None:
         reporter.warn(_without_data(options))
@@ -181,7 +182,7 @@ def read_dataset(static: StaticModel, preprocess: Preprocess, options: ConvertOp
 
 
 def promise_images(dataset: Dataset) -> Images:
-    """The half of the held-back images that a promise is tested on; the other half is reported."""
+    """Return the half of the held-back images on which a promise is tested. The other half is for the report."""
     return dataset.test.take(slice(0, len(dataset.test) // 2))
 
 
@@ -199,7 +200,7 @@ def check_promise(static: StaticModel, images: Images, risk_bound: RiskBound, *,
 
 
 def _without_data(options: ConvertOptions) -> str:
-    """What somebody who has no data, or one picture, must know."""
+    """Return the warning for a user who gives no data, or one picture."""
     source = (
         "no --data: images are made up"
         if options.picture is None
@@ -218,7 +219,7 @@ def _without_data(options: ConvertOptions) -> str:
 
 
 def static_logits(static: StaticModel, images: Images) -> Array:
-    """The static model's logits [B, K] on images without augmentation."""
+    """Return the static model's logits [B, K] on images without augmentation."""
     return np.concatenate([static.logits(np.ascontiguousarray(images.batch(p))) for p in slices(len(images), 100)])
 
 

@@ -197,7 +197,7 @@ def _drawn(manifest: Manifest, images: Images) -> Array:
 
 
 def _outputs(stage: StageModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """All outputs of a stage on N rows, by name."""
+    """Return all outputs of a stage on N rows, by name."""
     session = make_session(stage.model.SerializeToString())
     batches = []
     for rows in slices(len(next(iter(feeds.values()))), RUN_BATCH):
@@ -206,7 +206,7 @@ def _outputs(stage: StageModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def staying_rows(confidence: Array, threshold: float) -> Array:
-    """The rows that stay, in order, int [N]; where they are too few to tell a range, the least sure ones besides."""
+    """Return the rows that stay, in order, int [N]; where they are too few to tell a range, the least sure ones besides."""
     stays = ~leaves(confidence, np.float32(threshold))
     stays[np.argsort(confidence)[:AT_LEAST]] = True
     return np.flatnonzero(stays)

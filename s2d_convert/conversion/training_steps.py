@@ -50,7 +50,7 @@ TRAINED_UNTIL = 0.92  # of the time; the rest is for writing and measuring, toge
 def train_settings(
     ready: Prepared, options: ConvertOptions, rate: float, epochs: float, at_least: int
 ) -> TrainSettings:
-    """Settings for so many passes over the training images, and at least so many steps."""
+    """Return the settings for so many passes over the training images, and at least so many steps."""
     steps = max(at_least, round(epochs * len(ready.dataset.train) / TrainSettings.batch_size))
     level: Level = "strong" if ready.dataset.kind == "made-up" else "light"
     mixed = has_bfloat16(ready.device)
@@ -180,7 +180,7 @@ def _finetuned(job: Job, training: _Training) -> Tuned:
 
 
 def _right_answers(job: Job, training: _Training) -> float:
-    """The share of the held-out images that the exits answer rightly, on average over the exits."""
+    """Return the share of the held-out images that the exits answer rightly, on average over the exits."""
     logits = exit_logits(training.net, job.ready.dataset.calib, training.masks)
     task = job.ready.task
     return float(task.agree(task.answers(logits), job.ready.right_classes).mean())
@@ -232,7 +232,7 @@ def tried_out(job: Job, plan: Plan, file: Path) -> Chain:
 
 
 def _tried(ready: Prepared, plan: Plan, file: Path | None, *, norms: bool) -> _Training:
-    """A first chain from its file, or with its solved weights."""
+    """Return a first chain from its file, or with its solved weights."""
     if plan.stages == 1:
         data = compact(ready.solver.chain(plan)) if file is None else file.read_bytes()
         return _training(ready, chain_from_bytes(data, labels=ready.graph.labels), norms=norms)

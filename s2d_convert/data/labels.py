@@ -40,13 +40,13 @@ class LabelSpace:
 
 
 def groups(labels: Labels) -> NDArray[np.int64]:
-    """A number for each image [B], equal where labels are."""
+    """Return a number for each image [B], equal where labels are."""
     found = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1]
     return found.astype(np.int64)
 
 
 def fitting_labels(source: Path, labels: NDArray[Any], count: int, space: LabelSpace) -> Labels:
-    """The labels of an array for `count` images, if type, shape and values fit. Raises DataError."""
+    """Return the labels of an array for `count` images, if type, shape and values fit. Raises DataError."""
     if space.several:
         return _fitting_sets(source, labels, count, space.classes)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -104,7 +104,8 @@ class LabelFile:
     names: tuple[str, ...] | None
 
     def of(self, files: Sequence[Path]) -> Labels:
-        """The labels of files that lie below the folder of this one, int8 [B, K]. Raises DataError where one has none."""
+        """Return the labels of files that lie below the folder of this one, int8 [B, K]. Raises DataError where one has
+        none."""
         keys = [file.relative_to(self.path.parent).as_posix() for file in files]
         missing = [key for key in keys if key not in self.sets]
         if missing:
@@ -116,7 +117,7 @@ class LabelFile:
 
 
 def read_label_file(path: Path, classes: int) -> LabelFile:
-    """A file of labels, for a model with `classes` labels. Raises DataError."""
+    """Read a file of labels, for a model with `classes` labels. Raises DataError."""
     try:
         if path.stat().st_size > LARGEST_BYTES:
             raise DataError(f"{path}: is larger than {LARGEST_BYTES} bytes; give the labels as an .npz")

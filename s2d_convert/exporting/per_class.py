@@ -94,7 +94,7 @@ class Answers:
         return np.flatnonzero(self.counts).tolist()
 
     def having(self, k: int) -> NDArray[np.bool_]:
-        """Which images have class k [B]."""
+        """Return which images have class k [B]."""
         return self.task.has(self.truth, k)
 
 
@@ -203,7 +203,7 @@ class LabelScores:
 
 
 def label_scores(answers: Answers) -> LabelScores:
-    """The scores of answers with several labels."""
+    """Return the scores of answers with several labels."""
     agreement = float((answers.static == answers.dynamic).mean())
     if not answers.labelled:
         return LabelScores(agreement)

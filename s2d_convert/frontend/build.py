@@ -32,7 +32,7 @@ def graph_of(
     probabilities: bool = False,
     ends_in_softmax: bool = False,
 ) -> Graph:
-    """The Graph of a simplified model, its trailing Softmax or Sigmoid set aside; `labels` as of `load_graph`.
+    """Return the Graph of a simplified model, its trailing Softmax or Sigmoid set aside; `labels` as of `load_graph`.
 
     `probabilities`: it is known to answer some; `ends_in_softmax`: nothing before its last Softmax is to be set aside.
     Where no Softmax at the end makes the probabilities, one is put there, in the model and its `shapes` too.
@@ -70,8 +70,8 @@ def graph_of(
 
 
 def with_kind(region: Region, ending: Ending, output: str, labels: str | None) -> tuple[Ending, str]:
-    """The division with what is behind a Sigmoid set aside as well, and what kind of output that makes. `load` looks again
-    where more than a Softmax was set aside. Raises UsageError where `labels` does not fit."""
+    """Return the division with what is behind a Sigmoid set aside as well, and what kind of output that makes. `load` looks
+    again where more than a Softmax was set aside. Raises UsageError where `labels` does not fit."""
     softmax = ending.tail
     if softmax and labels == "multi":
         raise UsageError(
@@ -138,7 +138,7 @@ def _attribute(proto: onnx.AttributeProto) -> Any:
 
 
 def _reaching(nodes: tuple[Node, ...], output: str) -> list[Node]:
-    """The nodes that `output` depends on, in their order."""
+    """Return the nodes that `output` depends on, in their order."""
     needed, kept = {output}, []
     for node in reversed(nodes):
         if needed.intersection(node.outputs):

@@ -77,7 +77,7 @@ def set_end_aside(graph: Region, output: str, *, as_it_is: bool = False) -> Endi
 
 
 def set_sigmoid_aside(graph: Region, output: str) -> Ending | None:
-    """The division of a model whose output is made of a Sigmoid of all classes, and of nothing else; None for others."""
+    """Return the division of a model whose output is made of a Sigmoid of all classes, and of nothing else; None for others."""
     end = graph.end(output)
     for node in end:
         made = node.outputs[0]
@@ -90,7 +90,7 @@ def set_sigmoid_aside(graph: Region, output: str) -> Ending | None:
 
 
 def with_axis(graph: Region, ending: Ending) -> Ending:
-    """The division moved to before the logits of one class lost their axis, where that is so."""
+    """Return the division moved to before the logits of one class lost their axis, where that is so."""
     while len(graph.shapes[ending.logits]) < 2:
         maker = graph.made_by.get(ending.logits)
         if maker is None or maker.op not in RESHAPING or graph.count(maker.inputs[0]) != 1:
@@ -115,11 +115,11 @@ class Region:
         return {name: n for n in self.nodes for name in n.outputs}
 
     def count(self, name: str) -> int:
-        """How many elements a tensor has per image."""
+        """Return how many elements a tensor has per image."""
         return int(np.prod(self.shapes[name][1:]))
 
     def end(self, output: str) -> list[Node]:
-        """The nodes before `output` that only treat the classes of one image, in order."""
+        """Return the nodes before `output` that only treat the classes of one image, in order."""
         classes, wanted, found = self.count(output), {output}, []
         for node in reversed(self.nodes):
             if wanted.intersection(node.outputs) and self._treats_classes(node, classes):
@@ -138,7 +138,8 @@ class Region:
         return node.op in ELEMENTWISE or node.op in RESHAPING or node.op == "Expand" or self.moves_nothing(node)
 
     def moves_nothing(self, node: Node) -> bool:
-        """Whether an operator that moves elements leaves them all where they are, as tools put in that take care of shapes."""
+        """Return whether an operator that moves elements leaves them all where they are, as tools put in that take care of
+        shapes."""
         shape = self.shapes.get(node.inputs[0])
         if shape is None or any(name and name not in self.constants for name in node.inputs[1:]):
             return False
@@ -152,7 +153,7 @@ class Region:
         return STILL[node.op](given)
 
     def softmax_before(self, output: str) -> str:
-        """How messages name a Softmax over all classes whose probabilities `output` is made of; '' if there is none."""
+        """Return how messages name a Softmax over all classes whose probabilities `output` is made of; '' if there is none."""
         wanted = {output}
         for node in reversed(self.nodes):
             if not wanted.intersection(node.outputs):
@@ -164,7 +165,7 @@ class Region:
         return ""
 
     def is_normalising(self, node: Node) -> bool:
-        """Whether a node takes all classes of an image together."""
+        """Return whether a node takes all classes of an image together."""
         shape, out = self.shapes.get(node.inputs[0]), self.shapes[node.outputs[0]]
         if shape is None or np.prod(shape[1:]) < 2:
             return False
@@ -173,7 +174,7 @@ class Region:
         return node.op in OVER_AXIS and shape[int(node.attrs.get("axis", -1)) % len(shape)] == np.prod(shape[1:])
 
     def _axes(self, node: Node) -> list[int]:
-        """The axes that a reduction is over, batch included; they became an input between opsets 13 and 18."""
+        """Return the axes that a reduction is over, batch included; they became an input between opsets 13 and 18."""
         rank = len(self.shapes[node.inputs[0]])
         given = node.attrs.get("axes")
         if given is None and len(node.inputs) > 1 and node.inputs[1] in self.constants:
@@ -182,7 +183,7 @@ class Region:
 
 
 def _behind(end: Sequence[Node], name: str, output: str, shapes: Mapping[str, Shape]) -> set[str]:
-    """The names of the nodes between a tensor and `output`; none unless all of it comes from that tensor."""
+    """Return the names of the nodes between a tensor and `output`; none unless all of it comes from that tensor."""
     wanted, found = {output}, set()
     for node in reversed(end):
         if wanted.intersection(node.outputs):
@@ -193,7 +194,8 @@ def _behind(end: Sequence[Node], name: str, output: str, shapes: Mapping[str, Sh
 
 
 def _plain_softmax(graph: Region, output: str) -> Ending | None:
-    """The division of a model that ends in one Softmax or LogSoftmax, which may be reshaped: the Reshape moves before it."""
+    """Return the division of a model that ends in one Softmax or LogSoftmax, which may be reshaped: the Reshape moves
+    before it."""
     shapes, last = graph.shapes, graph.made_by.get(output)
     behind = []  # what only reshapes the answer: a Softmax before opset 13 was one over a flat copy
     while last is not None and last.op in RESHAPING and np.count_nonzero(np.array(shapes[output][1:]) != 1) == 1:

@@ -46,7 +46,7 @@ class FileAnswers:
 
 
 def ask_file(path: Path, image: Image, output: str) -> FileAnswers | None:
-    """The answers of a file as it is.
+    """Return the answers of a file as it is.
 
     None where onnxruntime cannot run the file (some float64 operators), or where `output` is a tensor inside of it: it is
     judged by what is made of it.
@@ -65,7 +65,7 @@ def ask_file(path: Path, image: Image, output: str) -> FileAnswers | None:
 
 
 def _anything(value: onnx.ValueInfoProto) -> np.ndarray:
-    """Zeros for an input that has to be fed and that nothing reads."""
+    """Return zeros for an input that has to be fed and that nothing reads."""
     kind = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     return np.zeros([d.dim_value or 1 for d in kind.shape.dim], dtype)
@@ -83,7 +83,7 @@ def check_same(session: ort.InferenceSession, asked: FileAnswers, *, half: bool)
 
 
 def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> np.ndarray:
-    """The answers to some images; raises ModelError unless every row of a batch is answered as it is alone.
+    """Return the answers to some images. Raises ModelError unless every row of a batch is answered as it is alone.
 
     A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
     """
@@ -110,7 +110,7 @@ def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> np.ndar
 
 
 def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> str:
-    """What a model answers that does more to its logits than a Softmax: probabilities, also in percent and clipped,
+    """Return what a model answers that does more to its logits than a Softmax: probabilities, also in percent and clipped,
     log_probabilities, or logits. Raises ModelError when its largest answer is not that of the class with the largest logit."""
     answers, raw = _answers_and_logits(model, logits, shape)
     if (np.take_along_axis(answers, raw.argmax(axis=1)[:, None], axis=1)[:, 0] < answers.max(axis=1)).any():
@@ -124,8 +124,8 @@ def kind_of_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> 
 
 
 def kind_of_label_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> str:
-    """What a model answers that gives labels: sigmoid, probabilities of each, or their sigmoid_logits. Raises ModelError where
-    the answers are neither."""
+    """Return what a model answers that gives labels: sigmoid, probabilities of each, or their sigmoid_logits. Raises
+    ModelError where the answers are neither."""
     answers, raw = _answers_and_logits(model, logits, shape)
     if same_answers(answers, raw):
         return "sigmoid_logits"
@@ -138,7 +138,7 @@ def kind_of_label_end(model: onnx.ModelProto, logits: str, shape: tuple[int, ...
 
 
 def _answers_and_logits(model: onnx.ModelProto, logits: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The answers and the tensor `logits` of a model on noise, both [ENDS, K]."""
+    """Return the answers and the tensor `logits` of a model on noise, both [ENDS, K]."""
     told = copy_of(model)
     told.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
     with quiet_session(told) as session:
@@ -148,18 +148,18 @@ def _answers_and_logits(model: onnx.ModelProto, logits: str, shape: tuple[int, .
 
 
 def are_probabilities(answers: np.ndarray) -> bool:
-    """Whether answers [B, ...] are a distribution over the classes for each image."""
+    """Return whether answers [B, ...] are a distribution over the classes for each image."""
     flat = answers.reshape(len(answers), -1)
     return bool(flat.shape[1] > 1 and (flat >= 0).all() and (np.abs(flat.sum(axis=1) - 1) <= BATCH_TOLERANCE).all())
 
 
 def _is_even(sums: np.ndarray) -> bool:
-    """Whether rows add up to the same."""
+    """Return whether rows add up to the same."""
     return bool(np.isfinite(sums).all() and sums.min() > 0 and sums.max() <= (1 + SUM_TOLERANCE) * sums.min())
 
 
 def noise(shape: tuple[int, ...], kind: Any = np.float32, *, seed: int = 0) -> np.ndarray:
-    """Model input without a meaning: pixels drawn evenly for uint8, else normal numbers."""
+    """Return model input without a meaning: pixels drawn evenly for uint8, else normal numbers."""
     rng = np.random.default_rng(seed)
     if np.dtype(kind) == np.uint8:
         return rng.integers(0, 256, shape, dtype=np.uint8)
@@ -167,7 +167,7 @@ def noise(shape: tuple[int, ...], kind: Any = np.float32, *, seed: int = 0) -> n
 
 
 def same_answers(found: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:
-    """Whether answers [B, ...] agree, class by class: one large logit must not hide the others."""
+    """Return whether answers [B, ...] agree, class by class: one large logit must not hide the others."""
     if found.shape != expected.shape or not np.array_equal(np.isfinite(found), np.isfinite(expected)):
         return False
     a, b = (np.where(np.isfinite(expected), x, 0).astype(np.float64).reshape(len(x), -1) for x in (found, expected))

@@ -42,7 +42,7 @@ def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _extent(tensor: onnx.TensorProto, path: Path) -> Extent:
-    """Where the bytes of a tensor lie, if that is a place that the file may name."""
+    """Return where the bytes of a tensor lie, if that is a place that the file may name."""
     facts = {entry.key: entry.value for entry in tensor.external_data}
     location = facts.get("location", "")
     numbers = [facts.get(key, default) for key, default in (("offset", "0"), ("length", ""))]
@@ -87,7 +87,7 @@ def _read(tensor: onnx.TensorProto, path: Path, extent: Extent) -> bytes:
 
 
 def _size(tensor: onnx.TensorProto) -> int | None:
-    """The bytes of a tensor; None for types that are packed or unknown."""
+    """Return the bytes of a tensor; None for types that are packed or unknown."""
     if tensor.data_type not in WHOLE_BYTES:
         return None
     return math.prod(tensor.dims) * WHOLE_BYTES[tensor.data_type]

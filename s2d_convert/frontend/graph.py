@@ -141,7 +141,7 @@ class Graph:
         return self.output_kind if self.tells_logits else "logits"
 
     def computed(self, node: Node) -> tuple[str, ...]:
-        """The inputs of `node` that are computed from the image, in order."""
+        """Return the inputs of `node` that are computed from the image, in order."""
         return tuple(name for name in node.inputs if name in self.shapes)
 
 

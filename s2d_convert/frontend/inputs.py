@@ -60,8 +60,8 @@ def fix_image(model: onnx.ModelProto, size: tuple[int, int] | None) -> Image:
 
 
 def with_free_names(model: onnx.ModelProto, image: Image) -> Image:
-    """The image under a name that no stage and no single file needs for something else; tensors inside get other names than
-    what a stage answers. `model` is changed in place."""
+    """Return the image under a name that no stage and no single file needs for something else; tensors inside get other
+    names than what a stage answers. `model` is changed in place."""
     every = list(graphs(model.graph))
     nodes = [node for graph in every for node in graph.node]
     ends = {output.name for graph in every for output in graph.output}
@@ -80,7 +80,7 @@ def with_free_names(model: onnx.ModelProto, image: Image) -> Image:
 
 
 def _only_input(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, tuple[onnx.ValueInfoProto, ...]]:
-    """The only input that is read, and copies of those that are not, which are taken away."""
+    """Return the only input that is read, and copies of those that are not, which are taken away."""
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     read = {name for node in model.graph.node for name in names_read(node)}
@@ -106,20 +106,20 @@ def _only_input(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, tuple[onnx
 
 
 def _may_be_image(value: onnx.ValueInfoProto) -> bool:
-    """Whether an input is a stack of pictures, and not a number per channel."""
+    """Return whether an input is a stack of pictures, and not a number per channel."""
     dims = value.type.tensor_type.shape.dim
     return len(dims) == IMAGE_AXES and sum(d.dim_value != 1 for d in dims[1:]) > 1
 
 
 def _likely_axis(known: Sequence[int | None]) -> int:
-    """The axis of the channels, batch included, by the lengths alone: the last one if only that can have them."""
+    """Return the axis of the channels, batch included, by the lengths alone: the last one if only that can have them."""
     return 3 if known[3] in IMAGE_CHANNELS and known[1] not in IMAGE_CHANNELS else 1
 
 
 def _fixed_shape(
     name: str, known: Sequence[int | None], layout: Layout, size: tuple[int, int] | None
 ) -> tuple[int, ...]:
-    """The shape of the image without the batch, from what the file, the graph and `size` say."""
+    """Return the shape of the image without the batch, from what the file, the graph and `size` say."""
     shape = list(known)
     if shape[layout.axis] is None:
         shape[layout.axis] = layout.channels

@@ -47,7 +47,7 @@ class _Trace:
 
 
 def layout_of(graph: onnx.GraphProto, image: str) -> Layout | None:
-    """The layout of an image, None where nothing tells it before its axes are mixed; nodes are in topological order."""
+    """Return the layout of an image, None where nothing tells it before its axes are mixed; nodes are in topological order."""
     dims = _constant_dims(graph)
     traces = {image: _Trace(tuple(range(IMAGE_AXES)))}
     for node in graph.node:
@@ -67,7 +67,7 @@ def layout_of(graph: onnx.GraphProto, image: str) -> Layout | None:
 
 
 def _channels(node: onnx.NodeProto, dims: Dims) -> int | None:
-    """How many channels the input of a convolution or of a norm has; None where its weight is computed."""
+    """Return how many channels the input of a convolution or of a norm has; None where its weight is computed."""
     weight = dims.get(node.input[1])
     if weight is None:
         return None
@@ -77,14 +77,14 @@ def _channels(node: onnx.NodeProto, dims: Dims) -> int | None:
 
 
 def _keeps_rank(node: onnx.NodeProto, dims: Dims) -> bool:
-    """Whether the operands leave the number of axes as it is."""
+    """Return whether the operands leave the number of axes as it is."""
     if node.op_type == "Gather":
         return len(dims.get(node.input[1], ())) == 1
     return all(len(dims.get(name, ())) <= IMAGE_AXES for name in node.input)
 
 
 def _constant_dims(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """The shapes of initializers and of what Constant and Identity nodes make of them."""
+    """Return the shapes of initializers and of what Constant and Identity nodes make of them."""
     dims = {i.name: tuple(i.dims) for i in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":

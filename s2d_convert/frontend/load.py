@@ -47,7 +47,7 @@ OTHER_BATCH = 11  # for a second look, where shapes show the first one elsewhere
 def load_graph(
     path: str | Path, *, size: tuple[int, int] | None = None, output: str | None = None, labels: str | None = None
 ) -> Graph:
-    """The simplified graph of an ONNX file.
+    """Return the simplified graph of an ONNX file.
 
     `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs, or any tensor inside. `labels` says
     whether an image has one of the classes ("classes") or several labels, or none ("multi"); None: several where the model
@@ -62,7 +62,7 @@ def load_graph(
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
-    """The checked protobuf of an ONNX file, external data included: what onnxruntime loads, loads. Raises ModelError."""
+    """Return the checked protobuf of an ONNX file, external data included: what onnxruntime loads, loads. Raises ModelError."""
     path = Path(path)
     if not os.path.isfile(path):  # noqa: PTH113 - a Path raises for names that are too long
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
@@ -85,7 +85,7 @@ def graph_from_proto(
     labels: str | None = None,
     file: Path | None = None,
 ) -> Graph:
-    """The simplified graph of a model in memory; see `load_graph`.
+    """Return the simplified graph of a model in memory; see `load_graph`.
 
     `file` is where the model was read from: it may be changed then, and must answer as the file does.
     """
@@ -133,7 +133,7 @@ class _Simplified:
 
 
 def _simplified(source: Path, image: Image, size: tuple[int, int] | None) -> _Simplified:
-    """The normalised model in the file `source` after onnxruntime has simplified it."""
+    """Return the normalised model in the file `source` after onnxruntime has simplified it."""
     try:
         model, inferred = optimised(source, image.batch)
     except ModelError as error:
@@ -156,7 +156,7 @@ def _simplified(source: Path, image: Image, size: tuple[int, int] | None) -> _Si
 
 
 def _stays(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether the shape of something that is computed does not change with the batch."""
+    """Return whether the shape of something that is computed does not change with the batch."""
     return any(o and shapes[o] == other.get(o) for n in model.graph.node for o in n.output)
 
 
@@ -167,7 +167,7 @@ def _unfit_size(size: tuple[int, int], error: ModelError) -> UsageError:
 
 
 def _shapes_of_another_batch(source: Path, image: Image) -> dict[str, tuple[int, ...]] | None:
-    """The shapes for another length of the batch; None where a file that names its own allows no other."""
+    """Return the shapes for another length of the batch; None where a file that names its own allows no other."""
     try:
         return optimised(_with_batch(source, image.name, OTHER_BATCH), OTHER_BATCH)[1].shapes
     except ModelError:
@@ -177,7 +177,7 @@ def _shapes_of_another_batch(source: Path, image: Image) -> dict[str, tuple[int,
 
 
 def _with_batch(path: Path, image: str, batch: int) -> Path:
-    """The same file with another length of the batch."""
+    """Return the same file with another length of the batch."""
     model = onnx.load(str(path))
     (value,) = (i for i in model.graph.input if i.name == image)
     value.type.tensor_type.shape.dim[0].dim_value = batch
@@ -202,8 +202,8 @@ def _check_output(model: onnx.ModelProto, inferred: Inferred) -> None:
 def _check_rows(
     session: ort.InferenceSession, simple: _Simplified, source: Path, size: tuple[int, int] | None
 ) -> np.ndarray:
-    """What the freed model answers to some images; raises ModelError unless it answers each for itself, and not the same to
-    all where inputs are lost."""
+    """Return what the freed model answers to some images. Raises ModelError unless it answers each for itself, and not the
+    same to all where inputs are lost."""
     try:
         answers = check_rows(session, simple.image.shape)
     except ModelError as error:
@@ -235,8 +235,8 @@ def _check_shape(answers: np.ndarray, shapes: Mapping[str, tuple[int, ...]], out
 
 
 def _batch_holders(simple: _Simplified, source: Path) -> list[str]:
-    """The nodes with a constant that is another one when the batch has another length; where the file was made for one length
-    alone, those whose constants have to name it."""
+    """Return the nodes with a constant that is another one when the batch has another length; where the file was made for
+    one length alone, those whose constants have to name it."""
     constants = {i.name: i.SerializeToString() for i in simple.model.graph.initializer}
     if simple.image.batch != PROBE_BATCH:
         nodes = [n for n in simple.model.graph.node if n.op_type in HOLDING]

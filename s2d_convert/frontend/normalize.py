@@ -26,7 +26,7 @@ class Pass(NamedTuple):
 
 
 def with_functions_inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the bodies of its own functions where they are called."""
+    """Return the model with the bodies of its own functions where they are called."""
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
@@ -39,7 +39,7 @@ REPAIRS = (
 
 
 def passes(output: str | None = None) -> tuple[Pass, ...]:
-    """All passes in order; `output` as of `load_graph`."""
+    """Return all passes in order; `output` as of `load_graph`."""
     return (
         *REPAIRS,
         Pass("inline the model's own functions", with_functions_inlined),
@@ -56,7 +56,7 @@ def passes(output: str | None = None) -> tuple[Pass, ...]:
 
 
 def normalised(model: onnx.ModelProto, steps: Iterable[Pass]) -> onnx.ModelProto:
-    """The model after these passes; it may be changed in place."""
+    """Return the model after these passes; it may be changed in place."""
     for step in steps:
         model = step.run(model)
     return model

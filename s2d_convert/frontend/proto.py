@@ -20,29 +20,29 @@ FREE_INITIALIZERS = 4  # the IR version since which initializers need not be inp
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the default operator set."""
+    """Return the version of the default operator set."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def label(node: onnx.NodeProto) -> str:
-    """How messages name a node."""
+    """Return how messages name a node."""
     return f"'{node.name or next(iter(node.output), '')}' ({node.op_type})"
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node by name; strings are bytes."""
+    """Return the attributes of a node by name; strings are bytes."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that may be changed."""
+    """Return a copy that may be changed."""
     fresh = onnx.ModelProto()
     fresh.CopyFrom(model)
     return fresh
 
 
 def without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of nodes, inputs and outputs alone."""
+    """Return a copy of nodes, inputs and outputs alone."""
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     bare.graph.name = model.graph.name
     bare.graph.node.extend(model.graph.node)
@@ -59,7 +59,7 @@ def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which large constants are inputs: what is left is quick to check and to infer shapes of."""
+    """Return a copy in which large constants are inputs: what is left is quick to check and to infer shapes of."""
     fresh = onnx.ModelProto(ir_version=max(model.ir_version, FREE_INITIALIZERS), opset_import=model.opset_import)
     fresh.functions.extend(model.functions)
     graph = fresh.graph
@@ -79,8 +79,8 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def checkable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for onnx's checker: without large constants, and with the shapes of inputs and outputs that onnxruntime can do
-    without and the checker cannot."""
+    """Return a copy for onnx's checker: without large constants, and with the shapes of inputs and outputs that onnxruntime
+    can do without and the checker cannot."""
     bare = without_weights(model)
     for value in (*bare.graph.input, *bare.graph.output):
         if value.type.WhichOneof("value") is None:
@@ -91,7 +91,7 @@ def checkable(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and the branches of its If and Loop nodes."""
+    """Yield a graph and the branches of its If and Loop nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -100,7 +100,7 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """The names that a node reads, those that its branches take from outside included."""
+    """Return the names that a node reads, those that its branches take from outside included."""
     names = set(node.input)
     for attribute in node.attribute:
         if attribute.HasField("g"):
@@ -110,7 +110,7 @@ def names_read(node: onnx.NodeProto) -> set[str]:
 
 
 def unused_stem(graph: onnx.GraphProto, name: str, *, mark: str = ".") -> str:
-    """A name such that no tensor is called like it with a mark and more behind."""
+    """Return a name such that no tensor is called like it with a mark and more behind."""
     taken = {name for inner in graphs(graph) for node in inner.node for name in (*node.input, *node.output)}
     taken.update(i.name for i in (*graph.initializer, *graph.input))
     while any(other.startswith(f"{name}{mark}") for other in taken):
@@ -119,7 +119,7 @@ def unused_stem(graph: onnx.GraphProto, name: str, *, mark: str = ".") -> str:
 
 
 def computed_names(graph: onnx.GraphProto) -> set[str]:
-    """The names of everything that depends on an input, for nodes in topological order."""
+    """Return the names of everything that depends on an input, for nodes in topological order."""
     names = {i.name for i in graph.input} - {i.name for i in graph.initializer}
     for node in graph.node:
         if names.intersection(names_read(node)):
@@ -128,5 +128,5 @@ def computed_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The tensors among the attributes of a graph's nodes."""
+    """Return the tensors among the attributes of a graph's nodes."""
     return (a.t for n in graph.node for a in n.attribute if a.HasField("t"))

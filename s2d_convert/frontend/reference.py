@@ -32,7 +32,7 @@ class StaticModel:
         self._session = running.session(whole.SerializeToString())
 
     def outputs(self, images: Array) -> Array:
-        """What the model answers, as it comes."""
+        """Return the outputs of the model, as they come."""
         return self._run(self._answer, images)
 
     def logits(self, images: Array) -> Array:

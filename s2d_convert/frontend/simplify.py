@@ -28,7 +28,7 @@ class Inferred(NamedTuple):
 
 
 def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:
-    """The model of a file after onnxruntime's basic optimisations (standard operators only), its shapes and types."""
+    """Return the model of a file after onnxruntime's basic optimisations (standard operators only), its shapes and types."""
     simple = with_floor_pools(_optimised(path, ()))
     found = infer(simple)
     if is_plain(simple, batch, found.shapes):
@@ -63,7 +63,7 @@ def _optimised(path: Path, without: tuple[str, ...]) -> onnx.ModelProto:
 
 
 def with_floor_pools(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with pools that round down and pad more instead of rounding up, in place.
+    """Return the model with pools that round down and pad more instead of rounding up, in place.
 
     onnx counts a last window that starts in the padding, onnxruntime leaves it out: shapes would be wrong.
     """
@@ -82,7 +82,7 @@ def with_floor_pools(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _floor_pads(attributes: dict[str, Any], shape: tuple[int, ...]) -> list[int] | None:
-    """The pads with which rounding down gives what rounding up gave; None where padding would be counted."""
+    """Return the pads with which rounding down gives what rounding up gave; None where padding would be counted."""
     rank = len(shape)
     if attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or attributes.get("count_include_pad", 0):
         return None
@@ -101,7 +101,7 @@ def _floor_pads(attributes: dict[str, Any], shape: tuple[int, ...]) -> list[int]
 
 
 def infer(model: onnx.ModelProto) -> Inferred:
-    """The shapes and types of a model whose input has a fixed shape. Raises ModelError where they are not static."""
+    """Return the shapes and types of a model whose input has a fixed shape. Raises ModelError where they are not static."""
     try:
         inferred = onnx.shape_inference.infer_shapes(without_weights(model), strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:

@@ -62,7 +62,7 @@ def check_static(static: StaticModel, images: Images, logits: Array, *, force: b
 
 
 def _check_labels(static: StaticModel, images: Images, said: Array, *, force: bool) -> Checked:
-    """The same for a model that gives labels, each by itself; said: 0 or 1 [B, K]."""
+    """Return the same for a model that gives labels, each by itself; said: 0 or 1 [B, K]."""
     if images.labels is None:
         given = np.flatnonzero(said.any(axis=0))
         note = f"static model: {len(given)} of {said.shape[1]} labels occur among its answers"
@@ -138,7 +138,7 @@ def _near_chance(static: StaticModel, images: Images, judged: Judged, note: str,
 
 
 def _refused(problem: str, *, force: bool) -> str:
-    """The problem as a warning where it was forced. Raises StaticCheckError."""
+    """Return the problem as a warning where it was forced. Raises StaticCheckError."""
     if not force:
         raise StaticCheckError(f"{problem}; --force goes on all the same")
     return problem
@@ -201,7 +201,7 @@ def _better_way(static: StaticModel, images: Images) -> str:
 
 
 def _other_numbers(now: Preprocess) -> Iterator[tuple[str, Preprocess]]:
-    """The other order of channels, then every preset in both orders, with the options that choose it."""
+    """Yield the other order of channels, then every preset in both orders, with the options that choose it."""
     orders: Sequence[Order] = ("RGB", "BGR") if now.channels == 3 else ("RGB",)
     for order in orders:
         if {order, now.order} == {"RGB", "BGR"}:

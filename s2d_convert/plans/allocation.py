@@ -144,7 +144,8 @@ class Allocation:
         ]
 
     def _costs(self, reference: Levels) -> list[list[float]]:
-        """The latency by class and level around a reference, of which every class but the first pays only its difference."""
+        """Return the latency by class and level around a reference, of which every class but the first pays only its
+        difference."""
         base = self.latency(reference)
         rows = []
         for index, division in enumerate(self.space.divisions):

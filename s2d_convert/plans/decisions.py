@@ -23,7 +23,7 @@ class Space(Protocol[PlanT_co]):
         """Number of options of every decision."""
 
     def allowed(self, prefix: Actions, /) -> NDArray[np.bool_]:
-        """Options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
+        """Return the allowed options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
 
     def decode(self, actions: Actions, /) -> PlanT_co:
         """Return the plan that a full sequence stands for."""

@@ -188,14 +188,15 @@ def _everything(spread: Spread, node: Node, name: str) -> Words:
 
 
 def _live_map(spread: Spread, node: Node, name: str) -> Words:
-    """An operator that keeps zero, or is undefined at zero, is as live as its input; any other is live everywhere."""
+    """Treat an operator that keeps zero, or is undefined at zero, as as live as its input, and any other as live everywhere."""
     if keeps_zero(node, spread.model.graph.constants) or node.op in UNDEFINED_AT_ZERO:
         return _any_operand(spread, node, name)
     return _everything(spread, node, name)
 
 
 def _live_join(spread: Spread, node: Node, name: str) -> Words:
-    """A product, or an operator undefined at zero, needs all its operands; a sum of computed operands needs any of them."""
+    """A product, or an operator undefined at zero, needs all its operands; a sum of computed operands needs any of
+    them."""
     if node.op == "Mul" or node.op in UNDEFINED_AT_ZERO:
         return np.asarray(np.bitwise_and.reduce(spread.operands(node, name)))
     if node.op in ADDITIVE and len(spread.model.graph.computed(node)) == len(node.inputs):

@@ -54,7 +54,8 @@ def _spread(rows: Sequence[Allocated], count: int) -> list[Allocated]:
 
 
 def _first_stage(space: PlanSpace, kind: int, row: Allocated) -> Actions:
-    """The decisions nearest to a first stage with these levels at the last tap; further stages lie between it and the model."""
+    """Return the decisions nearest to a first stage with these levels at the last tap; further stages lie between it and
+    the model."""
     count, full = space.stages - 1, [d.levels for d in space.divisions]
     levels = [
         [level + round((most - level) * stage / count) for level, most in zip(row.levels, full, strict=True)]
@@ -80,7 +81,7 @@ class LatencyModel:
         return self.costs.predict(self._work(plan))
 
     def _samples(self) -> Sequence[Actions]:
-        """The chains that are measured: of several widths, with fewer blocks, of half the depth, and random ones."""
+        """Return the chains that are measured: of several widths, with fewer blocks, of half the depth, and random ones."""
         space, last = self.space, len(self.space.taps) - 1
         chains = [space.actions(CASCADE, [last], [width]) for width in WIDTHS]
         chains += [space.thinned(CASCADE, keep, width) for keep in BLOCKS for width in (1.0, 0.5)]

@@ -130,7 +130,7 @@ class Demand:
         return np.flatnonzero(self.effective.readable(tensor, stage))
 
     def group_columns(self, node: Node, stage: int) -> dict[int, Array]:
-        """For each conv group that `stage` computes, its input positions."""
+        """Return for each conv group that `stage` computes, its input positions."""
         groups = int(node.attrs["group"])
         rows = len(self.channels.layouts[node.outputs[0]].units) // groups
         columns = len(self.channels.layouts[node.inputs[0]].units) // groups

@@ -118,7 +118,7 @@ class Pieces:
         return name, np.array(order, dtype=np.int64)
 
     def _join_segments(self, builder: StageGraph, tensor: str, segments: list[Segment]) -> str:
-        """One runtime tensor of all segments: themselves, a Concat, and a Pad for constants at the end."""
+        """Return one runtime tensor of all segments: themselves, a Concat, and a Pad for constants at the end."""
         layout = self.channels.layouts[tensor]
         padding: list[int] = []
         if len(segments) > 1 and segments[-1][0] is None and len(set(layout.fill[segments[-1][1]].tolist())) == 1:

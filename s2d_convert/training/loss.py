@@ -38,7 +38,7 @@ def _class_divergence(logits: Tensor, soft: Tensor) -> Tensor:
 
 
 def _label_divergence(logits: Tensor, soft: Tensor) -> Tensor:
-    """The divergence of independent labels: that of each one, in sum."""
+    """Return the divergence of independent labels: that of each one, in sum."""
     return _label_entropy(logits, soft.sigmoid()) - _label_entropy(soft, soft.sigmoid())
 
 

@@ -26,18 +26,18 @@ class BatchEdit:
         self._names = {o for n in model.graph.node for o in n.output} | set(self.constants) | set(shapes)
 
     def batch_axes(self, name: str) -> list[int]:
-        """The axes whose length goes with the batch; without a second look, axis 0 if it can be."""
+        """Return the axes whose length goes with the batch; without a second look, axis 0 if it can be."""
         shape, other = self.shapes[name], self.other.get(name)
         if other is not None and len(other) == len(shape):
             return [axis for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b]
         return [0] if shape and shape[0] > 0 and shape[0] % self.batch == 0 else []
 
     def is_folded(self, name: str) -> bool:
-        """Whether axis 0 is not the batch alone."""
+        """Return whether axis 0 is not the batch alone."""
         return self.shapes[name][:1] != (self.batch,) or self.batch_axes(name) != [0]
 
     def constant(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
-        """A copy of constant input `index`, None where it is absent. Raises ModelError where it is computed."""
+        """Return a copy of constant input `index`, None where it is absent. Raises ModelError where it is computed."""
         name = node.input[index] if index < len(node.input) else ""
         if not name:
             return None
@@ -48,7 +48,7 @@ class BatchEdit:
         return numpy_helper.to_array(self.constants[name]).copy()
 
     def unused(self, name: str) -> str:
-        """A name like this one that no tensor has; it has now."""
+        """Return a name like this one that no tensor has, and reserve it."""
         while name in self._names:
             name += "_"
         self._names.add(name)

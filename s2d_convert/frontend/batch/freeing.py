@@ -20,13 +20,13 @@ from s2d_convert.frontend.proto import attributes_of, label
 
 
 def is_plain(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Shape]) -> bool:
-    """Whether axis 0 of everything that is computed has the length of the batch."""
+    """Return whether axis 0 of everything that is computed has the length of the batch."""
     return all(shapes[o][:1] == (batch,) for n in model.graph.node for o in n.output if o)
 
 
 def has_other_rows(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a reduction is over axis 0, or an axis is put before it. In a file for one image the first axis may then have one
-    row and not be the batch."""
+    """Return whether a reduction is over axis 0, or an axis is put before it. In a file for one image the first axis may
+    then have one row and not be the batch."""
     constants = {i.name: i for i in model.graph.initializer}
     for node in (n for n in model.graph.node if n.op_type.startswith(("Reduce", "Unsqueeze")) and n.input[0] in shapes):
         axes = attributes_of(node).get("axes")
@@ -139,7 +139,7 @@ class _Edit(BatchEdit):
             self._pad_after(node, axis, padding, low=place == 0)
 
     def _is_one_row(self, name: str) -> bool:
-        """Whether this is a float constant that is the same for every image."""
+        """Return whether this is a float constant that is the same for every image."""
         if name not in self.constants:
             return False
         value = numpy_helper.to_array(self.constants[name])
@@ -242,7 +242,7 @@ def _drop(node: onnx.NodeProto, *names: str) -> None:
 
 
 def whole_scale(before: int, after: int) -> float:
-    """A float32 scale that takes `before` elements to `after`, rounding down, whether counted in 32 or 64 bits."""
+    """Return a float32 scale that takes `before` elements to `after`, rounding down, whether counted in 32 or 64 bits."""
     scale = np.float32(after / before)
     while min(np.floor(np.float32(before) * scale), np.floor(before * float(scale))) < after:
         scale = np.nextafter(scale, np.float32(np.inf))

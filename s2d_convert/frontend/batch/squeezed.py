@@ -55,7 +55,7 @@ def _put_behind_the_batch(edit: BatchEdit, node: onnx.NodeProto) -> None:
 
 
 def _squeezed_axes(edit: BatchEdit, node: onnx.NodeProto) -> list[int]:
-    """The axes that a Squeeze takes away."""
+    """Return the axes that a Squeeze takes away."""
     shape, axes = edit.shapes[node.input[0]], edit.constant(node, 1)
     return [a for a, n in enumerate(shape) if n == 1] if axes is None else [int(a) % len(shape) for a in axes]
 

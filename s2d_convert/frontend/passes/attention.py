@@ -17,7 +17,7 @@ HEADS_FIRST, LAST_TWO_SWAPPED = [0, 2, 1, 3], [0, 1, 3, 2]
 
 
 def plain_attention(model: onnx.ModelProto, node: onnx.NodeProto, types: Mapping[str, int]) -> list[onnx.NodeProto]:
-    """The nodes that do what an Attention does: softmax(Q K^T scale + mask) V for every head.
+    """Return the nodes that do what an Attention does: softmax(Q K^T scale + mask) V for every head.
 
     Inputs are [B, H, L, D], or [B, L, H D] where the node tells the number of heads. `types` has the element types of tensors.
     Raises ModelError for what belongs to text (a cache of keys, a causal mask, a soft cap), and for further outputs.
@@ -87,7 +87,7 @@ def _with_heads(write: _Writer, node: onnx.NodeProto, index: int, attributes: Ma
 
 
 def _scale(write: _Writer, query: str, attributes: Mapping[str, Any]) -> str:
-    """What the scores are multiplied with: given, or one over the root of the length of a head."""
+    """Return what the scores are multiplied with: given, or one over the root of the length of a head."""
     if "scale" in attributes:
         return write.constant(np.array(attributes["scale"], np.float32))
     length = write("Cast", [write("Shape", [query], start=3)], to=onnx.TensorProto.FLOAT)
@@ -95,7 +95,7 @@ def _scale(write: _Writer, query: str, attributes: Mapping[str, Any]) -> str:
 
 
 def _masked(write: _Writer, scores: str, mask: str, types: Mapping[str, int]) -> str:
-    """The scores with a mask: of booleans, where True takes part, or of numbers that are added."""
+    """Return the scores with a mask: of booleans, where True takes part, or of numbers that are added."""
     if types.get(mask) == onnx.TensorProto.BOOL:
         return write("Where", [mask, scores, write.constant(np.array(-np.inf, np.float32))])
     return write("Add", [scores, mask])

@@ -37,7 +37,7 @@ OTHER_FLOATS = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
 
 
 def with_one_default_domain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its standard operators in the domain "", which some writers spell `ai.onnx`, in place."""
+    """Return the model with its standard operators in the domain "", which some writers spell `ai.onnx`, in place."""
     if any(o.domain == DEFAULT_DOMAIN for o in model.opset_import):
         version = opset_of(model)
         kept = [(o.domain, o.version) for o in model.opset_import if o.domain not in ("", DEFAULT_DOMAIN)]
@@ -53,8 +53,8 @@ def with_one_default_domain(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with each node behind those that it reads from, as onnxruntime sorts them itself; where they are so already,
-    nothing moves. A circle stays as it is."""
+    """Return the model with each node behind those that it reads from, as onnxruntime sorts them itself; where they are so
+    already, nothing moves. A circle stays as it is."""
     for graph in list(graphs(model.graph)):
         nodes = list(graph.node)
         pending = {name for n in nodes for name in n.output if name}
@@ -76,14 +76,14 @@ def with_sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_graph_name(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with a name for its graph, which the standard asks for and onnxruntime does not."""
+    """Return the model with a name for its graph, which the standard asks for and onnxruntime does not."""
     model.graph.name = model.graph.name or "graph"
     return model
 
 
 def refuse_foreign(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself. Raises ModelError naming all nodes of other domains than those that come with onnxruntime, which names
-    only one."""
+    """Return the model itself. Raises ModelError naming all nodes of other domains than those that come with onnxruntime,
+    which names only one."""
     foreign = [
         f"node '{n.name or n.output[0]}' ({n.domain}.{n.op_type})"
         for n in model.graph.node
@@ -98,7 +98,8 @@ def refuse_foreign(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def refuse_control_flow(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself. Raises ModelError naming all nodes that repeat a part of it or hold something else than tensors."""
+    """Return the model itself. Raises ModelError naming all nodes that repeat a part of it or hold something else than
+    tensors."""
     loops = [label(n) for n in model.graph.node if n.op_type in LOOPS]
     if loops:
         raise ModelError(
@@ -115,7 +116,7 @@ def refuse_control_flow(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def refuse_quantised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself. Raises ModelError when it has quantised operators."""
+    """Return the model itself. Raises ModelError when it has quantised operators."""
     found = [n for n in model.graph.node if n.op_type in QUANTISED]
     if found:
         raise ModelError(
@@ -126,8 +127,8 @@ def refuse_quantised(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def refuse_training(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself. Raises ModelError when it was exported for training: its answers depend on the other images, or on
-    chance. (What has the statistics of a weight is a constant: weight standardisation is written so.)"""
+    """Return the model itself. Raises ModelError when it was exported for training: its answers depend on the other images,
+    or on chance. (What has the statistics of a weight is a constant: weight standardisation is written so.)"""
     old, constants = opset_of(model) < TRAINING_MODE_OPSET, {i.name: i for i in model.graph.initializer}
     images = computed_names(model.graph)
     norms = [n for n in model.graph.node if n.op_type == "BatchNormalization" and _trains(n, old=old)]
@@ -144,14 +145,14 @@ def refuse_training(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _trains(node: onnx.NodeProto, *, old: bool) -> bool:
-    """Whether a BatchNormalization takes the statistics of the batch."""
+    """Return whether a BatchNormalization takes the statistics of the batch."""
     if old:
         return len(node.output) > 1
     return bool(attributes_of(node).get("training_mode", 0))
 
 
 def without_spare_values(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without constants among the inputs, without shapes that were written down when the batch had another
+    """Return the model without constants among the inputs, without shapes that were written down when the batch had another
     length, and without what nobody reads of an operator's further outputs (the mask of a Dropout, the places of a
     MaxPool), in place."""
     _forget_shapes(model)
@@ -176,7 +177,7 @@ def _forget_shapes(model: onnx.ModelProto) -> None:
 
 
 def with_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every float16 and float64 number and type turned into float32, in place."""
+    """Return the model with every float16 and float64 number and type turned into float32, in place."""
     _round_constants(model.graph)
     for graph in graphs(model.graph):
         for tensor in (*graph.initializer, *tensors(graph)):
@@ -208,7 +209,7 @@ def _round_constants(graph: onnx.GraphProto) -> None:
 
 
 def with_recent_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, upgraded if its opset is older than 13. Raises ModelError where that is not possible."""
+    """Return the model, upgraded if its opset is older than 13. Raises ModelError where that is not possible."""
     version = opset_of(model)
     if version >= MIN_OPSET:
         return model

@@ -18,9 +18,10 @@ NEED_TYPES = ("Attention", "CastLike")
 
 
 def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without If nodes that are decided already, CastLike, GroupNormalization and Attention, in place: onnxruntime
-    trips over the first, does not fold the second, and puts the third into words whose shapes nobody infers; the fourth is
-    newer than the words that the rest of the package knows. Raises ModelError for an If that the image decides."""
+    """Return the model without If nodes that are decided already, CastLike, GroupNormalization and Attention, in place:
+    onnxruntime trips over the first, does not fold the second, and puts the third into words whose shapes nobody infers;
+    the fourth is newer than the words that the rest of the package knows. Raises ModelError for an If that the image
+    decides."""
     kinds = _types(model) if any(n.op_type in NEED_TYPES for n in model.graph.node) else {}
     nodes: list[onnx.NodeProto] = []
     for node in _without_decided_branches(model):
@@ -40,8 +41,8 @@ def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_decided_branches(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """The nodes in order; in place of an If whose condition is a constant the nodes of the branch that it takes, and so on
-    in that."""
+    """Yield the nodes in order; in place of an If whose condition is a constant the nodes of the branch that it takes, and
+    so on in that."""
     known = {i.name: i for i in model.graph.initializer}
     waiting = deque(model.graph.node)
     while waiting:
@@ -60,7 +61,7 @@ def _without_decided_branches(model: onnx.ModelProto) -> Iterator[onnx.NodeProto
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element types of everything that shape inference can tell the type of."""
+    """Return the element types of everything that shape inference can tell the type of."""
     graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     values = (*graph.input, *graph.value_info, *graph.output)
     found = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
@@ -68,7 +69,7 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _taken_branch(model: onnx.ModelProto, node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
-    """The nodes of the branch that an If takes, and one more for each of its outputs."""
+    """Return the nodes of the branch that an If takes, and one more for each of its outputs."""
     wanted = "then_branch" if condition else "else_branch"
     branch = next(a.g for a in node.attribute if a.name == wanted)
     # Two branches may use the same names; what they take from outside keeps its own.
@@ -106,7 +107,7 @@ def _rename_outer(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
 
 
 def _plain_group_norm(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """A GroupNormalization as an InstanceNormalization of groups; until opset 20 its scale and bias go by group."""
+    """Return a GroupNormalization as an InstanceNormalization of groups; until opset 20 its scale and bias go by group."""
     attributes = attributes_of(node)
     groups, (data, scale, bias), out = attributes["num_groups"], node.input, node.output[0]
     stem = unused_stem(model.graph, out)

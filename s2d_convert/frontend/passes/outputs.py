@@ -47,7 +47,7 @@ def choose_output(model: onnx.ModelProto, output: str | None) -> onnx.ModelProto
 
 
 def _declared_type(value: onnx.ValueInfoProto | None) -> int:
-    """The element type that the file states of an output; 0 where it states none, or no tensor."""
+    """Return the element type that the file states of an output; 0 where it states none, or no tensor."""
     return value.type.tensor_type.elem_type if value is not None else TensorProto.UNDEFINED
 
 
@@ -79,7 +79,7 @@ def _refuse_unfit(model: onnx.ModelProto, chosen: str) -> None:
 
 
 def _hint(model: onnx.ModelProto, outputs: Sequence[str]) -> str:
-    """Which tensors of floats lie before the first node behind that is not one; nothing where all is well or unknown."""
+    """Return which tensors of floats lie before the first node behind that is not one; nothing where all is well or unknown."""
     found: list[str] = []
     types = _types(model)
     makers = {name: n for n in model.graph.node for name in n.output}
@@ -98,7 +98,7 @@ def _hint(model: onnx.ModelProto, outputs: Sequence[str]) -> str:
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element types of all tensors that inference can tell the type of."""
+    """Return the element types of all tensors that inference can tell the type of."""
     try:
         graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):

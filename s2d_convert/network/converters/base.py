@@ -25,7 +25,7 @@ BUILDERS: dict[str, Builder] = {}
 
 
 def builder(*ops: str) -> Callable[[Builder], Builder]:
-    """A decorator that registers a builder for `ops`; an operator that is registered twice raises ValueError."""
+    """Return a decorator that registers a builder for `ops`; an operator that is registered twice raises ValueError."""
 
     def register(build: Builder) -> Builder:
         for op in ops:
@@ -44,7 +44,7 @@ def register_functions(table: Mapping[str, Lowered]) -> None:
 
 
 def static(node: Node, constants: Constants, index: int) -> np.ndarray[Any, Any] | None:
-    """The constant operand at `index`, None where it is absent. Raises ModelError where it is not constant."""
+    """Return the constant operand at `index`, None where it is absent. Raises ModelError where it is not constant."""
     name = node.inputs[index] if index < len(node.inputs) else ""
     if not name:
         return None
@@ -55,13 +55,13 @@ def static(node: Node, constants: Constants, index: int) -> np.ndarray[Any, Any]
 
 
 def static_ints(node: Node, constants: Constants, index: int) -> tuple[int, ...] | None:
-    """The constant operand at `index` as flat integers, None where it is absent."""
+    """Return the constant operand at `index` as flat integers, None where it is absent."""
     value = static(node, constants, index)
     return None if value is None else tuple(int(v) for v in value.ravel())
 
 
 def required_ints(node: Node, constants: Constants, index: int) -> tuple[int, ...]:
-    """The constant operand at `index` as flat integers. Raises ModelError where it is absent."""
+    """Return the constant operand at `index` as flat integers. Raises ModelError where it is absent."""
     value = static_ints(node, constants, index)
     if value is None:
         raise refusal(node, f"input {index} is absent; the operator needs it: export the model again")
@@ -69,7 +69,7 @@ def required_ints(node: Node, constants: Constants, index: int) -> tuple[int, ..
 
 
 def static_axes(node: Node, constants: Constants, index: int) -> tuple[int, ...] | None:
-    """The axes from the attribute (older opsets) or the operand at `index`; None where neither is given."""
+    """Return the axes from the attribute (older opsets) or the operand at `index`; None where neither is given."""
     if "axes" in node.attrs:
         return tuple(node.attrs["axes"])
     return static_ints(node, constants, index)
@@ -91,5 +91,5 @@ def one_output(node: Node) -> None:
 
 
 def refusal(node: Node, problem: str) -> ModelError:
-    """The error that names the node and its problem."""
+    """Return the error that names the node and its problem."""
     return ModelError(f"node '{node.name}' ({node.op}): {problem}")

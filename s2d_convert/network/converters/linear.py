@@ -37,8 +37,8 @@ def _conv(node: Node, constants: Constants) -> Lowered:
 
 
 def _in_float32_if_dilated(node: Node, run: Lowered) -> Lowered:
-    """A convolution, without bfloat16 on a CPU where it is dilated: torch 2.13 gives its weights wrong gradients there, or
-    ends in a segmentation fault, at image sizes of 32 and more."""
+    """Return a convolution, without bfloat16 on a CPU where it is dilated: torch 2.13 gives its weights wrong gradients
+    there, or ends in a segmentation fault, at image sizes of 32 and more."""
     if max(node.attrs.get("dilations", (1,))) == 1:
         return run
 
@@ -59,7 +59,7 @@ def _spans(weight: Tensor, dilations: Sequence[int]) -> list[int]:
 def _conv_pads(
     node: Node, sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The zeros before and after every spatial axis."""
+    """Return the zeros before and after every spatial axis."""
     rank, mode = len(sizes), node.attrs.get("auto_pad", "NOTSET")
     if mode in ("NOTSET", "VALID"):
         pads = node.attrs.get("pads", (0,) * 2 * rank) if mode == "NOTSET" else (0,) * 2 * rank
@@ -92,7 +92,7 @@ def _conv_transpose(node: Node, constants: Constants) -> Lowered:
 def _transpose_crops(
     node: Node, full: Sequence[int], same: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """What to cut before and after every spatial axis of the `full` output, and the rows to add at its end."""
+    """Return what to cut before and after every spatial axis of the `full` output, and the rows to add at its end."""
     rank, mode = len(full), node.attrs.get("auto_pad", "NOTSET")
     extra = tuple(node.attrs.get("output_padding", ())) or (0,) * rank
     sizes = node.attrs.get("output_shape") or (same if mode.startswith("SAME") else None)

@@ -33,7 +33,7 @@ TABLES = (lower_layers, lower_math, lower_movement, lower_norm, lower_pool, lowe
 
 
 def lower(node: Node, constants: Constants) -> Lowered:
-    """The torch function of `node`.
+    """Return the torch function of `node`.
 
     Raises ModelError for an operator, an attribute or an operand that is not supported.
     """

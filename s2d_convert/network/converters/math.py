@@ -49,7 +49,7 @@ def _pow(base: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """The square root, with the gradient 0 at 0: a channel that a mask made zero must not turn its weights into NaN."""
+    """Return the square root, with the gradient 0 at 0: a channel that a mask made zero must not turn its weights into NaN."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x.detach().sqrt())
 
@@ -170,7 +170,7 @@ def _swish(node: Node, constants: Constants) -> Lowered:
 
 
 def _bound(value: Any) -> Any:
-    """A bound of Clip; files say "no bound" by the largest float32 too, which bfloat16 does not have."""
+    """Return a bound of Clip; files say "no bound" by the largest float32 too, which bfloat16 does not have."""
     return None if value is None or abs(value.item()) >= torch.finfo(torch.float32).max else value.item()
 
 

@@ -114,7 +114,7 @@ def _slice(node: Node, constants: Constants) -> Lowered:
 
 
 def _kept(length: int, start: int, end: int, step: int) -> range:
-    """The positions that a slice keeps; unlike Python's, a backward one that starts before the axis keeps its first."""
+    """Return the positions that a slice keeps; unlike Python's, a backward one that starts before the axis keeps its first."""
     start, end = (n + length if n < 0 else n for n in (start, end))
     if step > 0:
         return range(min(max(start, 0), length), min(max(end, 0), length), step)
@@ -122,7 +122,7 @@ def _kept(length: int, start: int, end: int, step: int) -> range:
 
 
 def _sliced(x: Tensor, axis: int, kept: range) -> Tensor:
-    """The positions `kept` along `axis`; torch slices forwards only, so a negative step is cut and turned round."""
+    """Return the positions `kept` along `axis`; torch slices forwards only, so a negative step is cut and turned round."""
     if not kept:
         return x.narrow(axis, 0, 0)
     forward = kept if kept.step > 0 else kept[::-1]
@@ -197,7 +197,7 @@ def _pad(node: Node, constants: Constants) -> Lowered:
 
 
 def _pad_sources(length: int, low: int, high: int, mode: Any) -> np.ndarray[Any, Any]:
-    """The position that every element of a padded axis is copied from; negative pads crop first."""
+    """Return the position that every element of a padded axis is copied from; negative pads crop first."""
     kept = np.arange(max(0, -low), length - max(0, -high))
     return np.pad(kept, (max(0, low), max(0, high)), mode=mode)
 

@@ -83,7 +83,7 @@ def _lp_pool(node: Node, constants: Constants) -> Lowered:
 
 
 def _plain(axes: Sequence[Window]) -> bool:
-    """Whether torch's own pooling sees the same windows."""
+    """Return whether torch's own pooling sees the same windows."""
     return all(a.low == a.high and 0 <= 2 * a.low <= a.kernel and a.dilation == 1 for a in axes)
 
 
@@ -101,7 +101,7 @@ def _padded(x: Tensor, axes: Sequence[Window], value: float) -> Tensor:
 
 
 def _window_sums(x: Tensor, axes: Sequence[Window]) -> Tensor:
-    """The sum over every window, axis by axis; padding adds nothing."""
+    """Return the sum over every window, axis by axis; padding adds nothing."""
     x = _padded(x, axes, 0.0)
     for dim, a in enumerate(axes, start=2):
         reach = (a.count - 1) * a.stride + 1

@@ -113,7 +113,7 @@ def _resize(node: Node, constants: Constants) -> Lowered:
 
 
 def _settings(node: Node) -> Settings:
-    """The checked attributes. Raises ModelError naming a mode that is not known."""
+    """Return the checked attributes. Raises ModelError naming a mode that is not known."""
     attrs = node.attrs
     settings = Settings(
         mode=attrs.get("mode", "nearest"),
@@ -137,7 +137,7 @@ def _settings(node: Node) -> Settings:
 
 
 def _planner(node: Node, constants: Constants) -> Callable[[tuple[int, ...]], tuple[Axis, ...]]:
-    """A function from the shape of a tensor without its batch to the axes that change."""
+    """Return a function from the shape of a tensor without its batch to the axes that change."""
     roi, scales, sizes = static(node, constants, 1), static(node, constants, 2), static_ints(node, constants, 3)
     policy, antialias = node.attrs.get("keep_aspect_ratio_policy", "stretch"), node.attrs.get("antialias", 0)
 
@@ -165,7 +165,7 @@ def _planner(node: Node, constants: Constants) -> Callable[[tuple[int, ...]], tu
 
 
 def _goals(sizes: Sequence[int], lengths: Sequence[int], policy: str) -> list[tuple[int, float]]:
-    """The output length and the scale of every axis for wanted `sizes`."""
+    """Return the output length and the scale of every axis for wanted `sizes`."""
     scales = [size / length for size, length in zip(sizes, lengths, strict=True)]
     if policy == "stretch":
         return list(zip(sizes, scales, strict=True))
@@ -174,12 +174,12 @@ def _goals(sizes: Sequence[int], lengths: Sequence[int], policy: str) -> list[tu
 
 
 def _coordinates(axis: Axis, settings: Settings) -> Array:
-    """The source coordinate of every output position, float32 [out]."""
+    """Return the source coordinate of every output position, float32 [out]."""
     return COORDINATES[settings.coordinates](axis, np.arange(axis.out, dtype=np.float32)).astype(np.float32)
 
 
 def _interpolate(x: Tensor, axes: Sequence[tuple[Axis, Array]], settings: Settings) -> Tensor | None:
-    """The answer of torch's interpolate, None where it follows other rules."""
+    """Return the answer of torch's interpolate, None where it follows other rules."""
     rank = x.dim() - 2
     if rank not in LINEAR or not axes or axes[0][0].dim < 2 or settings.coordinates == "tf_crop_and_resize":
         return None
@@ -216,7 +216,7 @@ def _resized(x: Tensor, axis: Axis, at: Array, settings: Settings) -> Tensor:
 
 
 def _weights(axis: Axis, at: Array, settings: Settings) -> Array:
-    """What every output position takes of every source element, float32 [out, size]; rows sum to one."""
+    """Return what every output position takes of every source element, float32 [out, size]; rows sum to one."""
     shrink = min(1.0, axis.scale) if settings.antialias else 1.0
     reach = int(np.ceil((1 if settings.mode == "linear" else 2) / shrink))
     at = at.astype(np.float64)

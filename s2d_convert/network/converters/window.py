@@ -57,7 +57,7 @@ class Window:
 
 
 def windows(node: Node, sizes: Sequence[int]) -> tuple[Window, ...]:
-    """The windows of a pooling node along every spatial axis; `sizes` are the lengths of these axes."""
+    """Return the windows of a pooling node along every spatial axis; `sizes` are the lengths of these axes."""
     attrs, rank = node.attrs, len(sizes)
     kernel, strides = attrs["kernel_shape"], attrs.get("strides", (1,) * rank)
     dilations, pads = attrs.get("dilations", (1,) * rank), attrs.get("pads", (0,) * 2 * rank)
@@ -75,7 +75,7 @@ def windows(node: Node, sizes: Sequence[int]) -> tuple[Window, ...]:
 
 
 def same_total(size: int, span: int, stride: int) -> int:
-    """The padding that gives ceil(size / stride) windows (auto_pad SAME); negative where windows leave gaps."""
+    """Return the padding that gives ceil(size / stride) windows (auto_pad SAME); negative where windows leave gaps."""
     return (-(-size // stride) - 1) * stride + span - size
 
 

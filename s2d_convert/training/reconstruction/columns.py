@@ -47,7 +47,8 @@ class LinearView:
         return int(self.reads.shape[1])
 
     def rows(self, x: Tensor, positions: Tensor, channels: Tensor | None) -> Tensor:
-        """What the output positions [B, P] of an input [B, ...] read of its channels (None: of all), float32 [N, G, D]."""
+        """Return what the output positions [B, P] of an input [B, ...] read of its channels (None: of all), float32 [N, G,
+        D]."""
         if channels is not None:
             x = x.index_select(self.axis_in + 1, channels)
         batch, elements, width = len(x), len(self.reads), x.shape[self.axis_in + 1]
@@ -64,7 +65,7 @@ class LinearView:
 
 
 def linear_view(graph: Graph, node: Node, weight: Array) -> LinearView:
-    """The linear view of a MIX or GROUPED node with weight [O, C / G, *kernel]."""
+    """Return the linear view of a MIX or GROUPED node with weight [O, C / G, *kernel]."""
     shape = graph.shapes[node.inputs[0]]
     if node.op not in CONVOLUTIONS:
         count = int(np.prod(shape[:-1]))
@@ -114,13 +115,13 @@ class Layer:
         return len(self.matrix)
 
     def rows(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """What positions [B, P] of an input read, [N, G, D], and what the old weights make of it, [N, G, o]."""
+        """Return what positions [B, P] of an input read, [N, G, D], and what the old weights make of it, [N, G, o]."""
         rows = self.view.rows(x, positions, self.channels)
         made = torch.bmm(rows.transpose(0, 1), self.matrix.transpose(1, 2)) + self.shift
         return rows, made.transpose(0, 1)
 
     def spread(self, step: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """A step [G, D + 1, o] as one of the whole weight, of this shape, and bias [O]; what is not kept gets none."""
+        """Return a step [G, D + 1, o] as one of the whole weight, of this shape, and bias [O]; what is not kept gets none."""
         weight, bias = step.new_zeros(*shape[:2], len(self.view.reads)), step.new_zeros(shape[0])
         own = step[:, :-1].transpose(1, 2).reshape(len(self.outputs), len(self.view.reads), -1).transpose(1, 2)
         if self.view.groups > 1:
@@ -131,14 +132,14 @@ class Layer:
         return weight.reshape(shape), bias
 
     def gathered(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """The part of a whole weight and bias that is kept, [G, D + 1, o]: the transpose of `spread`."""
+        """Return the part of a whole weight and bias that is kept, [G, D + 1, o]: the transpose of `spread`."""
         own = weight.reshape(*weight.shape[:2], -1)[self.outputs]
         own = (own if self.view.groups > 1 else own[:, self.channels]).transpose(1, 2)
         lines = own.reshape(self.groups, -1, self.columns).transpose(1, 2)
         return torch.cat([lines, bias[self.outputs].view(self.groups, 1, -1)], dim=1)
 
     def added(self, affine: Affine, weight: Tensor, bias: Tensor) -> Affine:
-        """The node's weight and bias with a step [O, D] and [O] added."""
+        """Return the node's weight and bias with a step [O, D] and [O] added."""
         fresh, shift = affine[0].astype(np.float32, copy=True), affine[1]
         outputs, channels = self.outputs.cpu().numpy(), self.channels.cpu().numpy()
         width = len(channels) // self.groups
@@ -155,7 +156,7 @@ class Layer:
 
 
 def layer_of(view: LinearView, effective: Effective, node: Node, affine: Affine) -> Layer:
-    """A node as the plan leaves it; it may have no output at all."""
+    """Return a node as the plan leaves it; it may have no output at all."""
     weight, bias = affine
     elements = len(view.reads)
     if view.groups == 1:
@@ -186,14 +187,14 @@ def layer_of(view: LinearView, effective: Effective, node: Node, affine: Affine)
 
 
 def channel_rows(x: Tensor, axis: int, positions: Tensor) -> Tensor:
-    """The channels of a tensor [B, ...] with channel `axis` (without the batch) at positions [B, P], as rows [N, C]."""
+    """Return the channels of a tensor [B, ...] with channel `axis` (without the batch) at positions [B, P], as rows [N, C]."""
     lines = x.movedim(axis + 1, -1).reshape(len(x), -1, x.shape[axis + 1])
     first = torch.arange(len(x), device=x.device).view(-1, 1) * lines.shape[1]
     return lines.flatten(0, 1).index_select(0, (positions + first).flatten())
 
 
 def image_seeds(images: Array) -> Tensor:
-    """A number in [0, 1) for every image, float64 [B], from what it shows: the order of the images has no part in it."""
+    """Return a number in [0, 1) for every image, float64 [B], from what it shows: the order of the images has no part in it."""
     seeds = np.empty(len(images))
     with np.errstate(over="ignore"):
         for index, image in enumerate(images):
@@ -204,8 +205,9 @@ def image_seeds(images: Array) -> Tensor:
 
 
 def sampled_positions(seeds: Tensor, every: int, count: int) -> Tensor:
-    """Positions int64 [B, P] out of `every` for images with these seeds, at most `count`: multiples of the golden section,
-    shifted by the seed, which spread evenly wherever the row is cut; all of them, in such an order, where `count` allows."""
+    """Return positions int64 [B, P] out of `every` for images with these seeds, at most `count`: multiples of the golden
+    section, shifted by the seed, which spread evenly wherever the row is cut; all of them, in such an order, where `count`
+    allows."""
     if every <= count:
         return ((seeds[:, None] + torch.arange(every, dtype=torch.float64) * GOLDEN) % 1).argsort(dim=1)
     places = (seeds[:, None] + torch.arange(count, dtype=torch.float64) * GOLDEN) % 1

@@ -39,7 +39,7 @@ class Pair:
 
 
 def pair_of(targets: Targets, second: Node) -> Pair | None:
-    """The pair whose second node this is; None if there is none."""
+    """Return the pair whose second node this is; None if there is none."""
     graph, roles = targets.graph, targets.effective.channels.roles
     between: list[Node] = []
     reader, name = second, second.inputs[0]
@@ -78,7 +78,7 @@ class Refinement:
     def step(
         self, pieces: list[Piece], checks: list[Piece], *, ridge: float, iterations: int
     ) -> tuple[Tensor, Tensor] | None:
-        """What to add to the first layer's weight [O, D] and bias [O]; None where nothing lowers the error of both."""
+        """Return what to add to the first layer's weight [O, D] and bias [O]; None where nothing lowers the error of both."""
         problem = Problem(self.first.columns, groups=self.first.groups, rows_expected=1 << 60, biased=True)
         gates, residuals, rows = [], [], 0
         for piece in pieces:
@@ -108,7 +108,7 @@ class Refinement:
         ridge: float,
         iterations: int,
     ) -> Tensor:
-        """The change [G, D + 1, o] by conjugate gradients, preconditioned and damped by the Gram matrix."""
+        """Return the change [G, D + 1, o] by conjugate gradients, preconditioned and damped by the Gram matrix."""
         systems = problem.systems(self.first.readable, ridge)
         share = self._output_scale(gates) * (sum(map(len, residuals)) / max(1, problem.count))
         right = sum(self._backward(*each) for each in zip(pieces, gates, residuals, strict=True))
@@ -130,7 +130,8 @@ class Refinement:
         return found
 
     def _output_scale(self, gates: list[Tensor]) -> Tensor:
-        """How strongly each output of the first layer acts on the answer, [G, 1, o]: squared gate times squared weights."""
+        """Return how strongly each output of the first layer acts on the answer, [G, 1, o]: squared gate times squared
+        weights."""
         weight, groups = self.net.affine(self.pair.second)[0], self.second.view.groups
         energy = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).square().sum((1, 3)).flatten()
         axis = self.first.view.axis_out + 1
@@ -155,11 +156,11 @@ class Refinement:
         return z
 
     def _rows(self, answer: Tensor, piece: Piece) -> Tensor:
-        """The second layer's outputs at the positions of a piece, [N, O]."""
+        """Return the second layer's outputs at the positions of a piece, [N, O]."""
         return channel_rows(answer, self.second.view.axis_out, piece.positions)[:, self.second.outputs]
 
     def _linearised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The derivative of the activation at the first layer's output, and the second layer's output."""
+        """Return the derivative of the activation at the first layer's output, and the second layer's output."""
         with torch.enable_grad():
             z = self._apply_first(x, self.weight, self.bias).detach().requires_grad_()
             hidden = self._activated(z)
@@ -167,7 +168,7 @@ class Refinement:
         return gate, self._apply_second(hidden.detach())
 
     def _residuals(self, made: Tensor, piece: Piece) -> Tensor:
-        """What the answers still lack, [N, O]; nothing where activations of answer and target are equal."""
+        """Return what the answers still lack, [N, O]; nothing where activations of answer and target are equal."""
         if self.activation is None:
             found = piece.wanted - made
         else:
@@ -176,7 +177,7 @@ class Refinement:
         return torch.where(torch.isfinite(found), found, 0.0)
 
     def _error(self, pieces: list[Piece], change: Tensor) -> float:
-        """The sum of squared errors after a change [G, D + 1, o]."""
+        """Return the sum of squared errors after a change [G, D + 1, o]."""
         weight, bias = (v + d for v, d in zip((self.weight, self.bias), self._spread(change), strict=True))
         total = 0.0
         for piece in pieces:
@@ -189,7 +190,7 @@ class Refinement:
         return total
 
     def _spread(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        """A change [G, D + 1, o] as one of the whole weight and bias."""
+        """Return a change [G, D + 1, o] as one of the whole weight and bias."""
         return self.first.spread(change.float(), self.weight.shape)
 
     def _backward(self, piece: Piece, gate: Tensor, residuals: Tensor) -> Tensor:

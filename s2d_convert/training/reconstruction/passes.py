@@ -52,7 +52,8 @@ class Pass:
         return len(self._kept)
 
     def values(self, stop: int, *, also: Collection[str] = ()) -> Iterator[dict[str, Tensor]]:
-        """For every chunk the tensors that node `stop` or a later one reads, and those of `also` that nodes before it make."""
+        """Yield for every chunk the tensors that node `stop` or a later one reads, and those of `also` that nodes before it
+        make."""
         fits = self._images * self._frontier_bytes(stop) <= self._budget_bytes
         for index, kept in enumerate(self._kept):
             found = self._run(dict(kept), self._at, stop, also)
@@ -76,7 +77,7 @@ class Pass:
             kept.update({name: values[name] for node in done for name in node.outputs if name in kept})
 
     def peek(self, chunk: int, stop: int, name: str) -> Tensor:
-        """One tensor of a chunk, made by a node before `stop`; what is kept stays where it is."""
+        """Return one tensor of a chunk, made by a node before `stop`; what is kept stays where it is."""
         return self._run(dict(self._kept[chunk]), self._at, stop, (name,))[name]
 
     def _run(self, values: dict[str, Tensor], start: int, stop: int, also: Collection[str]) -> dict[str, Tensor]:
@@ -99,7 +100,8 @@ class Pass:
         return self.net.run_node(node, values, self.masks)
 
     def mixed(self, node: Node, x: Tensor, affine: tuple[Tensor, Tensor | None]) -> Tensor:
-        """What a mixing node makes of its input with this weight and bias, without the work on what the plan leaves out."""
+        """Return what a mixing node makes of its input with this weight and bias, without the work on what the plan leaves
+        out."""
         if node.name not in self._cuts:
             self._cuts[node.name] = _cut_of(self.effective, node, x.device)
         cut = self._cuts[node.name]
@@ -112,7 +114,7 @@ class Pass:
         return y.new_zeros(len(y), len(weight), *y.shape[2:]).index_copy(1, outputs, y)
 
     def _frontier_bytes(self, stop: int) -> int:
-        """Bytes per image of what is still to be read from node `stop` on."""
+        """Return the bytes per image of what is still to be read from node `stop` on."""
         made = {self.graph.image, *(o for node in self.graph.nodes[:stop] for o in node.outputs)}
         alive = [name for name in made if self._last_use.get(name, -1) >= stop]
         return sum(tensor_bytes(self.graph, name) for name in alive)
@@ -137,7 +139,7 @@ class Samples:
         self._keep(kept_bytes)
 
     def positions(self, every: int, chunk: int) -> Tensor:
-        """The sampled positions [B, P] of a map with so many, for the images of a chunk."""
+        """Return the sampled positions [B, P] of a map with so many, for the images of a chunk."""
         return sampled_positions(self._seeds[chunk], every, self.per_image).to(self.chunks[chunk].device)
 
     def count_of(self, name: str) -> int:
@@ -147,17 +149,17 @@ class Samples:
         return min(self.per_image, every)
 
     def rows_of(self, value: Tensor, name: str, chunk: int) -> Tensor:
-        """A tensor's values at the sampled positions of a chunk, [N, C]."""
+        """Return a tensor's values at the sampled positions of a chunk, [N, C]."""
         axis = self.net.channels.layouts[name].axis
         every = value[0].numel() // value.shape[axis + 1]
         return channel_rows(value, axis, self.positions(every, chunk))
 
     def static_chunk(self, chunk: int) -> Pass:
-        """A pass of the static model over one chunk."""
+        """Return a pass of the static model over one chunk."""
         return self.static_pass(self.chunks[chunk])
 
     def static_pass(self, images: Tensor) -> Pass:
-        """A pass of the static model over images [B, ...]."""
+        """Return a pass of the static model over images [B, ...]."""
         return Pass(self.net, self._plan, [images], budget_bytes=sys.maxsize)
 
     def restart(self, budget_bytes: int) -> None:
@@ -171,7 +173,7 @@ class Samples:
                 pass
 
     def static(self, name: str, chunk: int) -> Tensor:
-        """The static model's values of a tensor at the sampled positions of a chunk, [N, C]."""
+        """Return the static model's values of a tensor at the sampled positions of a chunk, [N, C]."""
         if name in self._rows:
             return self._rows[name][chunk]
         assert self._static is not None, "a plan begins with `restart`"
@@ -179,7 +181,7 @@ class Samples:
         return self.rows_of(self._static.peek(chunk, stop, name), name, chunk)
 
     def logits_variance(self) -> float:
-        """The variance of the static model's logits over the images, summed over the classes."""
+        """Return the variance of the static model's logits over the images, summed over the classes."""
         logits = torch.cat(self._rows[self.graph.output])
         return float(logits.double().var(0, correction=0).sum())
 
@@ -205,7 +207,7 @@ class Samples:
 
 
 def _cut_of(effective: Effective, node: Node, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """The outputs and channels that a plan leaves of a convolution; None where masks say more, or little is left out."""
+    """Return the outputs and channels that a plan leaves of a convolution; None where masks say more, or little is left out."""
     mask = effective.mask(node) if node.op == "Conv" and effective.channels.roles[node.name].kind is Kind.MIX else None
     if mask is None or not mask.any():
         return None
@@ -216,18 +218,18 @@ def _cut_of(effective: Effective, node: Node, device: torch.device) -> tuple[Ten
 
 
 def last_uses(graph: Graph, effective: Effective) -> dict[str, int]:
-    """The index of the last node of the plan that reads each tensor."""
+    """Return the index of the last node of the plan that reads each tensor."""
     nodes = [(index, node) for index, node in enumerate(graph.nodes) if node.name in effective.depth]
     return {name: index for index, node in nodes for name in graph.computed(node)}
 
 
 def tensor_bytes(graph: Graph, name: str) -> int:
-    """Bytes of one image's share of a tensor."""
+    """Return the bytes of one image's share of a tensor."""
     return round(BYTES * int(np.prod(graph.shapes[name])) * graph.folded.get(name, 1))
 
 
 def chunked(images: Array, graph: Graph, *, device: torch.device) -> list[Tensor]:
-    """The images in chunks on a device, so that the largest tensor of a chunk stays small."""
+    """Return the images in chunks on a device, so that the largest tensor of a chunk stays small."""
     largest = max(tensor_bytes(graph, name) for name in graph.shapes)
     size = int(np.clip(CHUNK_BYTES // largest, 1, MAX_CHUNK))
     parts = [images[start : start + size] for start in range(0, len(images), size)]

@@ -128,7 +128,7 @@ class Reconstruction:
         self._scaled: dict[float, Reconstruction] = {}
 
     def view(self, node: Node) -> LinearView:
-        """How a mixing node reads its input, made once."""
+        """Return how a mixing node reads its input, made once."""
         if node.name not in self._views:
             found = linear_view(self.graph, node, self.weights.mix[node.name][0])
             self._views[node.name] = replace(found, reads=found.reads.to(self.device))
@@ -158,7 +158,7 @@ class Reconstruction:
 
     @torch.no_grad()
     def solve(self, plan: Plan) -> Solved:
-        """Weights for a plan, its exit heads included, and the errors of every node that was solved.
+        """Return the weights for a plan, its exit heads included, and the errors of every node that was solved.
 
         A chain that reads the image smaller is solved for what the static model makes of the smaller image, and its logits for
         those of the static model on the image as it is.
@@ -189,7 +189,7 @@ class Reconstruction:
         return Solved(weights, run.errors)
 
     def _pairs(self, targets: Targets, cut: Pass) -> dict[str, Pair]:
-        """The pairs of layers by the name of the second; the pass keeps what the first one reads until then."""
+        """Return the pairs of layers by the name of the second; the pass keeps what the first one reads until then."""
         pairs: dict[str, Pair] = {}
         for index, node in enumerate(self.graph.nodes):
             alive = node.name in targets.effective.depth and node.name in self.weights.mix
@@ -227,12 +227,12 @@ class Reconstruction:
         return None if target.activation is None else partial(self._evaluate, run.net, run.cut, target.activation)
 
     def _evaluate(self, net: StagedNet, cut: Pass, node: Node, x: Tensor) -> Tensor:
-        """What a node with one computed input makes of it."""
+        """Return what a node with one computed input makes of it."""
         (source,) = self.graph.computed(node)
         return net.run_node(node, {source: x.to(self.device)}, replace(cut.masks, live={}))[0]
 
     def _chunks(self, run: _Solve, index: int, target: Target) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """Per chunk the cut network's values before node `index`, and at the sampled positions the target [N, C] and the
+        """Yield per chunk the cut network's values before node `index`, and at the sampled positions the target [N, C] and the
         other summands [N, C], which are not in the target any more."""
         self.samples.follow(index, target.tensor)
         for chunk, values in enumerate(run.cut.values(index, also=[name for name, _ in target.others])):
@@ -280,7 +280,7 @@ class Reconstruction:
         run.errors[node.name] = totals.error(step)
 
     def _positions_taken(self, layer: Layer) -> int:
-        """How many positions of an image a node is solved on: fewer where the rows would be too many for the dual."""
+        """Return how many positions of an image a node is solved on: fewer where the rows would be too many for the dual."""
         positions = min(self.settings.positions, layer.view.positions)
         if layer.columns <= MAX_COLUMNS:
             return positions

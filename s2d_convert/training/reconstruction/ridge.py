@@ -98,7 +98,7 @@ class Problem:
             self.squares = self.squares + rows.residuals.double().square().sum(1).flatten()
 
     def solve(self, readable: Tensor, *, ridge: float, rounds: int = 0) -> Step:
-        """The best step where outputs may only read the columns `readable`, bool [O, D]."""
+        """Return the best step where outputs may only read the columns `readable`, bool [O, D]."""
         if not self.count:
             nothing = torch.zeros(len(readable), dtype=torch.float64, device=readable.device)
             return Step(torch.zeros_like(readable, dtype=torch.float32), nothing.float(), nothing, nothing, 0)
@@ -124,7 +124,8 @@ class Problem:
         return self._as_step(best, before, least)
 
     def systems(self, readable: Tensor, ridge: float) -> Systems:
-        """The regularised Gram matrices: (columns, outputs, matrix) of each set of outputs that read the same columns."""
+        """Return the regularised Gram matrices: (columns, outputs, matrix) of each set of outputs that read the same
+        columns."""
         size = self.gram.shape[1]
         diagonal = self.gram.diagonal(dim1=1, dim2=2)[:, : self.columns]
         penalty = self.gram.new_full((self.groups, size), 1e-9 * self.count)
@@ -140,7 +141,7 @@ class Problem:
         return systems
 
     def solution(self, systems: Systems, cross: Tensor) -> Tensor:
-        """The step [G, D (+ 1), o] for products [G, D (+ 1), o] of columns and residuals."""
+        """Return the step [G, D (+ 1), o] for products [G, D (+ 1), o] of columns and residuals."""
         step = torch.zeros_like(cross)
         for columns, outputs, factor in systems:
             step[:, columns[:, None], outputs] = torch.cholesky_solve(cross[:, columns[:, None], outputs], factor)
@@ -148,14 +149,14 @@ class Problem:
 
     @staticmethod
     def readable_only(step: Tensor, systems: Systems) -> Tensor:
-        """A step [G, D (+ 1), o] without what no output may read."""
+        """Return a step [G, D (+ 1), o] without what no output may read."""
         found = torch.zeros_like(step)
         for columns, outputs, _ in systems:
             found[:, columns[:, None], outputs] = step[:, columns[:, None], outputs]
         return found
 
     def _through(self, activation: Activation, step: Tensor) -> tuple[Tensor, Tensor]:
-        """The squared errors behind the activation [O] after a step, and the products for the next one."""
+        """Return the squared errors behind the activation [O] after a step, and the products for the next one."""
         error, cross = torch.zeros_like(self.squares), torch.zeros_like(self.cross)
         for rows in self._rows:
             moved = torch.bmm(rows.x, step.float())
@@ -190,14 +191,15 @@ class Problem:
 
 
 def _alike(readable: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Outputs that may read the same columns: (indices of the columns, indices of the outputs)."""
+    """Return outputs that may read the same columns: (indices of the columns, indices of the outputs)."""
     patterns, owner = torch.unique(readable, dim=0, return_inverse=True)
     pairs = [(p.nonzero()[:, 0], (owner == i).nonzero()[:, 0]) for i, p in enumerate(patterns)]
     return [(columns, rows) for columns, rows in pairs if len(columns)]
 
 
 def _factor(grams: Tensor) -> Tensor:
-    """Cholesky factors of symmetric matrices [..., D, D]; where one is singular to rounding, more is added to its diagonal."""
+    """Return the Cholesky factors of symmetric matrices [..., D, D]; where one is singular to rounding, more is added to its
+    diagonal."""
     factor, trouble = torch.linalg.cholesky_ex(grams)
     extra = 1e-12
     while bool(trouble.any()) and extra < 1:
@@ -209,7 +211,7 @@ def _factor(grams: Tensor) -> Tensor:
 
 
 def _kept_where_better(step: Step) -> Step:
-    """The step without the outputs whose error it would not lower."""
+    """Return the step without the outputs whose error it would not lower."""
     sound = torch.isfinite(step.weight).all(1) & torch.isfinite(step.bias) & (step.after < step.before)
     if bool(sound.all()):
         return step
@@ -233,7 +235,7 @@ class Moments:
         self.squares = self.squares + rows.square().sum(0)
 
     def error(self, step: Step) -> NodeError:
-        """The errors before and after a step, relative to the variance."""
+        """Return the errors before and after a step, relative to the variance."""
         if not self.count:
             return NodeError(0.0, 0.0)
         variance = float((self.squares - self.total**2 / self.count).sum()) / self.count

@@ -50,7 +50,7 @@ class _Reader:
         self.columns = columns
 
     def losses(self, units: list[int]) -> Tensor:
-        """How much the error rises if each of the units went alone, [A]."""
+        """Return how much the error rises if each of the units went alone, [A]."""
         own = torch.stack([self.columns[u] for u in units])
         blocks = self.inverse[own[:, :, None], own[:, None, :]]
         weights = self.weight[:, own].permute(1, 2, 0)  # [A, k, O]
@@ -69,8 +69,9 @@ class _Reader:
 
 @torch.no_grad()
 def data_importance(problem: Reconstruction) -> Array:
-    """A score per unit, float64 [U]: the mean squared change of the logits that the unit's class had come to when the unit was
-    taken away, about. Inside a class it ranks the units; over classes and cuts it can be added up (`plans.allocation`).
+    """Return a score per unit, float64 [U]: the mean squared change of the logits that the unit's class had come to when
+    the unit was taken away, about. Inside a class it ranks the units; over classes and cuts it can be added up
+    (`plans.allocation`).
 
     Classes that no layer reads channel by channel, or only layers of more than MAX_COLUMNS columns, are ranked by
     `plans.divisions.importance`; a class without any channels costs the whole variance of the logits then.
@@ -105,7 +106,7 @@ def _is_suitable(problem: Reconstruction, node: Node) -> bool:
 
 
 def _grams(problem: Reconstruction, nodes: list[Node]) -> dict[str, Tensor]:
-    """The Gram matrices [D + 1, D + 1] of what nodes read in the static model, a column of ones included, per row."""
+    """Return the Gram matrices [D + 1, D + 1] of what nodes read in the static model, a column of ones included, per row."""
     samples, order = problem.samples, {n.name: i for i, n in enumerate(problem.graph.nodes)}
     # Images lie in an order that what they show gives, so the first ones are a fair sample.
     chunks = range(min(len(samples.chunks), -(-IMAGES // len(samples.chunks[0]))))
@@ -126,7 +127,8 @@ def _grams(problem: Reconstruction, nodes: list[Node]) -> dict[str, Tensor]:
 def _reader(
     problem: Reconstruction, node: Node, group: ChannelClass, gram: Tensor, sensitivity: Tensor
 ) -> _Reader | None:
-    """A node as a reader of a class, its outputs weighted; None where it does not read it, or reads its units unevenly."""
+    """Return a node as a reader of a class, its outputs weighted; None where it does not read it, or reads its units
+    unevenly."""
     units = problem.channels.layouts[node.inputs[0]].units
     if not np.isin(units[units != FREE], group.units).any():
         return None
@@ -145,7 +147,7 @@ def _reader(
 
 
 def _eliminated(units: list[int], readers: list[_Reader]) -> list[tuple[int, float]]:
-    """The units in the order in which they are taken away, with the error that the class has come to by then."""
+    """Return the units in the order in which they are taken away, with the error that the class has come to by then."""
     gone: list[tuple[int, float]] = []
     total = 0.0
     while units:

@@ -57,14 +57,14 @@ def sensitivities(samples: Samples, nodes: Sequence[Node], *, macs: int) -> dict
 
 
 def _energy(gradient: Tensor, axis: int) -> Tensor:
-    """The mean squared effect of an error of variance 1 in every channel, summed over the images, [O]."""
+    """Return the mean squared effect of an error of variance 1 in every channel, summed over the images, [O]."""
     rows = gradient.movedim(axis, 0).reshape(gradient.shape[axis], len(gradient), -1)  # [O, B, positions]
     alone, together = rows.square().sum(2), rows.sum(2).square()
     return ((1 - COHERENCE) * alone + COHERENCE * together).sum(1)
 
 
 def _batches(samples: Samples, images: int) -> Iterator[Tensor]:
-    """The first images, in batches whose values fit the memory."""
+    """Yield the first images, in batches whose values fit the memory."""
     all_bytes = sum(tensor_bytes(samples.graph, name) for name in samples.graph.shapes)
     size = max(1, min(images, MOST_BYTES // max(1, all_bytes)))
     left = images
@@ -76,7 +76,7 @@ def _batches(samples: Samples, images: int) -> Iterator[Tensor]:
 
 
 def _forward(samples: Samples, images: Tensor, nodes: Sequence[Node]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits of images, and what the nodes make, by node name and with their history."""
+    """Return the logits of images, and what the nodes make, by node name and with their history."""
     outputs = {node.name: node.outputs[0] for node in nodes}
     static = samples.static_pass(images.detach().clone().requires_grad_())
     (values,) = static.values(len(samples.graph.nodes), also=[*outputs.values(), samples.graph.output])
@@ -86,7 +86,7 @@ def _forward(samples: Samples, images: Tensor, nodes: Sequence[Node]) -> tuple[T
 
 
 def _usable(sensitivity: Tensor) -> Tensor:
-    """A sensitivity that is finite and nowhere zero."""
+    """Return a sensitivity that is finite and nowhere zero."""
     if not bool(torch.isfinite(sensitivity).all()) or not float(sensitivity.sum()) > 0:
         return torch.ones_like(sensitivity)
     return sensitivity.clamp_min(SMALL * float(sensitivity.mean()))

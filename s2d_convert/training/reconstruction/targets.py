@@ -58,7 +58,7 @@ class Targets:
         self._order = {node.name: index for index, node in enumerate(self.graph.nodes)}
 
     def of(self, node: Node) -> Target:
-        """The target of a mixing node, or of a norm."""
+        """Return the target of a mixing node, or of a norm."""
         name = node.outputs[0]
         found = self._to_sum(node)
         if found is None:
@@ -74,7 +74,7 @@ class Targets:
         return Target(tensor, live, None, own * summand.scale, own * summand.offset)
 
     def _to_sum(self, node: Node) -> tuple[_Summand, Node] | None:
-        """The sum that a node's output goes into, over operators that only scale and shift channels; None if it
+        """Return the sum that a node's output goes into, over operators that only scale and shift channels; None if it
         goes elsewhere, or if the other summands are not there yet when the node is solved."""
         name = node.outputs[0]
         width = len(self.effective.channels.layouts[name].units)
@@ -93,7 +93,8 @@ class Targets:
             here = _Summand(reader.outputs[0], here.scale * scale, here.offset * scale + offset)
 
     def _past_dead_blocks(self, name: str) -> str:
-        """The static tensor that a sum, or what stands in its place, should equal: itself, or the sum behind left-out blocks."""
+        """Return the static tensor that a sum, or what stands in its place, should equal: itself, or the sum behind
+        left-out blocks."""
         while True:
             after, between = self._next_sum(name)
             if after is None:
@@ -106,7 +107,7 @@ class Targets:
             name = after
 
     def _next_sum(self, name: str) -> tuple[str | None, Node | None]:
-        """The next sum to which nothing but this tensor adds, and the activation before it; None if there is none."""
+        """Return the next sum to which nothing but this tensor adds, and the activation before it; None if there is none."""
         reader, between = self.only_reader(name), None
         if reader is not None and not self._is_sum(reader) and self._is_idempotent(reader):
             between, reader = reader, self.only_reader(reader.outputs[0])
@@ -122,14 +123,14 @@ class Targets:
         return (reader.outputs[0], between) if dead and alone else (None, None)
 
     def _activation(self, name: str) -> Node | None:
-        """The one reader of a tensor if it is an activation that is the same for all channels, such as Relu or Clip."""
+        """Return the one reader of a tensor if it is an activation that is the same for all channels, such as Relu or Clip."""
         reader = self.only_reader(name)
         if reader is None or any(self.graph.constants[c].size > 1 for c in reader.inputs if c in self.graph.constants):
             return None
         return reader if self._is_idempotent(reader) else None
 
     def only_reader(self, name: str) -> Node | None:
-        """The one node that reads a tensor and makes anything in this plan; None for several, and at a tap."""
+        """Return the one node that reads a tensor and makes anything in this plan; None for several, and at a tap."""
         if name in self.effective.plan.taps:
             return None
         readers = {r.name: r for r, _ in self.graph.consumers[name] if self._is_alive(r)}
@@ -142,7 +143,7 @@ class Targets:
         return any(o not in layouts or bool(self.effective.live(o).any()) for o in node.outputs)
 
     def _is_known(self, name: str, *, before: Node) -> bool:
-        """Whether the cut network has a tensor, or does without it, when `before` is solved."""
+        """Return whether the cut network has a tensor, or does without it, when `before` is solved."""
         if name not in self.graph.shapes or name not in self.effective.channels.layouts:
             return False
         maker = self.graph.producer.get(name)
@@ -150,7 +151,7 @@ class Targets:
         return dead or maker is None or self._order[maker.name] < self._order[before.name]
 
     def _is_sum(self, node: Node) -> bool:
-        """Whether a node adds computed tensors of one shape."""
+        """Return whether a node adds computed tensors of one shape."""
         shapes = {self.graph.shapes.get(t) for t in node.inputs}
         role = self.effective.channels.roles[node.name]
         return node.op in ADDITIVE and role.kind is Kind.JOIN and len(node.inputs) > 1 and len(shapes) == 1
@@ -177,12 +178,12 @@ class Targets:
         return scale.double().numpy(), offset.double().numpy()
 
     def _is_idempotent(self, node: Node) -> bool:
-        """Whether an operator changes nothing the second time, element by element; found by trying."""
+        """Return whether an operator changes nothing the second time, element by element; found by trying."""
         once = self._probe(node)
         return once is not None and torch.equal(self.evaluate(node, once), once)
 
     def is_elementwise(self, node: Node) -> bool:
-        """Whether every element of a node's output hangs on the same element of its one computed input alone; found by
+        """Return whether every element of a node's output hangs on the same element of its one computed input alone; found by
         changing other elements."""
         if node.name not in self._elementwise:
             self._elementwise[node.name] = self._keeps_shape(node) and self._keeps_apart(node)
@@ -205,7 +206,7 @@ class Targets:
         return torch.equal(before[stays], after[stays])
 
     def _probe(self, node: Node) -> Tensor | None:
-        """What an element-wise operator makes of maps filled with each of PROBES; None for operators of other sorts."""
+        """Return what an element-wise operator makes of maps filled with each of PROBES; None for operators of other sorts."""
         if not self.is_elementwise(node):
             return None
         shape = self.graph.shapes[node.outputs[0]]
@@ -214,7 +215,7 @@ class Targets:
 
 
 def _same_operator(node: Node, other: Node, graph: Graph) -> bool:
-    """Whether two nodes with one computed input do the same to it."""
+    """Return whether two nodes with one computed input do the same to it."""
     if node.op != other.op or dict(node.attrs) != dict(other.attrs) or len(node.inputs) != len(other.inputs):
         return False
     pairs = zip(node.inputs, other.inputs, strict=True)
