@@ -54,7 +54,7 @@ def test_the_documentation_installs_only_what_exists() -> None:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with `make dist` done, under git as a clone is."""
-    pytest.importorskip("build", reason="make setup installs it")
+    pytest.importorskip("twine", reason="make setup installs it, and build")
     folder = copy_of_the_repository(tmp_path_factory.mktemp("checkout"))
     for command in (
         ["init", "-q"],

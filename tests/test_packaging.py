@@ -15,8 +15,7 @@ from wheels import ROOT, build, copy_of_the_repository
 
 from s2d_convert import __version__
 
-pytest.importorskip("build", reason="make setup installs it")
-pytest.importorskip("twine", reason="make setup installs it")
+pytest.importorskip("twine", reason="make setup installs it, and build")
 PACKAGES = {"s2d_convert": ROOT / "s2d_convert", "s2d_runtime": ROOT / "runtime" / "s2d_runtime"}
 
 
