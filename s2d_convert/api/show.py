@@ -29,8 +29,12 @@ def as_text(parts: Iterable[RenderableType]) -> str:
 def as_html(head: str, parts: Iterable[RenderableType]) -> str:
     """Return a heading, and parts that are tables or texts, as compact HTML. Everything in it is escaped."""
     blocks = [f"<b>{html.escape(head)}</b>"]
-    blocks += [_table(part) if isinstance(part, Table) else f"<p>{html.escape(str(part))}</p>" for part in parts]
+    blocks += [_table(part) if isinstance(part, Table) else _text(str(part)) for part in parts]
     return f"<div>{''.join(blocks)}</div>"
+
+
+def _text(text: str) -> str:
+    return f"<p>{'<br>'.join(map(html.escape, text.splitlines()))}</p>"
 
 
 def _table(table: Table) -> str:

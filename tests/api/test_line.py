@@ -6,10 +6,11 @@ import io
 import math
 
 import pytest
+from rich.table import Table
 
 from s2d_convert.api import line as module
 from s2d_convert.api.line import LineReporter
-from s2d_convert.api.show import as_text
+from s2d_convert.api.show import as_html, as_text
 from s2d_convert.base.reporting import PlannedStep, in_words
 
 
@@ -89,3 +90,12 @@ def test_notebooks_are_known_by_their_stdout(monkeypatch: pytest.MonkeyPatch) ->
 def test_texts_are_texts_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     assert as_text(["one", "[two]"]) == "one\n\n[two]"
+
+
+def test_html_is_escaped_and_in_one_line() -> None:
+    table = Table("<a>", title="t & u")
+    table.add_row("x < y")
+    html = as_html("<head>", ["one\n<two>", table])
+    assert html.startswith("<div><b>&lt;head&gt;</b><p>one<br>&lt;two&gt;</p><table><caption>t &amp; u</caption>")
+    assert "x &lt; y</td>" in html
+    assert "\n" not in html
