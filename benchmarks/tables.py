@@ -89,7 +89,7 @@ def _spread(value: float, spread: float | None, form: str) -> str:
 
 
 def plot(made: Sequence[Row], path: Path, *, title: str) -> None:
-    """Accuracy against mean latency, one line per method."""
+    """Plot accuracy against mean latency, one line per method."""
     figure, axes = plt.subplots(figsize=(8, 5.5), constrained_layout=True)
     methods = list(dict.fromkeys(row["method"] for row in made))
     for index, method in enumerate(methods):

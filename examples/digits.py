@@ -87,7 +87,7 @@ class Composer:
         self.digits, self.labels, self.rng = digits, labels, rng
 
     def images(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` images [B, 1, 32, 32] in 0..1, of 256 grey levels, and the labels [B] of their digits."""
+        """Return `count` images [B, 1, 32, 32] in 0..1, of 256 grey levels, and the labels [B] of their digits."""
         rows = self.rng.integers(0, len(self.digits), count)
         hard = self.rng.uniform(0.0, 1.0, count) ** 2  # more easy images than hard ones
         pixels = np.stack([self._image(self.digits[row], float(h)) for row, h in zip(rows, hard, strict=True)])
@@ -134,7 +134,7 @@ def hide(area: Pixels, rng: np.random.Generator) -> None:
 
 
 def composers(*, seed: int) -> list[Composer]:
-    """Composers of the digits for the network, for the conversion and for the test; classes in equal shares."""
+    """Return composers of the digits for the network, for the conversion and for the test; classes in equal shares."""
     scans = load_digits()
     digits, labels = (scans.images / 16.0).astype(np.float32), scans.target.astype(np.int64)
     network, others = train_test_split(
@@ -148,7 +148,7 @@ def composers(*, seed: int) -> list[Composer]:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batch: int, seed: int) -> None:
-    """Trains `model` in place: AdamW, a one-cycle learning rate, cross-entropy."""
+    """Train `model` in place: AdamW, a one-cycle learning rate, cross-entropy."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
     steps = -(-len(images) // batch)
@@ -168,7 +168,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batc
 
 
 def export(model: nn.Module, path: Path) -> None:
-    """Writes `model` as ONNX with a dynamic batch axis; BatchNorm is folded into the convolutions by the exporter."""
+    """Write `model` as ONNX with a dynamic batch axis; BatchNorm is folded into the convolutions by the exporter."""
     with warnings.catch_warnings():
         # torch points at its newer exporter; this one writes the plain graphs that most models in the field have.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -192,7 +192,7 @@ def accuracy(path: Path, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    """Composes, trains, exports and says how good the static model is."""
+    """Compose images, train, export, and print the accuracy of the static model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder to write to (%(default)s)")
     parser.add_argument("--images", type=int, default=16000, help="images to train on (%(default)s)")

@@ -1359,7 +1359,7 @@ def describe(manifest: Manifest) -> str:
 
 
 def trial(folder: str | os.PathLike[str], *, seconds: float = 60.0) -> None:
-    """Nothing, if a folder opens and answers in a process of its own within `seconds`. Raises DispatcherError.
+    """Raise DispatcherError unless a folder opens and answers in a process of its own within `seconds`.
 
     A hash says that a file is whole, not who made it; and a model that was made for it can take onnxruntime down, and with
     it the process that it runs in. So try a folder from a stranger before a process that matters opens it, with this

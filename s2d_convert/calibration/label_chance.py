@@ -64,7 +64,7 @@ def _deviations(excess: float, variance: float) -> float:
 
 
 def _common_when_shuffled(answers: Array, labels: Array) -> tuple[float, float]:
-    """By how much the labels that answers and truth have in common are more than when the images of one are shuffled, and
+    """Return by how much the labels that answers and truth have in common are more than when the images of one are shuffled, and
     the variance of their number then. With both centred the mean is 0, and the variance ``|A Y^T|^2 / (B - 1)`` (the
     permutation law of a sum over the places of a matrix whose rows and columns sum to 0)."""
     a, y = answers - answers.mean(axis=0), labels - labels.mean(axis=0)

@@ -101,7 +101,7 @@ def _margins(logits: Floats, labels: Integers) -> NDArray[np.float64]:
 
 
 def _slope(margins: NDArray[np.float64], place: float) -> tuple[float, float]:
-    """First and second derivative of the mean loss by `place` = log(1/T)."""
+    """Return the first and second derivative of the mean loss by `place` = log(1/T)."""
     if not margins.size:
         return 0.0, 0.0
     scale = float(np.exp(place))

@@ -189,7 +189,7 @@ def channel_axis_of_constant(node: Node, index: int, value: Array, *, rank: int,
 
 
 def slice_constant(node: Node, index: int, value: Array, *, rank: int, axis: int, positions: Array) -> Array:
-    """Constant input `index` of a node that keeps channels apart, cut to the channel `positions` of its data.
+    """Return constant input `index` of a node that keeps channels apart, cut to the channel `positions` of its data.
 
     `rank` is the rank of the data without the batch, `axis` its channel axis.
     """

@@ -261,6 +261,6 @@ def _provenance(ready: Prepared, options: ConvertOptions, extra: Mapping[str, An
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that the numbers depend on."""
+    """Return the versions of the packages that the numbers depend on."""
     names = ("s2d-convert", "onnx", "onnxruntime", "torch", "numpy")
     return {name: importlib.metadata.version(name) for name in names}

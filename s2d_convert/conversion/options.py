@@ -247,7 +247,7 @@ class ConvertOptions:
         return cls(**given)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that must be equal for a run folder to be resumed, JSON-able; the promise and names concern
+        """Return everything that must be equal for a run folder to be resumed, JSON-able; the promise and names concern
         the last step only."""
         plain = asdict(self)
         if self.plan not in PLANS:

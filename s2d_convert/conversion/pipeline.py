@@ -246,7 +246,7 @@ def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[
 
 @contextmanager
 def _timed(run: RunFolder, step: str) -> Iterator[None]:
-    """Adds the seconds that the block takes to those that the run has spent on the step before, also when it is
+    """Add the seconds that the block takes to those that the run has spent on the step before, also when it is
     interrupted; of a killed process nobody can tell them."""
     started = time.monotonic()
     try:

@@ -249,7 +249,7 @@ def _finetuning(job: Job, passes: float, *, rate: float = FINETUNE_RATE) -> Trai
 
 @contextmanager
 def _threads_for(net: StagedNet, batch_size: int) -> Iterator[None]:
-    """As many torch threads as the network can use: on a small one a second thread only takes the static model's core.
+    """Set as many torch threads as the network can use. On a small one, a second thread only takes the static model's core.
 
     The number depends on the network alone, so that equal seeds give equal results.
     """

@@ -37,7 +37,7 @@ UNREADABLE_ARRAY = (
 
 
 def read_npz(path: Path, preprocess: Preprocess, space: LabelSpace, *, warn: Warn = log_warning) -> Images:
-    """Return the Images of an .npz file; arrays of Python objects are refused, since reading them can run code."""
+    """Read the images of an .npz file. Raises DataError, also for arrays of Python objects: reading them can run code."""
     try:
         images, labels = _arrays(path)
     except UNREADABLE_ARRAY as error:

@@ -73,7 +73,7 @@ class Answers:
     task: Task = ONE_CLASS
 
     def balanced(self, answers: Array) -> float:
-        """Return the mean over the classes with images of the share that is answered rightly."""
+        """Return the balanced accuracy: the mean of the accuracies of all classes that have images."""
         counts = self.counts
         hits = np.array([(self.having(k) & self.task.has(answers, k)).sum() for k in range(self.classes)])
         return float((hits[counts > 0] / counts[counts > 0]).mean())
@@ -163,7 +163,7 @@ def _one_sided(answers: Answers, names: Sequence[str] | None) -> Iterator[str]:
 
 
 def _lost_at(answers: Answers, leaving: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
-    """(class, images, the static model's hits) of the classes that are lost among the images that leave at a stage."""
+    """Yield (class, images, the static model's hits) of the classes that are lost among the images that leave at a stage."""
     for k in answers.present:
         here = leaving & answers.having(k)
         hits, kept = (int(answers.task.has(said[here], k).sum()) for said in (answers.static, answers.dynamic))
@@ -179,7 +179,7 @@ def _unknown(answers: Answers) -> Iterator[int]:
 
 
 def answers_on(images: Images, static: Array, dynamic: Array, exits: Classes, *, classes: int, task: Task) -> Answers:
-    """Return the answers with their labels, or without labels with the static model's answers in their place."""
+    """Return the answers with the labels as truth, or without labels with the static model's answers."""
     labelled = images.labels is not None
     truth = images.labels if images.labels is not None else static
     return Answers(truth, static, dynamic, exits, classes, labelled, task)
@@ -215,7 +215,7 @@ def label_scores(answers: Answers) -> LabelScores:
 
 
 def f1_scores(answers: Array, truth: Array) -> tuple[float, float]:
-    """F1 of labels 0 or 1 [B, K]: over all of them together, and the mean over the labels that occur in either."""
+    """Return F1 of labels 0 or 1 [B, K]: over all of them together, and the mean over the labels that occur in either."""
     hits, given, true = (x.sum(axis=0).astype(np.float64) for x in (answers & truth, answers, truth))
     occurs = given + true > 0
     each = 2 * hits[occurs] / (given + true)[occurs]

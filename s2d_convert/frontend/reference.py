@@ -12,7 +12,7 @@ SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
 
 
 def to_logits(output: Array, kind: str) -> Array:
-    """Logits [B, K] (of classes up to a constant per row) from a model's output of any kind and any trailing unit axes."""
+    """Return logits [B, K] (of classes up to a constant per row) from a model's output of any kind and any trailing unit axes."""
     flat = output.reshape(len(output), -1) if len(output) else output.reshape(0, output.size or 1)
     if kind == "sigmoid":
         return np.log(np.maximum(flat, SMALLEST)) - np.log(np.maximum(1 - flat, SMALLEST))
@@ -36,7 +36,7 @@ class StaticModel:
         return self._run(self._answer, images)
 
     def logits(self, images: Array) -> Array:
-        """Logits float32 [B, K]."""
+        """Return the logits, float32 [B, K]."""
         return to_logits(self._run(self._logits, images), self.graph.logits_kind)
 
     def _run(self, output: str, images: Array) -> Array:

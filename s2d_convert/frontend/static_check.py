@@ -169,7 +169,7 @@ def _name(images: Images, k: int) -> str:
 
 
 def _better_way(static: StaticModel, images: Images) -> str:
-    """Another way from pixels to model input that would be clearly better, in words; empty where there is none."""
+    """Return another way from pixels to model input that would be clearly better, in words; "" where there is none."""
     now = images.preprocess
     if images.is_model_input or images.labels is None or now.dtype == "uint8":
         return ""

@@ -40,7 +40,7 @@ class Norm(nn.Module):
         )
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(factor, offset) of the same function with the running statistics: factor * x + offset."""
+        """Return (factor, offset) of the same function with the running statistics: factor * x + offset."""
         factor = self.scale / torch.sqrt(self.running_var + self.epsilon)
         return factor, self.shift - self.running_mean * factor
 

@@ -160,7 +160,7 @@ class Allocation:
 
 
 def _efficient(allocations: Iterable[Allocated]) -> tuple[Allocated, ...]:
-    """Those that no other one beats in latency and error, from the slowest to the fastest."""
+    """Return those that no other one beats in latency and error, from the slowest to the fastest."""
     kept: list[Allocated] = []
     for one in sorted(allocations, key=lambda a: (a.latency, a.error)):
         if not kept or one.error < kept[-1].error - 1e-12:

@@ -98,7 +98,7 @@ class Spread:
         return layout.gather([self.roots[root] for root in layout.roots], filled)
 
     def count(self, tensor: str) -> int:
-        """C, the number of channels of a tensor with a layout."""
+        """Return C, the number of channels of a tensor with a layout."""
         return len(self.model.layout(tensor).units)
 
     def free(self, tensor: str) -> Array:
@@ -188,7 +188,7 @@ def _everything(spread: Spread, node: Node, name: str) -> Words:
 
 
 def _live_map(spread: Spread, node: Node, name: str) -> Words:
-    """Treat an operator that keeps zero, or is undefined at zero, as as live as its input, and any other as live everywhere."""
+    """Take an operator that keeps zero, or is undefined at zero, for as live as its input, and any other for live everywhere."""
     if keeps_zero(node, spread.model.graph.constants) or node.op in UNDEFINED_AT_ZERO:
         return _any_operand(spread, node, name)
     return _everything(spread, node, name)

@@ -54,7 +54,7 @@ class Weights:
     temperatures: tuple[float, ...] = ()
 
     def operand(self, graph: Graph, node: Node, index: int) -> Array:
-        """Constant input `index` of a node."""
+        """Return constant input `index` of a node."""
         replaced = self.operands.get((node.name, index))
         return graph.constants[node.inputs[index]] if replaced is None else replaced
 

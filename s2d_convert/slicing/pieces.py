@@ -170,7 +170,7 @@ class Pieces:
         return runs
 
     def _segment(self, builder: StageGraph, tensor: str, layout: Layout, piece: Piece | None, index: list[int]) -> str:
-        """Runtime name of some channels of one piece, or of constants."""
+        """Return the runtime name of some channels of one piece, or of constants."""
         if piece is None:
             return self._constant(builder, tensor, np.array(index), layout.fill[index])
         return self.cut(builder, tensor, self._use(builder, piece), index, len(piece.positions))

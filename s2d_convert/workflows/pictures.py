@@ -50,7 +50,7 @@ class Seen:
 
 
 def look_at(path: Path, preprocess: Preprocess, *, space: LabelSpace) -> list[Seen]:
-    """Return at most SHOWN pictures of a folder or an .npz, evenly spaced. Raises DataError."""
+    """Return up to SHOWN pictures of a folder or an .npz file, evenly spaced. Raises DataError."""
     if path.suffix.lower() == ".npz" and path.is_file():
         images = read_npz(path, preprocess, space)
         rows = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(np.int64))

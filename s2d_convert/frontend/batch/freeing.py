@@ -82,7 +82,7 @@ class _Edit(BatchEdit):
     """What is done to each operator."""
 
     def reshape(self, node: onnx.NodeProto) -> None:
-        """The batch is the rest of the elements where nothing else is, else a copy of the input's."""
+        """Let the batch be the rest of the elements where nothing else is, else a copy of the input's."""
         target = self.constant(node, 1)
         if target is None:
             return
@@ -96,7 +96,7 @@ class _Edit(BatchEdit):
             _drop(node, "allowzero")  # with it 0 would be a length
 
     def expand(self, node: onnx.NodeProto) -> None:
-        """Axes that keep their length, the batch among them, are left to broadcasting."""
+        """Leave axes that keep their length, the batch among them, to broadcasting."""
         if node.input[0] in self.constants:
             return
         before, after = self.shapes[node.input[0]], self.shapes[node.output[0]]
@@ -105,7 +105,7 @@ class _Edit(BatchEdit):
             self.put(node, 1, np.array(kept, dtype=np.int64))
 
     def resize(self, node: onnx.NodeProto) -> None:
-        """Absolute sizes, which name the batch and the channels, become scales; scales of some axes those of all."""
+        """Turn absolute sizes, which name the batch and the channels, into scales, and scales of some axes into those of all."""
         before, after = self.shapes[node.input[0]], self.shapes[node.output[0]]
         rank = len(before)
         axes = [axis % rank for a in node.attribute if a.name == "axes" for axis in a.ints]
@@ -126,7 +126,7 @@ class _Edit(BatchEdit):
         _drop(node, "axes", "keep_aspect_ratio_policy")
 
     def concat(self, node: onnx.NodeProto) -> None:
-        """A constant of one value before or behind what is computed is padding."""
+        """Pad instead of putting a constant of one value before or behind what is computed."""
         axis = node.attribute[0].i % len(self.shapes[node.output[0]])
         while len(node.input) > 1:
             place = next((k for k in (0, len(node.input) - 1) if self._is_one_row(node.input[k])), None)
@@ -176,7 +176,7 @@ class _Edit(BatchEdit):
             self.model.graph.node.insert(place + offset, node)
 
     def gather(self, node: onnx.NodeProto) -> None:
-        """One channel that is picked by a scalar is a view of a channel, and then a Squeeze."""
+        """Turn the choice of one channel by a scalar into a view of the channel and a Squeeze."""
         index = self.constants.get(node.input[1])
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
         made = node.output[0]
@@ -197,7 +197,7 @@ class _Edit(BatchEdit):
         self._insert_behind(inner, squeeze)
 
     def one_row(self, node: onnx.NodeProto) -> None:
-        """A constant that was expanded over the batch goes back to one row."""
+        """Cut a constant that was expanded over the batch back to one row."""
         rank = len(self.shapes[node.output[0]])
         for index, name in enumerate(node.input):
             if self.batch == 1 or name not in self.constants:

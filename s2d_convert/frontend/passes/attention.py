@@ -73,7 +73,7 @@ def _refuse_text(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:
 
 
 def _with_heads(write: _Writer, node: onnx.NodeProto, index: int, attributes: Mapping[str, Any]) -> str:
-    """Query, key or value with an axis of heads: [B, H, L, D]; keys and values repeated where several heads share them."""
+    """Return query, key or value with an axis of heads: [B, H, L, D]; keys and values repeated where several heads share them."""
     name = node.input[index]
     heads, own = int(attributes.get("q_num_heads", 0)), int(attributes.get("kv_num_heads", 0))
     if not heads:

@@ -76,7 +76,7 @@ def static_axes(node: Node, constants: Constants, index: int) -> tuple[int, ...]
 
 
 def feature_axes(node: Node, axes: Iterable[int], rank: int) -> tuple[int, ...]:
-    """`axes` counted from the front. Raises ModelError for the batch axis: no image may change another's answer."""
+    """Return `axes` counted from the front. Raises ModelError for the batch axis: no image may change another's answer."""
     positive = tuple(axis % rank for axis in axes)
     if 0 in positive:
         got = f"axes {positive} include axis 0, which mixes the images of a batch"
@@ -85,7 +85,7 @@ def feature_axes(node: Node, axes: Iterable[int], rank: int) -> tuple[int, ...]:
 
 
 def one_output(node: Node) -> None:
-    """Nothing; raises ModelError where a node gives the outputs that only training needs."""
+    """Raise ModelError where a node gives the outputs that only training needs."""
     if len(node.outputs) > 1:
         raise refusal(node, f"{len(node.outputs)} outputs are used; one is allowed: export the model for inference")
 

@@ -52,7 +52,7 @@ def _in_float32_if_dilated(node: Node, run: Lowered) -> Lowered:
 
 
 def _spans(weight: Tensor, dilations: Sequence[int]) -> list[int]:
-    """Elements from the first to the last of a dilated kernel, per spatial axis."""
+    """Return the elements from the first to the last of a dilated kernel, per spatial axis."""
     return [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
 
 

@@ -94,7 +94,7 @@ def _split(node: Node, constants: Constants) -> Lowered:
 
 
 def _equal_parts(length: int, parts: int) -> list[int]:
-    """`parts` lengths that are equal, but for the last ones, which take what is left."""
+    """Return `parts` lengths that are equal, but for the last ones, which take what is left."""
     step = -(-length // parts)
     return [max(0, min(step, length - part * step)) for part in range(parts)]
 

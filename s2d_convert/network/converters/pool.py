@@ -96,7 +96,7 @@ def _strides(axes: Sequence[Window]) -> list[int]:
 
 
 def _padded(x: Tensor, axes: Sequence[Window], value: float) -> Tensor:
-    """`x` from the start of the first window to the end of the last."""
+    """Return `x` from the start of the first window to the end of the last."""
     return pad_spatial(x, [a.low for a in axes], [a.reach for a in axes], value=value)
 
 

@@ -203,7 +203,7 @@ def _nearest(axis: Axis, at: Array, settings: Settings) -> Array:
 
 
 def _resized(x: Tensor, axis: Axis, at: Array, settings: Settings) -> Tensor:
-    """`x` with one axis resized."""
+    """Return `x` with one axis resized."""
     if settings.mode == "nearest":
         y = x.index_select(axis.dim, torch.as_tensor(_nearest(axis, at, settings), device=x.device))
     else:
@@ -235,7 +235,7 @@ def _weights(axis: Axis, at: Array, settings: Settings) -> Array:
 
 
 def _cubic(distance: Array, a: float) -> Array:
-    """Keys' cubic convolution kernel."""
+    """Return Keys' cubic convolution kernel."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * a * distance - 4 * a
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))

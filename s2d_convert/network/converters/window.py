@@ -50,7 +50,7 @@ class Window:
         return (self.count - 1) * self.stride + self.span - self.low - self.size
 
     def covered(self, *, padding: bool) -> list[int]:
-        """Elements in every window; padding counts if asked for, what lies beyond it (ceil mode) never does."""
+        """Return the elements in every window; padding counts if asked for, what lies beyond it (ceil mode) never does."""
         first, last = (-self.low, self.size + self.high) if padding else (0, self.size)
         starts = (i * self.stride - self.low for i in range(self.count))
         return [sum(first <= start + j * self.dilation < last for j in range(self.kernel)) for start in starts]
@@ -80,11 +80,11 @@ def same_total(size: int, span: int, stride: int) -> int:
 
 
 def same_pads(mode: str, total: int) -> tuple[int, int]:
-    """`total` shared out before and after an axis; the odd one goes after (SAME_UPPER) or before (SAME_LOWER)."""
+    """Return `total` shared out before and after an axis; the odd one goes after (SAME_UPPER) or before (SAME_LOWER)."""
     low = int((total + (mode == "SAME_LOWER")) / 2)  # onnxruntime rounds towards zero
     return low, total - low
 
 
 def pad_spatial(x: Tensor, low: Sequence[int], high: Sequence[int], *, value: float = 0.0) -> Tensor:
-    """`x` with `value` before and after its last axes; negative numbers crop."""
+    """Return `x` with `value` before and after its last axes; negative numbers crop."""
     return F.pad(x, list(chain(*zip(low[::-1], high[::-1], strict=True))), value=value)

@@ -194,11 +194,11 @@ class Refinement:
         return self.first.spread(change.float(), self.weight.shape)
 
     def _backward(self, piece: Piece, gate: Tensor, residuals: Tensor) -> Tensor:
-        """J^T residuals, [G, D + 1, o]."""
+        """Return J^T residuals, [G, D + 1, o]."""
         return self._transposed(piece, gate, torch.zeros(()), lambda _answer: residuals)
 
     def _normal(self, piece: Piece, gate: Tensor, change: Tensor) -> Tensor:
-        """J^T J change, [G, D + 1, o]."""
+        """Return J^T J change, [G, D + 1, o]."""
         return self._transposed(piece, gate, change, lambda answer: answer)
 
     def _transposed(self, piece: Piece, gate: Tensor, change: Tensor, rows: Callable[[Tensor], Tensor]) -> Tensor:

@@ -143,7 +143,7 @@ class Samples:
         return sampled_positions(self._seeds[chunk], every, self.per_image).to(self.chunks[chunk].device)
 
     def count_of(self, name: str) -> int:
-        """P, how many positions of a tensor are sampled."""
+        """Return P, how many positions of a tensor are sampled."""
         shape = self.graph.shapes[name]
         every = int(np.prod(shape)) // shape[self.net.channels.layouts[name].axis] if shape else 1
         return min(self.per_image, every)

@@ -161,7 +161,8 @@ class Targets:
         return -1.0 if node.op == "Sub" and index > 0 else 1.0
 
     def _affine(self, node: Node) -> tuple[Array, Array] | None:
-        """(scale, offset) by channel of an operator that only scales and shifts channels, found by trying; None for others."""
+        """Return (scale, offset) by channel of an operator that only scales and shifts channels, found by trying,
+        or None."""
         values = self._probe(node)
         if values is None:
             return None
