@@ -28,11 +28,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What stages and static model say on images.
+    """The answers of the stages and of the static model on images.
 
-    logits: float32 [S, B, K] of every stage; static_classes: what the static model answers, int [B], or [B, K] where images
-    have several labels; labels: the same of the truth, or None, and then what the static model says counts as right;
-    class_names: what the classes are called, in messages.
+    logits: float32 [S, B, K] of every stage; static_classes: the static model's answers, int [B], or [B, K] where images
+    have several labels; labels: the true answers in the same form, or None, in which case the static model's count as right;
+    class_names: for messages.
     """
 
     logits: Array
@@ -51,22 +51,22 @@ class Scores:
 
     @cached_property
     def classes(self) -> Array:
-        """What every stage answers, [S, B] or [S, B, K]."""
+        """The answers of every stage, [S, B] or [S, B, K]."""
         return self.task.answers(self.logits)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Where every stage is right, bool [S, B]."""
+        """Whether every stage is right, bool [S, B]."""
         return self.task.agree(self.classes, self.target)
 
     @property
     def static_correct(self) -> NDArray[np.bool_]:
-        """Where the static model is right, bool [B]."""
+        """Whether the static model is right, bool [B]."""
         return self.task.agree(self.static_classes, self.target)
 
     @property
     def as_last(self) -> NDArray[np.bool_]:
-        """Where every stage answers as the last one does, bool [S, B]."""
+        """Whether every stage answers as the last one does, bool [S, B]."""
         return self.task.agree(self.classes, self.classes[-1])
 
     @property
@@ -80,7 +80,7 @@ class Scores:
 
     @property
     def images_of(self) -> dict[str, int]:
-        """The images of every class, by its name."""
+        """The number of images of every class, by its name."""
         counts = np.bincount(self.target, minlength=self.logits.shape[2])
         return {self.name_of(number): int(count) for number, count in enumerate(counts)}
 
@@ -131,8 +131,10 @@ def accurate_policies(
 
 
 def check_enough(images: int, risk_bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
-    """Raise DataError if no result on so many images could keep the promise; `share`: the part of the user's images that
-    they are."""
+    """Raise DataError if no result on so many images could keep the promise.
+
+    share: the part of the user's images that these are, for the message.
+    """
     needed = images_needed(risk_bound, paired=labelled)
     if images < needed:
         what = "drop of accuracy" if labelled else "disagreement"
@@ -144,7 +146,7 @@ def check_enough(images: int, risk_bound: RiskBound, *, labelled: bool, share: f
 
 
 def check_kind(task: Task, risk_bound: RiskBound | None) -> None:
-    """Raise UsageError for a promise of every class where images have several labels: it is tested class by class."""
+    """Raise UsageError for a promise per class where images have several labels, as it is tested class by class."""
     if risk_bound is not None and risk_bound.per_class and task.several:
         raise UsageError(
             "--per-class: the model gives labels, each by itself, and a promise is made of all labels of an image together; "
@@ -153,8 +155,10 @@ def check_kind(task: Task, risk_bound: RiskBound | None) -> None:
 
 
 def check_classes(images_of: Mapping[str, int], risk_bound: RiskBound, *, labelled: bool, share: float = 1.0) -> None:
-    """Raise DataError if a class has too few images for any result to keep a promise per class; images_of: the images of every
-    class to test on, by name; see `check_enough`."""
+    """Raise DataError if a class has too few images for any result to keep a promise per class.
+
+    images_of: the number of images of every class to test on, by name; share: see `check_enough`.
+    """
     needed = images_needed(risk_bound, paired=labelled)
     few = [f"{name} ({count})" for name, count in images_of.items() if count < needed]
     if few:

@@ -1,7 +1,7 @@
-"""What a classifier answers: one class of many, or several labels, each given or not.
+"""The two tasks of a classifier: one class of many, or several labels, each given or not.
 
-Everything that has to know which of the two it is asks a `Task`: what logits answer, when two answers are the same, how sure
-logits are and which temperature suits them. A network with one output that says yes or no is one with a single label.
+Code that depends on the task asks a `Task`: what logits answer, whether two answers are equal, how confident logits are, and
+which temperature suits them. A network with one output for yes or no has the task of a single label.
 
 Letters: S stages, B rows (images), K classes or labels. numpy only.
 """
@@ -20,12 +20,12 @@ from s2d_runtime.dispatcher import LABEL_KINDS
 from s2d_convert.calibration import thresholds
 
 Array = NDArray[Any]
-MOST_COUNTED = 30  # labels whose sets are counted; more sets are as good as any number
+MOST_COUNTED = 30  # limits the number of sets of labels that `kinds` returns
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """How logits [..., K] become answers, and what answers are worth."""
+    """How logits [..., K] become answers, and how answers are compared."""
 
     @property
     @abstractmethod
@@ -34,23 +34,23 @@ class Task(ABC):
 
     @abstractmethod
     def answers(self, logits: Array) -> Array:
-        """Return what logits [..., K] answer: the class, int64 [...], or 0 or 1 for every label, int8 [..., K]."""
+        """Return the answers in logits [..., K]: the class, int64 [...], or 0 or 1 for every label, int8 [..., K]."""
 
     @abstractmethod
     def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
-        """Return where two answers are the same, in all their labels."""
+        """Return where two answers are equal, in all their labels."""
 
     @abstractmethod
     def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
-        """Return which answers are class k, or give label k."""
+        """Return which answers are class k, or contain label k."""
 
     @abstractmethod
     def kinds(self, classes: int) -> int:
-        """Return how many different answers there may be; classes: K."""
+        """Return the number of possible answers. classes: K."""
 
     @abstractmethod
     def fit_temperature(self, logits: Array, right: Array) -> float:
-        """Return the temperature at which logits [B, K] make the right answers likeliest."""
+        """Return the temperature at which the right answers are most likely under logits [B, K]."""
 
     @abstractmethod
     def confidence(self, logits: Array, temperature: float) -> NDArray[np.float32]:
@@ -58,15 +58,15 @@ class Task(ABC):
         compute the same (`slicing.stage_graph`)."""
 
     def confidences(self, logits: Array, temperatures: Sequence[float]) -> NDArray[np.float32]:
-        """Return the confidence of every stage, float32 [S, B]; logits: [S, B, K]."""
+        """Return the confidence of every stage, float32 [S, B]. logits: [S, B, K]."""
         return np.stack([self.confidence(row, t) for row, t in zip(logits, temperatures, strict=True)])
 
     def fit_temperatures(self, logits: Array, right: Array) -> tuple[float, ...]:
-        """Return the temperature of every stage; logits: [S, B, K]."""
+        """Return the temperature of every stage. logits: [S, B, K]."""
         return tuple(self.fit_temperature(row, right) for row in logits)
 
     def right(self, labels: Array | None, static_logits: Array) -> Array:
-        """Return what counts as right: the labels, or without labels the static model's answers."""
+        """Return the answers that count as right: the labels, or without labels the static model's answers."""
         return self.answers(static_logits) if labels is None else labels
 
 
@@ -79,8 +79,8 @@ class OneClass(Task):
         return False
 
     def answers(self, logits: Array) -> Array:
-        found: Array = logits.argmax(axis=-1)
-        return found
+        classes: Array = logits.argmax(axis=-1)
+        return classes
 
     def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
         return np.equal(first, second)
@@ -100,7 +100,7 @@ class OneClass(Task):
 
 @dataclass(frozen=True)
 class SeveralLabels(Task):
-    """K labels, each given where its logit is above 0; an answer is as sure as the least sure of its labels is."""
+    """K labels, each given if its logit is above 0. The confidence of an answer is that of its least confident label."""
 
     @property
     def several(self) -> bool:

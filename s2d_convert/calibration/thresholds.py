@@ -28,7 +28,7 @@ from s2d_runtime.thresholds import (
 from s2d_convert.errors import DataError
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-FITTED_NUMBERS = 2**21  # logits of labels that a temperature is fitted to
+FITTED_NUMBERS = 2**21  # limit for the logits of labels that a temperature is fitted to
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
@@ -68,19 +68,19 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
         return MAX_TEMPERATURE
     if _slope(margins, high)[0] < 0:
         return MIN_TEMPERATURE
-    place = 0.0
+    log_inverse = 0.0  # log(1/T)
     for _ in range(100):
-        slope, curvature = _slope(margins, place)
+        slope, curvature = _slope(margins, log_inverse)
         if slope == 0:
             break
-        low, high = (place, high) if slope < 0 else (low, place)
-        wanted = place - slope / curvature if curvature > 0 else np.inf
+        low, high = (log_inverse, high) if slope < 0 else (low, log_inverse)
+        wanted = log_inverse - slope / curvature if curvature > 0 else np.inf
         if not low < wanted < high:
             wanted = (low + high) / 2
-        place, moved = wanted, abs(wanted - place)
+        log_inverse, moved = wanted, abs(wanted - log_inverse)
         if moved < 1e-10:
             break
-    return float(np.exp(-place))
+    return float(np.exp(-log_inverse))
 
 
 def _margins(logits: Floats, labels: Integers) -> NDArray[np.float64]:
@@ -100,11 +100,11 @@ def _margins(logits: Floats, labels: Integers) -> NDArray[np.float64]:
     return values - np.take_along_axis(values, targets[:, None].astype(np.int64), axis=1)
 
 
-def _slope(margins: NDArray[np.float64], place: float) -> tuple[float, float]:
-    """Return the first and second derivative of the mean loss by `place` = log(1/T)."""
+def _slope(margins: NDArray[np.float64], log_inverse: float) -> tuple[float, float]:
+    """Return the first and second derivative of the mean loss by `log_inverse` = log(1/T)."""
     if not margins.size:
         return 0.0, 0.0
-    scale = float(np.exp(place))
+    scale = float(np.exp(log_inverse))
     weights = np.exp(scale * (margins - margins.max(axis=1, keepdims=True)))
     weights /= weights.sum(axis=1, keepdims=True)
     mean = (weights * margins).sum(axis=1)
@@ -114,9 +114,9 @@ def _slope(margins: NDArray[np.float64], place: float) -> tuple[float, float]:
 
 
 def fit_label_temperature(logits: Floats, labels: Integers) -> float:
-    """Return the same for labels, each given or not: the T that makes ``sigmoid(logits / T)`` likeliest, mean over all labels.
+    """Return the T in [0.05, 20] that minimises the mean negative log-likelihood of ``sigmoid(logits / T)`` over all labels.
 
-    logits: [B, K]; labels: 0 or 1 [B, K]. Of very many numbers evenly spaced rows are taken.
+    logits: [B, K]; labels: 0 or 1 [B, K]. If there are more than FITTED_NUMBERS, evenly spaced rows are used.
     """
     if np.ndim(logits) != 2 or np.shape(logits) != np.shape(labels):
         raise ValueError(f"logits {np.shape(logits)} and labels {np.shape(labels)} do not belong together")
@@ -149,8 +149,10 @@ def confidences(logits: Floats, temperatures: Sequence[float] | Floats) -> NDArr
 
 
 def label_confidence(logits: Floats, temperature: float) -> NDArray[np.float32]:
-    """Return how sure logits [B, K] are of the least sure label, the smallest of max(p, 1 - p) at the temperature, float32 [B];
-    NaN where a logit is NaN."""
+    """Return the confidence of the least confident label: the smallest max(p, 1 - p) at the temperature, float32 [B].
+
+    logits: [B, K]. It is NaN where a logit is NaN.
+    """
     if not temperature > 0:
         raise ValueError(f"got the temperature {temperature}; expected a positive number")
     least = np.abs(np.asarray(logits, dtype=np.float64)).min(axis=1) / temperature

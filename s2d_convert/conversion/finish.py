@@ -53,8 +53,11 @@ VERIFY_TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a conversion: where it is, what was measured on unseen images, whether the budget was reached, and
-    whether an image that runs through every stage costs at most what was allowed."""
+    """The result of a conversion.
+
+    The folder and its manifest; the measurements on unseen images; whether the budget was reached, and whether the worst
+    latency is within `--max-latency`; the loss that the verdict allows.
+    """
 
     out: Path
     manifest: Manifest
@@ -65,7 +68,7 @@ class Result:
 
     @property
     def verdict(self) -> Verdict:
-        """What the conversion is worth on the images that were measured."""
+        """The verdict on the measured images."""
         manifest = self.manifest
         budget, target = manifest.default_budget, manifest.target
         return verdict(self.measured.outcomes, budget=budget, max_loss=self.max_loss, target=target)
@@ -74,9 +77,9 @@ class Result:
 def finish(
     job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Mapping[str, Any], out: Path | None = None
 ) -> Result:
-    """Calibrate, write, verify and measure; everything that the manifest says is measured from the files themselves.
+    """Calibrate, verify, write and measure. All numbers in the manifest are measured from the files themselves.
 
-    `out` is the folder to write, without it the one that the options name.
+    out: the folder to write, None for the one in the options.
     """
     ready, options, reporter = job.ready, job.options, job.reporter
     out = out or options.out
@@ -100,7 +103,7 @@ def finish(
     with new_folder(out, draft, models, running=options.running, force=options.force) as writer:
 
         def deliver(cost: Costs) -> Measured:
-            # Costs do not hang on answers: a promise that is tested again with other costs is still tested once.
+            # Costs do not depend on answers, so a promise that is tested again with other costs is still tested once.
             writer.calibrate(choose_policies(job, models, scores, temperatures, cost=cost), cost)
             return measure_folder(job, writer, models, exact=options.exact or keeps_the_original(ready, conversion))
 
@@ -117,7 +120,7 @@ def finish(
 
 
 def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores:
-    """Return what the stages and the static model say on the images of calibration, once the stages are verified."""
+    """Verify the stages and return the scores of the images for calibration."""
     ready, options = job.ready, job.options
     logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
     verify(ready, tuned, logits)
@@ -127,7 +130,7 @@ def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores
 
 
 def measured_costs(job: Job, writer: FolderWriter, models: Sequence[StageModel]) -> tuple[float, ...]:
-    """Return what every stage costs relative to the static model, by the device's table where there is one."""
+    """Return the latency of every stage relative to the static model, by the device's table if there is one."""
     if job.ready.table is not None:
         return predicted_costs(job.ready.table, models).per_stage
     with writer.dispatcher() as runner:
@@ -135,8 +138,10 @@ def measured_costs(job: Job, writer: FolderWriter, models: Sequence[StageModel])
 
 
 def measure_folder(job: Job, writer: FolderWriter, models: Sequence[StageModel], *, exact: bool) -> Measured:
-    """Measure the folder on the images that are reported, and write that into its manifest; `exact`: also how far its last
-    stage is from the static model."""
+    """Measure the folder on the images for the report, and write the results into its manifest.
+
+    exact: measure also how far its last stage is from the static model.
+    """
     ready, changes = job.ready, dict[str, Any]()
     with writer.dispatcher() as runner:
         measured = measure(runner, job.timed_static, reported(job), running=job.options.running)
@@ -164,7 +169,7 @@ def add_records(job: Job, writer: FolderWriter, conversion: Conversion) -> None:
 
 
 def to_mind(policy: Policy, measured: Measured, ready: Prepared) -> Iterator[str]:
-    """Yield what the numbers do not tell by themselves: how few images they rest on, and which classes a stage loses."""
+    """Yield warnings that belong to the numbers: that they rest on few images, and the classes that a stage loses."""
     calib = ready.dataset.calib
     few = few_images(f"expected {ready.target}", policy.expected_accuracy, len(calib))
     if few:
@@ -173,25 +178,24 @@ def to_mind(policy: Policy, measured: Measured, ready: Prepared) -> Iterator[str
 
 
 def recorded(preprocess: Preprocess, images: Images, options: ConvertOptions) -> Preprocess:
-    """Return what the manifest says of the way from pixels to model input: not known where the images were none and nobody
-    said."""
+    """Return the preprocessing for the manifest: not known if the data were model input and no option says it."""
     return preprocess if options.says_preprocessing or not images.is_model_input else replace(preprocess, known=False)
 
 
 def stands_for(table: Table | None) -> dict[str, Any]:
-    """Return which machine the latencies stand for, and whether they were measured there or predicted for it."""
+    """Return the manifest's entries on the latencies: their machine, and whether they were measured or predicted."""
     if table is None:
         return {"machine": machine(), "latency": "measured"}
     return {"machine": str(table.board), "latency": "predicted", "prediction_error": asdict(table.held_out_error)}
 
 
 def keeps_the_original(ready: Prepared, conversion: Conversion) -> bool:
-    """Return whether the last stage is the static model by its plan, whatever the mode."""
+    """Return whether the last chain of the plan is the untouched static model, in any mode."""
     return len(conversion.chains) > 1 and is_untouched(ready.graph, conversion.chains[-1])
 
 
 def exactness(runner: Dispatcher, static: StaticModel, images: Images) -> Exactness:
-    """Return the manifest's `exactness`, measured in onnxruntime. Raises VerifyError when it is more than rounding."""
+    """Return the manifest's `exactness`, measured in onnxruntime. Raises VerifyError for more than rounding errors."""
     difference, scale = largest_difference(runner, static, images)
     if not difference <= VERIFY_TOLERANCE * max(1.0, scale):
         raise VerifyError(
@@ -204,8 +208,7 @@ def exactness(runner: Dispatcher, static: StaticModel, images: Images) -> Exactn
 def choose_policies(
     job: Job, models: Sequence[StageModel], scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float]
 ) -> Chosen:
-    """Return the policies; where a promise is asked for it is tested on images that nothing else was chosen on, not even
-    the plan."""
+    """Return the policies. A promise is tested on images on which nothing was chosen, not even the plan."""
     ready, options = job.ready, job.options
     if job.careful:
         return careful_policies(scores, temperatures, cost=cost, budget=options.budget, max_loss=options.max_loss)
@@ -231,16 +234,18 @@ def reported(job: Job) -> Images:
 
 
 def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
-    """Compare the exported stages with the torch module, and an untouched last stage with the static model, on real
-    images. Raises VerifyError when they part."""
+    """Compare the exported stages with the torch module, and an untouched last stage with the static model, on images.
+
+    Raises VerifyError if they differ by more than VERIFY_TOLERANCE.
+    """
     images = ready.dataset.calib.take(slice(0, min(VERIFY_IMAGES, len(ready.dataset.calib))))
     expected = [*exit_logits(tuned.net, images, tuned.masks)]
     expected += [ready.calib_logits[: len(images)]] * (len(logits) - len(expected))
     pairs = [*zip(logits[:, : len(images)], expected, strict=True)]
     if ready.graph.logits_kind.endswith("probabilities"):  # the files tell logits up to a constant per row only
-        pairs = [(softmax(got), softmax(own)) for got, own in pairs]
-    for stage, (got, own) in enumerate(pairs, start=1):
-        error = float(np.abs(got - own).max() / max(1.0, float(np.abs(own).max())))
+        pairs = [(softmax(got), softmax(wanted)) for got, wanted in pairs]
+    for stage, (got, wanted) in enumerate(pairs, start=1):
+        error = float(np.abs(got - wanted).max() / max(1.0, float(np.abs(wanted).max())))
         if not error <= VERIFY_TOLERANCE:
             raise VerifyError(
                 f"stage {stage}: the exported file differs from the trained module by {error:.1e} "

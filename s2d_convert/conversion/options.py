@@ -1,4 +1,4 @@
-"""What a conversion is asked to do: one frozen dataclass from which the command line reads its defaults."""
+"""The options of a conversion: one frozen dataclass, from which the command line takes its defaults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from s2d_convert.errors import UsageError
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work each part gets.
+    """The amounts of work behind `--effort`.
 
     Epochs are passes over the training images; `min_steps` is the least number of steps of a training where the data set is
     small. Both at 0: nothing is trained. `head_*`: training of exit heads in exact mode; `trial_steps`: of the cheapest plans in
@@ -51,7 +51,7 @@ TIMED = Effort(400, 400.0, 2000, False, 4, 20000, 30000, 12.0, 300)
 LEAST_SECONDS = 30.0
 DEVICES = ("auto", "cpu", "cuda")
 MODES = ("train", "exact")
-LABELS = ("classes", "multi")  # what --labels says of the model
+LABELS = ("classes", "multi")  # values of --labels
 FLOATS = ("float32", "float16")
 ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
 EXACT_PLANS = ("search", "depth", "cascade")  # of exact mode
@@ -194,12 +194,12 @@ class ConvertOptions:
 
     @property
     def risk_bound(self) -> RiskBound | None:
-        """The bound on the risk that is to be kept, if one is asked for. Raises UsageError."""
+        """The requested bound on the risk, None if there is none. Raises UsageError."""
         return risk_bound_of(self.max_drop, self.confidence, per_class=self.per_class)
 
     @property
     def exact(self) -> bool:
-        """Whether the last stage stays the original: as asked, and by default when there is no data."""
+        """Whether the last stage stays the original: if requested, and by default without data."""
         return self.mode == "exact" if self.mode is not None else self.data is None or self.picture is not None
 
     @property
@@ -210,7 +210,7 @@ class ConvertOptions:
 
     @property
     def says_preprocessing(self) -> bool:
-        """Whether anything was said of how pixels become model input."""
+        """Whether any option concerns the way from pixels to model input."""
         return any(x is not None for x in (self.preprocess, self.mean, self.std, self.scale, self.order))
 
     @property

@@ -1,7 +1,7 @@
-"""One function per step of a conversion; the only place that wires the modules together.
+"""The steps of a conversion, one function each. Only this module connects the others.
 
-prepare -> search -> finals -> fine-tune -> finish. Every step leaves its result in the run folder, so that a
-run that was interrupted or killed takes up where it was.
+prepare -> search -> finals -> fine-tune -> finish. Every step leaves its result in the run folder, so that an interrupted or
+killed run can be resumed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = ["Forecast", "Reporter", "Result", "convert", "dry_run"]
 
 
 def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None = None) -> Result:
-    """Convert a model from file to folder. Raises S2DError for everything that is the caller's to mend.
+    """Convert a model from file to folder. Raises S2DError for everything that the caller can fix.
 
     clock: one that the caller may stop, from when on the best so far is finished (None: one of the options' time).
     """
@@ -109,7 +109,7 @@ def _check_time(job: Job) -> None:
 
 
 def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
-    """Return hashes of the files that the options name, by option: equal names with other contents are another run."""
+    """Return hashes of the files that the options name, by option. A run whose files have changed is another run."""
     plan = None if options.plan in PLANS else Path(options.plan)
     files = {"--latency": options.latency, "--plan": plan, "--data": options.picture}
     found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
@@ -137,7 +137,7 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
 
 
 def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
-    """Return the best conversion of the space, or the `given` one, fine-tuned: search, finals, fine-tune."""
+    """Search, play the finals and fine-tune; return the best conversion, or the `given` one, with its first chain."""
     with _timed(job.run, "search"):
         job.reporter.step("search")
         evaluate = make_evaluator(job)
@@ -151,8 +151,11 @@ def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tu
 def play_finals(
     job: Job, space: PlanSpace, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
 ) -> tuple[Conversion, Path | None]:
-    """Return the plan that short trainings prefer, among the search's choice, its other favourites and, where it did not
-    start from an allocation, simple chains; and the file that training goes on from. A written plan has no rivals."""
+    """Return the plan that is best after short trainings, and the file from which its training continues.
+
+    The candidates are the search's choice, its other favourites and, if it did not start from an allocation, simple chains. A
+    written plan has no rivals.
+    """
     options, run, channels = job.options, job.run, job.ready.channels
     if options.plan not in PLANS:
         return first, None
@@ -174,7 +177,7 @@ def play_finals(
 
 
 def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None) -> Finals:
-    """Return the finals between these conversions, whose trainings start from solved weights."""
+    """Return finals between these conversions. All trainings start from solved weights."""
 
     def worth(conversion: Conversion, file: Path) -> Evaluation:
         return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost)
@@ -186,10 +189,9 @@ def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, plac
 
 
 def keep_original(job: Job) -> tuple[Conversion, Tuned]:
-    """Return the best conversion whose last stage is the model as it is: exits by depth, or a narrow chain before it.
+    """Return the best conversion whose last stage is the static model: exits by depth, or a narrow chain before it.
 
-    A chain that was trained on made-up images alone is much too sure of itself on real ones, so without data there
-    are exits by depth only.
+    Without data there are exits by depth only, because a chain trained on made-up images is far too confident on real ones.
     """
     ready, candidates = job.ready, []
     if job.options.plan != "cascade":
@@ -210,8 +212,7 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
 
 
 def narrow_chain(job: Job, space: PlanSpace, *, least: float) -> list[Candidate]:
-    """Return the first chain before the untouched model that finals prefer, then trained for long; none if no chain can
-    reach the reward `least`."""
+    """Return the best first chain before the untouched model, trained for long; [] if no chain can reach the reward `least`."""
     run = job.run
     job.reporter.step("finals")
     with _timed(run, "finals"):
@@ -227,7 +228,7 @@ def narrow_chain(job: Job, space: PlanSpace, *, least: float) -> list[Candidate]
 
 
 def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
-    """Yield how well the search predicted the latency, and where the time went."""
+    """Yield notes on how well the search predicted the latency, and how the time was spent."""
     run, chosen = job.run, job.run.read_json(CHOSEN)
     same = chosen is not None and chosen["plan"] == conversion.digest() and job.options.quantize is None
     if same and job.ready.table is None:  # a table speaks of another device
@@ -246,8 +247,10 @@ def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[
 
 @contextmanager
 def _timed(run: RunFolder, step: str) -> Iterator[None]:
-    """Add the seconds that the block takes to those that the run has spent on the step before, also when it is
-    interrupted; of a killed process nobody can tell them."""
+    """Add the seconds of the block to those that the run has spent on the step, also when it is interrupted.
+
+    The seconds of a killed process are lost.
+    """
     started = time.monotonic()
     try:
         yield
@@ -272,7 +275,7 @@ def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float
 
 
 def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
-    """Return how the time of a conversion was spent, in words; `measuring` says how much of a step went into timing models."""
+    """Return the shares of a conversion's time, in words. measuring: the seconds of a step that went into timing models."""
     rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
     parts = {
         "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
@@ -285,5 +288,5 @@ def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) ->
 
 
 def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
-    """Return the seconds that went into timing the candidates of a trace; lines that only repeat one cost nothing."""
+    """Return the seconds that timing the candidates of a trace took. Lines that repeat a candidate took none."""
     return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

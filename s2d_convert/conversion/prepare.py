@@ -35,7 +35,7 @@ from s2d_convert.latency.device_table import Table, read_table
 from s2d_convert.network.staged_net import unsupported_nodes
 from s2d_convert.plans.weights import static_weights
 
-TRUSTED_ERROR = 0.1  # what a tenth of a table's predictions may be off by
+TRUSTED_ERROR = 0.1  # limit for the 90th percentile of a table's relative errors
 
 
 def read_analysed(
@@ -74,7 +74,7 @@ def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
 
 
 def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
-    """Load, analyse and check: no training happens before the static model has shown that it works on the data."""
+    """Load and analyse the model, read the data, and check that the static model works on it before anything is trained."""
     reporter.step("load")
     device = torch_device(options.device)
     model = read_analysed(options.model, size=options.size, output=options.output, labels=options.labels)
@@ -102,7 +102,7 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
 
 
 def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
-    """Return the table of `--latency`, if any; says for which machine it stands and how well it predicts."""
+    """Return the table of `--latency`, if any, and report its machine and its accuracy."""
     if options.latency is None:
         return None
     digest = model_sha256(options.model)
@@ -120,16 +120,17 @@ def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:
 
 
 def limit_threads() -> None:
-    """Give torch as many threads as OMP_NUM_THREADS says: onnx and onnxruntime, which share the cores with it, may have
-    changed the number since torch read it."""
+    """Set torch's number of threads to OMP_NUM_THREADS.
+
+    Other libraries may have changed it since torch read the variable.
+    """
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isascii() and threads.isdecimal() and 0 < int(threads) <= MOST_THREADS:
         torch.set_num_threads(int(threads))
 
 
 def torch_device(name: str) -> torch.device:
-    """Return the torch device behind --device, set to float32 that is float32. Raises UsageError when cuda is asked for and
-    absent."""
+    """Return the torch device of --device, set to true float32 products. Raises UsageError for cuda if there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
     limit_threads()
@@ -187,15 +188,17 @@ def promise_images(dataset: Dataset) -> Images:
 
 
 def check_promise(static: StaticModel, images: Images, risk_bound: RiskBound, *, share: float, classes: int) -> None:
-    """Raise DataError if no result on the images can keep the promise: before anything long is done. `share`: the part of all
-    images that they are."""
+    """Raise DataError if no result on the images can keep the promise, before anything takes long.
+
+    share: the part of all images that these are, for the message.
+    """
     labelled = images.labels is not None
     check_kind(static.graph.task, risk_bound)
     check_enough(len(images), risk_bound, labelled=labelled, share=share)
     if risk_bound.per_class:
-        none = np.empty((0, 0, classes), np.float32)
+        no_logits = np.empty((0, 0, classes), np.float32)
         logits = static_logits(static, images)
-        scores = Scores(none, logits.argmax(axis=1), images.labels, images.class_names)
+        scores = Scores(no_logits, logits.argmax(axis=1), images.labels, images.class_names)
         check_classes(scores.images_of, risk_bound, labelled=labelled, share=share)
 
 
@@ -226,7 +229,7 @@ def static_logits(static: StaticModel, images: Images) -> Array:
 def static_check(
     static: StaticModel, images: Images, logits: Array, options: ConvertOptions, reporter: Reporter
 ) -> None:
-    """Tell how the static model does on the images; raise StaticCheckError when it is near chance or not finite."""
+    """Report the static model's accuracy on the images. Raises StaticCheckError if it is near chance or not finite."""
     checked = check_static(static, images, logits, force=options.force)
     reporter.note(checked.note)
     for text in checked.warnings:

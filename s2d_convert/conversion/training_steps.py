@@ -1,7 +1,7 @@
-"""The trainings of a conversion: of first chains for a short time (`try_out`), and of the chosen one for long (`finetune`).
+"""The trainings of a conversion: short ones of several first chains (`try_out`), and a long one of the best (`finetune`).
 
-All start from solved weights. A chain of one stage is trained as a small network of its own, in a file, without the channels
-that it lacks; linked stages are trained together, under masks on the whole network.
+All start from solved weights. A chain of one stage is trained as a small network without the channels that it lacks. Linked
+stages are trained together, under masks on the whole network.
 """
 
 from __future__ import annotations
@@ -39,11 +39,9 @@ STATISTICS_IMAGES = 2000
 WORTH_TRAINING, WORTH_TRYING = 10.0, 2.0  # seconds; shorter trainings only disturb solved weights
 FINISHING, FINISHING_PASSES = 15.0, 3.0  # seconds, and passes of the held-out images through the static model
 FINETUNE_RATE, COMPACT_RATE = 0.03, 0.05
-MUON = 0.16  # of these rates: what Muon moves a weight by in a step, relative to its size
+MUON = 0.16  # Muon's learning rate, as a share of these rates
 MOST_PASSES = 3.0
-MACS_PER_THREAD = 1.5e9  # of one batch; below that a thread more does not make a training step faster
-
-
+MACS_PER_THREAD = 1.5e9  # of one batch; with fewer, another thread does not make a training step faster
 TRAINED_UNTIL = 0.92  # of the time; the rest is for writing and measuring, together with `finishing_seconds`
 
 
