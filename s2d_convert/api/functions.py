@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import click
 from s2d_runtime import Manifest
@@ -45,24 +45,29 @@ from s2d_convert.workflows.pictures import look_at, save_pictures
 from s2d_convert.workflows.quantize_folder import QuantizeOptions, quantize_folder
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
 
+T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 RESUME = {"resume": "Go on with an interrupted call of the same arguments."}
 FLAG = re.compile(r"--([a-z][a-z-]*[a-z])")
 QUIET = {"quiet": "Show neither progress nor warnings; the result has the warnings."}
 
 
-def described(command: str, *, without: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Return the help of a command's options by keyword, in which options have the names of keywords too."""
-    options = [p for p in load_command(command).params if isinstance(p, click.Option) and p.name not in without]
+def described(command: str, *kinds: type[Any], more: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Return the help of a command's options by keyword, in which options have the names of keywords too.
+
+    Only fields of the dataclasses `kinds` are keywords, and `more`.
+    """
+    known = {_keyword(f.name) for kind in kinds for f in fields(kind)} | more
+    options = [p for p in load_command(command).params if isinstance(p, click.Option)]
     texts = {_keyword(p.name or ""): FLAG.sub(lambda flag: flag[1].replace("-", "_"), p.help or "") for p in options}
-    return texts | QUIET
+    return {name: text for name, text in texts.items() if name in known} | QUIET
 
 
 def _keyword(parameter: str) -> str:
     return {"static": "model"}.get(parameter, parameter)
 
 
-@documented(RESUME | described("convert", without=frozenset({"version", "verbose", "resume"})), ConvertOptions)
+@documented(described("convert", ConvertOptions) | RESUME, ConvertOptions)
 def convert(
     model: PathLike | ConvertOptions | None = None, reporter: Reporter | None = None, *, quiet: bool = False,
     **options: Any,
@@ -107,7 +112,7 @@ def _convert_options(model: Any, options: Mapping[str, Any]) -> ConvertOptions:
 INSPECT = ("output", "labels", "size")
 
 
-@documented(described("inspect", without=frozenset({"everything", "as_json"})), ConvertOptions)
+@documented(described("inspect", ConvertOptions, more=frozenset({"pictures"})), ConvertOptions)
 def inspect(model: PathLike, **options: Any) -> InspectResult | PicturesResult:
     """Return what a model offers: channel classes, opaque nodes and what they cost, candidate taps.
 
@@ -129,7 +134,7 @@ def inspect(model: PathLike, **options: Any) -> InspectResult | PicturesResult:
     return PicturesResult(asked.model, tuple(seen), lines)
 
 
-@documented(described("calibrate"), CalibrateOptions)
+@documented(described("calibrate", CalibrateOptions, more=frozenset({"undo"})), CalibrateOptions)
 def calibrate(
     folder: PathLike, data: PathLike | None = None, *, undo: bool = False, quiet: bool = False, **options: Any
 ) -> CalibrateResult:
@@ -144,7 +149,7 @@ def calibrate(
         return CalibrateResult(Path(folder), Manifest.load(folder))
     if data is None:
         raise UsageError("--data: give some hundred real images, labelled or not, or --undo")
-    asked = read_options(CalibrateOptions, _on_folder(folder, data, options), call="calibrate")
+    asked = _on_folder(CalibrateOptions, {"folder": folder, "data": data, **options}, call="calibrate")
     refuse_confidence_alone(asked.max_drop, set(options))
     line = LineReporter(quiet=quiet)
     try:
@@ -157,13 +162,13 @@ def calibrate(
     return CalibrateResult(asked.folder, made.manifest, made.reached, made.warnings)
 
 
-@documented(described("evaluate", without=frozenset({"as_json"})), EvaluateOptions)
+@documented(described("evaluate", EvaluateOptions), EvaluateOptions)
 def evaluate(folder: PathLike, data: PathLike, *, quiet: bool = False, **options: Any) -> EvaluateResult:
     """Measure an exported folder on images: accuracy, exits and latency, beside the static model in the same run.
 
     Raises S2DError and DispatcherError.
     """
-    asked = read_options(EvaluateOptions, _on_folder(folder, data, options), call="evaluate")
+    asked = _on_folder(EvaluateOptions, {"folder": folder, "data": data, **options}, call="evaluate")
     line = LineReporter(quiet=quiet)
     try:
         line.step("measuring the folder")
@@ -173,10 +178,10 @@ def evaluate(folder: PathLike, data: PathLike, *, quiet: bool = False, **options
     return EvaluateResult(asked.folder, Manifest.load(asked.folder), measured, tuple(line.warnings))
 
 
-def _on_folder(folder: Any, data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the options of a step on a folder; the static model is `model` outside and `static` inside."""
-    refuse_unknown(options, [_keyword(f.name) for f in fields(CalibrateOptions)], call="calibrate")
-    return {"folder": folder, "data": data} | {{"model": "static"}.get(k, k): v for k, v in options.items()}
+def _on_folder(kind: type[T], given: Mapping[str, Any], *, call: str) -> T:
+    """Return the options of a step on a folder; the static model is `model` for callers, and `static` in the options."""
+    refuse_unknown(given, [_keyword(name) for name in get_type_hints(kind)], call=call)
+    return read_options(kind, {{"model": "static"}.get(k, k): v for k, v in given.items()}, call=call)
 
 
 @dataclass(frozen=True)
@@ -195,14 +200,14 @@ class ExportOptions:
     threads: int | None = None
 
 
-@documented(described("export"), ExportOptions, QuantizeOptions)
+@documented(described("export", ExportOptions, QuantizeOptions), ExportOptions, QuantizeOptions)
 def export(folder: PathLike, *, quiet: bool = False, **options: Any) -> ExportResult | QuantizeResult:
     """Make something else of an exported folder: one ONNX file (`single`), a Triton repository (`triton`, `triton_single`),
     or a folder in another arithmetic (`quantize`, with `data` and `out`).
 
     Raises S2DError and DispatcherError.
     """
-    refuse_unknown(options, described("export"), call="export")
+    refuse_unknown(options, described("export", ExportOptions, QuantizeOptions), call="export")
     given = {name: value for name, value in options.items() if value is not None}
     chosen = [name for name in TARGETS if name in given]
     if len(chosen) != 1:
@@ -217,8 +222,7 @@ def export(folder: PathLike, *, quiet: bool = False, **options: Any) -> ExportRe
 
 
 def _quantized(folder: Any, given: Mapping[str, Any], *, quiet: bool) -> QuantizeResult:
-    values = {"folder": folder} | {{"model": "static"}.get(k, k): v for k, v in given.items()}
-    asked = read_options(QuantizeOptions, values, call="export")
+    asked = _on_folder(QuantizeOptions, {"folder": folder, **given}, call="export")
     line = LineReporter(quiet=quiet)
     try:
         line.step("quantize")

@@ -168,6 +168,8 @@ def test_inspect_gives_the_data_of_the_command(place: Path) -> None:
         (lambda: s2d_convert.calibrate("tiny.s2d", undo=True, budget=0.5), "--undo: brings back"),
         (lambda: s2d_convert.calibrate("tiny.s2d", "fresh.npz", bugdet=0.5), "calibrate: no argument 'bugdet'"),
         (lambda: s2d_convert.evaluate("tiny.s2d", "fresh.npz", seed=1), "evaluate: no argument 'seed'"),
+        (lambda: s2d_convert.evaluate("tiny.s2d", "fresh.npz", modle="x"), "'modle'; did you mean model?"),
+        (lambda: s2d_convert.evaluate("tiny.s2d", "fresh.npz", static="x"), "evaluate: no argument 'static'"),
         (lambda: s2d_convert.export("tiny.s2d"), "exactly one of --single"),
         (lambda: s2d_convert.export("tiny.s2d", single="a", triton="b"), "exactly one of --single"),
         (lambda: s2d_convert.export("tiny.s2d", single="a.onnx", queue=3), "--queue: means nothing beside --single"),
@@ -226,6 +228,7 @@ def test_every_function_documents_every_argument(name: str) -> None:
 def test_every_option_of_a_conversion_is_a_documented_argument() -> None:
     signature = s2d_convert.convert.__signature__  # type: ignore[attr-defined]
     fields = set(options.ConvertOptions.__dataclass_fields__)
+    assert set(signature.parameters) - fields == {"reporter", "quiet"}
     assert fields <= set(signature.parameters)
     text = s2d_convert.convert.__doc__ or ""
     assert [name for name in fields - {"model"} if f"\n{name}: " not in text] == []
