@@ -15,8 +15,8 @@ from s2d_runtime import Manifest
 
 from s2d_convert._version import VERSION
 from s2d_convert.base.text import answer_rows, next_commands, plain, promise_text, quantity
-from s2d_convert.calibration.verdict import worth_showing
-from s2d_convert.exporting.report.page import made_on, model_name, outcomes_of, verdict_of
+from s2d_convert.calibration.verdict import Outcome, worth_showing
+from s2d_convert.exporting.report.facts import made_on, model_name, outcomes_of, verdict_of
 
 SPECIAL = re.compile(r"([\\`*_\[\]#|~])")  # a bracket that is escaped makes no link of what follows
 V2_TYPES = {"float32": "FP32", "float16": "FP16", "float64": "FP64", "uint8": "UINT8"}
@@ -144,21 +144,23 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         f"On {measured['images']} images of the kind '{manifest.data}', batch {measured['batch']}, {measured['threads']} "
         f"thread(s); latency {latency} for {machine}."
     )
-    outcomes = worth_showing(outcomes_of(manifest), manifest.default_budget)
-    if outcomes:
+    if outcomes := worth_showing(outcomes_of(manifest), manifest.default_budget):
         yield "Budgets that are worth their place, on the same images; `set_budget` of the dispatcher chooses among them:"
-        budgets = [
-            (
-                f"{o.budget:g}{' (in use)' if o.budget == manifest.default_budget else ''}",
-                f"{o.latency:.3f}",
-                f"{100 * o.right:.2f} %",
-                f"{100 * o.loss:.2f} ± {100 * o.loss_error:.2f}",
-                ", ".join(f"{100 * share:.0f} %" for share in o.exit_share),
-            )
-            for o in outcomes
-        ]
-        head = ("budget", "mean latency, static = 1", manifest.target, "points lost", "images per stage")
-        yield _table(head, budgets)
+        yield _budgets(outcomes, manifest)
+
+
+def _budgets(outcomes: Sequence[Outcome], manifest: Manifest) -> str:
+    rows = [
+        (
+            f"{o.budget:g}{' (in use)' if o.budget == manifest.default_budget else ''}",
+            f"{o.latency:.3f}",
+            f"{100 * o.right:.2f} %",
+            f"{100 * o.loss:.2f} ± {100 * o.loss_error:.2f}",
+            ", ".join(f"{100 * share:.0f} %" for share in o.exit_share),
+        )
+        for o in outcomes
+    ]
+    return _table(("budget", "mean latency, static = 1", manifest.target, "points lost", "images per stage"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

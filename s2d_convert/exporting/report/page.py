@@ -15,15 +15,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from s2d_runtime import Manifest, Stage
-from s2d_runtime.policies import MAX_LOSS
 
 from s2d_convert.base.text import answer_rows, next_commands, promise_text, quantity
-from s2d_convert.calibration.verdict import Outcome, Verdict, useful_policies, verdict, worth_showing
+from s2d_convert.calibration.verdict import useful_policies, worth_showing
 from s2d_convert.exporting.per_class import ClassResult
 from s2d_convert.exporting.report.charts import Series, bars, losses, plot
 from s2d_convert.exporting.report.drawing import draw_plan
+from s2d_convert.exporting.report.facts import layers_of_manifest, made_on, model_name, outcomes_of, verdict_of
 from s2d_convert.exporting.report.gallery import Gallery
-from s2d_convert.plans.layers import Layer
 
 TEMPLATE = "report.html.jinja"
 METHODS = "reinforce random uniform"  # the order of methods; others follow
@@ -82,45 +81,11 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
         gallery=gallery,
         labelled=measured.get("correct_static") is not None,
         search=_search(trace),
-        plan=draw_plan(_layers(manifest), [stage.chain for stage in manifest.stages]),
+        plan=draw_plan(layers_of_manifest(manifest), [stage.chain for stage in manifest.stages]),
         stages=_stages(manifest.stages),
         pixels=_pixels(manifest),
         provenance=list(_flat({k: v for k, v in manifest.provenance.items() if k in RECORDED})),
     )
-
-
-def model_name(manifest: Manifest) -> str:
-    """Return the file name of the static model."""
-    return Path(str(manifest.provenance.get("model", "model"))).name
-
-
-def made_on(manifest: Manifest) -> str:
-    """Return the day on which the folder was made or calibrated last, '' where it is not recorded."""
-    calibration = manifest.provenance.get("calibration")
-    calibrated = calibration.get("date") if isinstance(calibration, Mapping) else None
-    return str(calibrated or manifest.provenance.get("date") or "")
-
-
-def verdict_of(manifest: Manifest) -> Verdict | None:
-    """Return the verdict on the conversion, None where it was not measured."""
-    outcomes = outcomes_of(manifest)
-    if not outcomes:
-        return None
-    options = manifest.provenance.get("options")
-    allowed = options.get("max_loss") if isinstance(options, Mapping) else None
-    max_loss = float(allowed) if isinstance(allowed, int | float) else MAX_LOSS
-    return verdict(outcomes, budget=manifest.default_budget, max_loss=max_loss, target=manifest.target)
-
-
-def outcomes_of(manifest: Manifest) -> list[Outcome]:
-    """Return what every policy was measured to do, empty where nothing was measured."""
-    return [Outcome(**{**o, "exit_share": tuple(o["exit_share"])}) for o in manifest.measured.get("outcomes", ())]
-
-
-def _layers(manifest: Manifest) -> list[Layer]:
-    recorded = manifest.provenance.get("layers")
-    read = (Layer.from_json(line) for line in recorded) if isinstance(recorded, list | tuple) else ()
-    return [layer for layer in read if layer is not None]
 
 
 def _pixels(manifest: Manifest) -> list[tuple[str, str]]:
