@@ -27,6 +27,7 @@ from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import policy_table
 from s2d_convert.data.reading import Reading
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, UsageError
+from s2d_convert.exporting.folder import REPORT
 from s2d_convert.exporting.renewal import undo as undo_calibration
 from s2d_convert.workflows.pack import pack_images
 from s2d_convert.workflows.recalibrate import CalibrateOptions, calibrate_folder
@@ -79,6 +80,7 @@ def calibrate(folder: Path, data: Path | None, undo: bool, pack: Path | None, **
     console.print(policy_table(result.manifest))
     if text := promise_text(result.manifest):
         console.print(text, soft_wrap=True)
+    click.echo(f"Report: {folder / REPORT}")
     if not result.reached:
         reason = promise_cost(result.manifest) or f"budget {result.manifest.default_budget:g} was not reached"
         click.echo(f"{reason}; the folder was calibrated all the same", err=True)

@@ -30,6 +30,7 @@ from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import class_table, measured_table, policy_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.errors import UsageError
+from s2d_convert.exporting.folder import REPORT
 from s2d_convert.exporting.single import THRESHOLDS, write_single
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
 from s2d_convert.workflows.quantize_folder import QuantizeOptions, quantize_folder
@@ -141,7 +142,7 @@ def quantize(folder: Path, options: Options) -> tuple[str, ...]:
     console.print(measured_table(measured, title=title))
     if (classes := class_table(measured)) is not None:
         console.print(classes)
-    return ()
+    return (f"Report: {options['out'] / REPORT}",)
 
 
 QUANTIZING = frozenset(field.name for field in fields(QuantizeOptions)) - {"folder", "quantize"}
