@@ -53,7 +53,8 @@ def whole_folder(out: Path, *, option: str = "--out", replaces: bool = False) ->
         partial.chmod(0o755)
         _publish(partial, out)
     except OSError as error:
-        file = str(error.filename or out).replace(str(partial), str(out))
+        written = error.filename2 or error.filename or out  # of a copy the second one
+        file = str(written).replace(str(partial), str(out))
         raise OutputError(f"{file}: {_why(error)}; make room or choose another {option}") from error
     finally:
         if partial is not None:

@@ -15,6 +15,7 @@ from s2d_runtime import Dispatcher
 from s2d_runtime.dispatcher import default_options
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.base.files import naming
 from s2d_convert.errors import UsageError
 
 ORT_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:\s*")
@@ -42,10 +43,11 @@ def quiet_options() -> ort.SessionOptions:
 
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Write a model to `path`. Where it is too large for one file, its weights go into a second file beside it."""
-    if model.ByteSize() <= ONE_FILE:
-        onnx.save(model, str(path))
+    small = model.ByteSize() <= ONE_FILE
+    with naming(path):
+        onnx.save(model, str(path), save_as_external_data=not small, location=None if small else f"{path.name}.weights")
+    if small:
         return
-    onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.weights")
     onnx.load_external_data_for_model(model, str(path.parent))  # saving moved the weights out of `model`
 
 

@@ -158,7 +158,7 @@ def _guarded(command: click.Command, args: Sequence[str] | None) -> None:
 
 
 def _about_file(error: OSError) -> str:
-    place, what = error.filename or "a file", error.strerror or str(error)
+    place, what = error.filename2 or error.filename or "a file", error.strerror or str(error)
     if error.errno in FULL:
         return f"{place}: {what}; make room there (an unfinished conversion goes on with --resume)"
     return f"{place}: {what}; check the place and its permissions"

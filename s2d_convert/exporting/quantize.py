@@ -27,7 +27,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from s2d_runtime.dispatcher import ORT_ERRORS
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.base.sessions import first_line, make_session
+from s2d_convert.base.sessions import first_line, make_session, save
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.proto import set_nodes
 from s2d_convert.slicing.stage_graph import EXIT, INVERSE_TEMPERATURE, OUTPUT
@@ -75,7 +75,7 @@ def int8_model(model: onnx.ModelProto, feeds: Mapping[str, Array], *, excluded: 
     """Return a float32 model in INT8, apart from the nodes `excluded`. Raises ModelError as `int8_stage` does."""
     with tempfile.TemporaryDirectory() as folder:
         source, ready, result = (str(Path(folder) / name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
-        onnx.save(model, source)
+        save(model, Path(source))
         # No optimisation: the stage is simplified already, and optimising would remove the nodes that keep links alive.
         _guarded(lambda: quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True))
         excluded_names = [*excluded, *_beyond_the_tool(model), *_resizings_of_the_image(model)]
