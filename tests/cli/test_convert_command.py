@@ -234,7 +234,7 @@ def test_a_full_disk_names_the_file_of_a_folder_and_leaves_nothing(
     with pytest.raises(OSError, match="No space left") as caught:
         write_bytes(place / "state.pt", b"x")
     assert caught.value.filename == str(place / "state.pt")
-    with pytest.raises(OutputError, match="^out/copy.onnx: the disk is full"), whole_folder(Path("out")) as folder:
+    with pytest.raises(OutputError, match=r"^out/copy\.onnx: the disk is full"), whole_folder(Path("out")) as folder:
         raise OSError(errno.ENOSPC, "No space left on device", "source.onnx", None, str(folder / "copy.onnx"))
 
 
