@@ -24,7 +24,8 @@ from s2d_convert.plans.exit_points import candidate_taps
 from s2d_convert.plans.liveness import optional_classes
 from s2d_convert.plans.plan import PRUNED, Plan, identity_plan
 from s2d_convert.plans.weights import Weights, static_weights
-from s2d_convert.training.reconstruction.reconstruction import Reconstruction, Settings
+from s2d_convert.training.reconstruction.plan_solver import Settings
+from s2d_convert.training.reconstruction.reconstruction import Reconstruction
 from s2d_convert.training.reconstruction.selection import data_importance
 
 BATCH = 250

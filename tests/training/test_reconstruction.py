@@ -25,7 +25,8 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.divisions import importance
 from s2d_convert.plans.plan import Plan, identity_plan
 from s2d_convert.plans.weights import Weights
-from s2d_convert.training.reconstruction.reconstruction import Reconstruction, Settings, Solved
+from s2d_convert.training.reconstruction.plan_solver import Settings, Solved
+from s2d_convert.training.reconstruction.reconstruction import Reconstruction
 from s2d_convert.training.reconstruction.selection import data_importance
 from s2d_convert.training.reconstruction.targets import Targets
 

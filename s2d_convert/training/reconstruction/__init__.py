@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from s2d_convert.training.reconstruction.reconstruction import Reconstruction, Settings, Solved
+from s2d_convert.training.reconstruction.plan_solver import Settings, Solved
+from s2d_convert.training.reconstruction.reconstruction import Reconstruction
 from s2d_convert.training.reconstruction.ridge import NodeError
 from s2d_convert.training.reconstruction.selection import data_importance
 
