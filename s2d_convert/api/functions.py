@@ -98,8 +98,7 @@ def convert(
         raise
     finally:
         line.close()
-    plain = {f.name: getattr(result, f.name) for f in fields(result)}
-    return ConvertResult(**plain, warnings=tuple(line.warnings))
+    return ConvertResult(**vars(result), warnings=tuple(line.warnings))
 
 
 def _convert_options(model: Any, options: Mapping[str, Any]) -> ConvertOptions:
@@ -109,18 +108,20 @@ def _convert_options(model: Any, options: Mapping[str, Any]) -> ConvertOptions:
     return read_options(ConvertOptions, given, call="convert")
 
 
-INSPECT = ("output", "labels", "size")
+INSPECT = described("inspect", ConvertOptions, more=frozenset({"pictures"}))
+WITHOUT_DATA = frozenset({"output", "labels", "size", "quiet", "data"})
 
 
-@documented(described("inspect", ConvertOptions, more=frozenset({"pictures"})), ConvertOptions)
+@documented(INSPECT, ConvertOptions)
 def inspect(model: PathLike, **options: Any) -> InspectResult | PicturesResult:
     """Return what a model offers: channel classes, opaque nodes and what they cost, candidate taps.
 
     With `data` it returns instead what the model gets of some pictures. Raises S2DError.
     """
+    refuse_unknown(options, INSPECT, call="inspect")
     named = {k: v for k, v in options.items() if k not in ("quiet", "pictures")}
     asked = read_options(ConvertOptions, {"model": model, "out": "unused", **named}, call="inspect")
-    if asked.data is None and (spare := set(options) - {*INSPECT, "quiet", "data"}):
+    if asked.data is None and (spare := set(options) - WITHOUT_DATA):
         raise UsageError(f"{flag(min(spare))}: means nothing without --data; give both, or leave it out")
     analysed = read_analysed(asked.model, size=asked.size, output=asked.output, labels=asked.labels, strict=False)
     if asked.data is None:

@@ -163,6 +163,7 @@ def test_inspect_gives_the_data_of_the_command(place: Path) -> None:
         (lambda: s2d_convert.convert("tiny.onnx", max_loss=0.1, budget=0.5, data="data.npz"), "--max-loss: means"),
         (lambda: s2d_convert.convert("tiny.onnx", confidence=0.9), "--confidence: means nothing"),
         (lambda: s2d_convert.inspect("tiny.onnx", mean=0.5), "--mean: means nothing without --data"),
+        (lambda: s2d_convert.inspect("tiny.onnx", budget=0.5), "inspect: no argument 'budget'"),
         (lambda: s2d_convert.inspect("tiny.onnx", sise=3), "no argument 'sise'; did you mean size or resize?"),
         (lambda: s2d_convert.calibrate("tiny.s2d"), "--data: give some hundred real images"),
         (lambda: s2d_convert.calibrate("tiny.s2d", undo=True, budget=0.5), "--undo: brings back"),
