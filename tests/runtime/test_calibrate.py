@@ -188,7 +188,10 @@ def test_without_labels_the_static_model_speaks(example: Example) -> None:
 @pytest.mark.usefixtures("fixed_times")
 @pytest.mark.parametrize("back", [undo, undo_of_the_converter])
 def test_the_way_back(example: Example, back: Any) -> None:
+    (example.folder / "report.html").write_text("now", encoding="utf-8")
     before = contents(example.folder)
+    (example.folder / "undo").mkdir()
+    (example.folder / "undo" / "report.html").write_text("of an earlier calibration", encoding="utf-8")
     calibrate(asked(example))
     calibrated = contents(example.folder)
     assert calibrated["manifest.json"] != before["manifest.json"]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from s2d_runtime.calibrate.folder import PAGES
 from s2d_runtime.calibrate.run import Options, calibrate, undo
 from s2d_runtime.dispatcher import DispatcherError, describe
 
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{measured['machine']}: static {measured['static_ms']:.3f} ms; at budget {done.manifest.default_budget:g} the mean "
         f"latency is {measured['mean_latency']:.3f} of it, on {measured['images']} images\n"
     )
+    if pages := [name for name in PAGES if (folder / name).is_file()]:
+        sys.stdout.write(
+            f"{' and '.join(pages)} still tell of the calibration before; manifest.json has the new numbers\n"
+        )
     if not done.manifest.default_policy.reached:
         sys.stderr.write(f"budget {done.manifest.default_budget:g} is not reached on this device\n")
         return NOT_REACHED

@@ -11,7 +11,11 @@ from pathlib import Path
 
 from s2d_runtime.dispatcher import MANIFEST, DispatcherError, Manifest
 
-UNDO, REPORT = "undo", "report.html"  # where `s2d calibrate --undo` looks too
+UNDO = "undo"  # where `s2d calibrate --undo` looks too
+PAGES = (
+    "report.html",
+    "README.md",
+)  # what the converter writes about a folder; a calibration here leaves them as they are
 
 
 def publish(folder: Path, manifest: Manifest, *, try_out: Callable[[Path], None]) -> None:
@@ -29,10 +33,9 @@ def publish(folder: Path, manifest: Manifest, *, try_out: Callable[[Path], None]
             try_out(trial)
             saved = folder / UNDO
             saved.mkdir(exist_ok=True)
+            for name in PAGES:  # of an earlier calibration, which is no longer the one to go back to
+                (saved / name).unlink(missing_ok=True)
             _write(saved / MANIFEST, (folder / MANIFEST).read_bytes())
-            (saved / REPORT).unlink(
-                missing_ok=True
-            )  # of an earlier calibration; the report itself does not change here
             (trial / MANIFEST).replace(folder / MANIFEST)
     except OSError as error:
         raise DispatcherError(
@@ -41,13 +44,16 @@ def publish(folder: Path, manifest: Manifest, *, try_out: Callable[[Path], None]
 
 
 def restore(folder: Path) -> None:
-    """Bring back the manifest that the last calibration replaced. Raises DispatcherError when there is none."""
+    """Bring back what the last calibration, here or by the converter, replaced. Raises DispatcherError when there is none."""
     saved = folder / UNDO
     if not (saved / MANIFEST).is_file():
         raise DispatcherError(f"{folder}: nothing to undo; the folder was not calibrated since it was made")
     Manifest.load(saved)
     try:
         (saved / MANIFEST).replace(folder / MANIFEST)
+        for name in PAGES:
+            if (saved / name).is_file():
+                (saved / name).replace(folder / name)
         shutil.rmtree(saved)
     except OSError as error:
         raise DispatcherError(f"{folder}: cannot be written ({error.strerror}); check its permissions") from error
