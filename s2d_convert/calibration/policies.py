@@ -215,8 +215,8 @@ def promised_policies(
     row = []
     for wanted in budgets:
         careful = [t for t, (mean, error) in zip(kept, means, strict=True) if mean + error <= wanted]
-        found = policy_at(confidence, correct, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0])
-        row.append(replace(observed(found, confidence, as_last), promise=promise))
+        policy = policy_at(confidence, correct, cost=cost, budget=wanted, thresholds=(*careful, kept[-1])[0])
+        row.append(replace(observed(policy, confidence, as_last), promise=promise))
     tested_classes = test.images_of if risk_bound.per_class else None
     return Chosen(tuple(row), budgets[0] if budget is None else budget, tested_classes)
 

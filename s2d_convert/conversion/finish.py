@@ -219,9 +219,9 @@ def choose_policies(
             return accurate_policies(scores, temperatures, cost=cost, max_loss=options.max_loss)
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
     images = promise_images(ready.dataset)
-    said = ready.task.answers(static_logits(ready.static, images))
+    static_answers = ready.task.answers(static_logits(ready.static, images))
     logits = stage_logits(ready.graph, models, images)
-    test = Scores(logits, said, images.labels, images.class_names, ready.task)
+    test = Scores(logits, static_answers, images.labels, images.class_names, ready.task)
     return promised_policies(
         Divided(scores, test), temperatures, cost=cost, risk_bound=options.risk_bound, budget=options.budget
     )

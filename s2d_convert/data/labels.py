@@ -41,8 +41,8 @@ class LabelSpace:
 
 def groups(labels: Labels) -> NDArray[np.int64]:
     """Return a number for each image [B], equal where labels are."""
-    found = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1]
-    return found.astype(np.int64)
+    numbers = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1]
+    return numbers.astype(np.int64)
 
 
 def fitting_labels(source: Path, labels: NDArray[Any], count: int, space: LabelSpace) -> Labels:
@@ -172,8 +172,8 @@ def _from_json(path: Path, data: object, classes: int) -> LabelFile:
     return LabelFile(path, sets, names)
 
 
-def _add(path: Path, sets: dict[str, NDArray[np.int8]], file: str, found: NDArray[np.int8]) -> None:
+def _add(path: Path, sets: dict[str, NDArray[np.int8]], file: str, given: NDArray[np.int8]) -> None:
     key = Path(file.replace("\\", "/")).as_posix()
     if key in sets:
         raise DataError(f"{path}: '{file}' stands in it twice")
-    sets[key] = found
+    sets[key] = given

@@ -47,11 +47,11 @@ def made_up_data(
     if picture is not None:
         pixels = np.concatenate([pixels, crops(_opened(picture, preprocess), cropped, preprocess.size, seed=seed)])
     images = Images(pixels, preprocess, np.arange(pool, dtype=np.int64), None, "made-up")
-    said = [
+    answers_of_parts = [
         answers(np.ascontiguousarray(images.batch(slice(start, start + ANSWER_BATCH))))
         for start in range(0, pool, ANSWER_BATCH)
     ]
-    kept = less_uneven(groups(np.concatenate(said)), count, seed=seed)
+    kept = less_uneven(groups(np.concatenate(answers_of_parts)), count, seed=seed)
     # A copy of what is kept: the pool would stay in memory with it.
     chosen = Images(pixels[kept], preprocess, np.arange(count, dtype=np.int64), None, "made-up")
     return split_images(chosen, seed=seed, holdout=HOLDOUT)

@@ -97,17 +97,17 @@ def measure(runner: Dispatcher, static: StaticModel, images: Images, *, running:
     share = np.bincount(left_at, minlength=len(stages)) / max(1, len(images))
     latency = image_latency(runner, static, images, left_at + 1, batch=running.batch)
     labels, origin = images.labels, Origin.of(runner.manifest)
-    said = scores.static_classes
-    answers = answers_on(images, said, dynamic, left_at + 1, classes=static.graph.classes, task=task)
+    static_answers = scores.static_classes
+    answers = answers_on(images, static_answers, dynamic, left_at + 1, classes=static.graph.classes, task=task)
     lost = lost_classes(answers, images.class_names)
     shown = answers.unequal or bool(lost)
     balanced = shown and answers.labelled and not task.several
     return Measured(
         images=len(images),
         exit_share=tuple(share.tolist()),
-        correct_static=None if labels is None else float(task.agree(said, labels).mean()),
+        correct_static=None if labels is None else float(task.agree(static_answers, labels).mean()),
         correct_dynamic=None if labels is None else float(task.agree(dynamic, labels).mean()),
-        agreement=float(task.agree(said, dynamic).mean()),
+        agreement=float(task.agree(static_answers, dynamic).mean()),
         static_ms=latency.static_ms,
         mean_latency=latency.mean,
         median_latency=latency.median,
@@ -118,7 +118,7 @@ def measure(runner: Dispatcher, static: StaticModel, images: Images, *, running:
         parameters=int(sum(stage.parameters for stage in stages)),
         threads=running.threads,
         batch=running.batch,
-        balanced_static=answers.balanced(said) if balanced else None,
+        balanced_static=answers.balanced(static_answers) if balanced else None,
         balanced_dynamic=answers.balanced(dynamic) if balanced else None,
         per_class=class_results(answers, images.class_names),
         classes_differ=shown,

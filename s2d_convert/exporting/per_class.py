@@ -103,8 +103,8 @@ def class_results(answers: Answers, names: Sequence[str] | None) -> tuple[ClassR
     rows = []
     for k in answers.present:
         here = answers.having(k)
-        static, dynamic = (answers.task.has(said, k) for said in (answers.static, answers.dynamic))
-        right = [float(said[here].mean()) if answers.labelled else None for said in (static, dynamic)]
+        static, dynamic = (answers.task.has(answered, k) for answered in (answers.static, answers.dynamic))
+        right = [float(answered[here].mean()) if answers.labelled else None for answered in (static, dynamic)]
         same = (static == dynamic) if answers.task.several else (answers.static == answers.dynamic)[here]
         name = names[k] if names else str(k)
         lost = (static.astype(np.float64) - dynamic)[here] if answers.labelled else 1.0 - same
@@ -166,7 +166,7 @@ def _lost_at(answers: Answers, leaving: NDArray[np.bool_]) -> Iterator[tuple[int
     """Yield (class, images, the static model's hits) of the classes that are lost among the images that leave at a stage."""
     for k in answers.present:
         here = leaving & answers.having(k)
-        hits, kept = (int(answers.task.has(said[here], k).sum()) for said in (answers.static, answers.dynamic))
+        hits, kept = (int(answers.task.has(answered[here], k).sum()) for answered in (answers.static, answers.dynamic))
         if hits >= FEW_OF_CLASS and kept <= LOST * hits:
             yield k, int(here.sum()), hits
 
@@ -207,9 +207,9 @@ def label_scores(answers: Answers) -> LabelScores:
     agreement = float((answers.static == answers.dynamic).mean())
     if not answers.labelled:
         return LabelScores(agreement)
-    right = [float((said == answers.truth).mean()) for said in (answers.static, answers.dynamic)]
+    right = [float((answered == answers.truth).mean()) for answered in (answers.static, answers.dynamic)]
     (micro, macro), (micro_dynamic, macro_dynamic) = (
-        f1_scores(said, answers.truth) for said in (answers.static, answers.dynamic)
+        f1_scores(answered, answers.truth) for answered in (answers.static, answers.dynamic)
     )
     return LabelScores(agreement, right[0], right[1], micro, micro_dynamic, macro, macro_dynamic)
 

@@ -120,12 +120,12 @@ class Region:
 
     def end(self, output: str) -> list[Node]:
         """Return the nodes before `output` that only treat the classes of one image, in order."""
-        classes, wanted, found = self.count(output), {output}, []
+        classes, wanted, nodes = self.count(output), {output}, []
         for node in reversed(self.nodes):
             if wanted.intersection(node.outputs) and self._treats_classes(node, classes):
-                found.append(node)
+                nodes.append(node)
                 wanted.update(node.inputs)
-        return found[::-1]
+        return nodes[::-1]
 
     def _treats_classes(self, node: Node, classes: int) -> bool:
         touched = [name for name in (*node.inputs, *node.outputs) if name in self.shapes]
@@ -184,13 +184,13 @@ class Region:
 
 def _behind(end: Sequence[Node], name: str, output: str, shapes: Mapping[str, Shape]) -> set[str]:
     """Return the names of the nodes between a tensor and `output`; none unless all of it comes from that tensor."""
-    wanted, found = {output}, set()
+    wanted, names = {output}, set()
     for node in reversed(end):
         if wanted.intersection(node.outputs):
             wanted.difference_update(node.outputs)
             wanted.update(n for n in node.inputs if n in shapes and n != name)
-            found.add(node.name)
-    return set() if wanted else found
+            names.add(node.name)
+    return set() if wanted else names
 
 
 def _plain_softmax(graph: Region, output: str) -> Ending | None:

@@ -73,9 +73,9 @@ def _anything(value: onnx.ValueInfoProto) -> np.ndarray:
 
 def check_same(session: ort.InferenceSession, asked: FileAnswers, *, half: bool) -> None:
     """Raise ModelError unless a session of the simplified model answers as the file did; `half`: its weights are float16."""
-    found = session.run(None, {session.get_inputs()[0].name: asked.images})[0]
+    answers = session.run(None, {session.get_inputs()[0].name: asked.images})[0]
     rel = HALF_TOLERANCE if half or asked.half else BATCH_TOLERANCE
-    if not same_answers(found.reshape(len(found), -1), asked.answers.reshape(len(asked.answers), -1), rel=rel):
+    if not same_answers(answers.reshape(len(answers), -1), asked.answers.reshape(len(asked.answers), -1), rel=rel):
         raise ModelError(
             f"{asked.path}: after simplification the model answers otherwise than the file does (arithmetic that needs "
             "float64, or an operator that draws random numbers?); export the model in float32, for inference"
@@ -166,9 +166,9 @@ def noise(shape: tuple[int, ...], kind: Any = np.float32, *, seed: int = 0) -> n
     return rng.standard_normal(shape, dtype=np.float32).astype(kind)
 
 
-def same_answers(found: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:
+def same_answers(answers: np.ndarray, expected: np.ndarray, *, rel: float = BATCH_TOLERANCE) -> bool:
     """Return whether answers [B, ...] agree, class by class: one large logit must not hide the others."""
-    if found.shape != expected.shape or not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+    if answers.shape != expected.shape or not np.array_equal(np.isfinite(answers), np.isfinite(expected)):
         return False
-    a, b = (np.where(np.isfinite(expected), x, 0).astype(np.float64).reshape(len(x), -1) for x in (found, expected))
+    a, b = (np.where(np.isfinite(expected), x, 0).astype(np.float64).reshape(len(x), -1) for x in (answers, expected))
     return bool((np.abs(a - b) <= rel * np.maximum(1.0, np.abs(b).max(axis=0))).all())

@@ -30,9 +30,9 @@ class Inferred(NamedTuple):
 def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:
     """Return the model of a file after onnxruntime's basic optimisations (standard operators only), its shapes and types."""
     simple = with_floor_pools(_optimised(path, ()))
-    found = infer(simple)
-    if is_plain(simple, batch, found.shapes):
-        return simple, found
+    inferred = infer(simple)
+    if is_plain(simple, batch, inferred.shapes):
+        return simple, inferred
     # This fusion turns a Linear over places into a Gemm with the places folded into the batch.
     simple = with_floor_pools(_optimised(path, ("MatMulAddFusion",)))
     return simple, infer(simple)

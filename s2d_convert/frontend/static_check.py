@@ -44,12 +44,12 @@ def check_static(static: StaticModel, images: Images, logits: Array, *, force: b
             "the static model answers NaN or infinity on the data; check the images and the preprocessing"
         )
     task, classes = static.graph.task, logits.shape[1]
-    said = task.answers(logits)
+    answers = task.answers(logits)
     if task.several:
-        return _check_labels(static, images, said, force=force)
+        return _check_labels(static, images, answers, force=force)
     if images.labels is None:
-        return _unlabelled(images, said, classes, force=force)
-    judged = judge(said, images.labels, classes)
+        return _unlabelled(images, answers, classes, force=force)
+    judged = judge(answers, images.labels, classes)
     balanced = f" (balanced {100 * judged.balanced:.2f} %)" if judged.unequal else ""
     note = f"static model: accuracy {100 * judged.accuracy:.2f} %{balanced} on {len(images)} held-out images"
     if not judged.better_than_largest and not judged.knows_classes:
@@ -61,19 +61,19 @@ def check_static(static: StaticModel, images: Images, logits: Array, *, force: b
     return Checked(note, tuple(warnings))
 
 
-def _check_labels(static: StaticModel, images: Images, said: Array, *, force: bool) -> Checked:
-    """Return the same for a model that gives labels, each by itself; said: 0 or 1 [B, K]."""
+def _check_labels(static: StaticModel, images: Images, answers: Array, *, force: bool) -> Checked:
+    """Return the same for a model that gives labels, each by itself; answers: 0 or 1 [B, K]."""
     if images.labels is None:
-        given = np.flatnonzero(said.any(axis=0))
-        note = f"static model: {len(given)} of {said.shape[1]} labels occur among its answers"
-        if images.kind == "unlabelled" and (said == said[0]).all():
+        given = np.flatnonzero(answers.any(axis=0))
+        note = f"static model: {len(given)} of {answers.shape[1]} labels occur among its answers"
+        if images.kind == "unlabelled" and (answers == answers[0]).all():
             problem = (
                 f"the static model gives every one of {len(images)} images the same labels: images with other labels are needed "
                 "too, or, if there are some, " + CHECK
             )
             return Checked(note, (_refused(problem, force=force),))
         return Checked(note)
-    judged = judge_labels(said, images.labels)
+    judged = judge_labels(answers, images.labels)
     note = (
         f"static model: {100 * judged.right:.2f} % of the labels right (always the commonest answer: "
         f"{100 * judged.commonest:.2f} %), F1 {judged.f1:.3f}, all labels right in {100 * judged.exact:.2f} % of {len(images)} "
@@ -94,8 +94,8 @@ def _check_labels(static: StaticModel, images: Images, said: Array, *, force: bo
     return Checked(note, (_refused(problem, force=force),))
 
 
-def _unlabelled(images: Images, said: Array, classes: int, *, force: bool) -> Checked:
-    counts = np.bincount(said, minlength=classes)
+def _unlabelled(images: Images, answers: Array, classes: int, *, force: bool) -> Checked:
+    counts = np.bincount(answers, minlength=classes)
     most, occurring = int(counts.argmax()), int((counts > 0).sum())
     note = f"static model: {occurring} of {classes} classes occur among its answers"
     if images.kind != "unlabelled":
@@ -177,11 +177,11 @@ def _better_way(static: StaticModel, images: Images) -> str:
     labels, graph = images.labels[some], static.graph
 
     def accuracy(other: Preprocess, pixels: Array, *, at_all: bool = False) -> float:
-        said = graph.task.answers(static.logits(other(pixels)))
+        answers = graph.task.answers(static.logits(other(pixels)))
         if graph.task.several:
-            held = judge_labels(said, labels)
+            held = judge_labels(answers, labels)
             return held.right if at_all or held.knows_labels else 0.0
-        judged = judge(said, labels, graph.classes)
+        judged = judge(answers, labels, graph.classes)
         return judged.accuracy if at_all or judged.better_than_largest or judged.knows_classes else 0.0
 
     pixels = images.raw(some)
@@ -208,9 +208,11 @@ def _other_numbers(now: Preprocess) -> Iterator[tuple[str, Preprocess]]:
             yield f"--order {order.lower()}", replace(now, order=order, mean=now.mean[::-1], std=now.std[::-1])
     for name, preset in PRESETS.items():
         for order in orders:
-            said = PixelOptions(order=order.lower() if now.channels == 3 else None)
-            made = make_preprocess(name, size=now.size, channels=now.channels, layout=now.layout, pixels=said)
-            option = f"--preprocess {name}" + (f" --order {said.order}" if said.order and order != preset.order else "")
+            overrides = PixelOptions(order=order.lower() if now.channels == 3 else None)
+            made = make_preprocess(name, size=now.size, channels=now.channels, layout=now.layout, pixels=overrides)
+            option = f"--preprocess {name}" + (
+                f" --order {overrides.order}" if overrides.order and order != preset.order else ""
+            )
             yield option, replace(made, fit=now.fit, crop_ratio=now.crop_ratio, fill=now.fill, bits=now.bits)
 
 

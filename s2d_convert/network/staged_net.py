@@ -131,7 +131,7 @@ class StagedNet(nn.Module):
 
     def forward(self, images: Tensor, masks: Masks) -> list[Tensor]:
         """Return the logits [B, K] of every stage of the plan behind `masks`."""
-        return [found.logits for found in self.exits(images, masks)]
+        return [exit_.logits for exit_ in self.exits(images, masks)]
 
     def exits(self, images: Tensor, masks: Masks) -> list[Exit]:
         """Return the exits of all stages of the plan behind `masks`: logits, and the features that they come from."""

@@ -125,13 +125,15 @@ class Allocation:
 
     def best(self, *, rounds: int = 2) -> tuple[Allocated, ...]:
         """Return allocations from the slowest to the fastest: those of all rounds that no other one beats in both numbers."""
-        reference, found = self.full, {self.full: self._allocated(self.full)}
+        reference, allocations = self.full, {self.full: self._allocated(self.full)}
         for _ in range(rounds):
             budgets = [share * self.latency(self.full) for share in BUDGETS]
             for levels in knapsack(self._allowed_errors(), self._costs(reference), budgets):
-                found[levels] = self._allocated(levels)
-            reference = min(found, key=lambda levels: abs(found[levels].latency - 0.5 * self.latency(self.full)))
-        return _efficient(found.values())
+                allocations[levels] = self._allocated(levels)
+            reference = min(
+                allocations, key=lambda levels: abs(allocations[levels].latency - 0.5 * self.latency(self.full))
+            )
+        return _efficient(allocations.values())
 
     def _allocated(self, levels: Levels) -> Allocated:
         error = sum(row[level] for row, level in zip(self.errors, levels, strict=True))

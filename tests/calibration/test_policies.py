@@ -1,4 +1,4 @@
-"""Rows of policies from what stages say: the budgets that are served, floors, rounding, too few images."""
+"""Rows of policies from scores: the budgets that are served, floors, rounding, too few images."""
 
 from __future__ import annotations
 

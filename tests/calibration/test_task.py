@@ -1,4 +1,4 @@
-"""One class of many, or several labels: what logits answer, how sure they are, and which temperature suits them."""
+"""One class of many, or several labels: answers, confidences and temperatures of logits."""
 
 from __future__ import annotations
 

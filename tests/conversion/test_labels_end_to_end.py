@@ -1,4 +1,4 @@
-"""A network with several labels per image, converted whole: its exits answer as it does, and give labels as well as it does."""
+"""A network with several labels per image, converted whole: its exits answer in the same form and give labels nearly as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pipeline tells of a run besides its result: predicted latency, where the time went; which folder it refuses."""
+"""Notes of the pipeline: the predicted latency, how the time was spent; and the folders that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders in another arithmetic: what is in the files, what the answers are worth, and that nothing is left half done."""
+"""Folders in another arithmetic: the content of the files, the quality of the answers, and that nothing is left half-written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders whose first chain reads the image smaller: the dispatcher, the single file and other arithmetic know nothing of it."""
+"""Folders whose first chain reads the image smaller: the dispatcher, the single file and other arithmetic need not know."""
 
 from __future__ import annotations
 

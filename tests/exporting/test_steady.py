@@ -1,4 +1,4 @@
-"""A measurement that contradicts itself is made again, and what noise chose is not delivered; all clocks are made up."""
+"""A measurement that contradicts itself is repeated, so that noise chooses no policy; all clocks are made up."""
 
 from __future__ import annotations
 

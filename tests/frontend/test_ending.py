@@ -1,4 +1,4 @@
-"""What stands behind the logits: every exit answers in the words of the static model, and the logits can still be read."""
+"""Operators after the logits: every exit answers in the form of the static model, and the logits can still be read."""
 
 from __future__ import annotations
 

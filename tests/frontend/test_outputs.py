@@ -1,4 +1,4 @@
-"""The tensor that comes out: any can be chosen, and what holds no logits is refused with the name of one that may."""
+"""The choice of the output: any tensor of logits can be chosen; others are refused, and the message names one that fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as users bring them: what onnxruntime loads is loaded, and what cannot be is told by node, value and remedy."""
+"""Files as users bring them: what onnxruntime loads is loaded, and errors name the node, the value and a remedy."""
 
 from __future__ import annotations
 

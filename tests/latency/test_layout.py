@@ -1,4 +1,4 @@
-"""One answer to how many channels a group should hold: what onnxruntime does here, the processor's name aside."""
+"""The width of channel groups: what onnxruntime does on this machine, whatever its processor is called."""
 
 from __future__ import annotations
 

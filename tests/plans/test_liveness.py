@@ -1,4 +1,4 @@
-"""Liveness: one pass over words says what booleans say, and for all classes what one plan per class says."""
+"""Liveness: one pass over bit sets agrees with booleans, and for all classes with one plan per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search on a cluster: what is handed out, what comes back, and that the searches stay what they are. Ray is played."""
+"""The search on a cluster: what is sent and returned, and that the searches find the same. A stand-in plays Ray."""
 
 from __future__ import annotations
 

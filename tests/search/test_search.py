@@ -1,4 +1,4 @@
-"""The policy as a distribution, and the searches on problems whose best plan is known."""
+"""The controller as a distribution, and the searches on problems whose best plan is known."""
 
 from __future__ import annotations
 

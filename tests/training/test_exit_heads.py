@@ -1,4 +1,4 @@
-"""Exit heads with cells and hidden layers: on cached features, in torch and in a stage file they are one thing."""
+"""Exit heads with cells and hidden layers: cached features, torch and stage files agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `s2d inspect` tells: known classes, shares, reasons, costs and stretches of small nets, and how they look."""
+"""The output of `s2d inspect`: classes, shares, reasons, costs and stretches of small nets, and how they look."""
 
 from __future__ import annotations
 

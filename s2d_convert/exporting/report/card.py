@@ -101,9 +101,9 @@ def _parts(manifest: Manifest) -> Iterator[str]:
         f"A static image classifier, converted by s2d-convert {VERSION} into {parts}{made}. Easy images leave early, so that "
         "the mean latency falls; every stage is a plain ONNX file."
     )
-    said = verdict_of(manifest)
-    if said is not None:
-        yield "\n".join(f"> {escaped(sentence)}" for sentence in said.sentences)
+    judged = verdict_of(manifest)
+    if judged is not None:
+        yield "\n".join(f"> {escaped(sentence)}" for sentence in judged.sentences)
     yield from _numbers(manifest)
     yield from _input(manifest)
     yield from _ways(manifest)

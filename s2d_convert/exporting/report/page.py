@@ -60,12 +60,12 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
     """Return the HTML page. trace: the lines of the search trace, as parsed JSON. folder: the name of the export."""
     static = 1.0 if manifest.target == "agreement" else manifest.measured.get("correct_static")
     measured = manifest.measured
-    said = verdict_of(manifest)
+    judged = verdict_of(manifest)
     return _template().render(
         model=model_name(manifest),
         date=made_on(manifest),
-        verdict=said.sentences if said is not None else (),
-        good=said is not None and not said.worse and said.warning is None,
+        verdict=judged.sentences if judged is not None else (),
+        good=judged is not None and not judged.worse and judged.warning is None,
         lines=_lines(manifest),
         cards=_cards(manifest),
         commands=next_commands(manifest, folder),

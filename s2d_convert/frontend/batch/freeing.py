@@ -217,14 +217,18 @@ class _Edit(BatchEdit):
         outputs = {o.name for o in self.model.graph.output}
         for node in [n for n in self.model.graph.node if n.op_type == "Expand"]:
             source, made = node.input[0], node.output[0]
-            found = readers.get(made, [])
-            if made in outputs or source in self.constants or not all(self._broadcasts(r, made, source) for r in found):
+            read_by = readers.get(made, [])
+            if (
+                made in outputs
+                or source in self.constants
+                or not all(self._broadcasts(r, made, source) for r in read_by)
+            ):
                 continue
-            for reader in found:
+            for reader in read_by:
                 names = [source if name == made else name for name in reader.input]
                 del reader.input[:]
                 reader.input.extend(names)
-            readers[source] += found
+            readers[source] += read_by
             self.model.graph.node.remove(node)
 
     def _broadcasts(self, node: onnx.NodeProto, made: str, source: str) -> bool:

@@ -75,10 +75,10 @@ def _refuse_text(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:
 def _with_heads(write: _Writer, node: onnx.NodeProto, index: int, attributes: Mapping[str, Any]) -> str:
     """Return query, key or value with an axis of heads: [B, H, L, D]; keys and values repeated where several heads share them."""
     name = node.input[index]
-    heads, own = int(attributes.get("q_num_heads", 0)), int(attributes.get("kv_num_heads", 0))
+    heads, key_heads = int(attributes.get("q_num_heads", 0)), int(attributes.get("kv_num_heads", 0))
     if not heads:
         return name
-    count = own if index else heads
+    count = key_heads if index else heads
     name = write("Reshape", [name, write.constant([0, 0, count, -1])])
     name = write("Transpose", [name], perm=HEADS_FIRST)
     if count != heads:

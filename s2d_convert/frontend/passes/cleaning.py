@@ -117,10 +117,10 @@ def refuse_control_flow(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def refuse_quantised(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model itself. Raises ModelError when it has quantised operators."""
-    found = [n for n in model.graph.node if n.op_type in QUANTISED]
-    if found:
+    quantised = [n for n in model.graph.node if n.op_type in QUANTISED]
+    if quantised:
         raise ModelError(
-            f"node {label(found[0])} and {len(found) - 1} more: the model is quantised; "
+            f"node {label(quantised[0])} and {len(quantised) - 1} more: the model is quantised; "
             "convert the float32 model first and quantise the exported stages afterwards"
         )
     return model

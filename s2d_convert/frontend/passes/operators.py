@@ -64,8 +64,8 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     """Return the element types of everything that shape inference can tell the type of."""
     graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     values = (*graph.input, *graph.value_info, *graph.output)
-    found = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
-    return found | {i.name: i.data_type for i in model.graph.initializer}
+    types = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
+    return types | {i.name: i.data_type for i in model.graph.initializer}
 
 
 def _taken_branch(model: onnx.ModelProto, node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
@@ -95,8 +95,8 @@ def _taken_branch(model: onnx.ModelProto, node: onnx.NodeProto, condition: bool)
 
 def _rename_outer(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
     """Give what a branch within a branch reads from outside its new name, in place; names of its own hide those."""
-    own = {i.name for i in graph.initializer} | {name for n in graph.node for name in n.output}
-    visible = {old: new for old, new in renamed.items() if old not in own}
+    inner = {i.name for i in graph.initializer} | {name for n in graph.node for name in n.output}
+    visible = {old: new for old, new in renamed.items() if old not in inner}
     for node in graph.node:
         node.input[:] = [visible.get(name, name) for name in node.input]
         for attribute in node.attribute:

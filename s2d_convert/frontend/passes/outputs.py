@@ -80,7 +80,7 @@ def _refuse_unfit(model: onnx.ModelProto, chosen: str) -> None:
 
 def _hint(model: onnx.ModelProto, outputs: Sequence[str]) -> str:
     """Return which tensors of floats lie before the first node behind that is not one; nothing where all is well or unknown."""
-    found: list[str] = []
+    choices: list[str] = []
     types = _types(model)
     makers = {name: n for n in model.graph.node for name in n.output}
     for output in outputs:
@@ -92,9 +92,9 @@ def _hint(model: onnx.ModelProto, outputs: Sequence[str]) -> str:
                 break
             blocked |= not fits
             name = next((n for n in node.input if n in makers), "")
-        if name in makers and blocked and name not in found:
-            found.append(name)
-    return f" (the floats before it: --output {' or '.join(found)})" if found else ""
+        if name in makers and blocked and name not in choices:
+            choices.append(name)
+    return f" (the floats before it: --output {' or '.join(choices)})" if choices else ""
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:

@@ -83,9 +83,9 @@ def linear_view(graph: Graph, node: Node, weight: Array) -> LinearView:
         answer = single(numbers, one.view(1, 1, *kernel))
         assert isinstance(answer, Tensor), "a convolution has one output"
         reads.append(answer.flatten().round().long() - 1)
-    found = torch.stack(reads)
-    found[found < 0] = count
-    return LinearView(found, int(node.attrs.get("group", 1)), shape[0], 0, 0, count)
+    positions = torch.stack(reads)
+    positions[positions < 0] = count
+    return LinearView(positions, int(node.attrs.get("group", 1)), shape[0], 0, 0, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,19 +123,19 @@ class Layer:
     def spread(self, step: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Return a step [G, D + 1, o] as one of the whole weight, of this shape, and bias [O]; what is not kept gets none."""
         weight, bias = step.new_zeros(*shape[:2], len(self.view.reads)), step.new_zeros(shape[0])
-        own = step[:, :-1].transpose(1, 2).reshape(len(self.outputs), len(self.view.reads), -1).transpose(1, 2)
+        weights = step[:, :-1].transpose(1, 2).reshape(len(self.outputs), len(self.view.reads), -1).transpose(1, 2)
         if self.view.groups > 1:
-            weight[self.outputs] = own
+            weight[self.outputs] = weights
         else:
-            weight[self.outputs[:, None], self.channels] = own
+            weight[self.outputs[:, None], self.channels] = weights
         bias[self.outputs] = step[:, -1].flatten()
         return weight.reshape(shape), bias
 
     def gathered(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the part of a whole weight and bias that is kept, [G, D + 1, o]: the transpose of `spread`."""
-        own = weight.reshape(*weight.shape[:2], -1)[self.outputs]
-        own = (own if self.view.groups > 1 else own[:, self.channels]).transpose(1, 2)
-        lines = own.reshape(self.groups, -1, self.columns).transpose(1, 2)
+        rows = weight.reshape(*weight.shape[:2], -1)[self.outputs]
+        rows = (rows if self.view.groups > 1 else rows[:, self.channels]).transpose(1, 2)
+        lines = rows.reshape(self.groups, -1, self.columns).transpose(1, 2)
         return torch.cat([lines, bias[self.outputs].view(self.groups, 1, -1)], dim=1)
 
     def added(self, affine: Affine, weight: Tensor, bias: Tensor) -> Affine:

@@ -114,7 +114,7 @@ class Refinement:
         right = sum(self._backward(*each) for each in zip(pieces, gates, residuals, strict=True))
         assert isinstance(right, Tensor), "there are pieces"
         right = problem.readable_only(right, systems)
-        found, rest = torch.zeros_like(right), right
+        change, rest = torch.zeros_like(right), right
         ahead = problem.solution(systems, rest / share)
         direction, size = ahead, (rest * ahead).sum()
         for _ in range(iterations):
@@ -123,11 +123,11 @@ class Refinement:
             image = sum(self._normal(p, g, direction) for p, g in zip(pieces, gates, strict=True))
             image = problem.readable_only(image + ridge * share * (problem.gram @ direction), systems)
             length = size / (direction * image).sum().clamp_min(1e-300)
-            found, rest = found + length * direction, rest - length * image
+            change, rest = change + length * direction, rest - length * image
             ahead = problem.solution(systems, rest / share)
             before, size = size, (rest * ahead).sum()
             direction = ahead + size / before * direction
-        return found
+        return change
 
     def _output_scale(self, gates: list[Tensor]) -> Tensor:
         """Return how strongly each output of the first layer acts on the answer, [G, 1, o]: squared gate times squared
@@ -170,11 +170,11 @@ class Refinement:
     def _residuals(self, made: Tensor, piece: Piece) -> Tensor:
         """Return what the answers still lack, [N, O]; nothing where activations of answer and target are equal."""
         if self.activation is None:
-            found = piece.wanted - made
+            residuals = piece.wanted - made
         else:
             target, now = self.activation(piece.wanted + piece.others), self.activation(made + piece.others)
-            found = torch.where(now == target, 0.0, target - piece.others - made)
-        return torch.where(torch.isfinite(found), found, 0.0)
+            residuals = torch.where(now == target, 0.0, target - piece.others - made)
+        return torch.where(torch.isfinite(residuals), residuals, 0.0)
 
     def _error(self, pieces: list[Piece], change: Tensor) -> float:
         """Return the sum of squared errors after a change [G, D + 1, o]."""
@@ -211,5 +211,5 @@ class Refinement:
             answer = self._rows(
                 self._apply_second(gate * self._apply_first(piece.x, weight, bias), shifted=False), piece
             )
-            found = torch.autograd.grad(answer, (weight, bias), rows(answer.detach()))
-        return self.first.gathered(*found).double()
+            gradients = torch.autograd.grad(answer, (weight, bias), rows(answer.detach()))
+        return self.first.gathered(*gradients).double()

@@ -56,10 +56,10 @@ class Pass:
         make."""
         fits = self._images * self._frontier_bytes(stop) <= self._budget_bytes
         for index, kept in enumerate(self._kept):
-            found = self._run(dict(kept), self._at, stop, also)
+            values = self._run(dict(kept), self._at, stop, also)
             if fits:
-                self._kept[index] = {n: v for n, v in found.items() if self._last_use.get(n, -1) >= stop}
-            yield found
+                self._kept[index] = {n: v for n, v in values.items() if self._last_use.get(n, -1) >= stop}
+            yield values
         if fits:
             self._at = stop
 
@@ -108,8 +108,8 @@ class Pass:
         if cut is None:
             return self.net.mixed(node, x, affine, self.masks)
         (outputs, channels), (weight, bias) = cut, affine
-        own = x if len(channels) == x.shape[1] else x.index_select(1, channels)
-        y = lower(node, {})(own, weight[outputs[:, None], channels], None if bias is None else bias[outputs])
+        read = x if len(channels) == x.shape[1] else x.index_select(1, channels)
+        y = lower(node, {})(read, weight[outputs[:, None], channels], None if bias is None else bias[outputs])
         assert isinstance(y, Tensor), "a convolution has one output"
         return y.new_zeros(len(y), len(weight), *y.shape[2:]).index_copy(1, outputs, y)
 
@@ -202,8 +202,8 @@ class Samples:
         for chunk in range(len(self.chunks)):
             static = self.static_chunk(chunk)
             for name, stop in sorted(wanted.items(), key=lambda item: item[1]):
-                (found,) = static.values(stop, also=[name])
-                self._rows.setdefault(name, []).append(self.rows_of(found[name], name, chunk))
+                (values,) = static.values(stop, also=[name])
+                self._rows.setdefault(name, []).append(self.rows_of(values[name], name, chunk))
 
 
 def _cut_of(effective: Effective, node: Node, device: torch.device) -> tuple[Tensor, Tensor] | None:

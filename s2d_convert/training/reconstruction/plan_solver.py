@@ -144,9 +144,9 @@ class PlanSolver:
         pieces: list[Piece] = []
         for chunk, (values, rows, others) in enumerate(self._chunks(index, target)):
             if sum(len(piece.x) for piece in pieces) < wanted + MAX_CHUNK:
-                own = (samples.positions(layer.view.positions, chunk) for layer in reversed(layers))
+                positions = (samples.positions(layer.view.positions, chunk) for layer in reversed(layers))
                 outputs = layers[1].outputs
-                pieces.append(Piece(values[pair.first.inputs[0]], rows[:, outputs], others[:, outputs], *own))
+                pieces.append(Piece(values[pair.first.inputs[0]], rows[:, outputs], others[:, outputs], *positions))
         count = max(1, sum(sum(len(p.x) for p in pieces[: i + 1]) <= wanted for i in range(len(pieces) - 1)))
         refinement = Refinement(self.cut, pair, layers=(layers[0], layers[1]), activation=self._activation(target))
         settings = self.settings

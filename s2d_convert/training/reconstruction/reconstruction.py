@@ -68,8 +68,8 @@ class Reconstruction:
     def view(self, node: Node) -> LinearView:
         """Return how a mixing node reads its input, made once."""
         if node.name not in self._views:
-            found = linear_view(self.graph, node, self.weights.mix[node.name][0])
-            self._views[node.name] = replace(found, reads=found.reads.to(self.device))
+            view = linear_view(self.graph, node, self.weights.mix[node.name][0])
+            self._views[node.name] = replace(view, reads=view.reads.to(self.device))
         return self._views[node.name]
 
     def on(self, device: torch.device | str) -> Reconstruction:

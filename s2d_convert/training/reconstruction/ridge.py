@@ -150,10 +150,10 @@ class Problem:
     @staticmethod
     def readable_only(step: Tensor, systems: Systems) -> Tensor:
         """Return a step [G, D (+ 1), o] without what no output may read."""
-        found = torch.zeros_like(step)
+        readable = torch.zeros_like(step)
         for columns, outputs, _ in systems:
-            found[:, columns[:, None], outputs] = step[:, columns[:, None], outputs]
-        return found
+            readable[:, columns[:, None], outputs] = step[:, columns[:, None], outputs]
+        return readable
 
     def _through(self, activation: Activation, step: Tensor) -> tuple[Tensor, Tensor]:
         """Return the squared errors behind the activation [O] after a step, and the products for the next one."""

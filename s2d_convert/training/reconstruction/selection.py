@@ -51,20 +51,20 @@ class _Reader:
 
     def losses(self, units: list[int]) -> Tensor:
         """Return how much the error rises if each of the units went alone, [A]."""
-        own = torch.stack([self.columns[u] for u in units])
-        blocks = self.inverse[own[:, :, None], own[:, None, :]]
-        weights = self.weight[:, own].permute(1, 2, 0)  # [A, k, O]
+        columns = torch.stack([self.columns[u] for u in units])
+        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
+        weights = self.weight[:, columns].permute(1, 2, 0)  # [A, k, O]
         return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
 
     def remove(self, units: list[int]) -> None:
         """Take units away."""
-        own = torch.cat([self.columns[u] for u in units])
-        factor = torch.linalg.solve(self.inverse[own[:, None], own], self.inverse[own])
-        self.weight -= self.weight[:, own] @ factor
-        self.inverse -= self.inverse[:, own] @ factor
+        columns = torch.cat([self.columns[u] for u in units])
+        factor = torch.linalg.solve(self.inverse[columns[:, None], columns], self.inverse[columns])
+        self.weight -= self.weight[:, columns] @ factor
+        self.inverse -= self.inverse[:, columns] @ factor
         # What is gone must not be touched again.
-        self.weight[:, own], self.inverse[own], self.inverse[:, own] = 0.0, 0.0, 0.0
-        self.inverse[own, own] = 1.0
+        self.weight[:, columns], self.inverse[columns], self.inverse[:, columns] = 0.0, 0.0, 0.0
+        self.inverse[columns, columns] = 1.0
 
 
 @torch.no_grad()

@@ -65,13 +65,13 @@ class Targets:
             return Target(self._past_dead_blocks(name), activation=self._activation(name))
         summand, join = found
         others = [(t, self._sign(join, i)) for i, t in enumerate(join.inputs) if t != summand.tensor]
-        own = self._sign(join, join.inputs.index(summand.tensor))
+        sign = self._sign(join, join.inputs.index(summand.tensor))
         live = tuple((t, s) for t, s in others if bool(self.effective.live(t).any()))
         tensor = self._past_dead_blocks(join.outputs[0])
-        plain = own == 1 and bool((summand.scale == 1).all() and (summand.offset == 0).all())
+        plain = sign == 1 and bool((summand.scale == 1).all() and (summand.offset == 0).all())
         if plain:
             return Target(tensor, live, self._activation(join.outputs[0]))
-        return Target(tensor, live, None, own * summand.scale, own * summand.offset)
+        return Target(tensor, live, None, sign * summand.scale, sign * summand.offset)
 
     def _to_sum(self, node: Node) -> tuple[_Summand, Node] | None:
         """Return the sum that a node's output goes into, over operators that only scale and shift channels; None if it
@@ -117,9 +117,9 @@ class Targets:
             or self.graph.shapes[reader.outputs[0]] != self.graph.shapes[name]
         ):
             return None, None
-        own = name if between is None else between.outputs[0]
-        dead = all(t == own or not self.effective.live(t).any() for t in reader.inputs)
-        alone = reader.inputs.count(own) == 1 and self._sign(reader, reader.inputs.index(own)) == 1
+        summed = name if between is None else between.outputs[0]
+        dead = all(t == summed or not self.effective.live(t).any() for t in reader.inputs)
+        alone = reader.inputs.count(summed) == 1 and self._sign(reader, reader.inputs.index(summed)) == 1
         return (reader.outputs[0], between) if dead and alone else (None, None)
 
     def _activation(self, name: str) -> Node | None:
