@@ -1,6 +1,6 @@
 """s2d-convert: make a multi-stage network of a static CNN classifier in ONNX.
 
-`convert`, `inspect`, `calibrate`, `evaluate` and `export` do what the commands of `s2d` do, with keyword arguments:
+`convert`, `forecast`, `inspect`, `calibrate`, `evaluate` and `export` do what the commands of `s2d` do, with keyword arguments:
 
     result = s2d_convert.convert("model.onnx", data="images/", budget=0.5)
 
@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING
 from s2d_convert._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from s2d_convert.api.functions import calibrate, convert, evaluate, export, inspect
-    from s2d_convert.api.results import CalibrateResult, ConvertResult, EvaluateResult, ExportResult, InspectResult
+    from s2d_convert.api.functions import calibrate, convert, evaluate, export, forecast, inspect
+    from s2d_convert.api.results import (
+        CalibrateResult,
+        ConvertResult,
+        EvaluateResult,
+        ExportResult,
+        ForecastResult,
+        InspectResult,
+    )
     from s2d_convert.channels.analysis import Channels, analyse
     from s2d_convert.cli.progress import TerminalReporter
     from s2d_convert.conversion.options import ConvertOptions
@@ -48,6 +55,7 @@ __all__ = [
     "DataError",
     "EvaluateResult",
     "ExportResult",
+    "ForecastResult",
     "Graph",
     "InspectResult",
     "ModelError",
@@ -67,6 +75,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "forecast",
     "inspect",
     "load_graph",
     "split_graph",
@@ -87,6 +96,7 @@ __getattr__, __dir__ = lazy_names(
         "DataError": "s2d_convert.errors",
         "EvaluateResult": "s2d_convert.api.results",
         "ExportResult": "s2d_convert.api.results",
+        "ForecastResult": "s2d_convert.api.results",
         "Graph": "s2d_convert.frontend.graph",
         "InspectResult": "s2d_convert.api.results",
         "ModelError": "s2d_convert.errors",
@@ -106,6 +116,7 @@ __getattr__, __dir__ = lazy_names(
         "convert": "s2d_convert.api.functions",
         "evaluate": "s2d_convert.api.functions",
         "export": "s2d_convert.api.functions",
+        "forecast": "s2d_convert.api.functions",
         "inspect": "s2d_convert.api.functions",
         "load_graph": "s2d_convert.frontend.load",
         "split_graph": "s2d_convert.slicing.split:split",

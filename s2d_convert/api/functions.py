@@ -1,4 +1,4 @@
-"""`convert`, `inspect`, `calibrate`, `evaluate` and `export` for Python.
+"""`convert`, `forecast`, `inspect`, `calibrate`, `evaluate` and `export` for Python.
 
 Every option of the command line is a keyword argument of the same name, with `_` for `-`; messages name it as it is written
 on the command line.
@@ -23,6 +23,7 @@ from s2d_convert.api.results import (
     ConvertResult,
     EvaluateResult,
     ExportResult,
+    ForecastResult,
     InspectResult,
     PicturesResult,
     QuantizeResult,
@@ -34,6 +35,7 @@ from s2d_convert.cli.model import picture_lines
 from s2d_convert.cli.options import default_out, flag, refuse_confidence_alone, refuse_pointless
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.pipeline import convert as convert_model
+from s2d_convert.conversion.pipeline import dry_run
 from s2d_convert.conversion.prepare import preprocess_of, read_analysed
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.data.labels import LabelSpace
@@ -99,6 +101,21 @@ def convert(
     finally:
         line.close()
     return ConvertResult(**vars(result), warnings=tuple(line.warnings))
+
+
+@documented(described("convert", ConvertOptions), ConvertOptions)
+def forecast(model: PathLike, *, quiet: bool = False, **options: Any) -> ForecastResult:
+    """Return what `convert` with the same arguments would do and take, and what may be expected of it.
+
+    Nothing is trained or written. Raises S2DError.
+    """
+    asked = _convert_options(model, options)
+    refuse_pointless(asked, set(options))
+    line = LineReporter(quiet=quiet)
+    try:
+        return ForecastResult(asked.model, dry_run(asked, line))
+    finally:
+        line.close()
 
 
 def _convert_options(model: Any, options: Mapping[str, Any]) -> ConvertOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from rich.table import Table
 from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.api.show import WIDTH, as_html, as_text
+from s2d_convert.base.reporting import in_words, seconds_in_all
 from s2d_convert.base.text import promise_cost, promise_text, quantity
 from s2d_convert.calibration.verdict import Outcome, loss_text, worth_showing
 from s2d_convert.cli.inspect_view import InspectView
+from s2d_convert.cli.progress import duration
 from s2d_convert.cli.terminal import class_table, measured_table, outcome_table, policy_table
+from s2d_convert.conversion.estimate import Forecast
 from s2d_convert.conversion.finish import Result
 from s2d_convert.errors import UsageError
 from s2d_convert.exporting.measure import Measured
@@ -226,6 +230,37 @@ class InspectResult(Shown):
             counts = (str(group["channels"]), str(group["units"]), f"{100 * group['macs']:.1f} %")
             table.add_row(group["name"], *counts, f"no: {group['reason']}" if group["reason"] else "yes")
         return as_html(self.head(), [table])
+
+
+@dataclass(frozen=True, repr=False)
+class ForecastResult(Shown):
+    """What a conversion would take and may bring; `forecast` has the numbers."""
+
+    model: Path
+    forecast: Forecast
+
+    def head(self) -> str:
+        forecast = self.forecast
+        seconds, memory = seconds_in_all(forecast.steps), f"up to {forecast.memory / 1e9:.1f} GB of memory"
+        takes = f"about {duration(seconds)}, " if math.isfinite(seconds) else ""
+        return f"{self.model}: {takes}{memory}, static {forecast.target} {100 * forecast.right:.1f} %"
+
+    def parts(self) -> Iterable[RenderableType]:
+        yield self.head()
+        steps = Table(title="steps")
+        for name in ("step", "takes about"):
+            steps.add_column(name)
+        for step in self.forecast.steps:
+            steps.add_row(in_words(step.name), duration(step.seconds) if math.isfinite(step.seconds) else "")
+        yield steps
+        if self.forecast.expected:
+            expected = Table(title="before any training")
+            for name in ("share of static's time", "points lost"):
+                expected.add_column(name, justify="right")
+            for row in self.forecast.expected:
+                lost = max(0.0, 100 * (self.forecast.right - row.right))
+                expected.add_row(f"{row.budget:.1f}", f"{lost:.1f}")
+            yield expected
 
 
 @dataclass(frozen=True, repr=False)

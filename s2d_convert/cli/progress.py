@@ -55,12 +55,12 @@ class TerminalReporter:
         self._planned = tuple(steps)
         facts = [f"{len(steps)} steps"]
         if math.isfinite(seconds := seconds_in_all(steps)):
-            facts.append(f"about {_duration(seconds)}")
+            facts.append(f"about {duration(seconds)}")
         if memory_bytes is not None:
             facts.append(f"up to {memory_bytes / 1e9:.1f} GB of memory")
         self._print(f"The plan: {', '.join(facts)}", style="bold")
         for number, step in enumerate(steps, start=1):
-            takes = f"about {_duration(step.seconds)}" if math.isfinite(step.seconds) else ""
+            takes = f"about {duration(step.seconds)}" if math.isfinite(step.seconds) else ""
             self._print(f"  {number}  {in_words(step.name):34}{takes}".rstrip())
 
     def step(self, name: str) -> None:
@@ -108,13 +108,13 @@ class TerminalReporter:
         """Return the time that is left in words, '' if it is not known: in all where the plan has times, else for the step."""
         names = [step.name for step in self._planned]
         if self._step not in names or not math.isfinite(seconds_in_all(self._planned)):
-            return f", about {_duration(seconds_of_step)} left" if math.isfinite(seconds_of_step) else ""
+            return f", about {duration(seconds_of_step)} left" if math.isfinite(seconds_of_step) else ""
         index = names.index(self._step)
         if not math.isfinite(seconds_of_step):
             spent = time.monotonic() - self._began_at
             seconds_of_step = max(0.0, seconds_in_all([PlannedStep("", 0.0), self._planned[index]]) - spent)
         later = seconds_in_all([PlannedStep("", 0.0), *self._planned[index + 1 :]])
-        return f", about {_duration(seconds_of_step + later)} left in all"
+        return f", about {duration(seconds_of_step + later)} left in all"
 
     def _print(self, text: str, *, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False, soft_wrap=not self.console.is_terminal)
@@ -138,7 +138,7 @@ def _stop(bar: Progress) -> None:
         bar.stop()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a length of time as people say it: seconds below a minute and a half, else minutes, or hours and minutes."""
     if seconds < 90:
         return f"{max(0, round(seconds))} s"

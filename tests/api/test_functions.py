@@ -140,6 +140,17 @@ def test_export_in_other_arithmetic(place: Path) -> None:
     assert "calibrated budgets" in done.summary()
 
 
+def test_a_forecast_trains_and_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "EFFORTS", {**options.EFFORTS, TINY: EFFORT})
+    before = sorted(place.iterdir())
+    told = s2d_convert.forecast("tiny.onnx", data="data.npz", effort=TINY, preprocess="raw", quiet=True, device="cpu")
+    assert sorted(place.iterdir()) == before
+    assert f"static accuracy {100 * told.forecast.right:.1f} %" in repr(told)
+    assert "choosing among plans" in told.summary()
+    assert "points lost" in told.summary()
+    assert "<table>" in told._repr_html_()
+
+
 def test_inspect_gives_the_data_of_the_command(place: Path) -> None:
     found = s2d_convert.inspect("tiny.onnx")
     assert isinstance(found, InspectResult)
@@ -216,11 +227,11 @@ def test_an_interrupted_call_says_how_to_go_on(
     assert "the same call with resume=True goes on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["convert", "inspect", "calibrate", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["convert", "forecast", "inspect", "calibrate", "evaluate", "export"])
 def test_every_function_documents_every_argument(name: str) -> None:
     function = getattr(s2d_convert, name)
     arguments = function.__doc__.partition("Keyword arguments:")[2].strip().splitlines()
-    assert name in COMMANDS
+    assert name in {*COMMANDS, "forecast"}
     assert "quiet: Show neither progress" in arguments[-1]
     assert [line for line in arguments if not line.partition(": ")[2]] == []
     assert "--" not in function.__doc__.partition("Keyword arguments:")[2]

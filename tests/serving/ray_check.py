@@ -63,9 +63,9 @@ class Clients:
         self.statuses: Counter[int] = Counter()
         self.wrong: list[str] = []
 
-    def post(self, body: bytes) -> tuple[int, bytes]:
+    def post(self, body: bytes, kind: str = "application/json") -> tuple[int, bytes]:
         """Status and body of one request; 0 for a connection that broke."""
-        asked = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        asked = urllib.request.Request(self.url, body, {"Content-Type": kind})
         try:
             with urllib.request.urlopen(asked, timeout=60) as answer:
                 return int(answer.status), answer.read()
@@ -138,6 +138,7 @@ def main(folder: Path, place: Path) -> None:
     free = ray.available_resources()
     results: dict[str, Any] = {"free": {name: free.get(name, 0) for name in ("first", "second")}}
     results["bad"] = [clients.post(body)[0] for body in (b"{", b"{}", b"[]")]
+    results["picture"] = clients.post(b"", "image/png")[0]  # toys know no pixels
     results["load"] = clients.load(300)
 
     def kill(stage: int) -> None:

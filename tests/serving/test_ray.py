@@ -58,6 +58,7 @@ def test_two_nodes_under_load_lose_nothing(tmp_path: Path) -> None:
     found = json.loads((place / "results.json").read_text(encoding="utf-8"))
     assert found["free"] == {"first": 0, "second": 0}  # every stage is on the node that has its resource
     assert found["bad"] == [400, 400, 400]
+    assert found["picture"] == 415
     assert found["load"]["statuses"] == {"200": 300}
     assert found["stage 2 dies"]["statuses"] == {"200": 300}  # stage 1 asks again: clients see nothing of it
     assert found["stage 1 dies"]["statuses"]["200"] == 300  # clients that ask again lose nothing
