@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from s2d_convert.base.clock import Clock
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import ALLOCATED, BASELINES
@@ -40,6 +41,7 @@ ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at mos
 UNTIL = 0.3  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
+MOST_LEFT_OUT = 8e10  # MACs of all blocks' models together for which the error without each block is measured
 
 
 def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
@@ -115,6 +117,8 @@ def allocate(job: Job, space: PlanSpace) -> tuple[Allocated, ...]:
     if stored is None:
         pairs = pairs_of(space)
         alone = {i: pairs.decode(pairs.without(i)).chains[0] for i in vanishing(ready.model, space.divisions)}
+        if len(alone) * total_macs(ready.graph) > MOST_LEFT_OUT:
+            alone = {}
         latency = LatencyModel(pairs, ready.weights, job.meter, block=ready.block)
         left_out = ready.solver.errors(alone)
         stored = [asdict(row) for row in Allocation(pairs, ready.solver.importance, latency, left_out=left_out).best()]

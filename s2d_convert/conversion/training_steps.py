@@ -33,12 +33,14 @@ from s2d_convert.slicing.chain import Chain, build_stages, chain_from_bytes, rea
 from s2d_convert.training.distillation import Hints
 from s2d_convert.training.lessons import Lessons, input_batches
 from s2d_convert.training.loop import Learner, exit_logits, save_state, train
+from s2d_convert.training.reconstruction.passes import tensor_bytes
 from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
 STATISTICS_IMAGES = 2000
 WORTH_TRAINING, WORTH_TRYING = 10.0, 2.0  # seconds; shorter trainings only disturb solved weights
 FINISHING, FINISHING_PASSES = 15.0, 3.0  # seconds, and passes of the held-out images through the static model
 FINETUNE_RATE, COMPACT_RATE = 0.03, 0.05
+BATCH_BYTES, LEAST_BATCH = 2_000_000_000, 8  # of all values of a batch
 MUON = 0.16  # Muon's learning rate, as a share of these rates
 MOST_PASSES = 3.0
 MACS_PER_THREAD = 1.5e9  # of one batch; with fewer, another thread does not make a training step faster
@@ -48,13 +50,32 @@ TRAINED_UNTIL = 0.92  # of the time; the rest is for writing and measuring, toge
 def train_settings(
     ready: Prepared, options: ConvertOptions, rate: float, epochs: float, at_least: int
 ) -> TrainSettings:
-    """Return the settings for so many passes over the training images, and at least so many steps."""
-    steps = max(at_least, round(epochs * len(ready.dataset.train) / TrainSettings.batch_size))
+    """Return the settings for so many passes over the training images, and at least so many steps of a full batch."""
+    batch = batch_size(ready)
+    share = batch / TrainSettings.batch_size
+    steps = max(round(at_least / share), round(epochs * len(ready.dataset.train) / batch))
+    rate *= math.sqrt(share)  # a small batch's gradient is the noisier one
     level: Level = "strong" if ready.dataset.kind == "made-up" else "light"
     mixed = has_bfloat16(ready.device)
     return TrainSettings(
-        steps=steps, learning_rate=rate, muon_rate=MUON * rate, level=level, flip=options.flip, mixed=mixed
+        steps=steps,
+        batch_size=batch,
+        learning_rate=rate,
+        muon_rate=MUON * rate,
+        level=level,
+        flip=options.flip,
+        mixed=mixed,
     )
+
+
+def batch_size(ready: Prepared) -> int:
+    """Return how many images a training step takes: as many as usual, or fewer where their values would not fit BATCH_BYTES."""
+    graph = ready.graph
+    image_bytes = sum(tensor_bytes(graph, name) for name in graph.shapes)
+    size = TrainSettings.batch_size
+    while size > LEAST_BATCH and size * image_bytes > BATCH_BYTES:
+        size //= 2
+    return size
 
 
 def _load_finished(net: StagedNet, done: Path) -> bool:

@@ -17,6 +17,7 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.data.images import Images
+from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.weights import Weights, classifier_of
 from s2d_convert.slicing.chain import Chain
@@ -30,6 +31,16 @@ SKETCH = Settings(positions=8, rounds=0, pair_steps=0)
 LEAST_IMAGES = 64
 ROUGH_MACS, FULL_MACS = 8e10, 5e11  # limits of the static model's MACs over the images of a solve
 IMAGE_BYTES = 2**30  # limit of the memory for the images of a solve
+
+
+def alive_nodes(model: AnalysedModel, plan: Plan) -> frozenset[str]:
+    """Return the names of the nodes whose outputs can be other than zero."""
+    effective, layouts = Effective(model, plan), model.channels.layouts
+    return frozenset(
+        node.name
+        for node in model.graph.nodes
+        if node.name in effective.depth and any(n not in layouts or effective.live(n).any() for n in node.outputs)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +63,18 @@ class Solver:
         return data_importance(self.rough)
 
     def errors(self, plans: Mapping[int, Plan]) -> dict[int, float]:
-        """Return the mean squared error of the logits of one-stage plans, by their keys, from solves on a few images."""
+        """Return the mean squared error of the logits of one-stage plans, by their keys, from solves on a few images.
+
+        Plans that leave the same nodes are solved once. A model without one classifier layer has no errors here.
+        """
         sketch = self._reconstruction(SKETCH_IMAGES, SKETCH_MACS, SKETCH, at_least=LEAST_SKETCHED)
-        classifier = classifier_of(self.model)
-        if classifier is None:
-            return {}
-        whole = sketch.samples.logits_variance()
-        solved = {key: sketch.solve(plan).errors for key, plan in plans.items()}
+        classifier, whole = classifier_of(self.model), sketch.samples.logits_variance()
+        nodes = {key: alive_nodes(self.model, plan) for key, plan in plans.items()}
+        solved = {alive: sketch.solve(plans[key]).errors for alive, key in {nodes[k]: k for k in plans}.items()}
         return {
-            key: whole * errors[classifier.name].before for key, errors in solved.items() if classifier.name in errors
+            key: whole * solved[alive][classifier.name].before
+            for key, alive in nodes.items()
+            if classifier is not None and classifier.name in solved[alive]
         }
 
     def chain(self, plan: Plan) -> Chain:
