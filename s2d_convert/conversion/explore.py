@@ -21,8 +21,8 @@ from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.plan_option import restricted, trainable_plan
-from s2d_convert.plans.space import PlanSpace
-from s2d_convert.search.allocation import LatencyModel, allocated, pairs_of
+from s2d_convert.plans.space import CASCADE, PlanSpace
+from s2d_convert.search.allocation import LatencyModel, allocated, pairs_of, slim_lasts
 from s2d_convert.search.base import (
     Evaluation,
     SearchResult,
@@ -124,6 +124,14 @@ def allocate(job: Job, space: PlanSpace) -> tuple[Allocated, ...]:
         stored = [asdict(row) for row in Allocation(pairs, ready.solver.importance, latency, left_out=left_out).best()]
         run.write_json(ALLOCATED, stored)
     return tuple(Allocated(tuple(row["levels"]), row["latency"], row["error"]) for row in stored)
+
+
+def with_slim_lasts(job: Job, space: PlanSpace) -> PlanSpace:
+    """Return the space, with last chains that are slimmer than the model where the search may use them."""
+    if job.options.plan not in ("search", "cascade") or CASCADE not in space.kinds:
+        return space
+    rows = allocate(job, space)
+    return space.with_lasts(slim_lasts(space, rows)) if rows else space
 
 
 def _explore(

@@ -18,7 +18,6 @@ from s2d_convert.channels.analysis import Channels
 from s2d_convert.conversion.context import Job
 from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.plan import Conversion
-from s2d_convert.plans.space import KINDS
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
 
 METHOD = "finals"
@@ -45,13 +44,16 @@ def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[f
 def favourites(trace: Iterable[Mapping[str, Any]], channels: Channels) -> dict[Conversion, Actions]:
     """Return the FAVOURITES best plans of every kind in a search's trace, with their decisions.
 
-    Plans of all scales together count as one kind.
+    The kinds are linked chains, cascades, cascades at any smaller scale, and those into any slimmer last chain.
     """
-    best: dict[int, dict[Conversion, Actions]] = {kind: {} for kind in range(len(KINDS) + 1)}
+    best: dict[object, dict[Conversion, Actions]] = {}
     for line in sorted(trace, key=lambda line: (-line["reward"], line["latency"])):
-        of_kind = best[min(line["actions"][0], len(KINDS))]
+        conversion = Conversion.from_json(line["plan"], channels)
+        first, last = conversion.chains[0], conversion.chains[-1]
+        slim = last is not first and set(last.stages_of_units) != {1}
+        of_kind = best.setdefault((len(conversion.chains), first.scale < 1, slim), {})
         if len(of_kind) < FAVOURITES:
-            of_kind.setdefault(Conversion.from_json(line["plan"], channels), tuple(line["actions"]))
+            of_kind.setdefault(conversion, tuple(line["actions"]))
     return {conversion: actions for of_kind in best.values() for conversion, actions in of_kind.items()}
 
 

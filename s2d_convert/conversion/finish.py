@@ -31,6 +31,7 @@ from s2d_convert.calibration.verdict import Verdict, verdict
 from s2d_convert.conversion.context import Job, Prepared, Tuned, timing_images
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.prepare import promise_images, static_logits
+from s2d_convert.conversion.worth import later_chains
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import VerifyError
@@ -41,9 +42,11 @@ from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.exporting.timing import machine, path_costs, predicted_costs
 from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency.device_table import Table
+from s2d_convert.network.staged_net import StagedNet
+from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.layers import layers_of
 from s2d_convert.plans.plan import Conversion, is_untouched
-from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logits
+from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.loop import exit_logits
 
@@ -84,7 +87,7 @@ def finish(
     ready, options, reporter = job.ready, job.options, job.reporter
     out = out or options.out
     reporter.step("export")
-    parts = [tuned.chain, *chains_of(ready.model, conversion.chains[1:], ready.weights)]
+    parts = [tuned.chain, *later_chains(ready, conversion)]
     scores = calibration_scores(job, tuned, parts)
     temperatures = fit_temperatures(scores)
     calibrated = [replace(p, weights=replace(p.weights, temperatures=temperatures)) for p in parts]
@@ -123,7 +126,7 @@ def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores
     """Verify the stages and return the scores of the images for calibration."""
     ready, options = job.ready, job.options
     logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
-    verify(ready, tuned, logits)
+    verify(ready, tuned, parts[1:], logits)
     if options.weights != "float32":
         logits = stage_logits(ready.graph, build_stages(parts, weights=options.weights), ready.dataset.calib)
     return Scores(logits, ready.task.answers(ready.calib_logits), ready.dataset.calib.labels, task=ready.task)
@@ -233,14 +236,19 @@ def reported(job: Job) -> Images:
     return test if job.options.risk_bound is None else test.take(slice(len(promise_images(job.ready.dataset)), None))
 
 
-def verify(ready: Prepared, tuned: Tuned, logits: Array) -> None:
-    """Compare the exported stages with the torch module, and an untouched last stage with the static model, on images.
+def verify(ready: Prepared, tuned: Tuned, later: Sequence[Chain], logits: Array) -> None:
+    """Compare the exported stages with the torch modules, and an untouched last stage with the static model, on images.
 
     Raises VerifyError if they differ by more than VERIFY_TOLERANCE.
     """
     images = ready.dataset.calib.take(slice(0, min(VERIFY_IMAGES, len(ready.dataset.calib))))
     expected = [*exit_logits(tuned.net, images, tuned.masks)]
-    expected += [ready.calib_logits[: len(images)]] * (len(logits) - len(expected))
+    for chain in later:
+        if is_untouched(ready.graph, chain.plan):
+            expected.append(ready.calib_logits[: len(images)])
+        else:
+            net = StagedNet(chain.model, chain.weights).to(ready.device).eval()
+            expected += [*exit_logits(net, images, net.masks(Effective(chain.model, chain.plan)))]
     pairs = [*zip(logits[:, : len(images)], expected, strict=True)]
     if ready.graph.logits_kind.endswith("probabilities"):  # the files tell logits up to a constant per row only
         pairs = [(softmax(got), softmax(wanted)) for got, wanted in pairs]

@@ -25,7 +25,7 @@ from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
 from s2d_convert.conversion.estimate import Forecast, forecast, memory_bytes, planned
 from s2d_convert.conversion.exact import Candidate, better, cascade_candidate, depth_candidate, trained_heads
-from s2d_convert.conversion.explore import choose, make_evaluator, screened, search, written_plan
+from s2d_convert.conversion.explore import choose, make_evaluator, screened, search, with_slim_lasts, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
 from s2d_convert.conversion.options import LEAST_SECONDS, PLANS, ConvertOptions
@@ -57,7 +57,7 @@ def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None 
     check_target(options.out, force=options.force)
     job, given, hashes = _begin(options, reporter, clock or Clock(options.time))
     ready, run = job.ready, job.run
-    space = None if options.exact else possible(job, plan_space(ready, options))
+    space = None if options.exact else possible(job, with_slim_lasts(job, plan_space(ready, options)))
     reporter.plan(planned(job, space), memory_bytes=memory_bytes(job))
     conversion, tuned = keep_original(job) if space is None else train_everything(job, space, given)
     provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}

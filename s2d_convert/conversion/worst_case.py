@@ -45,7 +45,9 @@ def possible(job: Job, space: PlanSpace) -> PlanSpace:
             f"no cascades: even the least costs {stored['least_cascade']:.3f} of static where every stage runs "
             f"(--max-latency {limit:g})"
         )
-    return PlanSpace(space.model, space.divisions, stages=space.stages, kinds=stored["kinds"], scales=space.scales)
+    return PlanSpace(
+        space.model, space.divisions, stages=space.stages, kinds=stored["kinds"], scales=space.scales, lasts=space.lasts
+    )
 
 
 def confirmed(

@@ -10,12 +10,12 @@ import numpy as np
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.calibration.confidence_floor import above, floors, sure_rows
-from s2d_convert.conversion.context import Job, goal_of
+from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.data.labels import groups
 from s2d_convert.latency import LatencyMeter
-from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.search.base import Evaluation
-from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logits
+from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 
 Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # the latency of each stage, relative to static
@@ -58,16 +58,28 @@ def timed_costs(cost: Cost, models: Sequence[StageModel]) -> tuple[Sequence[floa
     return cost(models), round(time.monotonic() - started, 3)
 
 
-def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost) -> Evaluation:
-    """Evaluate a conversion with a trained first chain. cost: measures the latencies of stages, relative to static.
+def later_chains(ready: Prepared, conversion: Conversion) -> list[Chain]:
+    """Return all chains but the first: with the model's own weights where they are the whole model, else with solved ones."""
+    return [
+        Chain(ready.model, plan, ready.weights) if is_untouched(ready.graph, plan) else ready.solver.chain(plan)
+        for plan in conversion.chains[1:]
+    ]
 
-    All other chains are the unchanged model, whose logits are known.
-    """
+
+def _logits(ready: Prepared, chain: Chain) -> Array:
+    """Return the logits [S, B, K] of a later chain on the calibration images; those of the whole model are known."""
+    if is_untouched(ready.graph, chain.plan):
+        return ready.calib_logits[None]
+    return stage_logits(ready.graph, build_stages([chain]), ready.dataset.calib)
+
+
+def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost) -> Evaluation:
+    """Evaluate a conversion with a trained first chain. cost: measures the latencies of stages, relative to static."""
     ready = job.ready
-    parts = [first, *chains_of(ready.model, conversion.chains[1:], ready.weights)]
-    models = build_stages(parts)
+    later = later_chains(ready, conversion)
+    models = build_stages([first, *later])
     costs, measuring = timed_costs(cost, models)
     first_logits = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
-    logits = np.concatenate([first_logits, *[ready.calib_logits[None]] * (len(models) - len(first_logits))])
+    logits = np.concatenate([first_logits, *(_logits(ready, chain) for chain in later)])
     value = worth(job, logits, costs)
     return replace(value, info={**value.info, "measure_s": measuring})

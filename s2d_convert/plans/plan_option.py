@@ -10,7 +10,7 @@ from types import MappingProxyType
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.errors import UsageError
 from s2d_convert.plans.assignment import check_conversion
-from s2d_convert.plans.plan import Conversion, is_untouched
+from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace, Shape
 
 # The kinds and the shape that the plans behind each name have; the keys are `options.PLANS`.
@@ -48,8 +48,9 @@ def trainable_plan(text: str, model: AnalysedModel, *, names: Sequence[str]) -> 
     conversion = read_plan(text, model.channels, names=names)
     check_conversion(model, conversion)
     for number, chain in enumerate(conversion.chains[1:], start=2):
-        if not is_untouched(model.graph, chain):
+        if chain.stages > 1 or chain.scale != 1:
             raise UsageError(
-                f"--plan {text}: chain {number} is not the untouched model; only the first chain of a plan is trained"
+                f"--plan {text}: chain {number} has exits or a scale; only the first chain of a plan may have them, the others "
+                "are the model, or a part of it whose weights are solved"
             )
     return conversion

@@ -1,9 +1,10 @@
 """The plans that the search chooses among, as a sequence of small decisions.
 
 Decision 0 picks the kind: a *linked* chain, or a *cascade* (a pruned first chain, then the untouched
-static model); behind these two, a cascade whose first chain reads the image smaller, for each scale. Then, for every stage
-but the last: its tap, and for every channel class how many of its groups the stage has by then. Groups follow the layout
-block of onnxruntime's kernels; inside a class, the units that matter most come first.
+static model); behind these two, a cascade whose first chain reads the image smaller, for each scale, and one whose last chain
+is not the whole model, for each of some slimmer ones. Then, for every stage but the last: its tap, and for every channel class
+how many of its groups the stage has by then. Groups follow the layout block of onnxruntime's kernels; inside a class, the units
+that matter most come first.
 """
 
 from __future__ import annotations
@@ -50,30 +51,59 @@ class PlanSpace:
         kinds: Sequence[int] = (LINKED, CASCADE),
         shape: Shape = "any",
         scales: Sequence[float] = (),
+        lasts: Sequence[Plan] = (),
     ) -> None:
         self.model, self.graph, self.channels = model, model.graph, model.channels
         self.divisions, self.stages = divisions, stages
-        self.kinds, self.shape, self.scales = tuple(kinds), shape, tuple(scales)
+        self.kinds, self.shape, self.scales, self.lasts = tuple(kinds), shape, tuple(scales), tuple(lasts)
         self.taps = _thinned(model, candidate_taps(model))
         per_stage = [len(self.taps), *(d.levels + 1 for d in divisions)]
-        self.sizes: tuple[int, ...] = (len(KINDS) + len(self.scales), *(per_stage * (stages - 1)))
+        self.sizes: tuple[int, ...] = (len(KINDS) + len(self.scales) + len(self.lasts), *(per_stage * (stages - 1)))
 
     def restricted(self, kinds: Sequence[int], shape: Shape) -> PlanSpace:
         """Return the part of this space that has these kinds and this shape."""
         return PlanSpace(
             self.model, self.divisions, stages=self.stages,
-            kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape, scales=self.scales,
+            kinds=[k for k in kinds if k in self.kinds] or kinds, shape=shape, scales=self.scales, lasts=self.lasts,
         )  # fmt: skip
+
+    def with_lasts(self, lasts: Sequence[Plan]) -> PlanSpace:
+        """Return this space with slimmer last chains, from the widest to the slimmest; they end in the model's logits."""
+        return PlanSpace(
+            self.model,
+            self.divisions,
+            stages=self.stages,
+            kinds=self.kinds,
+            shape=self.shape,
+            scales=self.scales,
+            lasts=lasts,
+        )
 
     @property
     def options_of_kind(self) -> tuple[int, ...]:
-        """The options of decision 0 that are allowed: the kinds, and behind them cascades at each scale."""
-        scaled = range(len(KINDS), len(KINDS) + len(self.scales)) if CASCADE in self.kinds else ()
-        return (*self.kinds, *scaled)
+        """The options of decision 0 that are allowed: the kinds, and behind them cascades at each scale, and into each last
+        chain."""
+        cascades = range(len(KINDS), self.sizes[0]) if CASCADE in self.kinds else ()
+        return (*self.kinds, *cascades)
+
+    @property
+    def scaled_kinds(self) -> tuple[int, ...]:
+        """The options of decision 0 whose first chain reads the image smaller."""
+        return tuple(k for k in self.options_of_kind if len(KINDS) <= k < len(KINDS) + len(self.scales))
+
+    @property
+    def slim_kinds(self) -> tuple[int, ...]:
+        """The options of decision 0 whose last chain is not the whole model."""
+        return tuple(k for k in self.options_of_kind if k >= len(KINDS) + len(self.scales))
 
     def scale_of(self, kind: int) -> float:
         """Return the scale of the first chain behind an option of decision 0."""
-        return self.scales[kind - len(KINDS)] if kind >= len(KINDS) else 1.0
+        return self.scales[kind - len(KINDS)] if kind in self.scaled_kinds else 1.0
+
+    def last_of(self, kind: int) -> Plan:
+        """Return the last chain behind an option of decision 0 that is a cascade."""
+        slim = self.slim_kinds
+        return self.lasts[slim.index(kind)] if kind in slim else identity_plan(self.model)
 
     @cached_property
     def _reach(self) -> tuple[frozenset[str], ...]:
@@ -127,7 +157,7 @@ class PlanSpace:
         if kind == LINKED:
             return Conversion((self._alive(Plan((*taps, self.graph.output), units)),))
         first = self._alive(Plan(taps, units, self.scale_of(kind)))
-        return Conversion((first, identity_plan(self.model)))
+        return Conversion((first, self.last_of(kind)))
 
     def _alive(self, plan: Plan) -> Plan:
         """Return the plan, with the first group of every class moved to stage 1 if a tap would show nothing of the image."""

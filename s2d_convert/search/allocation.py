@@ -6,6 +6,7 @@ The latencies that it adds up are predicted: a dozen chains are measured, and wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -17,12 +18,13 @@ from s2d_convert.latency.kernels import Work, work_of
 from s2d_convert.plans.allocation import Allocated
 from s2d_convert.plans.decisions import Actions, random_actions
 from s2d_convert.plans.plan import Plan
-from s2d_convert.plans.space import BLOCKS, CASCADE, KINDS, LINKED, PlanSpace
+from s2d_convert.plans.space import BLOCKS, CASCADE, LINKED, PlanSpace
 from s2d_convert.plans.weights import Weights
 from s2d_convert.slicing.chain import Chain, build_stages
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 RANDOM_CHAINS = 6
+SLIM = (0.85, 0.7, 0.55)
 
 
 def pairs_of(space: PlanSpace) -> PlanSpace:
@@ -33,20 +35,35 @@ def pairs_of(space: PlanSpace) -> PlanSpace:
 def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int) -> list[Actions]:
     """Return up to `count` decisions for a search to start from: the rows, evenly spread, for every kind of the space.
 
-    Half of them are cascades and, where the space has both, a quarter linked chains and a quarter cascades at other scales.
+    Cascades get two parts of them; linked chains, cascades at other scales and those into slimmer last chains one part each,
+    as far as the space has them.
     """
-    scaled = [kind for kind in space.options_of_kind if kind >= len(KINDS)]
-    shares = {CASCADE: 2 * (CASCADE in space.kinds), LINKED: 1 * (LINKED in space.kinds), -1: 1 * bool(scaled)}
-    total = sum(shares.values())
+    narrow, wide = rows[1:] or rows, rows[: len(rows) // 2 + 1]  # at a smaller scale even the whole network is cheaper
+    parts: list[tuple[Sequence[int], Sequence[Allocated]]] = [
+        ((CASCADE,) if CASCADE in space.kinds else (), narrow),
+        ((CASCADE,) if CASCADE in space.kinds else (), narrow),
+        ((LINKED,) if LINKED in space.kinds else (), narrow),
+        (space.scaled_kinds, wide),
+        (space.slim_kinds, narrow),
+    ]
+    shares = {tuple(kinds): chosen for kinds, chosen in parts if kinds}
+    total = sum(bool(kinds) for kinds, _ in parts)
     actions: list[Actions] = []
-    for kind, share in shares.items():
-        wanted = round(count * share / total)
-        if kind >= 0:
-            actions += [_first_stage(space, kind, row) for row in _spread(rows[1:] or rows, wanted)]
-        elif scaled:  # the whole network at every scale first
-            wide = _spread(rows[: len(rows) // 2 + 1], -(-wanted // len(scaled)))
-            actions += [_first_stage(space, kind, row) for row in wide for kind in scaled][:wanted]
+    for kinds, chosen in shares.items():
+        wanted = round(count * sum(tuple(k) == kinds for k, _ in parts) / total)
+        spread = _spread(chosen, -(-wanted // len(kinds)))
+        actions += [_first_stage(space, kind, row) for row in spread for kind in kinds][:wanted]
     return list(dict.fromkeys(actions))
+
+
+def slim_lasts(space: PlanSpace, rows: Sequence[Allocated]) -> list[Plan]:
+    """Return last chains that are not the whole model, near the latencies SLIM, from the widest to the slimmest."""
+    pairs, taps = pairs_of(space), (space.graph.output,)
+    near = [min(rows, key=lambda row, wanted=wanted: abs(row.latency - wanted)) for wanted in SLIM]  # type: ignore[misc]
+    plans = [
+        replace(pairs.decode(_first_stage(pairs, CASCADE, row)).chains[0], taps=taps) for row in near if row.error > 0
+    ]
+    return list(dict.fromkeys(plans))
 
 
 def _spread(rows: Sequence[Allocated], count: int) -> list[Allocated]:

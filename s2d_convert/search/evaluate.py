@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from s2d_convert.calibration.thresholds import best_policy, cheapest_policy
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.data.images import Images
 from s2d_convert.latency import LatencyMeter
-from s2d_convert.plans.plan import Conversion, is_untouched
+from s2d_convert.plans.plan import Conversion, Plan, is_untouched
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.base import Evaluation, reward, speed_reward
 from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logits
@@ -89,16 +89,23 @@ class SolvedLogits:
     images: Images
     static_logits: Array
 
+    _known: dict[Plan, Array] = field(default_factory=dict)
+
     def __call__(self, conversion: Conversion) -> Array:
-        rows = []
-        for plan in conversion.chains:
-            if is_untouched(self.model.graph, plan):
-                rows.append(self.static_logits[None])
-            else:
-                weights = self.reconstruction.solve(plan).weights
-                stages = build_stages([Chain(self.model, plan, weights)])
-                rows.append(stage_logits(self.model.graph, stages, self.images))
-        return np.concatenate(rows)
+        first, *later = conversion.chains
+        return np.concatenate([self._of(first), *(self._of(plan, keep=True) for plan in later)])
+
+    def _of(self, plan: Plan, *, keep: bool = False) -> Array:
+        """Return the logits [S, B, K] of one chain. keep: many conversions share it, so it is solved once."""
+        if is_untouched(self.model.graph, plan):
+            return self.static_logits[None]
+        if plan in self._known:
+            return self._known[plan]
+        stages = build_stages([Chain(self.model, plan, self.reconstruction.solve(plan).weights)])
+        logits = stage_logits(self.model.graph, stages, self.images)
+        if keep:
+            self._known[plan] = logits
+        return logits
 
     def ahead(self, conversions: Sequence[Conversion]) -> None:
         """Do nothing: here they are computed one by one."""

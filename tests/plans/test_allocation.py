@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from small_spaces import space_of
 
 from s2d_convert.plans.allocation import Allocation, knapsack, level_errors, vanishing
+from s2d_convert.plans.assignment import check_conversion
 from s2d_convert.plans.macs import chain_macs
-from s2d_convert.plans.plan import Plan
+from s2d_convert.plans.plan import Plan, identity_plan
 from s2d_convert.plans.space import CASCADE
-from s2d_convert.search.allocation import allocated, pairs_of
+from s2d_convert.search.allocation import allocated, pairs_of, slim_lasts
 
 rows = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=1, max_size=4)
 
@@ -81,3 +82,23 @@ def test_classes_with_which_their_readers_vanish_are_the_insides_of_blocks() -> 
         whole = space.decode(space.actions(CASCADE, [len(space.taps) - 1], [1.0])).chains[0]
         assert chain_macs(space.model, plan) < chain_macs(space.model, whole)
         assert len(space.divisions[index].group.producers) == 1
+
+
+def test_slimmer_last_chains_end_in_the_logits_and_cost_less_than_the_model() -> None:
+    space = space_of("wide_resnet", 2)
+    pairs = pairs_of(space)
+    whole = chain_macs(space.model, identity_plan(space.model))
+    score = np.random.default_rng(0).random(space.channels.units)
+    rows = Allocation(pairs, score, lambda plan: chain_macs(space.model, plan) / whole).best()
+    lasts = slim_lasts(space, rows)
+    costs = [chain_macs(space.model, plan) for plan in lasts]
+    assert costs == sorted(costs, reverse=True)
+    assert all(0 < cost < whole for cost in costs)
+    wider = space.with_lasts(lasts)
+    assert len(wider.slim_kinds) == len(lasts) == wider.sizes[0] - space.sizes[0]
+    for kind, last in zip(wider.slim_kinds, lasts, strict=True):
+        conversion = wider.decode(wider.actions(kind, [0], [0.5]))
+        check_conversion(space.model, conversion)
+        assert conversion.chains[1] == last
+    starts = allocated(wider, rows, 20)
+    assert {actions[0] for actions in starts} == set(wider.options_of_kind)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,6 +121,23 @@ def test_a_written_plan_may_have_exits_where_no_search_puts_one(
     assert len(result.manifest.stages) == (3 if linked else 2)
 
 
+def test_a_last_chain_with_fewer_channels_gets_solved_weights(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_effort(monkeypatch)
+    graph = load_graph(template / "tiny.onnx")
+    channels = analyse(graph)
+    inner = max((c for c in channels.classes if c.splittable), key=lambda c: len(c.units))
+    slim = {"taps": [graph.output], "units": {inner.name: f"1x{len(inner.units) - 4} 0x4"}}
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"version": 1, "chains": [slim, slim]}))
+    result = convert(ask(template, out=tmp_path / "out", plan=str(plan)), Listener())
+    assert result.manifest.exactness is None, "the last stage is not the model"
+    whole = sum(value.size for name, value in graph.constants.items())
+    last = onnx.load(result.out / "stage2.onnx")
+    assert 0 < sum(int(np.prod(weight.dims)) for weight in last.graph.initializer) < whole
+
+
 def test_what_would_not_be_trained_is_refused(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_effort(monkeypatch)
     graph = load_graph(template / "tiny.onnx")
@@ -129,7 +147,10 @@ def test_what_would_not_be_trained_is_refused(template: Path, tmp_path: Path, mo
     narrow = {"taps": [graph.output], "units": {inner.name: f"1x8 0x{len(inner.units) - 8}"}}
     plan = tmp_path / "plan.json"
     for chains, words in (
-        ([both[0], narrow], "chain 2 is not the untouched model"),
+        (
+            [both[0], {"taps": [candidate_taps(AnalysedModel(graph, channels))[0], graph.output], "units": {}}],
+            "chain 2 has exits",
+        ),
         ([narrow, {"taps": []}], "chain 2"),
     ):
         plan.write_text(json.dumps({"version": 1, "chains": chains}))
