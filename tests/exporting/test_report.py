@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
@@ -305,3 +308,28 @@ def test_the_gallery_has_the_surest_and_the_least_sure(pixels: bool) -> None:
     assert all(p.png.startswith("iVBOR") for p in (*found.easy, *found.hard))
     assert found.wrong == ()
     assert gallery(FirstStageKnowsTheBright(), images, {3: (1,), 99: (0,)}).wrong[0].caption.endswith("(was dark)")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_needs_no_sideways_scrolling(width: int, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    evil = full("a_very_long_name_" * 12).to_json()
+    evil["provenance"]["options"] = {"data": "x" * 400}
+    shown = Gallery((Picture("QUJD", "y" * 300),))
+    (tmp_path / "report.html").write_text(page(Manifest.from_json(evil), TRACE, shown), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(  # a window cannot be as narrow as a telephone, a frame can
+        f"<iframe id=f src=report.html style='width:{width}px;height:900px;border:0'></iframe><p id=p></p><script>"
+        "f.onload=()=>{const e=f.contentDocument;e.querySelectorAll('details').forEach(d=>d.open=true);"
+        "p.textContent=`${e.documentElement.scrollWidth} of ${e.documentElement.clientWidth}`}</script>",
+        encoding="utf-8",
+    )
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+               f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=5000",
+               "--dump-dom", (tmp_path / "frame.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    measured = re.search(r"<p id=\"p\">(\d+) of (\d+)</p>", done.stdout)
+    assert measured is not None, done.stderr[-500:]
+    assert int(measured[1]) <= int(measured[2])
+    assert width - 20 <= int(measured[2]) <= width
