@@ -9,12 +9,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+import click
+
+from s2d_convert.cli.options import Duration, Fraction, Size
 from s2d_convert.data.class_names import read_names
 from s2d_convert.errors import UsageError
 
+TEXTS: Mapping[str, click.ParamType[Any]] = MappingProxyType({"time": Duration(), "size": Size(), "scale": Fraction()})
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +53,12 @@ def required(kind: type[Any]) -> dict[str, str]:
 
 
 def fitting(value: Any, hint: Any, *, name: str) -> Any:
-    """Return an argument's value as the type of a field. Raises UsageError."""
+    """Return an argument's value as the type of a field; some may also be texts as on the command line. Raises UsageError."""
+    if isinstance(value, str) and name in TEXTS:
+        try:
+            return TEXTS[name].convert(value, None, None)
+        except click.BadParameter as error:
+            raise UsageError(f"{name}: {error.message}") from error
     allowed = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     if value is None:
         return None if NoneType in allowed else _refuse(name, value, allowed[0])

@@ -38,6 +38,10 @@ def read(**given: Any) -> ConvertOptions:
         ("size", (224, 192), (224, 192)),
         ("size", [np.int64(224), 192], (224, 192)),
         ("size", 224, (224, 224)),
+        ("size", "224x192", (224, 192)),
+        ("time", 600, 600.0),
+        ("time", "10m", 600.0),
+        ("scale", "1/255", 1 / 255),
     ],
 )
 def test_values_get_the_type_of_the_field(name: str, value: Any, expected: Any) -> None:
@@ -63,6 +67,8 @@ def test_values_get_the_type_of_the_field(name: str, value: Any, expected: Any) 
         ({"effort": 3}, "effort: got 3; expected a text"),
         ({"mean": "0.5"}, "mean: got '0.5'; expected numbers, such as"),
         ({"mean": ["a"]}, "mean: got 'a'; expected a number"),
+        ({"time": "soon"}, "time: 'soon' is no time; give one such as 90s"),
+        ({"size": "wide"}, "size: 'wide' is not a size"),
         ({"size": (1, 2, 3)}, "expected 2 whole numbers, or one"),
     ],
 )
