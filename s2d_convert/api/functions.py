@@ -28,7 +28,9 @@ from s2d_convert.api.results import (
     PicturesResult,
     QuantizeResult,
 )
+from s2d_convert.base.clock import Clock
 from s2d_convert.base.reporting import Reporter
+from s2d_convert.cli.convert import finish_at_interrupt
 from s2d_convert.cli.export import TARGETS
 from s2d_convert.cli.main import load_command
 from s2d_convert.cli.model import picture_lines
@@ -78,7 +80,8 @@ def convert(
     accurate as possible in a share of the static model's time.
 
     Return the folder and what was measured: `summary()`, `plot()`, `dispatcher()`, `path`, `verdict`. What is exported is
-    no better than the original where `verdict.worse`. Raises S2DError. An interrupted call goes on with `resume=True`.
+    no better than the original where `verdict.worse`. Raises S2DError. The first interrupt lets it finish with the best so
+    far; after a second one the same call with `resume=True` goes on.
 
     Instead of keywords, the first argument may be a ConvertOptions. reporter: told of the progress, instead of one line.
     """
@@ -91,12 +94,13 @@ def convert(
         named = set(options)
         asked = _convert_options(asked, options)
         refuse_pointless(asked, named)
-    line = LineReporter(quiet=quiet)
+    line, clock = LineReporter(quiet=quiet), Clock(asked.time)
     try:
-        result = convert_model(asked, reporter or line)
+        with finish_at_interrupt(clock, say=line.tell):
+            result = convert_model(asked, reporter or line, clock=clock)
     except KeyboardInterrupt:
         if RunFolder(asked.out).path.exists():
-            line.warn("interrupted; what is done so far is kept, and the same call with resume=True goes on")
+            line.tell("what is done so far is kept; the same call with resume=True goes on")
         raise
     finally:
         line.close()

@@ -52,9 +52,13 @@ class LineReporter(TerminalReporter):
     def warn(self, text: str) -> None:
         """Show a warning on a line of its own, and keep it."""
         self.warnings.append(plain(text))
+        self.tell(f"warning: {plain(text)}")
+
+    def tell(self, text: str) -> None:
+        """Show a text on a line of its own."""
         line = self._line
         self.close()
-        self._write(f"warning: {plain(text)}\n")
+        self._write(f"{text}\n")
         self._show(line)
 
     def progress(self, done: int, total: int, what: str, seconds_left: float, *, detail: str = "") -> None:

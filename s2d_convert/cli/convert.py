@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def convert(
         return
     clock = Clock(asked.time)
     try:
-        with _finish_at_interrupt(clock):
+        with finish_at_interrupt(clock, say=partial(click.echo, err=True)):
             result = conversion.convert(asked, reporter, clock=clock)
     except KeyboardInterrupt:
         if RunFolder(asked.out).path.exists():
@@ -205,13 +206,16 @@ def convert(
 
 
 @contextmanager
-def _finish_at_interrupt(clock: Clock) -> Iterator[None]:
-    """Let the first Ctrl-C end the time, so that the best so far is written; the second one interrupts at once."""
+def finish_at_interrupt(clock: Clock, *, say: Callable[[str], object]) -> Iterator[None]:
+    """Let the first Ctrl-C end the time, so that the best so far is written; the second one interrupts at once.
+
+    say: called with a sentence about that.
+    """
 
     def stop(_signal: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, before)
         clock.stop()
-        click.echo("finishing with the best so far; press Ctrl-C again to stop at once", err=True)
+        say("finishing with the best so far; press Ctrl-C again to stop at once")
 
     try:
         before = signal.signal(signal.SIGINT, stop)

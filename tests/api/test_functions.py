@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny import EFFORT, TINY, Listener, ask, make_folder, quadrants, written_pl
 
 import s2d_convert
 from s2d_convert.api.results import ConvertResult, InspectResult, MeasuredResult, PicturesResult
+from s2d_convert.base.clock import Clock
 from s2d_convert.cli.main import COMMANDS
 from s2d_convert.conversion import options
 from s2d_convert.conversion.run_folder import RunFolder
@@ -217,14 +219,18 @@ def test_the_call_with_options_and_a_reporter_is_still_there(place: Path, monkey
 def test_an_interrupted_call_says_how_to_go_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(asked: options.ConvertOptions, reporter: object) -> None:
+    def interrupt(asked: options.ConvertOptions, reporter: object, *, clock: Clock) -> None:
         RunFolder(asked.out).path.mkdir()
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        assert clock.left() == 0
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("s2d_convert.api.functions.convert_model", interrupt)
     with pytest.raises(KeyboardInterrupt):
         s2d_convert.convert("tiny.onnx", data="data.npz", out="cut")
-    assert "the same call with resume=True goes on" in capsys.readouterr().err
+    first, second = capsys.readouterr().err.splitlines()
+    assert "finishing with the best so far" in first
+    assert "the same call with resume=True goes on" in second
 
 
 @pytest.mark.parametrize("name", ["convert", "forecast", "inspect", "calibrate", "evaluate", "export"])
