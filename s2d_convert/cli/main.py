@@ -36,7 +36,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "Convert a model to a folder of stages (the same as s2d-convert).",
             (
                 "s2d-convert model.onnx --data images/",
-                "s2d-convert model.onnx --data images/ --budget 0.5 --effort quick",
+                "s2d-convert model.onnx --data images/ --dry-run",
+                "s2d-convert model.onnx --data images/ --budget 0.5 --time 30m",
                 "s2d-convert model.onnx --data images/ --max-drop 0.01 --out fast.s2d",
                 "s2d-convert --resume fast.s2d",
             ),
