@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.allocation import LatencyModel, allocated, pairs_of, slim_lasts
 from s2d_convert.search.base import (
     Evaluation,
+    Hooks,
     SearchResult,
     Trial,
     evaluate_all,
@@ -35,7 +36,7 @@ from s2d_convert.search.base import (
 )
 from s2d_convert.search.evaluate import Evaluator, StageLatency, solved_logits
 from s2d_convert.search.ray import on_cluster
-from s2d_convert.search.reinforce import reinforce
+from s2d_convert.search.reinforce import Settings, reinforce
 
 ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at most
 UNTIL = 0.3  # of all time, if there is a limit
@@ -74,7 +75,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
             reporter.progress(met[trial.method], options.work.evaluations, "plans tried", math.nan, detail=detail)
 
     with on_cluster(options.ray, evaluate, threads=options.threads):
-        results = _explore(space, evaluate, rows, options=options, clock=job.clock, on_trial=on_trial, known=known)
+        results = _explore(space, evaluate, rows, options=options, clock=job.clock, hooks=Hooks(on_trial, known))
     for result in results:
         value = result.best.evaluation
         reporter.detail(
@@ -141,20 +142,18 @@ def _explore(
     *,
     options: ConvertOptions,
     clock: Clock,
-    on_trial: Any,
-    known: Mapping[Conversion, Evaluation],
+    hooks: Hooks[Conversion],
 ) -> list[SearchResult[Conversion]]:
     """Return the results of the controller's search and, if requested, of the baselines."""
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
-        return [evaluate_all(space, evaluate, space.uniform(), method="uniform", on_trial=on_trial, known=known)]
+        return [evaluate_all(space, evaluate, space.uniform(), method="uniform", hooks=hooks)]
     starts = allocated(space, rows, round(ALLOCATED_SHARE * total)) if rows else []
-    learned = controller_search(
-        space, evaluate, total, seed, on_trial, known, starts=starts, out_of_time=lambda: clock.left(UNTIL) <= 0
-    )
+    timed = replace(hooks, out_of_time=lambda: clock.left(UNTIL) <= 0)
+    learned = controller_search(space, evaluate, total, seed, starts=starts, hooks=timed)
     if not options.work.baselines or options.plan != "search":
         return [learned]
-    return [learned, *baselines(space, evaluate, total, seed, on_trial, known)]
+    return [learned, *baselines(space, evaluate, total, seed, hooks)]
 
 
 def controller_search(
@@ -162,30 +161,29 @@ def controller_search(
     evaluate: Any,
     total: int,
     seed: int,
-    on_trial: Any = None,
-    known: Mapping[Conversion, Evaluation] | None = None,
     *,
     starts: Sequence[Actions] = (),
-    out_of_time: Callable[[], bool] = lambda: False,
+    hooks: Hooks[Conversion] | None = None,
 ) -> SearchResult[Conversion]:
-    """Search with the controller. The `starts` come first, then simple plans, up to an eighth of the evaluations (a quarter
-    without starts)."""
+    """Search with the controller.
+
+    The `starts` come first, then simple plans, up to an eighth of the evaluations (a quarter without starts).
+    """
     simple = space.starts()
     count = min(len(simple), total // (8 if starts else 4))
     some = np.unique(np.linspace(0, len(simple) - 1, count).round().astype(int))
     warm_start = tuple(dict.fromkeys([*starts, *(simple[i] for i in some)]))
     return reinforce(
-        space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known, warm_start=warm_start,
-        out_of_time=out_of_time,
-    )  # fmt: skip
+        space, evaluate, evaluations=total, seed=seed, settings=Settings(warm_start=warm_start), hooks=hooks
+    )
 
 
 def baselines(
-    space: PlanSpace, evaluate: Any, total: int, seed: int, on_trial: Any, known: Mapping[Conversion, Evaluation]
+    space: PlanSpace, evaluate: Any, total: int, seed: int, hooks: Hooks[Conversion]
 ) -> list[SearchResult[Conversion]]:
     """Return the results of random search with `total` evaluations, and of the uniform plans."""
-    by_chance = random_search(space, evaluate, evaluations=total, seed=seed, on_trial=on_trial, known=known)
-    uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform", on_trial=on_trial, known=known)
+    by_chance = random_search(space, evaluate, evaluations=total, seed=seed, hooks=hooks)
+    uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform", hooks=hooks)
     return [by_chance, uniform]
 
 
@@ -197,8 +195,8 @@ def screened(job: Job, space: PlanSpace, evaluate: Evaluator, *, least: float) -
     """
     rows = allocate(job, space)
     pairs = pairs_of(space)
-    found = {pairs.decode(a): a for a in allocated(pairs, rows, SCREENING)} if rows else {}
-    found |= {c: a for c, a in simple_chains(space, job.options.budget or 1.0).items() if c not in found}
+    chains = {pairs.decode(a): a for a in allocated(pairs, rows, SCREENING)} if rows else {}
+    chains |= {c: a for c, a in simple_chains(space, job.options.budget or 1.0).items() if c not in chains}
     run, channels = job.run, job.ready.channels
     run.rewrite_trace()
     lines = [line for line in run.trace() if line["method"] == SCREENED_BY]
@@ -207,9 +205,10 @@ def screened(job: Job, space: PlanSpace, evaluate: Evaluator, *, least: float) -
     def on_trial(trial: Trial[Conversion]) -> None:
         if trial.index >= len(lines):
             run.append_trace(trial_to_json(trial, trial.plan.to_json(channels)))
-        job.reporter.progress(trial.index + 1, len(found), "first chains tried", math.nan)
+        job.reporter.progress(trial.index + 1, len(chains), "first chains tried", math.nan)
 
-    result = evaluate_all(pairs, evaluate, list(found.values()), method=SCREENED_BY, on_trial=on_trial, known=known)
+    hooks = Hooks(on_trial, known)
+    result = evaluate_all(pairs, evaluate, list(chains.values()), method=SCREENED_BY, hooks=hooks)
     often = float(
         np.unique(job.ready.right_classes, return_counts=True, axis=0)[1].max() / len(job.ready.right_classes)
     )
@@ -219,7 +218,7 @@ def screened(job: Job, space: PlanSpace, evaluate: Evaluator, *, least: float) -
         if trial.evaluation.info["exit_accuracy"][0] > often + HARDLY
         and (job.options.budget is not None or 1 - trial.evaluation.info["stage_latency"][0] > least)
     ]
-    return {plan: found[plan] for plan in hopeful[:MOST_SCREENED]}
+    return {plan: chains[plan] for plan in hopeful[:MOST_SCREENED]}
 
 
 def make_evaluator(job: Job) -> Evaluator:

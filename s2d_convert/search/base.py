@@ -66,6 +66,20 @@ Evaluate = Callable[[PlanT], Evaluation]
 OnTrial = Callable[[Trial[PlanT]], None]
 
 
+@dataclass(frozen=True)
+class Hooks(Generic[PlanT]):
+    """The caller's part in a search.
+
+    on_trial: called after every trial. known: evaluations of plans, which are taken from there but count like any other; so
+    an interrupted search repeats the same trials when it is started again with the evaluations that it had made. out_of_time:
+    whether to end after the current plan.
+    """
+
+    on_trial: OnTrial[PlanT] = lambda _trial: None
+    known: Mapping[PlanT, Evaluation] = field(default_factory=dict)
+    out_of_time: Callable[[], bool] = lambda: False
+
+
 def reward(
     accuracy: float,
     latency: float,
@@ -116,7 +130,7 @@ def trial_to_json(trial: Trial[Any], plan_json: Any) -> dict[str, Any]:
 
 
 def evaluation_from_json(entry: Mapping[str, Any]) -> Evaluation:
-    """Return the evaluation in a line of the search trace, to be passed to a search as `known`."""
+    """Return the evaluation in a line of the search trace, for the `known` of `Hooks`."""
     return Evaluation(entry["accuracy"], entry["latency"], entry["reward"], entry["info"])
 
 
@@ -126,11 +140,10 @@ def random_search(
     *,
     evaluations: int,
     seed: int,
-    on_trial: OnTrial[PlanT] | None = None,
-    known: Mapping[PlanT, Evaluation] | None = None,
+    hooks: Hooks[PlanT] | None = None,
 ) -> SearchResult[PlanT]:
     """Evaluate plans whose every decision is drawn uniformly from the allowed options. Ends like `reinforce`."""
-    book = Book(space, evaluate, method="random", evaluations=evaluations, on_trial=on_trial, known=known)
+    book = Book(space, evaluate, method="random", evaluations=evaluations, hooks=hooks)
     rng = np.random.default_rng(seed)
     drawn: list[Actions] = []
     while not book.closed:
@@ -150,11 +163,10 @@ def evaluate_all(
     sequences: Sequence[Actions],
     *,
     method: str,
-    on_trial: OnTrial[PlanT] | None = None,
-    known: Mapping[PlanT, Evaluation] | None = None,
+    hooks: Hooks[PlanT] | None = None,
 ) -> SearchResult[PlanT]:
     """Evaluate the plans of the given sequences, in order."""
-    book = Book(space, evaluate, method=method, evaluations=len(sequences), on_trial=on_trial, known=known)
+    book = Book(space, evaluate, method=method, evaluations=len(sequences), hooks=hooks)
     proposals = [checked(space, actions) for actions in sequences]
     book.look_ahead(proposals)
     for actions in proposals:
@@ -184,25 +196,23 @@ class Book(Generic[PlanT]):
         *,
         method: str,
         evaluations: int,
-        on_trial: OnTrial[PlanT] | None,
-        known: Mapping[PlanT, Evaluation] | None,
-        out_of_time: Callable[[], bool] = lambda: False,
+        hooks: Hooks[PlanT] | None = None,
     ) -> None:
         if evaluations < 1:
             raise ValueError(f"search: got evaluations={evaluations}; expected at least 1")
-        self.evaluations, self.method, self._out_of_time = evaluations, method, out_of_time
+        self.evaluations, self.method, self._hooks = evaluations, method, hooks or Hooks()
         self.trials: list[Trial[PlanT]] = []
         self.distinct: dict[PlanT, Trial[PlanT]] = {}
         self.stale = 0
         self._ahead = getattr(evaluate, "ahead", None)
-        self._evaluate, self._on_trial, self._known = evaluate, on_trial, known if known is not None else {}
+        self._evaluate = evaluate
         self._decode = lru_cache(maxsize=None)(space.decode)
         self._rest = islice(_sequences(space, ()), MAX_ENUMERATED)
 
     @property
     def closed(self) -> bool:
         """Whether all evaluations, or all time, are spent."""
-        return len(self.distinct) >= self.evaluations or (bool(self.distinct) and self._out_of_time())
+        return len(self.distinct) >= self.evaluations or (bool(self.distinct) and self._hooks.out_of_time())
 
     def visit_if_open(self, actions: Actions) -> Trial[PlanT] | None:
         """Evaluate a sequence as the next trial and return the trial, or None when all evaluations are spent."""
@@ -215,23 +225,22 @@ class Book(Generic[PlanT]):
         self.stale = self.stale + 1 if repeated else 0
         self.distinct.setdefault(plan, trial)
         self.trials.append(trial)
-        if self._on_trial is not None:
-            self._on_trial(trial)
+        self._hooks.on_trial(trial)
         return trial
 
     def look_ahead(self, proposals: Sequence[Actions]) -> None:
         """Announce the new plans among `proposals` to `evaluate`, if it has a method `ahead`."""
         if self._ahead is not None:
             plans = dict.fromkeys(map(self._decode, proposals))
-            new = [plan for plan in plans if plan not in self.distinct and plan not in self._known]
+            new = [plan for plan in plans if plan not in self.distinct and plan not in self._hooks.known]
             self._ahead(new[: self.evaluations - len(self.distinct)])
 
     def _value(self, plan: PlanT) -> tuple[Evaluation, float]:
         """Return the plan's evaluation and the seconds that it took, 0 where it was known."""
         if plan in self.distinct:
             return self.distinct[plan].evaluation, 0.0
-        if plan in self._known:
-            return self._known[plan], 0.0
+        if plan in self._hooks.known:
+            return self._hooks.known[plan], 0.0
         started = time.perf_counter()
         return self._evaluate(plan), time.perf_counter() - started
 

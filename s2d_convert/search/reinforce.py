@@ -7,7 +7,7 @@ best plans so far (self-imitation: Oh et al., ICML 2018).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from s2d_convert.plans.decisions import Actions, Allowed, PlanT, Space, checked
-from s2d_convert.search.base import GIVE_UP, Book, Evaluate, Evaluation, OnTrial, SearchResult, Trial
+from s2d_convert.search.base import GIVE_UP, Book, Evaluate, Hooks, SearchResult, Trial
 from s2d_convert.search.controller import LSTMController
 
 
@@ -28,7 +28,8 @@ class Settings:
     `baseline_decay` is the decay of the moving averages of the reward and its variance. The `elites` best plans are
     imitated with weights ``exp(-rank / elite_scale)``. These fall steeply, because with even weights mediocre plans would
     count as much as the best for most of a short run. After `patience` repeats in a row exploration rises; after `give_up`
-    repeats the space is enumerated.
+    repeats the space is enumerated. The `warm_start` sequences are evaluated first and count; those that stay among the best
+    are imitated.
     """
 
     hidden: int = 64
@@ -45,6 +46,7 @@ class Settings:
     imitation: float = 1.0
     patience: int = 12
     give_up: int = GIVE_UP
+    warm_start: tuple[Actions, ...] = ()
 
 
 def reinforce(
@@ -54,30 +56,16 @@ def reinforce(
     evaluations: int,
     seed: int,
     settings: Settings | None = None,
-    on_trial: OnTrial[PlanT] | None = None,
-    warm_start: Sequence[Actions] = (),
-    known: Mapping[PlanT, Evaluation] | None = None,
-    out_of_time: Callable[[], bool] = lambda: False,
+    hooks: Hooks[PlanT] | None = None,
 ) -> SearchResult[PlanT]:
     """Search with an LSTM controller that learns to propose plans of high reward.
 
-    Ends after `evaluations` distinct plans, when the space has no others, or after the first plan at which it is
-    `out_of_time`. The `warm_start` sequences are evaluated first
-    and count; those that stay among the best are imitated. A plan in `known` takes its evaluation from there but counts
-    like any other. So an interrupted run repeats the same trials when it is started again with the same seed and the
-    evaluations that it had made.
+    Ends after `evaluations` distinct plans, when the space has no others, or when it is out of time.
     """
-    book = Book(
-        space,
-        evaluate,
-        method="reinforce",
-        evaluations=evaluations,
-        on_trial=on_trial,
-        known=known,
-        out_of_time=out_of_time,
-    )
-    learner = _Learner(space, settings or Settings(), seed)
-    first = [checked(space, actions) for actions in warm_start]
+    book = Book(space, evaluate, method="reinforce", evaluations=evaluations, hooks=hooks)
+    settings = settings or Settings()
+    learner = _Learner(space, settings, seed)
+    first = [checked(space, actions) for actions in settings.warm_start]
     book.look_ahead(first)
     for actions in first:
         book.visit_if_open(actions)

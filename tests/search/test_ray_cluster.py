@@ -20,7 +20,7 @@ from s2d_convert.errors import UsageError
 from s2d_convert.search import ray as spread
 from s2d_convert.search.base import Evaluation, SearchResult, evaluate_all, random_search
 from s2d_convert.search.ray import ClusterLogits, on_cluster
-from s2d_convert.search.reinforce import reinforce
+from s2d_convert.search.reinforce import Settings, reinforce
 
 
 class RayError(Exception):
@@ -224,7 +224,9 @@ class Told:
 
 
 SEARCHES: dict[str, Callable[[Any], SearchResult[Any]]] = {
-    "reinforce": lambda e: reinforce(Space(), e, evaluations=7, seed=3, warm_start=[(0, 0, 0), (1, 1, 1)]),
+    "reinforce": lambda e: reinforce(
+        Space(), e, evaluations=7, seed=3, settings=Settings(warm_start=((0, 0, 0), (1, 1, 1)))
+    ),
     "random": lambda e: random_search(Space(), e, evaluations=8, seed=3),
     "all": lambda e: evaluate_all(Space(), e, [(0, 1, 2), (0, 1, 1), (2, 2, 2)], method="all"),
 }

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from s2d_convert.plans.decisions import Actions, random_actions
 from s2d_convert.search.base import (
     Evaluation,
+    Hooks,
     SearchResult,
     Trial,
     evaluate_all,
@@ -242,7 +243,7 @@ def test_a_small_space_is_searched_whole(search: Search, space: Free, seed: int)
 def test_a_search_ends_with_its_evaluations_and_repeats_with_its_seed(search: Search) -> None:
     problem = Knapsack(0, decisions=12, options=3)
     seen: list[Trial[Actions]] = []
-    first = search(problem, problem.evaluate, evaluations=25, seed=1, on_trial=seen.append)
+    first = search(problem, problem.evaluate, evaluations=25, seed=1, hooks=Hooks(seen.append))
     second = search(problem, problem.evaluate, evaluations=25, seed=1)
     other = search(problem, problem.evaluate, evaluations=25, seed=2)
     assert [t.actions for t in first.trials] == [t.actions for t in second.trials]
@@ -266,7 +267,7 @@ def test_a_killed_search_goes_the_same_way_again(search: Search, killed_after: i
         fresh.append(plan)
         return problem.evaluate(plan)
 
-    resumed = search(problem, evaluate, evaluations=30, seed=3, known=known)
+    resumed = search(problem, evaluate, evaluations=30, seed=3, hooks=Hooks(known=known))
     assert [(t.actions, t.evaluation, t.repeated) for t in resumed.trials] == [
         (t.actions, t.evaluation, t.repeated) for t in whole.trials
     ]
@@ -283,11 +284,11 @@ def test_at_equal_reward_the_faster_plan_is_best() -> None:
 def test_sequences_to_start_from_come_first_and_count() -> None:
     problem = Knapsack(1, decisions=10, options=3)
     starts = [(0,) * 10, (1,) * 10, (0,) * 10]
-    found = reinforce(problem, problem.evaluate, evaluations=8, seed=0, warm_start=starts)
+    found = reinforce(problem, problem.evaluate, evaluations=8, seed=0, settings=Settings(warm_start=tuple(starts)))
     assert [t.actions for t in found.trials[:3]] == starts
     assert [t.repeated for t in found.trials[:3]] == [False, False, True]
     assert sum(not t.repeated for t in found.trials) == 8
-    short = reinforce(problem, problem.evaluate, evaluations=1, seed=0, warm_start=starts)
+    short = reinforce(problem, problem.evaluate, evaluations=1, seed=0, settings=Settings(warm_start=tuple(starts)))
     assert [t.actions for t in short.trials] == starts[:1]
 
 
@@ -330,7 +331,7 @@ def test_what_cannot_be_searched_is_named() -> None:
     with pytest.raises(ValueError, match="evaluations=0"):
         random_search(space, total, evaluations=0, seed=0)
     with pytest.raises(ValueError, match=r"option 0 at decision 1; allowed are \[2\]"):
-        reinforce(space, total, evaluations=5, seed=0, warm_start=[(2, 0)])
+        reinforce(space, total, evaluations=5, seed=0, settings=Settings(warm_start=((2, 0),)))
     with pytest.raises(ValueError, match="got 1 decisions; expected 2"):
         evaluate_all(space, total, [(2,)], method="all")
     with pytest.raises(ValueError, match="reward nan"):
