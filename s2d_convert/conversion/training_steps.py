@@ -38,7 +38,7 @@ from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
 STATISTICS_IMAGES = 2000
 WORTH_TRAINING, WORTH_TRYING = 10.0, 2.0  # seconds; shorter trainings only disturb solved weights
-FINISHING, FINISHING_PASSES = 15.0, 3.0  # seconds, and passes of the held-out images through the static model
+FINISHING, FINISHING_PASSES = 10.0, 3.0  # seconds, and passes of the held-out images through the static model
 FINETUNE_RATE, COMPACT_RATE = 0.03, 0.05
 BATCH_BYTES, LEAST_BATCH = 2_000_000_000, 8  # of all values of a batch
 MUON = 0.16  # Muon's learning rate, as a share of these rates

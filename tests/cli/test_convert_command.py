@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shlex
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,11 @@ from command_line import call
 from text_nets import residual
 
 from s2d_convert import conversion, errors
+from s2d_convert.base.clock import Clock
 from s2d_convert.base.files import naming, whole_folder, write_bytes
 from s2d_convert.calibration.verdict import Outcome, verdict, worth_showing
 from s2d_convert.cli import convert as cli_convert
+from s2d_convert.cli.convert import finish_at_interrupt
 from s2d_convert.cli.main import COMMANDS, convert_main, load_command, s2d
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.options import ConvertOptions
@@ -273,3 +276,15 @@ def test_a_conversion_ends_with_verdict_folder_report_and_what_comes_next(
     commands = [shlex.split(line, comments=True) for line in tail[3:]]
     first, second = ("calibrate", "evaluate") if data == "made-up" else ("evaluate", "serve")
     assert [command[:3] for command in commands] == [["s2d", first, "my out"], ["s2d", second, "my out"]]
+
+
+def test_the_first_interrupt_ends_the_time_and_the_second_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    before = signal.getsignal(signal.SIGINT)
+    with finish_at_interrupt(clock):
+        signal.raise_signal(signal.SIGINT)
+        assert clock.left() == 0
+        assert "press Ctrl-C again" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

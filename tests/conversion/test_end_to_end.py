@@ -21,6 +21,7 @@ from PIL import Image
 from s2d_runtime import Dispatcher, Promise
 from tiny import Listener, ask, fresh_place, make_folder, quadrants, written_plan
 
+from s2d_convert.base.clock import Clock
 from s2d_convert.conversion import finish
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import OutputError, PromiseError
@@ -177,6 +178,25 @@ def test_an_interrupted_run_resumes(place: Path, step: str) -> None:
         trace.write('{"torn')
     assert convert(ask(place, resume=True), Listener()).out.exists()
     assert not (place / "out.run").exists()
+
+
+@pytest.mark.parametrize("step", ["search", "finals", "fine-tune"])
+def test_when_the_time_is_stopped_the_best_so_far_is_exported(place: Path, step: str) -> None:
+    clock = Clock()
+    result = convert(ask(place), Listener(stop=(step, clock)), clock=clock)
+    with Dispatcher(result.out) as model:
+        assert model(quadrants(20, 3)[0]).output.shape[0] == 20
+    assert not (place / "out.run").exists()
+
+
+@pytest.mark.slow
+def test_a_limit_of_time_is_a_conversion_like_any_other(place: Path) -> None:
+    result = convert(ask(place, time=60.0), Listener())
+    lines = [json.loads(line) for line in (result.out / "search.jsonl").read_text().splitlines()]
+    assert {line["method"] for line in lines} == {"reinforce", "finals"}
+    assert result.manifest.provenance["options"].get("time") is None, (
+        "it hangs on the machine, so it makes no other run"
+    )
 
 
 def test_a_resumed_run_must_ask_for_the_same(place: Path) -> None:

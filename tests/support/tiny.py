@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import nn
 
+from s2d_convert.base.clock import Clock
 from s2d_convert.base.reporting import PlannedStep
 from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion import options
@@ -144,9 +145,10 @@ def written_plan(folder: Path, number: int = 0) -> str:
 
 
 class Listener:
-    """A reporter that remembers, and can interrupt at a step."""
+    """A reporter that remembers, and can interrupt at a step, or stop a clock there."""
 
-    def __init__(self, interrupt_at: str = "") -> None:
+    def __init__(self, interrupt_at: str = "", *, stop: tuple[str, Clock] | None = None) -> None:
+        self.stop = stop
         self.planned: list[str] = []
         self.steps: list[str] = []
         self.texts: list[str] = []
@@ -168,5 +170,7 @@ class Listener:
         self.texts.append(text)
 
     def progress(self, done: int, total: int, what: str, seconds_left: float, *, detail: str = "") -> None:
+        if self.stop is not None and self.steps and self.steps[-1] == self.stop[0] and done > 1:
+            self.stop[1].stop()
         if self.steps and self.steps[-1] == self.interrupt_at and done > 1:
             raise KeyboardInterrupt
