@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -281,7 +282,7 @@ def test_a_conversion_ends_with_verdict_folder_report_and_what_comes_next(
 def test_the_first_interrupt_ends_the_time_and_the_second_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     before = signal.getsignal(signal.SIGINT)
-    with finish_at_interrupt(clock):
+    with finish_at_interrupt(clock, say=partial(click.echo, err=True)):
         signal.raise_signal(signal.SIGINT)
         assert clock.left() == 0
         assert "press Ctrl-C again" in capsys.readouterr().err
