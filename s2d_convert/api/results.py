@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from s2d_runtime import Dispatcher, Manifest
@@ -247,14 +248,14 @@ class ForecastResult(Shown):
 
     def parts(self) -> Iterable[RenderableType]:
         yield self.head()
-        steps = Table(title="steps")
+        steps = Table(title="steps", title_justify="left", box=box.SIMPLE_HEAD)
         for name in ("step", "takes about"):
             steps.add_column(name)
         for step in self.forecast.steps:
             steps.add_row(in_words(step.name), duration(step.seconds) if math.isfinite(step.seconds) else "")
         yield steps
         if self.forecast.expected:
-            expected = Table(title="before any training")
+            expected = Table(title="before any training", title_justify="left", box=box.SIMPLE_HEAD)
             for name in ("share of static's time", "points lost"):
                 expected.add_column(name, justify="right")
             for row in self.forecast.expected:
