@@ -160,6 +160,10 @@ class ConvertOptions:
                 check_choice(name, getattr(self, name), choices)
         if self.plan not in PLANS and not Path(self.plan).is_file():
             raise UsageError(f"--plan {self.plan}: expected {', '.join(PLANS)} or the path of a JSON file")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise UsageError for options that contradict each other."""
         if self.plan not in EXACT_PLANS and self.exact:
             raise UsageError(
                 f"--plan {self.plan}: exact mode has {', '.join(EXACT_PLANS)}; leave --plan out, or give --mode train"
