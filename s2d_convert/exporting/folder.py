@@ -187,7 +187,7 @@ class FolderWriter:
     def add_report(self, images: Images, *, trace: Path | None = None) -> None:
         """Write the report, with some of the images. trace: the search trace, which need not exist."""
         lines = trace.read_text(encoding="utf-8").splitlines() if trace is not None and trace.is_file() else []
-        named = replace(images, class_names=images.class_names or class_names(self.manifest))
+        named = replace(images, class_names=class_names(self.manifest) or images.class_names)
         with self.dispatcher() as runner:
             pictures = gallery(runner, named, _mistakes(self.manifest))
         html = page(self.manifest, [json.loads(line) for line in lines], pictures, folder=self.name)

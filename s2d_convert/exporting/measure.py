@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from s2d_runtime import Dispatcher, Manifest
 from s2d_runtime.dispatcher import CONFIDENCE, OUTPUT
+from s2d_runtime.names import class_names
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import Running, run_stages
@@ -99,7 +100,8 @@ def measure(runner: Dispatcher, static: StaticModel, images: Images, *, running:
     labels, origin = images.labels, Origin.of(runner.manifest)
     static_answers = scores.static_classes
     answers = answers_on(images, static_answers, dynamic, left_at + 1, classes=static.graph.classes, task=task)
-    lost = lost_classes(answers, images.class_names)
+    names = class_names(runner.manifest) or images.class_names
+    lost = lost_classes(answers, names)
     shown = answers.unequal or bool(lost)
     balanced = shown and answers.labelled and not task.several
     return Measured(
@@ -120,7 +122,7 @@ def measure(runner: Dispatcher, static: StaticModel, images: Images, *, running:
         batch=running.batch,
         balanced_static=answers.balanced(static_answers) if balanced else None,
         balanced_dynamic=answers.balanced(dynamic) if balanced else None,
-        per_class=class_results(answers, images.class_names),
+        per_class=class_results(answers, names),
         classes_differ=shown,
         lost_classes=lost,
         mistakes=mistakes(answers, confidence[left_at, np.arange(len(images))]),

@@ -106,6 +106,21 @@ def test_answers_and_exits_are_those_of_the_dispatcher(folder: Path, budget: flo
     assert found.agreement == (answer.output.argmax(axis=1) == reference).mean()
 
 
+def test_classes_have_the_names_that_the_folder_records(folder: Path) -> None:
+    names = ["no", "may be", "yes"]
+    images = images_of(60)
+    for recorded, expected in (({}, {"0", "1", "2"}), ({"class_names": names}, set(names))):
+        with open_export(folder) as (runner, static):
+            manifest = runner.manifest
+            plain = replace(manifest, provenance={**manifest.provenance, **recorded})
+            write_json(folder / "manifest.json", plain.to_json())
+        with open_export(folder) as (runner, static):
+            found = measure(runner, static, images, running=Running())
+        assert {row.name for row in found.per_class} == expected
+        assert sum(row.images for row in found.per_class) == 60
+        assert found.mistakes == ()  # nothing leaves early
+
+
 def test_every_way_out_is_timed(folder: Path) -> None:
     with open_export(folder) as (runner, static):
         costs = path_costs(runner, static, images_of(1).batch(np.arange(1)))
