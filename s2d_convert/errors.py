@@ -9,9 +9,9 @@
     |-- OutputError       6   a folder cannot be written, exists, or is not a whole export
     |-- StaticCheckError  7   the static model is near chance on the given data
     |-- VerifyError       8   an exported file does not compute what it should
-    `-- PromiseError      9   no policy keeps the bound on the risk with the confidence that was asked for
+    `-- PromiseError      9   no policy keeps the bound on the risk with the requested confidence
 
-A message says in one sentence where the problem is, what was got, what is allowed and what to do.
+A message is one sentence: the place, what was got, what is allowed, and what to do.
 Two exit codes are results, not errors: 3 (budget or --max-latency not kept, best effort exported) and 10 (the conversion
 is worse than the original: neither faster nor more accurate). 130 is Ctrl-C.
 """
@@ -72,6 +72,6 @@ class VerifyError(S2DError):
 
 
 class PromiseError(S2DError):
-    """No policy keeps the bound on the risk with the confidence that was asked for."""
+    """No policy keeps the bound on the risk with the requested confidence."""
 
     exit_code = 9

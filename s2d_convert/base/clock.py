@@ -44,7 +44,7 @@ class Clock:
 
 
 def parse_duration(text: str) -> float | None:
-    """Return the seconds that a text such as `90s`, `10m` or `1h30m` stands for, None if it stands for none."""
+    """Return the seconds of a text such as `90s`, `10m` or `1h30m`, None if it is no duration."""
     match = DURATION.fullmatch(text.strip().lower())
     if match is None or not any(match.groups()):
         return None

@@ -15,7 +15,7 @@ from typing import Any
 
 from s2d_convert.errors import OutputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says where there is no room left
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
 def check_out(out: Path, *, option: str = "--out", replaces: bool = False) -> None:

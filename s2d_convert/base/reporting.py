@@ -1,4 +1,4 @@
-"""What a conversion tells while it runs: the protocol of its listeners, its steps in plain words, and the plan ahead.
+"""The messages of a running conversion: the protocol of its listeners, its steps in plain words, and the plan ahead.
 
 A step has a short name, which code and tests use, and words for users (`STEPS`).
 """
@@ -29,7 +29,7 @@ STEPS: Mapping[str, str] = MappingProxyType(
 
 
 def in_words(step: str) -> str:
-    """Return the words for a step; a name that is not in the table stands for itself."""
+    """Return the words for a step, or its name if it is not in the table."""
     return STEPS.get(step, step)
 
 

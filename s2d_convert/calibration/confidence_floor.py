@@ -24,7 +24,7 @@ from s2d_runtime.thresholds import NEVER_LEAVES
 from s2d_convert.calibration.task import ONE_CLASS, Task
 
 AGREEMENT = 0.95
-LEAST_EXITS = 20  # with fewer rows, an agreement says nothing
+LEAST_EXITS = 20  # with fewer rows, an agreement means nothing
 SURE, LEAST_SURE = 0.9, 50
 SLACK = 1e-12  # for rounding errors of the shares
 

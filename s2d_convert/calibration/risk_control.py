@@ -172,7 +172,7 @@ def path(confidence: Floats, losses: Losses, *, cost: Sequence[float], steps: in
     """
     sure = np.nan_to_num(np.asarray(confidence, dtype=np.float32), nan=0.0)
     paid, rows = np.cumsum(cost), np.arange(sure.shape[1])
-    expected = (losses - sure) / 2  # a confidence stands for 1 minus the loss
+    expected = (losses - sure) / 2  # the confidence is taken as 1 minus the expected loss
     portion = max(1, len(rows) // steps)
     walk = [[NEVER_LEAVES] * (len(sure) - 1)]
     stage = exits(sure, walk[0])

@@ -1,4 +1,4 @@
-"""The verdict on a conversion, in words that a user can act on: what was lost, what was gained, and what to do.
+"""The verdict on a conversion in sentences: the loss, the gain, and what to do.
 
 Everything is judged on the same images, on which nothing was trained or chosen. A loss is the mean over images of (the
 static model is right) - (the conversion is right), so its standard error is that of a paired comparison.

@@ -1,6 +1,6 @@
 """One pass of the channel analysis over a graph: every operator is run on channel identities instead of values.
 
-`atoms` has the identities; `analysis` says what the passes are for and what becomes of them.
+`atoms` has the identities; `analysis` explains the passes and uses their results.
 """
 
 from __future__ import annotations

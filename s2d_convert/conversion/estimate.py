@@ -1,4 +1,4 @@
-"""What a conversion will take and may bring, told before anything long is done.
+"""The forecast of a conversion, before anything takes long: its time, its memory, and what may be expected of it.
 
 The times come from a few that were measured: the static model in onnxruntime, and one rough solve. A training step is taken
 to cost `STEP` times the static model's work on its batch, for the share of it that a first chain has.
@@ -64,7 +64,7 @@ def planned(job: Job, space: PlanSpace | None) -> list[PlannedStep]:
 
 
 def _by_effort(job: Job, space: PlanSpace) -> dict[str, float]:
-    """Return the seconds that the steps take at the effort that was asked for."""
+    """Return the seconds that the steps take at the requested effort."""
     ready, work = job.ready, job.options.work
     image = job.meter.measure([]).reference_ms / 1e3 / torch.get_num_threads()
     step = TrainSettings.batch_size * image * (1 + FIRST_CHAIN * STEP)

@@ -188,10 +188,10 @@ def baselines(
 
 
 def screened(job: Job, space: PlanSpace, evaluate: Evaluator, *, least: float) -> dict[Conversion, Actions]:
-    """Return the SCREENED best of many first chains before the untouched model, by their solved weights, best first.
+    """Return the best MOST_SCREENED of many first chains before the untouched model, by their solved weights, best first.
 
-    Those that cannot win however well they are trained are left out: they are dearer than what already has the reward `least`,
-    or hardly right more often than the answer that is right most often.
+    Chains that no training could make win are left out: those that cost more than a conversion with the reward `least`, and
+    those that are hardly more accurate than the most frequent answer.
     """
     rows = allocate(job, space)
     pairs = pairs_of(space)

@@ -22,16 +22,16 @@ from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, tri
 
 METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
-KEPT = 3  # one in KEPT candidates goes on to the next round
+KEPT = 3  # one in KEPT candidates stays for the next round
 ENTER_UNTIL, UNTIL = 0.4, 0.5  # of all time, if there is a limit: the first round, and all of them
 FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
 
 
 def halving(candidates: Sequence[ChainT], worth: Callable[[ChainT, int], tuple[float, ...]], *, rounds: int) -> ChainT:
-    """Return the best candidate. In every round, the third with the highest `worth(candidate, round)` goes on.
+    """Return the best candidate. In every round, the third with the highest `worth(candidate, round)` stays.
 
-    The first of equals wins, and at least one goes on.
+    The first of equals wins, and at least one stays.
     """
     remaining = list(candidates)
     for number in range(rounds):

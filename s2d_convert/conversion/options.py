@@ -91,7 +91,7 @@ class ConvertOptions:
     latencies are to stand for (None: this machine, measured). `time` is how many seconds the conversion may take (None: as
     many as `effort` does).
 
-    `max_drop` with `confidence` is the promise, if one is asked for, `per_class` for every class; without a budget the default
+    `max_drop` with `confidence` is the promise, if any, `per_class` for every class; without a budget the default
     policy is the cheapest one that keeps it. `classes` are the names of the classes (None: as class folders or the model's
     metadata name them).
     """

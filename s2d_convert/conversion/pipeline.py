@@ -80,8 +80,10 @@ def dry_run(options: ConvertOptions, reporter: Reporter) -> Forecast:
 def _begin(
     options: ConvertOptions, reporter: Reporter, clock: Clock
 ) -> tuple[Job, Conversion | None, dict[str, str | None]]:
-    """Prepare a conversion, and open its run folder as soon as nothing is wrong with what was asked for. Returns the job, the
-    written plan if there is one, and the hashes of `contents`."""
+    """Prepare a conversion, and open its run folder once all options are checked.
+
+    Returns the job, the written plan if there is one, and the hashes of `contents`.
+    """
     run = RunFolder(options.out)
     run.refuse_leftover(resume=options.resume)
     ready = prepare(options, reporter)
@@ -114,7 +116,7 @@ def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
     files = {"--latency": options.latency, "--plan": plan, "--data": options.picture}
     found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
     found["MODEL"] = model_sha256(options.model)
-    if ready.dataset.kind != "made-up":  # those are made of the seed, the model and the picture
+    if ready.dataset.kind != "made-up":  # made-up images depend on the seed, the model and the picture only
         found["--data"] = ready.dataset.digest()
     return found
 

@@ -1,4 +1,4 @@
-"""An exported folder once more, its stages in another arithmetic: convert every stage, calibrate and measure anew.
+"""Write an exported folder again in another arithmetic: convert every stage, calibrate and measure.
 
 Letters: B images, S stages; N rows that reach a stage.
 """
@@ -206,7 +206,7 @@ def _outputs(stage: StageModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def staying_rows(confidence: Array, threshold: float) -> Array:
-    """Return the rows that stay, in order, int [N]; where they are too few to tell a range, the least sure ones besides."""
+    """Return the rows that stay, in order, int [N]. If they are too few for a range, the least confident others are added."""
     stays = ~leaves(confidence, np.float32(threshold))
     stays[np.argsort(confidence)[:AT_LEAST]] = True
     return np.flatnonzero(stays)

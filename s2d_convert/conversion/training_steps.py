@@ -128,7 +128,7 @@ class _Training:
 
 
 def _training(ready: Prepared, chain: Chain, *, norms: bool = True) -> _Training:
-    """Make the network of a chain, with `norms` put back behind its convolutions for training."""
+    """Make the network of a chain, for training with `norms` behind its convolutions."""
     net = StagedNet(chain.model, chain.weights, taps=[t for t in chain.plan.taps if t != chain.model.graph.output])
     net = net.to(ready.device).eval()
     masks = net.masks(Effective(chain.model, chain.plan))
@@ -181,7 +181,7 @@ def train_chain(
 
 
 def _finetuned(job: Job, training: _Training) -> Tuned:
-    """Train in place and measure statistics anew, or load what an interrupted run has finished."""
+    """Train in place and measure the statistics of norms, or load the result of an interrupted run."""
     before, done = copy.deepcopy(training.net.state_dict()), job.run.path / FINETUNED
     if _load_finished(training.net, done):
         return training.trained()

@@ -110,10 +110,10 @@ def _in_order(table: Mapping[Any, Any]) -> list[Any] | None:
 
 
 def chosen_names(asked: Names | None, folders: Names | None, metadata: Names | None, *, warn: Warn) -> Names | None:
-    """Return the names to record: what was asked for, else the class folders', else the metadata's.
+    """Return the names to record: the given ones, else the class folders', else the metadata's.
 
-    Folders that are only numbered give way to the metadata. warn: told when folders and metadata name the same classes in
-    another order, because labels are numbered by the folders.
+    Names of folders that are numbers only count less than the metadata. warn: called when folders and metadata name the same
+    classes in another order, because labels are numbered by the folders.
     """
     if folders is not None and metadata is not None and folders != metadata and set(folders) == set(metadata):
         first = next(k for k, (one, other) in enumerate(zip(folders, metadata, strict=True)) if one != other)

@@ -97,7 +97,7 @@ def _check_count(source: Path, labels: NDArray[Any], count: int) -> None:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a file of labels says: sets of labels, 0 or 1 [K], by file name, and the labels' names where it has them."""
+    """The content of a file of labels: sets of labels, 0 or 1 [K], by file name, and the labels' names if it has them."""
 
     path: Path
     sets: Mapping[str, NDArray[np.int8]]

@@ -203,7 +203,7 @@ class _Entries:
 
 
 def _scan(path: Path) -> _Entries:
-    """Return what lies in a folder, sorted by name; hidden files and file managers' droppings are left out."""
+    """Return what lies in a folder, sorted by name; hidden files and files of file managers are left out."""
     folders, images, strays, label_files = [], [], [], []
     try:
         with os.scandir(path) as entries:

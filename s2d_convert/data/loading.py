@@ -10,7 +10,7 @@ Accepted are
 Where images have several labels, a file beside the images gives them (`labels`), or a `labels` array of 0 and 1.
 
 Everything wrong with the data is a DataError of one sentence. A few pictures that cannot be read are left out with a
-warning, unless reading is strict; docs/data.md says what pictures may look like.
+warning, unless reading is strict; docs/data.md describes the pictures that can be read.
 """
 
 from __future__ import annotations

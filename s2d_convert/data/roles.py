@@ -19,7 +19,7 @@ _BESIDE = frozenset({"set", "data", "dataset", "split", "images", "image", "imgs
 
 
 def role_of(name: str) -> str | None:
-    """Return the part that a folder's name stands for, "train", "val" or "test", or None for any other name."""
+    """Return the role of a folder by its name: "train", "val", "test", or None for any other name."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
     telling = [word.lower() for word in words if word.lower() not in _BESIDE]
     merged = [re.sub(r"(set|data)$", "", word) for word in telling]  # trainset, testdata

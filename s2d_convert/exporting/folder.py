@@ -40,7 +40,7 @@ MANIFEST, PLAN, TRACE, REPORT, DISPATCHER = (
     "manifest.json", "plan.json", "search.jsonl", "report.html", "dispatcher.py",
 )  # fmt: skip
 CARD = "README.md"
-# All that an export consists of; what else lies in a folder is somebody else's.
+# The files of an export; any other file in its folder belongs to the user.
 OURS = re.compile(
     r"stage\d+(\.[0-9a-f]{12})?\.onnx|manifest\.json|plan\.json|search\.jsonl|report\.html|dispatcher\.py|README\.md|undo|__pycache__"
 )
@@ -122,7 +122,7 @@ def check_target(out: Path, *, force: bool) -> None:
 
 
 def _foreign(out: Path) -> str | None:
-    """Return what shows that `out` is not a folder that this package has written and nobody has added to, None if it is one."""
+    """Return why `out` is not a folder as this package wrote it, None if it is one."""
     if out.is_symlink() or not out.is_dir():
         return "is no folder"
     try:
@@ -134,7 +134,7 @@ def _foreign(out: Path) -> str | None:
 
 
 class FolderWriter:
-    """A folder that is being written and that nobody reads yet, with its manifest so far.
+    """A folder that is being written and that no reader sees yet, with its manifest so far.
 
     running: how its stages are run when they are tried out and timed. name: what it will be called.
     """
@@ -205,7 +205,7 @@ class FolderWriter:
 
 
 def _mistakes(manifest: Manifest) -> dict[int, tuple[int, ...]]:
-    """Return the rows of the measured images that became wrong, with the classes that the static model says."""
+    """Return the rows of the measured images that became wrong, with the static model's answers."""
     return {mistake["row"]: tuple(mistake["static"]) for mistake in manifest.measured.get("mistakes", ())}
 
 

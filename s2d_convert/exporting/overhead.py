@@ -1,7 +1,7 @@
 """The dispatcher's overhead beyond its sessions, so that a search times plans as users will run them.
 
 On a thin network, tens of microseconds per stage are a few percent of the static latency. No dependence on the plan could be
-measured. So the overhead is measured once, on two copies of a small stage, where it stands out most.
+measured. So the overhead is measured once, on two copies of a small stage, where it is easiest to measure.
 """
 
 from __future__ import annotations

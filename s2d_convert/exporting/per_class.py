@@ -85,7 +85,7 @@ class Answers:
 
     @property
     def unequal(self) -> bool:
-        """Whether some classes are larger than others by more than chance; labels are always told one by one."""
+        """Whether some classes are larger than others by more than chance; always true for several labels."""
         return self.task.several or unequal(self.counts)
 
     @property

@@ -76,7 +76,7 @@ def _file_name(stage: Stage, data: bytes) -> str:
 
 
 def _publish(source: Path, folder: Path) -> None:
-    """Move everything into the folder, in this order: the stage files, under names that nobody reads yet; the old manifest,
+    """Move everything into the folder, in this order: the stage files, under names that no manifest has yet; the old manifest,
     to where `undo` reads it; the new manifest."""
     (folder / UNDO).mkdir(exist_ok=True)
     for file in source.glob("*.onnx"):

@@ -1,8 +1,8 @@
-"""Policies that noise does not choose: what stages cost and what the folder takes must tell the same mean latency.
+"""Repeat measurements that contradict each other, so that noise does not choose the policies.
 
 Thresholds are chosen by the latencies of the stages, then the folder is measured with them. On a busy machine one of the two
-can be far off, and a policy that was chosen by it is another one than was meant. Both are ratios to the static model that runs in
-turn with what is timed, so they may be compared. The clocks are the caller's.
+can be far off, and thresholds chosen by it are wrong. Both are ratios to the static model, which is timed in turn, so the two
+mean latencies can be compared. The caller measures.
 
 Letters: S stages.
 """
@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-APART = 0.1  # so far apart, relative to what the stages say, two mean latencies contradict each other
+APART = 0.1  # relative difference at which two mean latencies contradict each other
 TRIES = 4
 
 Costs = tuple[float, ...]  # latency of every stage alone, relative to the static model [S]
@@ -45,8 +45,10 @@ def latency_by_stages(cost: Sequence[float], exit_share: Sequence[float]) -> flo
 
 
 def contradicts(measured: Timed, cost: Sequence[float]) -> bool:
-    """Return whether a measured mean latency is another one than the stages' costs say. In a batch the rows that stay cost more
-    than their share, so that nothing can be said there."""
+    """Return whether a measured mean latency differs from that of the stages' costs.
+
+    Batches are never compared, because the rows that stay in a batch cost more than their share.
+    """
     expected = latency_by_stages(cost, measured.exit_share)
     return measured.batch == 1 and abs(measured.mean_latency - expected) > APART * expected
 
@@ -58,11 +60,10 @@ def steadily(
     note: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> MeasuredT:
-    """Measure the stages, let policies be chosen by that, measure them, and do so again until both tell the same; return the last
-    measurement.
+    """Measure the stages, deliver policies chosen by that, and repeat until both measurements agree; return the last one.
 
     `deliver(cost)` chooses the policies, writes them, and measures the folder. From the second time on, `cost` is the median of
-    all times. What remains apart after TRIES is told to `warn`.
+    all measurements. If they still differ after TRIES, `warn` is called.
     """
     costs: list[Costs] = []
     while True:

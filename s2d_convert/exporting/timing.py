@@ -1,7 +1,7 @@
 """Latency of an exported folder, through the dispatcher that users run.
 
 Every call is timed in turn with the static model, so that both see the same machine, and each time is divided by that of the
-static model beside it. The mean over images is weighted with the share of exits on all of them, so that it does not hang on
+static model beside it. The mean over images is weighted with the share of exits on all of them, so that it does not depend on
 the few that are timed.
 
 Letters: S stages.

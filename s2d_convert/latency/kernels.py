@@ -33,7 +33,7 @@ CHANNEL_ALIGNMENT = 4  # only multiples of it are reordered
 def work_of(model: onnx.ModelProto, *, block: int) -> Work:
     """Return the work of one run of a stage or of the static model.
 
-    block: channels per block of the blocked layout; 1 stands for the plain layout.
+    block: channels per block of the blocked layout, 1 for the plain layout.
     """
     reader = _Reader(model.graph, block)
     for node in model.graph.node:

@@ -1,6 +1,6 @@
 """Normalisation layers for the training of a staged network.
 
-Folded convolutions train badly, so a norm can be put back behind each of them. It is initialised from measured statistics,
+Folded convolutions train badly, so a norm can be put behind each of them. It is initialised from measured statistics,
 so that the function does not change.
 """
 

@@ -26,7 +26,7 @@ class Space(Protocol[PlanT_co]):
         """Return the allowed options of decision `len(prefix)`, bool [sizes[len(prefix)]], at least one True."""
 
     def decode(self, actions: Actions, /) -> PlanT_co:
-        """Return the plan that a full sequence stands for."""
+        """Return the plan of a full sequence of options."""
 
 
 def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:

@@ -26,7 +26,7 @@ def mac_shares(model: AnalysedModel, taps: Sequence[str]) -> dict[str, float]:
 def chain_macs(model: AnalysedModel, plan: Plan) -> int:
     """Count the multiply-accumulates per image of all stages of a chain without building them.
 
-    Exit heads are left out. What linked stages compute but nobody reads is counted too.
+    Exit heads are left out. What linked stages compute without a reader is counted too.
     """
     model = at_scale(model, plan.scale)
     effective = Effective(model, plan)

@@ -137,7 +137,7 @@ class PlanSpace:
         return not self._reach[exit].isdisjoint(division.group.producers)
 
     def decode(self, actions: tuple[int, ...]) -> Conversion:
-        """Return the conversion that a full sequence of options stands for. Stages that add nothing are dropped."""
+        """Return the conversion of a full sequence of options. Stages that add nothing are dropped."""
         choices = Choices.read(actions, len(self.divisions))
         return self._conversion(tuple(dict.fromkeys(choices.stages)), choices.kind)
 

@@ -27,7 +27,7 @@ MAX_ENUMERATED = 5000  # sequences that are enumerated, at most, before a space 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a plan is worth. The latency is relative to the static model's; `info` is any JSON-able data."""
+    """The evaluation of a plan. The latency is relative to the static model's; `info` is any JSON-able data."""
 
     accuracy: float
     latency: float

@@ -177,7 +177,7 @@ def _new_array(folder: Path | None, index: int, shape: tuple[int, int]) -> Array
         return np.empty(shape, np.float32)
     file = folder / f"{index}.npy"
     array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-    if sys.platform == "linux":  # a full disk is told here; a write into the map would kill the process
+    if sys.platform == "linux":  # raises an error for a full disk; a write into the map would kill the process
         with naming(file), file.open("r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
     return array

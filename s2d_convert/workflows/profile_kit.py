@@ -1,7 +1,7 @@
 """A kit: a folder of small stage files of one model, to be measured on another device that has neither torch nor onnx.
 
 The files are stages of random plans in the model's search space, so every kind of kernel is measured among its usual
-neighbours. They hold no weights: a fill operator stands for each of them, which onnxruntime folds into a constant before it
+neighbours. They hold no weights: a fill operator replaces each of them, which onnxruntime folds into a constant before it
 optimises the graph. So a file of 10 kB runs the same kernels as one of 10 MB.
 """
 

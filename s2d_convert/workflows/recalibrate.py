@@ -166,7 +166,7 @@ def _opened(options: CalibrateOptions) -> Iterator[tuple[Dispatcher, StaticModel
 
 
 def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, options: CalibrateOptions) -> Scores:
-    """Return the answers of every stage and of the static model. Without a static model, the last stage stands for it."""
+    """Return the answers of every stage and of the static model. Without a static model, the last stage replaces it."""
     manifest = runner.manifest
     models = [with_logits(stage.model) for stage in read_stages(options.folder, manifest)]
     sessions = [

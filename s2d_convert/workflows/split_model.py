@@ -90,7 +90,7 @@ def open_export(
 ) -> Iterator[tuple[Dispatcher, StaticModel]]:
     """Yield the dispatcher of a folder and the static model that it was made from, ready to be timed.
 
-    Raises ModelError when the static model is not where the manifest says, or is another one.
+    Raises ModelError if the recorded static model does not exist or has changed.
     """
     with running.dispatcher(folder) as runner:
         manifest = runner.manifest
@@ -115,8 +115,8 @@ def static_of(
 ) -> tuple[Path, tuple[int, int] | None, str | None]:
     """Return path, image size and output of the static model. path: the model's file or an exported folder.
 
-    For a folder, they are those recorded in its manifest, unless they are given. Raises ModelError when the static model is
-    not where the manifest says, or is another one.
+    For a folder, they are those recorded in its manifest, unless they are given. Raises ModelError if the recorded static model
+    does not exist or has changed.
     """
     if not path.is_dir():
         return path, size, output

@@ -42,7 +42,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class ClassPart:
-    """What is told of the classes: sentences, a chart of their losses, and a table."""
+    """The part on classes: sentences, a chart of their losses, and a table."""
 
     lines: Sequence[str]
     chart: str
@@ -213,7 +213,7 @@ def _measured(measured: Mapping[str, Any]) -> Rows:
 
 
 def _classes(measured: Mapping[str, Any]) -> ClassPart:
-    """Return what is told of the classes: warnings, the loss of each, and a table with recall and agreement."""
+    """Return the part on classes: warnings, the loss of each, and a table with recall and agreement."""
     rows = [ClassResult(**row) for row in measured["per_class"]]
     lines = [*measured.get("lost_classes", ())]
     labelled = rows[0].correct_static is not None

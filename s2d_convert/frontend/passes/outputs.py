@@ -1,4 +1,4 @@
-"""The one tensor that comes out: which it is, and what is said of one that holds no logits."""
+"""The choice of the output, and the messages for tensors that hold no logits."""
 
 from __future__ import annotations
 
