@@ -22,8 +22,8 @@ from s2d_convert.errors import UsageError
 class Effort:
     """The amounts of work behind `--effort`.
 
-    Epochs are passes over the training images; `min_steps` is the least number of steps of a training where the data set is
-    small. Both at 0: nothing is trained. `head_*`: training of exit heads in exact mode; `trial_steps`: of the cheapest plans in
+    Epochs are passes over the training images. A training on a small data set takes at least `finetune_min_steps`; with this
+    and the epochs at 0, nothing is trained. `head_*` are for exit heads in exact mode, `trial_steps` for the cheapest plans in
     the finals.
     """
 
@@ -85,15 +85,15 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The options of `s2d convert`; `budget` is the allowed mean latency as a share of the static model's (None: the lowest at
-    which accuracy, without labels agreement, drops by `max_loss` at most, as far as the images tell), `max_latency`
-    that of an image that runs through every stage (None: any). `latency` is the board file of the device that the
-    latencies are to stand for (None: this machine, measured). `time` is how many seconds the conversion may take (None: as
-    many as `effort` does).
+    """The options of `s2d convert`. Raises UsageError for values out of range and for contradictions.
 
-    `max_drop` with `confidence` is the promise, if any, `per_class` for every class; without a budget the default
-    policy is the cheapest one that keeps it. `classes` are the names of the classes (None: as class folders or the model's
-    metadata name them).
+    budget: the allowed mean latency as a share of the static model's; None: the lowest at which accuracy (agreement, without
+    labels) drops by at most `max_loss`, as far as the images show. max_latency: the same for an image that runs through every
+    stage; None: any. latency: the board file of the device whose latencies count; None: they are measured on this machine.
+    time: the seconds that the conversion may take; None: as many as `effort` needs.
+
+    max_drop, confidence, per_class: the promise, if any. Without a budget, the default policy is the cheapest one that keeps
+    it. classes: the names of the classes; None: those of the class folders or of the model's metadata.
     """
 
     model: Path

@@ -35,19 +35,21 @@ from s2d_convert.training.reconstruction.ridge import (
 )
 from s2d_convert.training.reconstruction.targets import Target, Targets
 
-NEGLIGIBLE = 1e-8  # an error relative to the variance of what is made
-MAX_PAIR_COLUMNS = 2500  # of a first layer that is solved again: bounds the memory and time of its Gram matrix
-MAX_PAIR_MACS = 15_000_000_000  # of one step of it, about
+NEGLIGIBLE = 1e-8  # error relative to the variance of the target
+MAX_PAIR_COLUMNS = 2500  # of a first layer that is solved again; limits the memory and time of its Gram matrix
+MAX_PAIR_MACS = 15_000_000_000  # of one such step, roughly
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much of the images is used, and how: `positions` of every map; `ridge`, relative to the mean square of a column;
-    `rounds` of further solves through an activation; `mirrored` adds every image as a mirror shows it; `pair_steps` of conjugate
-    gradients on up to `pair_images` images solve the first layer of a pair again (0: they do not).
+    """How plans are solved.
 
-    `values_bytes` bounds the activations that are kept between two nodes, once for the cut network and once for the static
-    model, `targets_bytes` the static model's values that are kept between two plans.
+    positions: sampled positions of every map. ridge: strength of the regularisation, relative to the mean square of a column.
+    rounds: further solves through an activation. mirrored: whether mirrored images are added. pair_steps: steps of conjugate
+    gradients that solve the first layer of a pair again (0: none), on up to `pair_images` images.
+
+    values_bytes: limit for the activations that are kept between two nodes, once for the cut network and once for the static
+    model. targets_bytes: limit for the static model's values that are kept between two plans.
     """
 
     positions: int = 32

@@ -1,10 +1,10 @@
 """Weights of any plan in closed form: every mixing layer is solved by ridge regression, no gradient step is made.
 
-A plan takes channels and blocks away. Most of what training then gets back is linear: at every mixing node, in topological
-order, the weights that bring what the *cut* network has at its input nearest to what the *static* model has at its output
-(channel pruning, He et al., ICCV 2017; with sums and left-out blocks as `reconstruction_targets` says). As every solve sees
-the errors of those before it, it makes up for them as far as a linear map can. Linked stages are solved by the same rule as they
-are computed: a row of stage s reads the columns with e <= s. Norms are refitted channel by channel, exit heads
+A plan removes channels and blocks. Most of the accuracy that training recovers can be had by linear maps: at every mixing node,
+in topological order, the weights are solved that map the *cut* network's values at its input as closely as possible to the
+*static* model's values at its output (channel pruning, He et al., ICCV 2017; `targets` describes sums and left-out blocks). Every
+solve sees the errors of those before it and compensates them as far as a linear map can. Linked stages are solved by the rule
+by which they are computed: a row of stage s reads the columns with e <= s. Norms are refitted channel by channel, and exit heads
 are solved against the static model's logits.
 
 Letters: B images, N rows (images times positions), D columns, O outputs, C channels, K classes, S stages.
