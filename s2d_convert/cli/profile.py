@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -72,7 +73,7 @@ def profile_command(model: Path, save: Path | None, kit: Path | None, name: str 
                     folder,
                     settings,
                     name=name,
-                    progress=lambda done, total: reporter.progress(done, total, "groups", 0),
+                    progress=lambda done, total: reporter.progress(done, total, "groups", math.nan),
                 )
                 write_board(save, board)
                 click.echo(f"{save}: {summary(board)}")
