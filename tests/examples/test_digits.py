@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
+from s2d_convert.cli.main import load_command
 
 pytest.importorskip("sklearn", reason="the extra s2d-convert[demo] is not installed")
 
@@ -61,3 +65,14 @@ def test_the_network_takes_what_the_files_hold(digits: ModuleType, tmp_path: Pat
     model = digits.residual_net(8).eval()
     digits.export(model, tmp_path / "digits.onnx")
     assert 0 <= digits.accuracy(tmp_path / "digits.onnx", images, labels) <= 1
+
+
+def test_the_demo_asks_for_options_that_exist() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ndemo:")[2].partition("\n\n")[0]
+    (line,) = [line for line in recipe.splitlines() if '/s2d-convert"' in line]
+    text = re.sub(r"\$\(if [^()]*(?:\([^()]*\)[^()]*)*\)", "--budget 0.4", line).replace("$(DEMO)", "build/demo")
+    args = shlex.split(text.replace("$(BIN)", "bin"))
+    with load_command("convert").make_context("s2d-convert", args[1:]) as context:
+        assert context.params["budget"] == 0.4
+        assert context.params["effort"] == "instant"  # trains nothing: weights in closed form
