@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,54 +26,32 @@ KEY = re.compile(r"[^|]+\|[^|]*\|(calls|mmac|kin|kout)")
 
 
 @dataclass(frozen=True)
-class Board:
-    """The measurements of one device.
-
-    keys: Q kinds of work; amounts: float64 [F, Q]; ratios: float64 [F], latencies relative to the static model's, which is
-    `static_ms` on the device.
-    """
-
-    model_name: str
-    model_sha256: str
-    machine: str
-    onnxruntime: str
-    provider: str
-    threads: int
-    batch: int
-    clock: str
-    layout_block: int
-    static_ms: float
-    keys: tuple[str, ...]
-    amounts: Array
-    ratios: Array
-
-    def __str__(self) -> str:
-        return f"{self.machine}, onnxruntime {self.onnxruntime}"
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The model of the kit, as a board file has it."""
+class BoardModel:
+    """The model of the kit."""
 
     name: str
     sha256: str
 
 
 @dataclass(frozen=True)
-class _Row:
-    """The measurement of one file, as a board file has it."""
+class BoardRow:
+    """The measurement of one file: its latency relative to the static model's, and how much of every kind of work it has, [Q]."""
 
     ratio: float
     amounts: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class _BoardFile:
-    """A board file as it is written. Raises DispatcherError that names the place of a value out of range."""
+class Board:
+    """The measurements of one device, as a board file has them.
+
+    keys: the Q kinds of work; files: one row for each of F files; static_ms: the static model's latency on the device. Raises
+    DispatcherError that names the place of a value out of range.
+    """
 
     format: str
     version: int
-    model: _Model
+    model: BoardModel
     machine: str
     onnxruntime: str
     provider: str
@@ -82,7 +61,20 @@ class _BoardFile:
     layout_block: int
     static_ms: float
     keys: tuple[str, ...]
-    files: tuple[_Row, ...]
+    files: tuple[BoardRow, ...]
+
+    def __str__(self) -> str:
+        return f"{self.machine}, onnxruntime {self.onnxruntime}"
+
+    @cached_property
+    def amounts(self) -> Array:
+        """The work in every file, float64 [F, Q]."""
+        return np.array([row.amounts for row in self.files])
+
+    @cached_property
+    def ratios(self) -> Array:
+        """The latency of every file relative to the static model's, float64 [F]."""
+        return np.array([row.ratio for row in self.files])
 
     def __post_init__(self) -> None:
         texts = {"model.name": self.model.name, "model.sha256": self.model.sha256, "machine": self.machine,
@@ -133,19 +125,5 @@ def _board(data: object) -> Board:
     kind = (data.get("format"), data.get("version")) if isinstance(data, dict) else None
     if kind != (BOARD_FORMAT, BOARD_VERSION):
         refuse("format and version", kind, f"'{BOARD_FORMAT}', {BOARD_VERSION}")
-    file: _BoardFile = read_typed(_BoardFile, data, whole=False)
-    return Board(
-        model_name=file.model.name,
-        model_sha256=file.model.sha256,
-        machine=file.machine,
-        onnxruntime=file.onnxruntime,
-        provider=file.provider,
-        threads=file.threads,
-        batch=file.batch,
-        clock=file.clock,
-        layout_block=file.layout_block,
-        static_ms=file.static_ms,
-        keys=file.keys,
-        amounts=np.array([row.amounts for row in file.files]),
-        ratios=np.array([row.ratio for row in file.files]),
-    )
+    board: Board = read_typed(Board, data, whole=False)
+    return board

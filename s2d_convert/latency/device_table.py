@@ -104,9 +104,9 @@ def read_table(path: Path, *, model: Path, model_sha256: str, threads: int, batc
     """Return the table that is fitted to a board file. Raises UsageError where the file is no board file, or was measured
     for another model, number of threads or batch size."""
     board = read_board(path)
-    if board.model_sha256 != model_sha256:
+    if board.model.sha256 != model_sha256:
         raise UsageError(
-            f"--latency {path}: measured for the model {board.model_name}, which is not the file {model}; "
+            f"--latency {path}: measured for the model {board.model.name}, which is not the file {model}; "
             "make a kit of this model with s2d profile"
         )
     for name, stands_for, asked in (("threads", board.threads, threads), ("batch", board.batch, batch)):
