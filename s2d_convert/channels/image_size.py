@@ -1,8 +1,8 @@
 """The same graph for a smaller image: it takes the image in its full size and begins by resizing it.
 
-Nodes, names and weights stay those of the graph that it is made from, so that plans and weights fit both; only shapes differ.
-What holds the size of a map is renewed where its meaning is plain (a pool over the whole map, a Reshape that leaves the map
-alone). Whether the rest bears another size is found out by trying.
+Nodes, names and weights stay those of the original graph, so that plans and weights fit both; only shapes differ. Constants
+that hold the size of a map are replaced where their meaning is clear (a pool over the whole map, a Reshape that does not touch
+the map). Whether the other nodes work at another size is found out by trying.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _run(graph: Graph, model: onnx.ModelProto, constants: Mapping[str, np.ndarra
 
 
 def _unfit(error: Exception) -> FixedSizeError:
-    """Return what a library says of a model whose nodes do not go together any more, in a few words."""
+    """Return the error for a model whose nodes do not fit together any more, from a library's message."""
     node = re.search(r"op_type:(\w+)|running (\w+) node", str(error))
     kind = next(filter(None, node.groups()), "") if node else ""
     return FixedSizeError(f"a node ({kind}) holds the size of a map" if kind else first_line(error))

@@ -1,18 +1,17 @@
-"""The end of a classifier that only words its answer: what lies between its logits and its output is set aside.
+"""The end of a classifier, from its logits to its output, which is set aside.
 
-A Softmax, and what may stand behind it (clipped probabilities, percent, their logarithm, an L2 norm...), is no part of what
-stages compute, but every exit has to answer as the static model does. So the nodes behind the logits become a tail, which the
-export puts behind each exit.
+Stages do not compute a Softmax and the nodes after it (clipping, percent, a logarithm, an L2 norm...), but every exit must
+answer in the form of the static model. So the nodes after the logits become a tail, which the export puts after each exit.
 
-Look backwards from the output. As long as nodes only treat the classes of one image (element by element, or by a number over
-all classes) they may belong to the end. The logits are the last tensor that everything behind comes from and that no
-normalisation over the classes comes before. What mixes several tensors behind a Softmax cannot be set aside. If it is
-probabilities still (their average over several heads), their logarithms are logits as good as any: a logarithm and a Softmax
-are put behind. Else the model is refused.
+The search goes backwards from the output. Nodes that only treat the classes of one image (element by element, or by a number
+over all classes) may belong to the end. The logits are the last tensor on which all later ones depend and before which there is
+no normalisation over the classes. Nodes that mix several tensors after a Softmax cannot be set aside. If their result is still
+probabilities (such as an average over several heads), their logarithms serve as logits: a logarithm and a Softmax are
+added. Otherwise the model is refused.
 
-A Sigmoid of all classes is set aside like a Softmax (`set_sigmoid_aside`), with all that is made of its answers alone; there
-may be one class only. Where the answer is one number per image without an axis of its own, the logit before it lost that axis
-is taken (`with_axis`).
+A Sigmoid of all classes is set aside like a Softmax (`set_sigmoid_aside`), with all nodes that depend on it alone; there may be
+one class only. If the answer is one number per image without an axis of its own, the logit is taken before it lost that axis
+(`with_axis`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model answers on made-up images: the check that loading changed nothing, and that no image sees another.
+"""Answers of a model on made-up images: checks that loading changed nothing, and that images do not affect each other.
 
 Letters: B images of a batch, K classes.
 """
@@ -85,7 +85,7 @@ def check_same(session: ort.InferenceSession, asked: FileAnswers, *, half: bool)
 def check_rows(session: ort.InferenceSession, shape: tuple[int, ...]) -> np.ndarray:
     """Return the answers to some images. Raises ModelError unless every row of a batch is answered as it is alone.
 
-    A batch of 1 that was baked into some operator looks like any other axis of length 1; only running the model tells.
+    A batch of 1 in the constants of an operator looks like any other axis of length 1, so only running the model shows it.
     """
     image = session.get_inputs()[0].name
     images = noise((ROWS, *shape))

@@ -1,8 +1,8 @@
 """A read-only view of a model that is simple enough to reason about.
 
 Every tensor is either a constant (a numpy array in `Graph.constants`) or computed from the image, with the batch as axis 0 of
-symbolic length. Shapes here never name the batch axis: a feature map has shape (C, H, W). How a file gets so simple stands
-in `load`, which lists the steps.
+symbolic length. Shapes here never name the batch axis: a feature map has shape (C, H, W). `load` makes it
+of a file.
 """
 
 from __future__ import annotations
@@ -42,19 +42,17 @@ class Node:
 class Graph:
     """A simplified classifier: nodes in topological order from `image` to `output` (the logits).
 
-    `shapes` gives every computed tensor without its batch axis. `tail` has the nodes that make the file's answer of the logits
-    (none if the model ends in logits), and `tail_shapes` what they make; the export puts them behind every exit.
-    `output_kind` says what that answer is: logits, probabilities or log_probabilities of classes, or of labels, each given or
-    not, sigmoid or sigmoid_logits.
-    `half` says that the file had float16 weights; here all numbers are float32. `folded` has the tensors whose axis 0 is
-    not the batch alone (windows as rows...), with the number of its rows per image. `types` has the numpy type of each
-    tensor that is not float32 (masks, indices). `image_type` is what the file takes the image as, float32 or uint8; here it is
-    float32 from the first node on. `image_axis` is the axis of its channels: 0, or 2 for channels last.
-    `opset` is that of the graph here, `source_opset` that of the file.
-    `scale` is the part of each side that the image is read at: below 1, the first nodes resize it (`image_size`).
-    `class_names` are those in the file's metadata, if it has them.
-    `skeleton` is the simplified static model without its constants, which large models should not have in memory twice;
-    `to_model` puts them together.
+    shapes: of every computed tensor, without its batch axis. tail: the nodes from the logits to the file's output (none if the
+    model ends in logits), and `tail_shapes` the shapes of their results; the export puts them after every exit. output_kind:
+    the form of that output, see `s2d_runtime.dispatcher.KINDS`. half: whether the file had float16 weights; in a graph all
+    numbers are float32. folded: the tensors whose axis 0 is not the batch alone (windows as rows...), with the number of rows
+    per image. types: the numpy type of each tensor that is not float32 (masks, indices).
+
+    image_type: the type of the image in the file, float32 or uint8; in a graph it is float32 from the first node on.
+    image_axis: the axis of its channels, 0, or 2 for channels last. opset: of the graph; source_opset: of the file. scale: the
+    part of each side that the image is read at; below 1, the first nodes resize it (`image_size`). class_names: those in the
+    file's metadata, if any. skeleton: the simplified static model without its constants, which large models should not have
+    in memory twice; `to_model` puts them together.
     """
 
     nodes: tuple[Node, ...]

@@ -1,7 +1,7 @@
-"""Which axis of the image has the channels, and how many there are, as the first operator that tells them apart has it.
+"""The channel axis of the image and its length, according to the first operator that depends on it.
 
-Shapes alone do not tell: 13 bands may come last, and a signal of 9 sensors may be one pixel wide. So the axes of the image are
-followed through what comes first in a graph (a Transpose, scaling, padding...) to a convolution, or a norm of channels.
+Shapes are not enough: 13 bands may come last, and a signal of 9 sensors may be one pixel wide. So the axes of the image are
+followed through the first nodes of the graph (a Transpose, scaling, padding...) to a convolution or a norm of channels.
 """
 
 from __future__ import annotations

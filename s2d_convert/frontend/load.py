@@ -49,9 +49,9 @@ def load_graph(
 ) -> Graph:
     """Return the simplified graph of an ONNX file.
 
-    `size` (H, W) fixes a dynamic spatial size; `output` picks one of several outputs, or any tensor inside. `labels` says
-    whether an image has one of the classes ("classes") or several labels, or none ("multi"); None: several where the model
-    ends in a Sigmoid or in one number.
+    size: (H, W), for a dynamic spatial size. output: one of several outputs, or any inner tensor. labels: "classes" if an image
+    has one class, "multi" if it has any number of labels; None: "multi" if the model ends in a Sigmoid or in one number.
+
     Raises ModelError when the file is not a static CNN classifier with one image input, UsageError when `size`, `output` or
     `labels` does not fit it.
     """

@@ -1,7 +1,7 @@
 """Put the batch back where a file for one image has squeezed it away.
 
-What comes behind such a Squeeze works on one axis fewer, until an Unsqueeze or a Reshape puts it back. Nodes in between are
-told to leave the first axis alone: their axes, counted from the front, are one further on.
+Nodes after such a Squeeze work on one axis fewer, until an Unsqueeze or a Reshape restores it. The axes of the nodes in between
+are shifted by one, so that they do not touch the first axis.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Passes over a file as it comes: refuse what no conversion can serve, take away what nobody reads, one float type, one range
-of opsets. Each takes an `onnx.ModelProto`, changes it in place if it can, and returns it."""
+"""Passes over a new file: refuse what cannot be converted, remove what is not read, and unify float types and opsets.
+
+Each takes an `onnx.ModelProto`, changes it in place if it can, and returns it.
+"""
 
 from __future__ import annotations
 
@@ -152,9 +154,8 @@ def _trains(node: onnx.NodeProto, *, old: bool) -> bool:
 
 
 def without_spare_values(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model without constants among the inputs, without shapes that were written down when the batch had another
-    length, and without what nobody reads of an operator's further outputs (the mask of a Dropout, the places of a
-    MaxPool), in place."""
+    """Remove constants from the inputs, recorded shapes (which may be of another batch), and further outputs that no node reads
+    (the mask of a Dropout, the indices of a MaxPool), in place; return the model."""
     _forget_shapes(model)
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]

@@ -18,10 +18,11 @@ NEED_TYPES = ("Attention", "CastLike")
 
 
 def with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model without If nodes that are decided already, CastLike, GroupNormalization and Attention, in place:
-    onnxruntime trips over the first, does not fold the second, and puts the third into words whose shapes nobody infers;
-    the fourth is newer than the words that the rest of the package knows. Raises ModelError for an If that the image
-    decides."""
+    """Replace If nodes with a constant condition, CastLike, GroupNormalization and Attention, in place; return the model.
+
+    onnxruntime fails on the first, does not fold the second, and expands the third into nodes without inferred shapes; the
+    fourth is newer than the operators that this package knows. Raises ModelError for an If that depends on the image.
+    """
     kinds = _types(model) if any(n.op_type in NEED_TYPES for n in model.graph.node) else {}
     nodes: list[onnx.NodeProto] = []
     for node in _without_decided_branches(model):
