@@ -1,11 +1,11 @@
-"""Two layers at once: the first of a pair is solved again for what the second makes of it.
+"""Pairs of layers: the first one is solved again for the output of the second.
 
-Where a layer's output goes through an activation h into one other layer and nowhere else, its old values are not what counts: any
-features will do from which the second layer makes its target. With the second layer's weights fixed, a change V of the
-first one's changes the answer by J V = W2 (h'(z) * (V x)) to first order, which is linear in V, so V is a ridge regression
-too (one Gauss-Newton step). The matrix would be too large, so conjugate gradients solve it, with the layer's own
-Gram matrix as preconditioner; products with J^T J need one run of the two layers forward and one backward. Then the
-second layer is solved again on the new features.
+If a layer's output goes only through an activation h into one other layer, its old values do not matter: any features are as
+good from which the second layer reaches its target. With the second layer's weights fixed, a change V of the first one's
+changes the output by J V = W2 (h'(z) * (V x)) to first order. This is linear in V, so V is a ridge regression too (one
+Gauss-Newton step). Its matrix would be too large, so it is solved by conjugate gradients, preconditioned with the layer's own
+Gram matrix; a product with J^T J takes one forward and one backward pass of the two layers. Then the second layer is solved
+again on the new features.
 
 Letters: N rows, G groups, D columns of the first layer, o outputs of one group.
 """
@@ -31,7 +31,7 @@ SMALL = 1e-9
 
 @dataclass(frozen=True)
 class Pair:
-    """Two mixing nodes and the element-wise operators between them, through which alone the first acts on anything."""
+    """Two mixing nodes and the element-wise operators between them; nothing else depends on the first."""
 
     first: Node
     between: tuple[Node, ...]

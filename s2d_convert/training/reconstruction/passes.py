@@ -1,7 +1,7 @@
-"""A network's values on all images, computed no further than they are asked for and kept only as far as memory allows.
+"""A network's values on all images, computed on request and kept as far as memory allows.
 
-The images lie in chunks. What later nodes still read (the frontier) is kept for every chunk where that fits the budget; where it
-does not, the next request starts again from the last frontier that did, in the worst case from the images.
+The images are divided into chunks. The tensors that later nodes still read (the frontier) are kept for every chunk if they fit the
+budget. Otherwise the next request starts again from the last frontier that did, in the worst case from the images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from s2d_convert.plans.plan import identity_plan
 from s2d_convert.training.reconstruction.columns import channel_rows, image_seeds, sampled_positions
 
 BYTES = 4  # of a float32
-MOST_LEFT = 0.75  # of a weight, for copies of its part and of its input to be worth their time
+MOST_LEFT = 0.75  # share of a weight up to which it is faster to copy the part that is left, and its input
 CHUNK_BYTES, MAX_CHUNK = 64_000_000, 100  # of the largest tensor; images
 MIXING = (Kind.MIX, Kind.GROUPED)
 NORMS = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")

@@ -5,9 +5,9 @@ For rows x [N, D] of what a node reads, targets t [N, O] and old weights W0, b0,
 
     sum over rows ||t - W x - b||^2 + ridge * N * mean(x^2) * ||W - W0||^2
 
-The step W - W0 is what is solved for, from the residuals e = t - W0 x - b0: where the old weights are right nothing moves,
-and rounding hurts the step, not the weights. The bias is free. With fewer rows than columns, or more columns than a Gram matrix
-should have, the same step is solved in the space of the rows ("dual").
+The unknown is the step W - W0, solved from the residuals e = t - W0 x - b0. So nothing changes where the old weights are right,
+and rounding errors affect the step, not the weights. The bias is not regularised. With fewer rows than columns, or more columns
+than a Gram matrix should have, the same step is solved in the space of the rows ("dual").
 
 Letters: N rows, G groups, D columns, O outputs of all groups, o outputs of one group.
 """
@@ -22,15 +22,17 @@ from torch import Tensor
 
 MAX_COLUMNS = 6144  # of a Gram matrix: 300 MB in float64
 MAX_DUAL_ROWS = 4096  # where the images allow it
-MAX_KEPT_BYTES = 400_000_000  # of rows that rounds through an activation go over again
+MAX_KEPT_BYTES = 400_000_000  # of rows that are kept for rounds through an activation
 BYTES = 4  # of a float32
 FLOOR = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What to add to the weights, [O, D], and to the biases, [O]; sums of squared errors per output [O] before and after,
-    on the rows that it was solved on, and their number."""
+    """A step for the weights, [O, D], and the biases, [O].
+
+    before, after: sums of squared errors per output [O] on the `rows` rows that it was solved on.
+    """
 
     weight: Tensor
     bias: Tensor

@@ -1,9 +1,9 @@
-"""What a mixing node should make: the static model's values at the place where its error counts.
+"""The target of a mixing node: the static model's values at the tensor where the node's error matters.
 
-The plain target of a node is what the static model has there. Where its output goes into a sum, the sum is what counts: the
-target is the static sum less the cut network's other summands, so that the errors of a residual stream do not add up.
-Where the blocks behind that sum are left out, the cut network carries the sum past them, and it stands for the static
-stream after the last of them (compare PRACTISE, Wang and Wu, CVPR 2023).
+Usually the target is the static model's value of the node's output. If the output goes into a sum, the target is the static
+sum minus the cut network's other summands, so that the errors of a residual stream do not add up. If the blocks after that sum
+are left out, the cut network passes the sum on, and the target is the static stream after the last of these blocks (compare
+PRACTISE, Wang and Wu, CVPR 2023).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ Evaluate = Callable[[Node, Tensor], Tensor]  # a node with one computed input, o
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Of a node's output y: (`tensor` of the static model - the cut network's `others`, each with its sign - `offset`) /
-    `scale`, channel by channel. Without scale and offset (None), y is a summand as it is.
+    """The target of a node's output y: (`tensor` of the static model - the cut network's `others`, each with its sign - `offset`)
+    / `scale`, channel by channel. Without scale and offset (None), y itself is a summand.
 
-    `activation` is what follows the sum, or y where there is none: an idempotent operator (None for others)."""
+    activation: the idempotent operator after the sum, or after y if there is no sum; None if there is no such operator.
+    """
 
     tensor: str
     others: tuple[tuple[str, float], ...] = ()
@@ -41,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class _Summand:
-    """A place on the way from a node to a sum: value = scale * y + offset there."""
+    """A tensor on the way from a node to a sum; its value is scale * y + offset."""
 
     tensor: str
     scale: Array
