@@ -1,7 +1,7 @@
 """A network's values on all images, computed on request and kept as far as memory allows.
 
-The images are divided into chunks. The tensors that later nodes still read (the frontier) are kept for every chunk if they fit the
-budget. Otherwise the next request starts again from the last frontier that did, in the worst case from the images.
+The images are divided into chunks. The tensors that later nodes still read (the frontier) are kept for every chunk if they fit
+the budget. Otherwise the next request starts again from the last frontier that did, in the worst case from the images.
 """
 
 from __future__ import annotations
