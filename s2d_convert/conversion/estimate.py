@@ -17,6 +17,7 @@ import torch
 
 from s2d_convert.base.reporting import PlannedStep
 from s2d_convert.conversion.context import Job
+from s2d_convert.conversion.exact import HEAD_SECONDS, HEADS_UNTIL
 from s2d_convert.conversion.explore import UNTIL as SEARCHED_UNTIL
 from s2d_convert.conversion.explore import allocate, make_evaluator
 from s2d_convert.conversion.finals import ROUNDS
@@ -45,9 +46,19 @@ def steps_ahead(options: ConvertOptions) -> list[str]:
         narrow = ["finals", "fine-tune"] if options.data is not None and options.picture is None else []
         names = ["heads", "search", *narrow]
     else:
-        names = ["search", *(["finals"] if options.plan in PLANS else [])]
+        names = [
+            *(["heads"] if compares_exits(options) else []),
+            "search",
+            *(["finals"] if options.plan in PLANS else []),
+        ]
         names += ["fine-tune"] if options.work.finetune_epochs or options.work.finetune_min_steps else []
     return [*names, "export", "measure", *(["quantize"] if options.quantize else [])]
+
+
+def compares_exits(options: ConvertOptions) -> bool:
+    """Return whether what is trained has a rival in exits on the unchanged backbone; their heads are trained, too."""
+    real = options.data is not None and options.picture is None
+    return real and options.plan == "search" and options.work.trial_steps > 0
 
 
 def planned(job: Job, space: PlanSpace | None) -> list[PlannedStep]:
@@ -55,7 +66,8 @@ def planned(job: Job, space: PlanSpace | None) -> list[PlannedStep]:
     seconds: dict[str, float] = {"measure": finishing_seconds(job)}
     if job.clock.limited:
         left = job.clock.left
-        seconds["search"] = left(SEARCHED_UNTIL)
+        seconds["heads"] = left(HEADS_UNTIL)
+        seconds["search"] = left(SEARCHED_UNTIL) - seconds["heads"]
         seconds["finals"] = left(PLAYED_UNTIL) - left(SEARCHED_UNTIL)
         seconds["fine-tune"] = max(0.0, left(TRAINED_UNTIL) - left(PLAYED_UNTIL) - seconds["measure"])
     elif space is not None:
@@ -76,7 +88,9 @@ def _by_effort(job: Job, space: PlanSpace) -> dict[str, float]:
     candidates = work.evaluations * (METHODS if work.baselines and job.options.plan == "search" else 1)
     epochs = round(work.finetune_epochs * len(ready.dataset.train) / TrainSettings.batch_size)
     trials = (CONTENDERS * ROUNDS[0] + math.ceil(CONTENDERS / 3) * ROUNDS[1]) * work.trial_steps
+    rows = min(work.head_images, HEAD_SECONDS / image)
     return {
+        "heads": 2 * rows * image,
         "search": candidates * (solve + MEASURING),
         "finals": CONTENDERS * FULL_SOLVE * solve + trials * step,
         "fine-tune": max(epochs * MOST_PASSES / 2, work.finetune_min_steps) * step,

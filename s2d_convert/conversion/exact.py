@@ -49,9 +49,12 @@ from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.training.exit_heads import MAX_COPIES, Copies, Extractor, Features, head_logits, train_heads
 from s2d_convert.training.settings import Progress
 
+DEPTH_METHOD = "depth"  # of trials of sets of exits in the trace
 TAPS = "taps"  # the key of a depth trial's taps in the trace, as indices
 BEAM = 6
 LEAST_SHARE = 0.01  # an exit that fewer images take only adds cost
+HEAD_SECONDS, HEAD_BYTES, LEAST_ROWS = 120.0, 1e9, 500  # of the features of heads; training may take as long again
+HEADS_UNTIL = 0.2  # of all time, if there is a limit
 LEAST_MEASURED = 4  # least number of sets of exits whose latency is measured
 
 
@@ -90,7 +93,8 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
 
         heads = train_heads(
             ready.model, features,
-            epochs=options.work.head_epochs, seed=options.seed, device=ready.device, on_step=show,
+            epochs=options.work.head_epochs, seed=options.seed, device=ready.device,
+            seconds=min(HEAD_SECONDS, job.clock.left(HEADS_UNTIL)), on_step=show,
         )  # fmt: skip
         _write_heads(run.path / HEADS, heads)
     logits = head_logits(ready.model, heads, extractor.features(ready.dataset.calib))
@@ -102,9 +106,10 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
 def _training_features(job: Job, extractor: Extractor) -> Features:
     """Return the features of the training images. If there are few, further augmented copies are added."""
     ready, options = job.ready, job.options
-    images = ready.dataset.train.take(slice(0, options.work.head_images))
+    most = most_rows(job, extractor)
+    images = ready.dataset.train.take(slice(0, most))
     made_up = images.kind == "made-up"
-    copies = 1 if made_up else max(1, min(MAX_COPIES, options.work.head_images // len(images)))
+    copies = 1 if made_up else max(1, min(MAX_COPIES, most // len(images)))
     level: Level = "strong" if made_up else "light"
 
     def show(done: int, total: int) -> None:
@@ -112,6 +117,14 @@ def _training_features(job: Job, extractor: Extractor) -> Features:
 
     augmented = Copies(copies, level, options.flip, options.seed)
     return extractor.features(images, copies=augmented, store=job.run.path / FEATURES, report=show)
+
+
+def most_rows(job: Job, extractor: Extractor) -> int:
+    """Return how many rows of features are computed: as many as the effort asks for, and time and memory allow."""
+    seconds = min(HEAD_SECONDS, 0.5 * job.clock.left(HEADS_UNTIL))
+    by_time = seconds * torch.get_num_threads() / (job.meter.measure([]).reference_ms / 1e3)
+    rows = min(job.options.work.head_images, by_time, HEAD_BYTES / extractor.row_bytes)
+    return max(LEAST_ROWS, int(rows))
 
 
 def _write_heads(path: Path, heads: Mapping[str, ExitHead]) -> None:
@@ -219,7 +232,7 @@ class DepthSearch:
         started = time.perf_counter()
         value = self.measured(taps)
         conversion = Conversion((self.chain(taps).plan,))
-        trial = Trial(index, "depth", (), conversion, value, False, time.perf_counter() - started)
+        trial = Trial(index, DEPTH_METHOD, (), conversion, value, False, time.perf_counter() - started)
         line = trial_to_json(trial, conversion.to_json(self.ready.channels))
         self.job.run.append_trace({**line, TAPS: list(taps)})
         return value
@@ -236,7 +249,6 @@ def _whole(ratios: Sequence[float]) -> tuple[float, ...]:
 
 def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead], logits: Array) -> Candidate:
     """Return the best chain of exits on the unchanged backbone. heads, logits: from `trained_heads`."""
-    job.reporter.step("search")
     search = DepthSearch(job, heads, logits, meter)
     stored = job.run.read_json(DEPTH)
     taps: Taps = search.best() if stored is None else tuple(stored)

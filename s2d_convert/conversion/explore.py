@@ -13,6 +13,7 @@ import numpy as np
 from s2d_convert.base.clock import Clock
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import Job, Prepared, goal_of
+from s2d_convert.conversion.exact import DEPTH_METHOD
 from s2d_convert.conversion.options import PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import ALLOCATED, BASELINES
 from s2d_convert.conversion.worst_case import confirmed
@@ -39,7 +40,7 @@ from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import Settings, reinforce
 
 ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at most
-UNTIL = 0.3  # of all time, if there is a limit
+UNTIL = 0.4  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
 MOST_LEFT_OUT = 8e10  # MACs of all blocks' models together for which the error without each block is measured
@@ -60,7 +61,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
     space = restricted(space, options.plan)
     rows = allocate(job, space) if options.plan in ("search", "cascade", "width") else ()
     run.rewrite_trace()
-    trace = list(run.trace())
+    trace = [line for line in run.trace() if line["method"] != DEPTH_METHOD]  # those have trained heads
     known = {Conversion.from_json(line["plan"], ready.channels): evaluation_from_json(line) for line in trace}
     traced = {(line["method"], line["index"]) for line in trace}
     met: Counter[str] = Counter()

@@ -23,7 +23,7 @@ from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, tri
 METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
 KEPT = 3  # one in KEPT candidates stays for the next round
-ENTER_UNTIL, UNTIL = 0.4, 0.5  # of all time, if there is a limit: the first round, and all of them
+ENTER_UNTIL, UNTIL = 0.5, 0.6  # of all time, if there is a limit: the first round, and all of them
 FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
 

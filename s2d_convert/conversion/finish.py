@@ -104,11 +104,12 @@ def finish(
         },
     )
     with new_folder(out, draft, models, running=options.running, force=options.force) as writer:
+        keeps_original = options.exact or keeps_the_original(ready, conversion, tuned)
 
         def deliver(cost: Costs) -> Measured:
             # Costs do not depend on answers, so a promise that is tested again with other costs is still tested once.
             writer.calibrate(choose_policies(job, models, scores, temperatures, cost=cost), cost)
-            return measure_folder(job, writer, models, exact=options.exact or keeps_the_original(ready, conversion))
+            return measure_folder(job, writer, models, exact=keeps_original)
 
         reporter.step("measure")
         measure_costs = partial(measured_costs, job, writer, models)
@@ -192,9 +193,11 @@ def stands_for(table: Table | None) -> dict[str, Any]:
     return {"machine": str(table.board), "latency": "predicted", "prediction_error": asdict(table.held_out_error)}
 
 
-def keeps_the_original(ready: Prepared, conversion: Conversion) -> bool:
-    """Return whether the last chain of the plan is the untouched static model, in any mode."""
-    return len(conversion.chains) > 1 and is_untouched(ready.graph, conversion.chains[-1])
+def keeps_the_original(ready: Prepared, conversion: Conversion, tuned: Tuned) -> bool:
+    """Return whether the last stage answers as the static model does: a chain that is the model, or exits on its weights."""
+    if len(conversion.chains) > 1:
+        return is_untouched(ready.graph, conversion.chains[-1])
+    return tuned.chain.weights.mix is ready.weights.mix
 
 
 def exactness(runner: Dispatcher, static: StaticModel, images: Images) -> Exactness:

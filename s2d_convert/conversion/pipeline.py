@@ -23,8 +23,15 @@ from s2d_convert.base.clock import Clock, as_duration
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
-from s2d_convert.conversion.estimate import Forecast, forecast, memory_bytes, planned
-from s2d_convert.conversion.exact import Candidate, better, cascade_candidate, depth_candidate, trained_heads
+from s2d_convert.conversion.estimate import Forecast, compares_exits, forecast, memory_bytes, planned
+from s2d_convert.conversion.exact import (
+    DEPTH_METHOD,
+    Candidate,
+    better,
+    cascade_candidate,
+    depth_candidate,
+    trained_heads,
+)
 from s2d_convert.conversion.explore import choose, make_evaluator, screened, search, with_slim_lasts, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
@@ -42,7 +49,7 @@ from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
-from s2d_convert.plans.space import CASCADE, PlanSpace
+from s2d_convert.plans.space import CASCADE, PlanSpace, depth_taps
 from s2d_convert.search.base import Evaluation
 from s2d_convert.search.evaluate import Evaluator
 
@@ -59,7 +66,10 @@ def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None 
     ready, run = job.ready, job.run
     space = None if options.exact else possible(job, with_slim_lasts(job, plan_space(ready, options)))
     reporter.plan(planned(job, space), memory_bytes=memory_bytes(job))
-    conversion, tuned = keep_original(job) if space is None else train_everything(job, space, given)
+    if space is None:
+        conversion, tuned = keep_original(job)
+    else:
+        conversion, tuned = train_and_compare(job, space, given)
     provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
     with _timed(run, "finish"):
         result = _finished(job, tuned, conversion, provenance=provenance)
@@ -138,6 +148,22 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     return Result(options.out, manifest, measured, manifest.default_policy.reached, within, options.max_loss)
 
 
+def train_and_compare(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
+    """The best of what is trained and, where any plan may be chosen, of exits on the unchanged backbone, whose heads take
+    seconds."""
+    if not compares_exits(job.options) or job.ready.dataset.kind == "made-up" or not depth_taps(job.ready.model):
+        return train_everything(job, space, given)
+    with _timed(job.run, "heads"):
+        exits = depth_candidate(job, job.meter, *trained_heads(job))
+    conversion, tuned = train_everything(job, space, given)
+    trained = Candidate(conversion, tuned, trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job)))
+    best = better(exits, trained)
+    if best is exits:
+        choose(job, exits.conversion, exits.evaluation)
+        job.reporter.note("exits on the unchanged model are worth more than what was trained; they are written")
+    return best.conversion, best.tuned
+
+
 def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
     """Search, play the finals and fine-tune; return the best conversion, or the `given` one, with its first chain."""
     with _timed(job.run, "search"):
@@ -164,7 +190,8 @@ def play_finals(
     job.reporter.step("finals")
     done = run.read_json(FINALS)
     if done is None:
-        rivals = favourites((line for line in run.trace() if line["method"] != METHOD), channels)
+        others = (METHOD, DEPTH_METHOD)
+        rivals = favourites((line for line in run.trace() if line["method"] not in others), channels)
         allocated = run.read_json(ALLOCATED)  # they stand in the trace
         if options.plan in ("search", "cascade") and CASCADE in space.kinds and not allocated:
             rivals = {**rivals, **simple_chains(space, options.budget or 1.0)}
@@ -200,6 +227,7 @@ def keep_original(job: Job) -> tuple[Conversion, Tuned]:
         with _timed(job.run, "heads"):
             heads, logits = trained_heads(job)
         with _timed(job.run, "search"):
+            job.reporter.step("search")
             candidates.append(depth_candidate(job, job.meter, heads, logits))
     if ready.dataset.kind != "made-up" and job.options.plan != "depth":
         space = possible(job, plan_space(ready, job.options))

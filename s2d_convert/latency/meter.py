@@ -49,7 +49,7 @@ class Meter:
         image: Array,
         *,
         running: Running = ONE_THREAD,
-        seconds: float = 0.4,
+        seconds: float = 0.3,
     ) -> None:
         self._running, self._seconds = running, seconds
         self._reference = running.session(reference)

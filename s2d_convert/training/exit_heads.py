@@ -127,6 +127,11 @@ class Extractor:
         serialized = feature_model(model, taps).SerializeToString()
         self._session = make_session(serialized, threads=threads, provider=provider)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the features of one image, at all taps together."""
+        return 4 * (self.graph.classes + sum(self._widths))
+
     def features(
         self, images: Images, *, copies: Copies = ONCE, store: Path | None = None, report: Report | None = None
     ) -> Features:
@@ -203,9 +208,11 @@ def train_heads(
     epochs: float,
     seed: int,
     device: torch.device,
+    seconds: float = math.inf,
     on_step: Callable[[Progress], None] | None = None,
 ) -> dict[str, ExitHead]:
-    """Train a head for every tap, all in one loop over the same batches, and return them by tap."""
+    """Train a head for every tap, all in one loop over the same batches, for so many epochs and so many seconds at most, and
+    return them by tap."""
     taps = list(features.taps)
     scales = [_scale(features.taps[tap]) for tap in taps]
     heads = [_module(model, t, new_head(model, t, seed=seed)).to(device) for t in taps]
@@ -221,6 +228,9 @@ def train_heads(
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
     started = time.monotonic()
     for step in range(settings.steps):
+        share = max(step / settings.steps, (time.monotonic() - started) / seconds)
+        if share >= 1:
+            break
         epoch, number = divmod(step, rows // size)
         order = np.random.default_rng([seed, 6, epoch]).permutation(rows)
         batch = np.sort(order[number * size : (number + 1) * size])
@@ -228,13 +238,14 @@ def train_heads(
         soft = torch.from_numpy(features.logits[batch]).to(device)
         labels = None if features.labels is None else torch.from_numpy(features.labels[batch]).to(device)
         logits = [head.logits(x) for head, x in zip(heads, inputs, strict=True)]
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step / settings.steps, settings.warmup)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(share, settings.warmup)
         loss = exit_loss(logits, soft, labels, settings, several=model.graph.task.several)
         optimizer.zero_grad(set_to_none=True)
         (loss * len(taps)).backward()
         optimizer.step()
         if on_step is not None:
-            seconds_left = (time.monotonic() - started) / (step + 1) * (settings.steps - step - 1)
+            spent = time.monotonic() - started
+            seconds_left = min(spent / (step + 1) * (settings.steps - step - 1), max(0.0, seconds - spent))
             on_step(Progress(step + 1, settings.steps, float(loss.detach()), seconds_left))
     return {t: _rescaled(head.numpy(), scale) for t, head, scale in zip(taps, heads, scales, strict=True)}
 

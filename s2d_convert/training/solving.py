@@ -23,7 +23,7 @@ from s2d_convert.plans.weights import Weights, classifier_of
 from s2d_convert.slicing.chain import Chain
 from s2d_convert.training.reconstruction import Reconstruction, Settings, data_importance
 
-ROUGH_IMAGES, FULL_IMAGES = 512, 1000
+ROUGH_IMAGES, FULL_IMAGES = 256, 1000
 ROUGH = Settings(positions=16, rounds=0, pair_steps=0)  # one ridge regression a layer: several times cheaper
 FULL = Settings()
 SKETCH_IMAGES, SKETCH_MACS, LEAST_SKETCHED = 128, 1e10, 16

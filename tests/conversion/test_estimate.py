@@ -60,6 +60,6 @@ def test_the_command_says_what_it_would_do(place: Path, capsys: pytest.CaptureFi
         capsys, "convert", str(place / "tiny.onnx"), "--data", str(place / "data.npz"), "--dry-run", "--effort", "quick"
     )
     assert code == 0, err
-    assert "The plan: 5 steps, about" in err
+    assert "The plan: 6 steps, about" in err
     assert "before any training" in out
     assert "Nothing was trained or written" in out

@@ -172,7 +172,7 @@ def test_a_round_goes_on_from_the_one_before_and_equal_steps_are_never_trained_t
     assert len({line["index"] for line in lines}) == len(lines) == len(whole.trained)
 
 
-@pytest.mark.parametrize("plan", ["search", "depth"])
+@pytest.mark.parametrize("plan", ["cascade", "depth"])
 def test_an_interrupted_final_resumes_and_its_best_is_trained_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str
 ) -> None:
