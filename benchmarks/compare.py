@@ -14,22 +14,21 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pruning
 from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
-from benchmarks.stand import BenchOptions, Entry, Stand
-from benchmarks.tables import markdown, plot, rows
+from benchmarks.stand import BenchOptions, Entry, NotRun, Stand
+from benchmarks.tables import markdown, plot, reasons, rows
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.finish import versions
 from s2d_convert.conversion.options import EFFORTS, Effort
 from s2d_convert.data.images import Images
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
-from s2d_convert.errors import DataError, OutputError, S2DError
+from s2d_convert.errors import DataError, ModelError, OutputError, S2DError
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.exporting.timing import machine
 
@@ -37,20 +36,41 @@ OURS = ("ours", "int8-ours")
 AMOUNTS = tuple(f.name for f in fields(Effort) if f.name not in ("baselines", "made_up_images"))
 
 
-def compare(stand: Stand, args: argparse.Namespace) -> list[Entry]:
-    """Run all methods for all seeds and budgets, and return their entries."""
+def compare(stand: Stand, args: argparse.Namespace) -> tuple[list[Entry], list[NotRun]]:
+    """Run all methods for all seeds and budgets. Return their entries, and the rivals that could not be run with the reason."""
     entries: list[Entry] = []
+    not_run: list[NotRun] = []
     for seed in range(args.seeds):
         for name in args.methods:
             method = METHODS[name]
             budgets = (args.budgets if name in OURS else args.other_budgets) if method.per_budget else args.budgets[:1]
-            found = [make_entry(stand, name, seed, budget, only_known=args.measure_only) for budget in budgets]
-            made = [entry for entry in found if entry is not None]
+            made: list[Entry] = []
+            for budget in budgets:
+                entry = run_method(stand, name, seed, budget, only_known=args.measure_only)
+                if isinstance(entry, NotRun):
+                    not_run.append(entry)
+                elif entry is not None:
+                    made.append(entry)
             entries += [e for e in made if e.seed == seed]  # what does not depend on the seed is made once
             missing = tuple(b for b in args.budgets if b not in budgets)
             if made and method.per_budget and is_folder(made[0]):
                 entries += at_other_budgets(made[0], missing)
-    return entries
+    return entries, not_run
+
+
+def run_method(stand: Stand, name: str, seed: int, budget: float, *, only_known: bool) -> Entry | NotRun | None:
+    """Return the result of a method, None where only known ones are asked for and it is not, or why a rival was not run."""
+    method = METHODS[name]
+    at = budget if method.per_budget else None
+    if method.missing is not None:
+        return NotRun(name, seed, at, f"{method.missing} is not installed")
+    try:
+        return make_entry(stand, name, seed, budget, only_known=only_known)
+    except ModelError as error:
+        if not method.rival:
+            raise
+        stand.reporter.note(f"{name} was not run: {error}")
+        return NotRun(name, seed, at, str(error))
 
 
 def measure_all(
@@ -68,7 +88,9 @@ def measure_all(
     return results
 
 
-def write_results(stand: Stand, results: list[dict[str, Any]], args: argparse.Namespace, seconds: float) -> None:
+def write_results(
+    stand: Stand, results: list[dict[str, Any]], not_run: list[NotRun], args: argparse.Namespace, *, seconds: float
+) -> None:
     """Write results.json, table.md and plot.png into the stand's folder."""
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     (stand.root / "results.json").write_text(
@@ -79,6 +101,7 @@ def write_results(stand: Stand, results: list[dict[str, Any]], args: argparse.Na
                 "versions": versions(),
                 "seconds": round(seconds),
                 "results": results,
+                "not_run": [asdict(line) for line in not_run],
             },
             indent=1,
         )
@@ -86,7 +109,7 @@ def write_results(stand: Stand, results: list[dict[str, Any]], args: argparse.Na
         encoding="utf-8",
     )
     made = rows(results, args.settings[0])
-    table = markdown(made)
+    table = markdown(made) + reasons(not_run)
     (stand.root / "table.md").write_text(table, encoding="utf-8")
     plot(made, stand.root / "plot.png", title=f"{args.model.stem}, {results[0]['measured']['images']} test images")
     print(table)
@@ -122,13 +145,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--mean", type=numbers, help="per channel in 0..1 units, as of s2d-convert")
     parser.add_argument("--std", type=numbers, help="per channel in 0..1 units, as of s2d-convert")
     parser.add_argument("--size", type=height_and_width, help="HxW, for a model whose input size is dynamic")
+    parser.add_argument(
+        "--replacement", type=Path, help="a smaller trained model for the same images, ONNX, to compare with"
+    )
     parser.add_argument("--build-only", action="store_true", help="make the models, measure nothing")
     parser.add_argument("--measure-only", action="store_true", help="measure what is made already")
     args = parser.parse_args(argv)
     args.other_budgets = args.other_budgets or args.budgets
-    if not pruning.AVAILABLE and "pruned" in args.methods:
-        print("torch-pruning is not installed: the method `pruned` is left out (pip install --no-deps torch-pruning)")
-        args.methods.remove("pruned")
     return args
 
 
@@ -168,6 +191,7 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
         std=args.std,
         size=args.size,
         amounts=amounts,
+        replacement=args.replacement,
     )
 
 
@@ -176,8 +200,11 @@ def begun_with(args: argparse.Namespace) -> dict[str, str]:
     kept = ("data", "effort", "stages", "no_flip", "preprocess", "settings", *AMOUNTS)
     own = {name: str(getattr(args, name)) for name in kept}
     own |= {name: str(getattr(args, name)) for name in ("mean", "std", "size") if getattr(args, name) is not None}
-    for name, digest in (("model", model_sha256), ("latency", sha256_of)):
-        path = getattr(args, name)
+    paths = {"model": args.model, "latency": args.latency}
+    if args.replacement is not None:
+        paths["replacement"] = args.replacement
+    for name, path in paths.items():
+        digest = sha256_of if name == "latency" else model_sha256
         own[name] = digest(path) if path is not None and path.is_file() else str(path)
     return own
 
@@ -205,14 +232,14 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     stand = Stand(args.out, options_of(args), TerminalReporter(), begun_with(args))
     images = None if args.build_only else test_images(stand, args.test)
-    entries = compare(stand, args)
+    entries, not_run = compare(stand, args)
     if images is None:
         return
     if not entries:
         raise OutputError(f"{args.out}: nothing was made there yet; leave --measure-only out")
     settings = tuple(Setting.parse(s) for s in args.settings)
     results = measure_all(stand, entries, images, settings)
-    write_results(stand, results, args, time.monotonic() - started)
+    write_results(stand, results, not_run, args, seconds=time.monotonic() - started)
 
 
 if __name__ == "__main__":

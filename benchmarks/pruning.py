@@ -6,10 +6,9 @@ into the ONNX model. Fine-tuning is the caller's, so that it is the same for eve
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import onnx
@@ -17,13 +16,13 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from benchmarks.least_pruning import least_pruned, prune_at
 from s2d_convert.base.arrays import Array
-from s2d_convert.channels.analysis import AnalysedModel, analyse
+from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.atoms import FREE
 from s2d_convert.channels.linear import mix_weights
-from s2d_convert.errors import ModelError, S2DError
+from s2d_convert.errors import ModelError
 from s2d_convert.frontend.graph import Graph, Node
-from s2d_convert.frontend.load import load_graph
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.converters.lower import lower
 from s2d_convert.plans.weights import classifier_of
@@ -35,7 +34,7 @@ except ImportError:  # an extra: `pip install s2d-convert[bench]`
 
 AVAILABLE = torch_pruning is not None
 PRODUCTS = ("Conv", "Gemm", "MatMul")
-HALVINGS = 6
+MOST_OF_A_LAYER = 0.9  # may go where layers are ranked against each other
 
 
 class Plain(nn.Module):
@@ -143,8 +142,11 @@ def _outputs(graph: Graph, names: tuple[str, ...]) -> list[str]:
     return [node.outputs[0] for node in graph.nodes if node.name in names]
 
 
-def pruned(model: AnalysedModel, ratio: float, *, round_to: int) -> onnx.ModelProto:
+def pruned(model: AnalysedModel, ratio: float, *, round_to: int, isomorphic: bool = False) -> onnx.ModelProto:
     """Return the model without the share `ratio` of every layer's channels, those of the least group norm first.
+
+    isomorphic: the share of all layers with the same pattern of dependencies together, ranked against each other (Isomorphic
+    Pruning, Fang et al., ECCV 2024), at least one step of each layer left.
 
     Raises ModelError for a model that the package, or this way round, cannot prune.
     """
@@ -159,6 +161,9 @@ def pruned(model: AnalysedModel, ratio: float, *, round_to: int) -> onnx.ModelPr
             pruning_ratio=ratio,
             ignored_layers=[net.layer(node) for node in kept_whole(model)],
             round_to=round_to,
+            **(
+                {"global_pruning": True, "isomorphic": True, "max_pruning_ratio": MOST_OF_A_LAYER} if isomorphic else {}
+            ),
         )
         pruner.step()
     return _written(model.graph, net)
@@ -205,45 +210,23 @@ def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
 
 
 def prune_to(
-    model: AnalysedModel, meter: LatencyMeter, *, budget: float, block: int
+    model: AnalysedModel, meter: LatencyMeter, *, budget: float, block: int, isomorphic: bool = False
 ) -> tuple[onnx.ModelProto, float, float]:
     """Return (pruned model, its pruning ratio, its latency): the least that is pruned for a latency within the budget, or
     the most that can be pruned where nothing meets it.
 
-    Channels are kept in whole layout blocks, in smaller steps where the budget asks for more. Found by halving, every
-    step measured.
+    Channels are kept in whole layout blocks, in smaller steps where the budget asks for more.
     """
     kept = {node.name for node in kept_whole(model)}
     widths = [c.width for c in model.channels.classes if c.splittable and kept.isdisjoint(c.producers)]
     if not widths:
         raise ModelError("torch-pruning finds no layer to prune")
 
-    def at(ratio: float, step: int) -> tuple[onnx.ModelProto, float, float]:
-        smaller = pruned(model, ratio, round_to=step)
-        _check(smaller)
-        return smaller, ratio, meter.measure([smaller.SerializeToString()]).ratios[0]
-
     for step in [s for s in (block, block // 2, block // 4, 1) if s < min(widths)] or [1]:
+        prune = partial(pruned, model, round_to=step, isomorphic=isomorphic)
         # A layer of which nothing would be left is not pruned at all.
-        low, high = 0.0, 1 - step / min(widths) - 1e-6
-        best = at(high, step)
-        if best[2] <= budget:
+        most = prune_at(prune, 1 - step / min(widths) - 1e-6, meter)
+        if most.latency <= budget:
             break
-    for _ in range(HALVINGS if best[2] <= budget else 0):
-        found = at((low + high) / 2, step)
-        if found[2] <= budget:
-            high, best = found[1], found
-        else:
-            low = found[1]
-    return best
-
-
-def _check(model: onnx.ModelProto) -> None:
-    """Raise ModelError unless the model passes the loader's own checks."""
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "pruned.onnx"
-        onnx.save(model, str(path))
-        try:
-            analyse(load_graph(path, output=model.graph.output[0].name))
-        except S2DError as error:
-            raise ModelError(f"the pruned model is not valid any more: {error}") from error
+    best = least_pruned(prune, meter, budget=budget, most=most)
+    return best.model, best.ratio, best.latency

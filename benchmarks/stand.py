@@ -35,9 +35,10 @@ from s2d_convert.slicing.chain import build_stages, read_chain
 
 @dataclass(frozen=True)
 class BenchOptions(ConvertOptions):
-    """Options of a conversion whose amounts of work may be set one by one."""
+    """Options of a conversion whose amounts of work may be set one by one. `replacement` is the user's own smaller model."""
 
     amounts: Effort | None = None
+    replacement: Path | None = None
 
     @property
     def work(self) -> Effort:
@@ -71,6 +72,16 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able dict."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A row without numbers: a method that could not be run, and why. `budget` is None for a method without one."""
+
+    method: str
+    seed: int
+    budget: float | None
+    reason: str
 
 
 class Stand:

@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks.stand import NotRun
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -76,6 +78,12 @@ def markdown(made: Sequence[Row]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def reasons(not_run: Sequence[NotRun]) -> str:
+    """Return a list of what could not be run and why, to stand below the table; equal reasons of a method are named once."""
+    lines = dict.fromkeys(f"- `{line.method}` was not run: {line.reason}\n" for line in not_run)
+    return "\n" + "".join(lines) if lines else ""
 
 
 def _budget(row: Row) -> str:

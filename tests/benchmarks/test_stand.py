@@ -16,8 +16,9 @@ from tiny import make_model, quadrants
 
 from benchmarks import compare, pruning
 from benchmarks.measuring import Setting
-from benchmarks.methods import METHODS, forget, small_conversion
+from benchmarks.methods import METHODS
 from benchmarks.nets import NETS
+from benchmarks.small_nets import forget, small_conversion
 from benchmarks.stand import Stand
 from benchmarks.tables import markdown, plot, rows
 from s2d_convert.channels.analysis import AnalysedModel, analyse
@@ -149,10 +150,7 @@ def test_a_whole_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capture
     for name, count, seed in (("data", 700, 1), ("test", 300, 9)):
         images, labels = quadrants(count, seed)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
-    amounts = (
-        "--supernet-epochs 0.1 --supernet-min-steps 6 --evaluations 4 --finetune-epochs 0.1 --finetune-min-steps 8 "
-        "--trial-steps 4"
-    )
+    amounts = "--evaluations 4 --finetune-epochs 0.1 --finetune-min-steps 8 --trial-steps 4"
     asked = [
         *("--model", str(tmp_path / "tiny.onnx"), "--data", str(tmp_path / "data.npz")),
         *("--test", str(tmp_path / "test.npz"), "--out", str(tmp_path / "run")),
@@ -164,10 +162,18 @@ def test_a_whole_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capture
     assert before
     compare.main([*asked, "--seeds", "2"])
     assert all(p.stat().st_mtime_ns == when for p, when in before.items())
-    results = json.loads((folder / "results.json").read_text())["results"]
+    written = json.loads((folder / "results.json").read_text())
+    results = written["results"]
+    not_run = {line["method"] for line in written["not_run"]}
+    assert "replacement" in not_run
+    assert (
+        {name for name, method in METHODS.items() if method.missing}
+        <= not_run
+        <= {n for n, m in METHODS.items() if m.rival}
+    )
     found = {(r["entry"]["method"], r["entry"]["seed"], r["entry"]["budget"]) for r in results}
     assert {("ours", seed, budget) for seed in (0, 1) for budget in (0.5, 0.8)} <= found
-    assert {m for m, _, _ in found} == set(METHODS) - ({"pruned"} if not pruning.AVAILABLE else set())
+    assert {m for m, _, _ in found} == set(METHODS) - not_run
     for line in results:
         measured = line["measured"]
         assert measured["images"] == 300
