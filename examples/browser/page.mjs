@@ -19,8 +19,9 @@ const size = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(byt
 
 const FITS = ["crop", "stretch", "pad", "pad-right"]; // how an image gets the model's size; the first is meant where nothing is said
 const ORDERS = ["RGB", "BGR", "GRAY"];
+const LIMITS = { sigmoid: 0.5, sigmoid_logits: 0 }; // kinds of output that give labels, each by itself
 
-const answers = []; // {file, stage, confidence, output, ms}
+const answers = []; // {file, said, stage, confidence, output, ms}
 const fetched = []; // {stage, bytes, ms, image}: image counts from 1
 let classes = [];
 let dispatcher;
@@ -66,17 +67,25 @@ function placeOf(image, { size, fit = "crop", crop_ratio = 1 }) {
   return fit === "pad-right" ? [0, 0, w, h] : [(width - w) / 2, (height - h) / 2, w, h];
 }
 
+/** What an output says: its class, or every label that is given; a label is given above LIMITS. */
+function inWords(output) {
+  const name = (k) => classes[k] ?? `class ${k}`;
+  const limit = LIMITS[dispatcher.manifest.output.kind];
+  if (limit === undefined) return name(output.indexOf(Math.max(...output)));
+  return output.flatMap((value, k) => (value > limit ? [name(k)] : [])).join(", ") || "no label";
+}
+
 async function answer(file, blob) {
   const pixels = await modelInput(blob);
   const before = performance.now();
   const found = await dispatcher.run(pixels, Number($("budget").value));
   const ms = performance.now() - before;
   const fresh = fetched.filter((one) => one.image === answers.length + 1).length > 0; // then ms holds the download
-  answers.push({ file, ms: fresh ? null : ms, ...found });
-  const best = found.output.indexOf(Math.max(...found.output));
+  const said = inWords(found.output);
+  answers.push({ file, said, ms: fresh ? null : ms, ...found });
   const figure = make("figure", $(`lane${found.stage}`).querySelector(".images"));
   make("img", figure).src = URL.createObjectURL(blob);
-  make("figcaption", figure, "", classes[best] ?? `class ${best}`);
+  make("figcaption", figure, "", said);
   make("small", figure, "", `${(100 * found.confidence).toFixed(0)} %`);
   draw();
 }

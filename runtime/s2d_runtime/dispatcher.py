@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Real
 from pathlib import Path
 from time import perf_counter
@@ -306,6 +306,12 @@ class Manifest:
                 raise DispatcherError(f"{place}.{error}") from None
         _check_stages(self.stages, self.input.name)
         _check_policies(self)
+
+    @property
+    def target_name(self) -> str:
+        """What accuracies of this folder are called in words: an answer of several labels is right if all of them are."""
+        several = self.output.kind in LABEL_KINDS and math.prod(n or 1 for n in self.output.shape[1:]) > 1
+        return "exact match" if several and self.target == "accuracy" else self.target
 
     def _parts(self) -> Iterable[tuple[str, Any]]:
         yield from (("input", self.input), ("output", self.output))
@@ -1009,9 +1015,9 @@ class Dispatcher:
     def _own_limits(self, thresholds: Any) -> _Limits:
         count = len(self.manifest.stages) - 1
         values: list[Any] = list(thresholds) if isinstance(thresholds, Iterable) else [None]
-        if len(values) != count or not all(isinstance(t, Real) and not math.isnan(t) for t in values):
+        if len(values) != count or not all((type(t) is float or isinstance(t, Real)) and t == t for t in values):
             refuse("thresholds", thresholds, f"a list of {count} numbers, one for every stage but the last")
-        return _limits(values)
+        return _limits(tuple(values))
 
     @property
     def sessions(self) -> tuple[Any, ...]:
@@ -1059,7 +1065,8 @@ class Dispatcher:
         self.close()
 
 
-def _limits(thresholds: Sequence[float]) -> _Limits:
+@lru_cache(maxsize=64)  # rounding takes microseconds, which calls with thresholds of their own must not cost
+def _limits(thresholds: tuple[float, ...]) -> _Limits:
     """Return thresholds rounded to float32, so that the exit rule compares numbers of the same type."""
     with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
         return tuple(float(np.float32(threshold)) for threshold in thresholds)
@@ -1342,19 +1349,19 @@ def describe(manifest: Manifest) -> str:
     lines = [
         f"in:  {image.name!r} {image.dtype} {_shape_text(image.shape)}",
         f"out: {output.kind} float32 {_shape_text(output.shape)}",
-        f"calibrated for {manifest.target} on images: {manifest.data}",
+        f"calibrated for {manifest.target_name} on images: {manifest.data}",
         "",
         f"{'stage':20}{'chain':>6}{'MACs':>16}{'parameters':>14}{'latency':>9}",
     ]
     for stage in manifest.stages:
         numbers = f"{stage.chain:6}{stage.macs:16,}{stage.parameters:14,}{stage.latency_ratio:9.3f}"
         lines.append(f"{stage.file:20}{numbers}")
-    lines += ["", f"{'budget':20}{'latency':>9}{manifest.target:>11}  share of images per exit"]
+    lines += ["", f"{'budget':20}{'latency':>9}{manifest.target_name:>13}  share of images per exit"]
     for policy in manifest.policies:
         notes = [" default"] * (policy.budget == manifest.default_budget) + [" not reached"] * (not policy.reached)
         shares = ", ".join(f"{share:.1%}" for share in policy.exit_share)
         budget = f"{policy.budget:g}{','.join(notes)}"
-        lines.append(f"{budget:20}{policy.expected_latency:9.3f}{policy.expected_accuracy:11.4f}  {shares}")
+        lines.append(f"{budget:20}{policy.expected_latency:9.3f}{policy.expected_accuracy:13.4f}  {shares}")
     return "\n".join([*lines, "", "budgets and latencies are shares of the static model's latency"])
 
 

@@ -97,7 +97,7 @@ class ConvertResult(OnFolder, Result):
 
     def head(self) -> str:
         outcome = self.verdict.outcome
-        return f"{self.out}: {outcome.latency:.3f} of static, {loss_text(outcome, self.manifest.target).lower()}"
+        return f"{self.out}: {outcome.latency:.3f} of static, {loss_text(outcome, self.manifest.target_name).lower()}"
 
     def parts(self) -> Iterable[RenderableType]:
         yield "\n".join(self.verdict.sentences)
@@ -134,7 +134,7 @@ class CalibrateResult(OnFolder):
 
     def head(self) -> str:
         policy = self.manifest.default_policy
-        target = f"{self.manifest.target} {100 * policy.expected_accuracy:.1f} %"
+        target = f"{self.manifest.target_name} {100 * policy.expected_accuracy:.1f} %"
         return f"{self.folder}: {policy.expected_latency:.3f} of static, expected {target}"
 
     def parts(self) -> Iterable[RenderableType]:
@@ -296,7 +296,7 @@ def plotted(outcomes: Sequence[Outcome], manifest: Manifest, axes: Any) -> Any:
         axes.plot([chosen.latency], [100 * chosen.right], "s", markersize=10, fillstyle="none", label="in use")
     axes.plot([1.0], [100 * (shown[0].right + shown[0].loss)], "k*", markersize=11, label="static model")
     axes.set_xlabel("mean latency, share of static")
-    axes.set_ylabel(f"{manifest.target}, %")
+    axes.set_ylabel(f"{manifest.target_name}, %")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend()

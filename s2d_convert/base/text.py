@@ -39,7 +39,7 @@ def promise_text(manifest: Manifest) -> str:
     classes = manifest.provenance.get(PROMISED_CLASSES)
     part = " of every class" if isinstance(classes, Mapping) and classes else ""
     claim = (
-        f"accuracy{part} is at most {{}} below the static model's"
+        f"{manifest.target_name}{part} is at most {{}} below the static model's"
         if manifest.target == "accuracy"
         else f"at most {{}} of the answers{part and ' to' + part.removeprefix(' of')} are not the static model's"
     )

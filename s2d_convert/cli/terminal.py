@@ -73,7 +73,7 @@ def policy_table(manifest: Manifest) -> Table:
     table = Table(
         title=f"calibrated budgets (on held-out images{how}; * in use)", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for column in ("budget", "expected\nlatency", "worst case", f"expected\n{manifest.target}", "share per exit"):
+    for column in ("budget", "expected\nlatency", "worst case", f"expected\n{manifest.target_name}", "share per exit"):
         table.add_column(column, justify="right", no_wrap=True)
     ratios = [stage.latency_ratio for stage in manifest.stages]
     for policy in useful_policies(manifest):
@@ -90,7 +90,7 @@ def policy_table(manifest: Manifest) -> Table:
 
 def outcome_table(manifest: Manifest, measured: Measured) -> Table:
     """Return the table of all useful policies and the static model on the measured images, with the one in use marked."""
-    target, chosen = manifest.target, manifest.default_budget
+    target, chosen = manifest.target_name, manifest.default_budget
     table = Table(
         title=f"budgets, on {measured.images} unseen images (* in use)", title_justify="left", box=box.SIMPLE_HEAD
     )

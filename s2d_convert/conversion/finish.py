@@ -73,7 +73,7 @@ class Result:
     def verdict(self) -> Verdict:
         """The verdict on the measured images."""
         manifest = self.manifest
-        budget, target = manifest.default_budget, manifest.target
+        budget, target = manifest.default_budget, manifest.target_name
         return verdict(self.measured.outcomes, budget=budget, max_loss=self.max_loss, target=target)
 
 

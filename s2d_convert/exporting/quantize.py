@@ -30,7 +30,7 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.base.sessions import first_line, make_session, save
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.proto import set_nodes
-from s2d_convert.slicing.stage_graph import EXIT, INVERSE_TEMPERATURE, OUTPUT
+from s2d_convert.slicing.stage_graph import EXIT, INVERSE_TEMPERATURE
 
 FEED_ROWS = 32  # images per batch while the ranges of activations are measured
 QUANTISER: Mapping[str, Any] = {
@@ -152,7 +152,7 @@ def answering_nodes(model: onnx.ModelProto) -> list[str]:
     classifier, and everything behind them.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
-    logits = makers[OUTPUT].input[0]
+    logits = _logits(model, makers)
     kept, behind = [], {logits}
     for node in model.graph.node:
         if behind.intersection(node.input):
@@ -165,6 +165,14 @@ def answering_nodes(model: onnx.ModelProto) -> list[str]:
     if node is not None and _of_exit_head(node):
         return [*kept, *_exit_head(node, makers)]
     return [*kept, node.name] if node is not None and node.op_type in HEADS else kept
+
+
+def _logits(model: onnx.ModelProto, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """Return the tensor of the logits: the confidence is made of them, whatever the answer makes of them."""
+    (scaled,) = (n for n in model.graph.node if INVERSE_TEMPERATURE in n.input)
+    (flat,) = (name for name in scaled.input if name != INVERSE_TEMPERATURE)
+    maker = makers.get(flat)
+    return maker.input[0] if maker is not None and maker.op_type == "Flatten" else flat
 
 
 def _exit_head(last: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> list[str]:

@@ -221,7 +221,7 @@ def _warnings(old: Manifest, options: CalibrateOptions, static: StaticModel | No
 
 def _to_mind(manifest: Manifest, images: Images) -> Iterator[str]:
     """Yield warnings about too few images and about classes that a stage loses."""
-    few = few_images(f"expected {manifest.target}", manifest.default_policy.expected_accuracy, len(images))
+    few = few_images(f"expected {manifest.target_name}", manifest.default_policy.expected_accuracy, len(images))
     if few:
         yield f"{few}; give some hundred"
     yield from manifest.measured.get("lost_classes", ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_graphs import random_graphs
 from s2d_runtime import Dispatcher
-from text_nets import chain, net, residual
+from text_nets import LABEL_NETS, chain, net, residual
 from tiny import Listener, ask, make_model, quadrants, turn_answers, use_tiny_effort
 
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES
@@ -209,6 +209,20 @@ def test_what_stays_in_float() -> None:
         "Gemm",
         *POOLED,
     ]
+
+
+@pytest.mark.parametrize("make", LABEL_NETS, ids=lambda net: net.__name__)
+def test_the_layers_that_make_and_read_the_logits_stay_in_float_behind_any_end(
+    make: Callable[[], onnx.ModelProto], tmp_path: Path
+) -> None:
+    onnx.save(make(), str(tmp_path / "model.onnx"))
+    manifest = split_model(SplitOptions(tmp_path / "model.onnx", plan="depth", stages=2, out=tmp_path / "out"))
+    for stage in manifest.stages:
+        model = onnx.load(tmp_path / "out" / stage.file)
+        kept = answering_nodes(model)
+        converted = {n.op_type for n in model.graph.node if n.name not in kept}
+        assert converted <= {"Conv", "Relu", "Add", "GlobalAveragePool", "Flatten"}
+        assert len(set(kept)) == len(kept)
 
 
 def unequal_head(cell: tuple[int, int] | None, *, last: bool) -> tuple[onnx.ModelProto, dict[str, Array]]:

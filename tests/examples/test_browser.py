@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from example_exports import BUDGETS, Example, make_example
 from helpers import assert_close
 from PIL import Image
+from s2d_runtime import Manifest
+from text_nets import LABEL_NETS, residual
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "browser"
 # Without the last four, Chromium calls its maker's servers, which a closed network answers late or never.
@@ -123,9 +126,15 @@ def lay_out(page: Path, example: Example, folder: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_the_page_answers_like_the_dispatcher(page: Path, tmp_path: Path, budget: float) -> None:
-    example = make_example(tmp_path)
+@pytest.mark.parametrize(
+    ("model", "budget"),
+    [*((residual, budget) for budget in BUDGETS), *((net, BUDGETS[0]) for net in LABEL_NETS)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_page_answers_like_the_dispatcher(
+    page: Path, tmp_path: Path, model: Callable[[], onnx.ModelProto], budget: float
+) -> None:
+    example = make_example(tmp_path, model=model())
     names = lay_out(page, example, tmp_path / "site")
     with serving(tmp_path / "site") as site:
         asked = f"index.html?images=images/list.json&budget={budget}&report=report"
@@ -136,7 +145,11 @@ def test_the_page_answers_like_the_dispatcher(page: Path, tmp_path: Path, budget
     assert [one["file"] for one in answers] == names
     assert [one["stage"] for one in answers] == expected.stage.tolist()
     assert set(expected.stage.tolist()) == {1, 2}
-    assert_close(np.array([one["output"] for one in answers], np.float32), expected.output)
+    outputs = expected.output.reshape(len(names), -1)
+    assert_close(np.array([one["output"] for one in answers], np.float32), outputs)
+    spec = Manifest.load(example.folder).output
+    said = [", ".join(f"class {k}" for k in spec.said(row)) or "no label" for row in expected.output]
+    assert [one["said"] for one in answers] == said
     assert_close(np.array([one["confidence"] for one in answers], np.float32), expected.confidence)
     first = int(np.argmax(expected.stage > 1))  # the image that needs stage 2 first
     wanted = ["/OUT/manifest.json", "/OUT/stage1.onnx", "/images/list.json", "/images/0.png"]

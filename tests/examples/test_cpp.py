@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from example_exports import BUDGETS, make_example
 from helpers import assert_close
 from s2d_runtime import Dispatcher
+from text_nets import LABEL_NETS, residual
 from toy_exports import CASCADE, MIXED, SINGLE, Toy, images_of, policy, write_export
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +63,11 @@ def run(program: Path, *args: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("budget", [*BUDGETS, None])
 @pytest.mark.parametrize("rows", [0, 1, 12])
+@pytest.mark.parametrize("model", [residual, *LABEL_NETS], ids=lambda net: net.__name__)
 def test_the_program_answers_like_the_dispatcher(
-    program: Path, tmp_path: Path, budget: float | None, rows: int
+    program: Path, tmp_path: Path, budget: float | None, rows: int, model: Callable[[], onnx.ModelProto]
 ) -> None:
-    example = make_example(tmp_path)
+    example = make_example(tmp_path, model=model())
     (tmp_path / "images.bin").write_bytes(example.images[:rows].tobytes())
     done = run(program, example.folder, tmp_path / "images.bin", *([] if budget is None else [budget]))
     assert (done.returncode, done.stderr) == (0, "")
@@ -75,7 +78,7 @@ def test_the_program_answers_like_the_dispatcher(
     if rows:
         assert found[:, 0].tolist() == expected.stage[:rows].tolist()
         assert_close(found[:, 1], expected.confidence[:rows])
-        assert_close(found[:, 2:], expected.output[:rows])
+        assert_close(found[:, 2:], expected.output[:rows].reshape(rows, -1))
 
 
 @pytest.mark.parametrize("toys", [SINGLE, CASCADE, MIXED], ids=["single", "cascade", "mixed"])

@@ -6,12 +6,13 @@ import importlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from s2d_runtime import Dispatcher
+from s2d_runtime import Dispatcher, OutputSpec
 from test_report import EVIL, OUTCOMES, manifest
 from text_nets import residual
 
@@ -34,6 +35,19 @@ def test_the_card_says_what_it_is_with_verdict_and_numbers() -> None:
     assert "| 0.6 (in use) | 0.550 | 89.00 % | 1.00 ± 0.40 | 70 %, 30 % |" in lines
     assert "at most 1 % below" in text
     assert code(text, "sh")[-1].splitlines()[0].startswith("s2d evaluate . --data IMAGES  #")
+
+
+def test_labels_are_told_as_such() -> None:
+    scores = {"agreement": 0.98, "right_static": 0.97, "right_dynamic": 0.96}
+    whole = manifest(measured={**manifest().measured, "outcomes": [OUTCOMES[2]], "labels": scores})
+    text = card(replace(whole, output=OutputSpec((None, 3), "sigmoid")))
+    lines = text.splitlines()
+    assert "> Loses 1.0 ± 0.4 points of exact match and takes 0.550 of the static model's time" in text
+    assert "| exact match of all labels | 90.00 % | 89.00 % |" in lines
+    assert "| labels right | 97.00 % | 96.00 % |" in lines
+    assert "| agreement, label by label | 100.00 % | 98.00 % |" in lines
+    assert "a label is given where its number is above 0.5" in text
+    assert "exact match is at most 1 % below" in text
 
 
 @pytest.mark.parametrize("data", ["made-up", "none"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from chain_law import analysed, random_plan
+from example_exports import BUDGETS, make_example
 from helpers import Array, assert_close, open_session, random_images, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from old_runtime import OLD, old_python
 from random_graphs import random_graphs
 from s2d_runtime import Answer, Dispatcher, Manifest
 from test_dispatcher import assert_same, call_strategy
-from text_nets import net, residual
+from text_nets import LABEL_NETS, net, residual
 from toy_exports import CASCADE, MIXED, PAIR, SINGLE, Toy, images_of, policy, stage_text, write_export, write_manifest
 
 from s2d_convert.base.sessions import ONE_THREAD
@@ -122,6 +123,22 @@ def test_thresholds_that_are_baked_in(tmp_path: Path, toys: Sequence[Toy]) -> No
     assert [i.name for i in model.graph.input] == ["image"]
     images = images_of(np.random.default_rng(0).uniform(0, 1, (16, 4)))
     assert_same(ask(open_session(model), "image", images, ()), toys, images, asked)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("make", LABEL_NETS, ids=lambda net: net.__name__)
+def test_networks_that_give_labels(make: Callable[[], onnx.ModelProto], budget: float, tmp_path: Path) -> None:
+    example = make_example(tmp_path, model=make())
+    with Dispatcher(example.folder) as dispatcher:
+        expected = dispatcher(example.images, budget=budget)
+        limits = dispatcher.manifest.policy_for(budget).thresholds
+    assert set(expected.stage.tolist()) == {1, 2}
+    write_single(example.folder, tmp_path / "baked.onnx", bake=budget)
+    baked, asked = open_session(onnx.load(tmp_path / "baked.onnx")), open_session(single_of(example.folder))
+    for found in (ask(baked, "image", example.images, ()), ask(asked, "image", example.images, limits)):
+        np.testing.assert_array_equal(found.stage, expected.stage)
+        assert_close(found.output, expected.output)
+        assert_close(found.confidence, expected.confidence)
 
 
 def test_inputs_outputs_and_the_thresholds_of_every_budget(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from example_exports import PREPROCESS, Example, make_example
 from helpers import open_session
@@ -23,6 +25,7 @@ from s2d_runtime.calibrate.answers import Answers
 from s2d_runtime.calibrate.data import read_data
 from s2d_runtime.calibrate.timing import Costs, Latency
 from s2d_runtime.policies import rounded
+from text_nets import LABEL_NETS
 from toy_exports import CASCADE, images_of, write_export, write_manifest
 
 from s2d_convert.calibration.careful import bounded_policies
@@ -183,6 +186,26 @@ def test_without_labels_the_static_model_speaks(example: Example) -> None:
     assert after.measured["correct_static"] is None
     assert after.measured["agreement"] >= 0.95
     assert after.default_policy.expected_accuracy == pytest.approx(after.measured["agreement"], abs=1e-5)
+
+
+@pytest.mark.usefixtures("fixed_times")
+@pytest.mark.parametrize("make", LABEL_NETS, ids=lambda net: net.__name__)
+def test_an_image_counts_as_right_if_all_its_labels_are(make: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
+    made = make_example(tmp_path, images=150, model=make())
+    with Dispatcher(made.folder) as runner:
+        given = runner(made.images, exits=False).output > 0.5
+    labels = given.astype(np.int64)
+    labels.reshape(150, -1)[::9, 0] ^= 1
+    np.savez(tmp_path / "data.npz", images=made.images, labels=labels)
+    after = calibrate(asked(made, budget=1.0)).manifest
+    with Dispatcher(made.folder) as runner:
+        said = runner(made.images).output > 0.5
+    right = (said == labels).reshape(150, -1).all(axis=1)
+    assert after.measured["correct_static"] == pytest.approx(1 - 17 / 150)
+    assert after.measured["correct_dynamic"] == pytest.approx(right.mean())
+    assert after.default_policy.expected_accuracy == pytest.approx(right.mean(), abs=1e-5)
+    assert after.target == "accuracy"
+    assert after.target_name == ("accuracy" if labels.ndim == 1 else "exact match")
 
 
 @pytest.mark.usefixtures("fixed_times")

@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s2d_runtime import Answer, Dispatcher, DispatcherError, histogram, leaves
+from s2d_runtime import Answer, Dispatcher, DispatcherError, dispatcher, histogram, leaves
 from toy_exports import (
     CASCADE,
     MIXED,
@@ -289,6 +289,15 @@ def test_thresholds_that_do_not_fit_are_refused(tmp_path: Path, thresholds: Any)
         pytest.raises(DispatcherError, match=r"thresholds: got .* a list of 1 numbers"),
     ):
         run(images_of([[0, 0, 0, 0]]), thresholds=thresholds)
+
+
+def test_thresholds_are_rounded_once_so_that_measuring_with_them_costs_nothing(tmp_path: Path) -> None:
+    write_export(tmp_path, PAIR)
+    before = dispatcher._limits.cache_info().misses
+    with Dispatcher(tmp_path) as run:
+        for _ in range(3):
+            run(images_of([[0.6, 0, 0, 0]]), thresholds=[0.123456789])
+    assert dispatcher._limits.cache_info().misses == before + 1
 
 
 @pytest.mark.parametrize("thresholds", [(0.5,), [0.5], np.array([0.5]), np.array([0.5], np.float32)])

@@ -7,16 +7,19 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from example_exports import make_example
 from fake_triton import ClientRequest, FakeTriton, Tensor, TritonError
 from s2d_runtime import Dispatcher, DispatcherError, dispatcher
 from s2d_runtime.serving import __file__ as serving_package
+from text_nets import LABEL_NETS
 from toy_exports import (
     CASCADE,
     MIXED,
@@ -129,6 +132,24 @@ def test_every_row_gets_the_answer_of_the_stage_where_it_leaves(
     assert triton.exported[f"s2d_expected_exit_share {len(toys)}"] == 1
     # Only the rows that stay go on.
     assert [triton.rows[f"toy_stage{k}"] for k in range(1, len(toys) + 1)] == reached[1:].tolist()
+
+
+@pytest.mark.parametrize("make", LABEL_NETS, ids=lambda net: net.__name__)
+def test_networks_that_give_labels(
+    make: Callable[[], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = make_example(tmp_path, model=make())
+    write_repository(example.folder, tmp_path / "repo", TritonOptions("toy"))
+    model, _ = front_model(tmp_path / "repo", monkeypatch)
+    with Dispatcher(example.folder) as dispatcher:
+        expected = dispatcher(example.images, budget=0.5)
+    assert set(expected.stage.tolist()) == {1, 2}
+    (response,) = execute(model, ClientRequest(Tensor("image", example.images)))
+    found = arrays(response)
+    np.testing.assert_array_equal(found["stage"][:, 0], expected.stage)
+    assert found["output"].shape == expected.output.shape
+    np.testing.assert_allclose(found["output"], expected.output, rtol=1e-5)
+    np.testing.assert_allclose(found["confidence"][:, 0], expected.confidence, rtol=1e-5)
 
 
 def test_a_bad_budget_fails_its_own_request_only(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,9 @@ class Example:
         return Answer(*(np.concatenate(part) for part in parts))
 
 
-def make_example(folder: Path, *, images: int = 12) -> Example:
+def make_example(folder: Path, *, images: int = 12, model: onnx.ModelProto | None = None) -> Example:
     """A folder `OUT` in `folder`; its thresholds lie in wide gaps between confidences, so that rounding changes no exit."""
-    onnx.save(residual(), str(folder / "model.onnx"))
+    onnx.save(model or residual(), str(folder / "model.onnx"))
     out = folder / "OUT"
     split_model(SplitOptions(folder / "model.onnx", plan="width", stages=2, out=out))
     pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8, 3), np.uint8)

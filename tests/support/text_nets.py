@@ -20,17 +20,40 @@ def net(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
     return model
 
 
-def residual() -> onnx.ModelProto:
-    """stem(4) -> [a(6) -> b(4)] + identity -> pooled linear(3)."""
+def residual(end: str = "", *, classes: int = 3, answer: str = "N,3") -> onnx.ModelProto:
+    """stem(4) -> [a(6) -> b(4)] + identity -> pooled linear(3). end: nodes that make `logits`, of shape `answer`, of the
+    linear layer's result z."""
+    linear = "z" if end else "logits"
     return net(
-        """g (float[N,3,8,8] image) => (float[N,3] logits) {
+        f"""g (float[N,3,8,8] image) => (float[{answer}] logits) {{
             s = Conv<pads=[1,1,1,1]>(image, ws, bs)  x = Relu(s)
             a = Conv<pads=[1,1,1,1]>(x, wa, ba)      r = Relu(a)
             b = Conv<pads=[1,1,1,1]>(r, wb, bb)      t = Add(b, x)
-            y = Relu(t)  p = GlobalAveragePool(y)  f = Flatten(p)  logits = Gemm<transB=1>(f, wl, bl)
-        }""",
-        ws=(4, 3, 3, 3), bs=(4,), wa=(6, 4, 3, 3), ba=(6,), wb=(4, 6, 3, 3), bb=(4,), wl=(3, 4), bl=(3,),
+            y = Relu(t)  p = GlobalAveragePool(y)  f = Flatten(p)  {linear} = Gemm<transB=1>(f, wl, bl)
+            {end}
+        }}""",
+        ws=(4, 3, 3, 3), bs=(4,), wa=(6, 4, 3, 3), ba=(6,), wb=(4, 6, 3, 3), bb=(4,), wl=(classes, 4), bl=(classes,),
     )  # fmt: skip
+
+
+def labels() -> onnx.ModelProto:
+    """The residual net with probabilities of three labels."""
+    return residual("logits = Sigmoid(z)")
+
+
+def clipped_labels() -> onnx.ModelProto:
+    """The same, clipped."""
+    bounds = "lo = Constant<value = float {1e-7}>()  hi = Constant<value = float {0.9999999}>()"
+    return residual(f"q = Sigmoid(z)  {bounds}  logits = Clip(q, lo, hi)")
+
+
+def one_label() -> onnx.ModelProto:
+    """The residual net with one probability per image, without an axis of its own."""
+    end = "one = Constant<value = int64[1] {1}>()  q = Squeeze(z, one)  logits = Sigmoid(q)"
+    return residual(end, classes=1, answer="N")
+
+
+LABEL_NETS = (labels, clipped_labels, one_label)
 
 
 def chain() -> onnx.ModelProto:

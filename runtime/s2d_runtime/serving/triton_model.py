@@ -105,7 +105,9 @@ class TritonPythonModel:
             last = number == len(self._manifest.stages)
             leaving = np.ones(len(here), np.bool_) if last else self._rules.leaves(sure, limits[number - 1])
             gone = here[leaving]
-            output[gone], stages[gone], confidence[gone, 0] = values[OUTPUT][leaving], number, sure[leaving]
+            # Triton gives a row without axes one of length 1.
+            output[gone] = values[OUTPUT][leaving].reshape(len(gone), *lengths)
+            stages[gone], confidence[gone, 0] = number, sure[leaving]
             if len(gone):
                 self._images[number - 1].increment(len(gone))
             if leaving.all():

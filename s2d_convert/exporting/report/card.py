@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from s2d_runtime import Manifest
+from s2d_runtime.dispatcher import LABEL_KINDS
 
 from s2d_convert._version import VERSION
 from s2d_convert.base.text import answer_rows, next_commands, plain, promise_text, quantity
@@ -123,13 +124,16 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         else:
             policy = manifest.default_policy
             yield (
-                f"Expected on the images of calibration: {manifest.target} {100 * policy.expected_accuracy:.2f} % at "
+                f"Expected on the images of calibration: {manifest.target_name} {100 * policy.expected_accuracy:.2f} % at "
                 f"{policy.expected_latency:.3f} of the static model's mean latency."
             )
         return
+    same = [("agreement with the static model", measured["agreement"])]
+    if labels := measured.get("labels"):
+        same.append(("agreement, label by label", labels["agreement"]))
     rows = [
         *((name, f"{100 * a:.2f} %", f"{100 * b:.2f} %") for name, a, b in answer_rows(measured)),
-        ("agreement with the static model", "100.00 %", f"{100 * measured['agreement']:.2f} %"),
+        *((name, "100.00 %", f"{100 * share:.2f} %") for name, share in same),
         (
             "mean latency",
             f"{measured['static_ms']:.3f} ms",
@@ -160,7 +164,7 @@ def _budgets(outcomes: Sequence[Outcome], manifest: Manifest) -> str:
         )
         for o in outcomes
     ]
-    return _table(("budget", "mean latency, static = 1", manifest.target, "points lost", "images per stage"), rows)
+    return _table(("budget", "mean latency, static = 1", manifest.target_name, "points lost", "images per stage"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -173,12 +177,20 @@ def _input(manifest: Manifest) -> Iterator[str]:
     shapes = [", ".join("N" if n is None else str(n) for n in spec.shape) for spec in (manifest.input, manifest.output)]
     yield (
         f"- input {escaped(manifest.input.name)}: {manifest.input.dtype} \\[{shapes[0]}\\]\n"
-        f"- output of every stage: {manifest.output.kind} \\[{shapes[1]}\\], and its confidence \\[N\\]"
+        f"- output of every stage: {manifest.output.kind} \\[{shapes[1]}\\], and its confidence \\[N\\]{_labels_given(manifest)}"
     )
     pixels = manifest.preprocess
     if pixels is not None:
         facts = [f"{name} {pixels[name]}" for name in ("resize", "order", "scale", "mean", "std") if name in pixels]
         yield f"From pixels to input: {escaped(str(pixels.get('formula', '')))}; {escaped('; '.join(facts))}."
+
+
+def _labels_given(manifest: Manifest) -> str:
+    """Return which labels an output gives, as part of a sentence; '' where it gives one class."""
+    if manifest.output.kind not in LABEL_KINDS:
+        return ""
+    limit = "0.5" if manifest.output.kind == "sigmoid" else "0"
+    return f"; a label is given where its number is above {limit}, and the confidence is that of the least sure label"
 
 
 def _ways(manifest: Manifest) -> Iterator[str]:

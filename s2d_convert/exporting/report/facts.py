@@ -32,7 +32,7 @@ def verdict_of(manifest: Manifest) -> Verdict | None:
     options = manifest.provenance.get("options")
     allowed = options.get("max_loss") if isinstance(options, Mapping) else None
     max_loss = float(allowed) if isinstance(allowed, int | float) else MAX_LOSS
-    return verdict(outcomes, budget=manifest.default_budget, max_loss=max_loss, target=manifest.target)
+    return verdict(outcomes, budget=manifest.default_budget, max_loss=max_loss, target=manifest.target_name)
 
 
 def outcomes_of(manifest: Manifest) -> list[Outcome]:

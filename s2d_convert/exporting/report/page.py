@@ -69,7 +69,7 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
         lines=_lines(manifest),
         cards=_cards(manifest),
         commands=next_commands(manifest, folder),
-        target=manifest.target,
+        target=manifest.target_name,
         trade_off=_trade_off(manifest, static),
         same_images="outcomes" in measured,
         images=measured.get("images"),
@@ -114,7 +114,7 @@ def _cards(manifest: Manifest) -> list[tuple[str, str]]:
     policy, measured = manifest.default_policy, manifest.measured
     if not measured:
         return [
-            (f"{manifest.target} (expected)", _percent(policy.expected_accuracy)),
+            (f"{manifest.target_name} (expected)", _percent(policy.expected_accuracy)),
             ("mean latency (expected)", f"{policy.expected_latency:.3f} x static"),
             ("leave at stage 1", _percent(policy.exit_share[0], 0)),
         ]
@@ -150,7 +150,7 @@ def _trade_off(manifest: Manifest, static: float | None) -> str:
     ]
     if static is not None:
         series.append(Series("static model", 5, ((1.0, float(static)),), large=True))
-    return plot(series, x_name="mean latency, static = 1", y_name=manifest.target, percent=True)
+    return plot(series, x_name="mean latency, static = 1", y_name=manifest.target_name, percent=True)
 
 
 def _budgets(manifest: Manifest, static: float | None) -> Rows:
@@ -168,12 +168,12 @@ def _budgets(manifest: Manifest, static: float | None) -> Rows:
     ]
     marked = next(n for n, o in enumerate(shown) if o.budget == manifest.default_budget)
     rows.append(("static model", "1.000", "1.00", "-" if static is None else _percent(static), ""))
-    return Rows(("budget", "mean latency", "worst case", manifest.target, "points lost"), rows, marked=marked)
+    return Rows(("budget", "mean latency", "worst case", manifest.target_name, "points lost"), rows, marked=marked)
 
 
 def _policies(manifest: Manifest) -> Rows:
     head = (
-        "budget", "expected latency", f"expected {manifest.target}", "other answer than the last stage", "thresholds",
+        "budget", "expected latency", f"expected {manifest.target_name}", "other answer than the last stage", "thresholds",
     )  # fmt: skip
     rows = [
         (
