@@ -18,7 +18,15 @@ from s2d_convert.cli.options import Duration, Fraction, Size
 from s2d_convert.data.class_names import read_names
 from s2d_convert.errors import UsageError
 
-TEXTS: Mapping[str, click.ParamType[Any]] = MappingProxyType({"time": Duration(), "size": Size(), "scale": Fraction()})
+TEXTS: Mapping[str, click.ParamType[Any]] = MappingProxyType(
+    {
+        "time": Duration(),
+        "size": Size(),
+        "scale": Fraction(),
+        "first_size": Size(),
+        "first_scale": Fraction(),
+    }
+)
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -23,6 +23,7 @@ from s2d_convert.calibration.verdict import points
 from s2d_convert.cli.options import (
     CLASSES,
     DEFAULTS,
+    FIRST,
     IMAGES,
     LABELS,
     OUT,
@@ -45,7 +46,7 @@ from s2d_convert.cli.options import (
 )
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import class_table, measured_table, outcome_table
-from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, PLANS, ConvertOptions
+from s2d_convert.conversion.options import DEVICES, EFFORTS, MODES, NAMED_PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.errors import EXIT_BUDGET_NOT_REACHED, EXIT_WORSE, UsageError
 from s2d_convert.exporting.folder import REPORT
@@ -107,9 +108,9 @@ HERE = Path("//")  # what --resume holds where no folder is given after it
     "--plan",
     default=DEFAULTS["plan"],
     show_default=True,
-    metavar="|".join((*PLANS, "PLAN.json")),
+    metavar="|".join((*NAMED_PLANS, "PLAN.json")),
     help="Which plans the search may choose: any, exits by depth or by width only, cascades into the untouched model, or "
-    "the same share of every class; or a written plan, which is trained as it is.",
+    "the same share of every class; or a written plan, which is trained as it is. first: nothing but the network of --first.",
 )
 @RUNNING
 @click.option(
@@ -145,6 +146,7 @@ HERE = Path("//")  # what --resume holds where no folder is given after it
 @CLASSES
 @SIZE
 @PREPROCESSING
+@FIRST
 @STRICT
 @click.option(
     "--force",

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from s2d_convert.base.clock import parse_duration
-from s2d_convert.conversion.options import ARITHMETIC, FLOATS, PLANS, ConvertOptions
+from s2d_convert.conversion.options import ARITHMETIC, FLOATS, NAMED_PLANS, ConvertOptions
 from s2d_convert.conversion.options import LABELS as FIXED_LABELS
 from s2d_convert.data.class_names import read_names
 from s2d_convert.data.presets import ORDERS, PRESETS, RESIZES
@@ -183,6 +183,28 @@ PREPROCESSING = options(
         "--bits", type=int, help="Bits that grey pictures of more than 8 bits hold, such as 12. [default: 16]"
     ),
 )
+FIRST = options(
+    click.option(
+        "--first",
+        type=PATH,
+        metavar="SMALL.onnx",
+        help="A small network of your own, with the same classes in the same order, that may answer before the model.",
+    ),
+    click.option("--first-size", type=Size(), help="With --first: its height and width, where they are dynamic."),
+    click.option(
+        "--first-preprocess",
+        type=click.Choice(list(PRESETS)),
+        help="With --first: how pixels become its input. [default: as with the model]",
+    ),
+    click.option("--first-mean", type=Numbers(), help="With --first: its mean per channel, as --mean."),
+    click.option("--first-std", type=Numbers(), help="With --first: its standard deviation per channel, as --std."),
+    click.option("--first-scale", type=Fraction(), help="With --first: what it multiplies pixels by, as --scale."),
+    click.option(
+        "--first-order",
+        type=click.Choice(list(ORDERS), case_sensitive=False),
+        help="With --first: the order of its channels, as --order.",
+    ),
+)
 STRICT = click.option(
     "--strict", is_flag=True, help="Refuse data with pictures that cannot be read; else they are left out."
 )
@@ -233,7 +255,7 @@ def refuse_pointless(asked: ConvertOptions, named: Set[str]) -> None:
     refuse_confidence_alone(asked.max_drop, named)
     if "max_loss" in named and asked.budget is not None and not asked.exact:
         raise UsageError("--max-loss: means nothing beside --budget; leave one of the two out")
-    if "stages" in named and asked.plan not in PLANS:
+    if "stages" in named and asked.plan not in NAMED_PLANS:
         raise UsageError("--stages: a written plan has stages of its own; leave it out")
 
 

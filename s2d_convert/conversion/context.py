@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from s2d_convert.calibration.task import Task
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.conversion.run_folder import RunFolder
-from s2d_convert.data.images import Dataset
+from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.exporting.overhead import dispatch_overhead
 from s2d_convert.frontend.graph import Graph
@@ -32,14 +32,16 @@ from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.weights import Weights
 from s2d_convert.search.evaluate import Goal
 from s2d_convert.slicing.chain import Chain
+from s2d_convert.slicing.own_network import OwnNetwork
 from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
+from s2d_convert.training.loop import exit_logits
 from s2d_convert.training.solving import Solver
 
 
 @dataclass(frozen=True)
 class Prepared:
     """The inputs of all later steps. `table` predicts the latencies of another device, None to measure on this one.
-    `class_names` are those that the manifest records, if any are known."""
+    `class_names` are those that the manifest records, if any are known. `own`: the user's network of --first."""
 
     model: AnalysedModel
     weights: Weights
@@ -52,6 +54,7 @@ class Prepared:
     provider: str = "CPUExecutionProvider"
     table: Table | None = None
     class_names: tuple[str, ...] | None = None
+    own: OwnNetwork | None = None
 
     @property
     def graph(self) -> Graph:
@@ -141,11 +144,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The first chain after training: the module, its masks, and the chain with its trained weights."""
+    """The first chain with its weights, and the logits [B, K] of its stages on images as something else than the stage files
+    computes them: the module that was trained, or the user's own network."""
 
-    net: StagedNet
-    masks: Masks
     chain: Chain
+    logits: Callable[[Images], Iterable[Array]]
+
+    @staticmethod
+    def trained(net: StagedNet, masks: Masks, chain: Chain) -> Tuned:
+        """Return a chain whose logits the module `net` computes under these masks."""
+        return Tuned(chain, lambda images: exit_logits(net, images, masks))
 
 
 def goal_of(job: Job) -> Goal:

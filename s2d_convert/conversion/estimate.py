@@ -22,7 +22,7 @@ from s2d_convert.conversion.explore import UNTIL as SEARCHED_UNTIL
 from s2d_convert.conversion.explore import allocate, make_evaluator
 from s2d_convert.conversion.finals import ROUNDS
 from s2d_convert.conversion.finals import UNTIL as PLAYED_UNTIL
-from s2d_convert.conversion.options import PLANS, ConvertOptions
+from s2d_convert.conversion.options import FIRST, PLANS, ConvertOptions
 from s2d_convert.conversion.training_steps import MOST_PASSES, TRAINED_UNTIL, finishing_seconds
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.allocation import allocated, pairs_of
@@ -42,10 +42,11 @@ BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 def steps_ahead(options: ConvertOptions) -> list[str]:
     """Return the steps of a conversion after the model has shown that it works on the data. A resumed run may leave some out."""
-    if options.exact:
+    names: list[str] = []
+    if options.exact and options.plan != FIRST:
         narrow = ["finals", "fine-tune"] if options.data is not None and options.picture is None else []
         names = ["heads", "search", *narrow]
-    else:
+    elif options.plan != FIRST:
         names = [
             *(["heads"] if compares_exits(options) else []),
             "search",

@@ -7,7 +7,8 @@ Depth exits leave the backbone unchanged. Only their heads are trained (`trainin
 3. Measure every exit alone in onnxruntime, and predict the cost of sets of exits from this (a beam search over sets).
 4. Measure the best sets themselves, together with the static model. The highest reward wins.
 
-The other kind is a pruned first chain before the unchanged model. `pipeline` trains it, and `better` compares the two.
+The other kinds are a pruned first chain before the unchanged model, which `pipeline` trains, and the user's own network before
+it (`--first`). `better` compares them.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ from s2d_convert.errors import ModelError
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
-from s2d_convert.plans.plan import Conversion, Plan
+from s2d_convert.plans.plan import Conversion, Plan, identity_plan
 from s2d_convert.plans.space import depth_taps
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
 from s2d_convert.slicing.chain import Chain, build_stages
+from s2d_convert.slicing.own_network import OwnNetwork
 from s2d_convert.training.exit_heads import MAX_COPIES, Copies, Extractor, Features, head_logits, train_heads
 from s2d_convert.training.settings import Progress
 
@@ -258,14 +260,24 @@ def depth_candidate(job: Job, meter: LatencyMeter, heads: Mapping[str, ExitHead]
     ready, chosen = job.ready, chain.plan.taps[:-1]
     net = StagedNet(ready.model, chain.weights, taps=chosen).to(ready.device).eval()
     masks = net.masks(Effective(ready.model, chain.plan))
-    return Candidate(Conversion((chain.plan,)), Tuned(net, masks, chain), value)
+    return Candidate(Conversion((chain.plan,)), Tuned.trained(net, masks, chain), value)
 
 
-def cascade_candidate(job: Job, conversion: Conversion, tuned: Tuned) -> Candidate:
-    """Return the candidate of a trained first chain before the unchanged model."""
+def cascade_candidate(
+    job: Job, conversion: Conversion, tuned: Tuned, *, name: str = "narrow chain before the untouched model"
+) -> Candidate:
+    """Return the candidate of a first chain before the unchanged model. name: what it is called in a note."""
     value = trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job))
-    _tell(job, "narrow chain before the untouched model", value)
+    _tell(job, name, value)
     return Candidate(conversion, tuned, value)
+
+
+def own_candidate(job: Job, own: OwnNetwork) -> Candidate:
+    """Return the candidate of the user's own network before the unchanged model."""
+    conversion = Conversion((identity_plan(job.ready.model),), own.facts)
+    return cascade_candidate(
+        job, conversion, Tuned(own.chain, own.logits), name=f"{own.facts.file} before the untouched model"
+    )
 
 
 def _tell(job: Job, name: str, value: Evaluation) -> None:

@@ -14,7 +14,7 @@ from s2d_convert.base.clock import Clock
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.exact import DEPTH_METHOD
-from s2d_convert.conversion.options import PLANS, ConvertOptions
+from s2d_convert.conversion.options import NAMED_PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import ALLOCATED, BASELINES
 from s2d_convert.conversion.worst_case import confirmed
 from s2d_convert.plans.allocation import Allocated, Allocation, vanishing
@@ -96,9 +96,9 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
 
 def written_plan(options: ConvertOptions, ready: Prepared) -> Conversion | None:
     """Return the conversion in the file that `--plan` names, None if it is to be searched for. Raises UsageError."""
-    if options.plan in PLANS:
+    if options.plan in NAMED_PLANS:
         return None
-    return trainable_plan(options.plan, ready.model, names=PLANS)
+    return trainable_plan(options.plan, ready.model, names=NAMED_PLANS)
 
 
 def choose(job: Job, conversion: Conversion, evaluation: Evaluation) -> None:

@@ -195,7 +195,7 @@ def stands_for(table: Table | None) -> dict[str, Any]:
 
 def keeps_the_original(ready: Prepared, conversion: Conversion, tuned: Tuned) -> bool:
     """Return whether the last stage answers as the static model does: a chain that is the model, or exits on its weights."""
-    if len(conversion.chains) > 1:
+    if conversion.later:
         return is_untouched(ready.graph, conversion.chains[-1])
     return tuned.chain.weights.mix is ready.weights.mix
 
@@ -245,7 +245,7 @@ def verify(ready: Prepared, tuned: Tuned, later: Sequence[Chain], logits: Array)
     Raises VerifyError if they differ by more than VERIFY_TOLERANCE.
     """
     images = ready.dataset.calib.take(slice(0, min(VERIFY_IMAGES, len(ready.dataset.calib))))
-    expected = [*exit_logits(tuned.net, images, tuned.masks)]
+    expected = [*tuned.logits(images)]
     for chain in later:
         if is_untouched(ready.graph, chain.plan):
             expected.append(ready.calib_logits[: len(images)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -56,6 +56,8 @@ FLOATS = ("float32", "float16")
 ARITHMETIC = ("int8", "int8:early", "fp16")  # of --quantize; early: all stages but the last
 EXACT_PLANS = ("search", "depth", "cascade")  # of exact mode
 PLANS = ("search", "depth", "width", "cascade", "uniform")
+FIRST = "first"  # of --plan: the network of --first alone
+NAMED_PLANS = (*PLANS, FIRST)
 
 
 def check_budget(name: str, budget: float) -> None:
@@ -93,7 +95,8 @@ class ConvertOptions:
     time: the seconds that the conversion may take; None: as many as `effort` needs.
 
     max_drop, confidence, per_class: the promise, if any. Without a budget, the default policy is the cheapest one that keeps
-    it. classes: the names of the classes; None: those of the class folders or of the model's metadata.
+    it. first: the user's own network that may stand before the model; what `first_*` leave out is as with the model.
+    classes: the names of the classes; None: those of the class folders or of the model's metadata.
     """
 
     model: Path
@@ -134,6 +137,13 @@ class ConvertOptions:
     crop_ratio: float | None = None
     fill: int | None = None
     bits: int | None = None
+    first: Path | None = None
+    first_size: tuple[int, int] | None = None
+    first_preprocess: str | None = None
+    first_mean: tuple[float, ...] | None = None
+    first_std: tuple[float, ...] | None = None
+    first_scale: float | None = None
+    first_order: str | None = None
     strict: bool = False
     force: bool = False
 
@@ -158,13 +168,13 @@ class ConvertOptions:
         for name, choices in (("quantize", ARITHMETIC), ("labels", LABELS), ("mode", MODES)):
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
-        if self.plan not in PLANS and not Path(self.plan).is_file():
-            raise UsageError(f"--plan {self.plan}: expected {', '.join(PLANS)} or the path of a JSON file")
+        if self.plan not in NAMED_PLANS and not Path(self.plan).is_file():
+            raise UsageError(f"--plan {self.plan}: expected {', '.join(NAMED_PLANS)} or the path of a JSON file")
         self._check_together()
 
     def _check_together(self) -> None:
         """Raise UsageError for options that contradict each other."""
-        if self.plan not in EXACT_PLANS and self.exact:
+        if self.plan not in (*EXACT_PLANS, FIRST) and self.exact:
             raise UsageError(
                 f"--plan {self.plan}: exact mode has {', '.join(EXACT_PLANS)}; leave --plan out, or give --mode train"
             )
@@ -183,12 +193,25 @@ class ConvertOptions:
             raise UsageError(
                 "--weights float16 with --quantize int8: no stage keeps float weights; leave one of the two out"
             )
+        self._check_first()
         if self.ray is not None and self.exact:
             raise UsageError("--ray: exact mode has no search to spread; leave it out, or give --mode train")
         if self.latency is not None and self.quantize is not None:
             raise UsageError(
                 "--quantize with --latency: the device's table knows float32 stages only; convert first, then s2d export OUT "
                 "--quantize here, then python -m s2d_runtime.calibrate on the device, which measures the stages there"
+            )
+
+    def _check_first(self) -> None:
+        """Raise UsageError for options of --first that lack it, or real images."""
+        if self.first is None:
+            given = [f.name for f in fields(self) if f.name.startswith("first_") and getattr(self, f.name) is not None]
+            if given or self.plan == FIRST:
+                what = f"--{given[0].replace('_', '-')}" if given else f"--plan {FIRST}"
+                raise UsageError(f"{what}: means nothing without --first; give both, or leave it out")
+        elif self.data is None or self.picture is not None:
+            raise UsageError(
+                "--first: made-up images do not show where it can be relied on; give real ones with --data"
             )
 
     @property
@@ -225,13 +248,22 @@ class ConvertOptions:
         )
 
     @property
+    def first_pixels(self) -> PixelOptions:
+        """The overrides of the preset of the network of --first: its own, or those of the model."""
+        own = PixelOptions(self.first_scale, self.first_order, mean=self.first_mean, std=self.first_std)
+        if self.first_preprocess is not None:
+            return own
+        names = [f.name for f in fields(own) if f.name in ("scale", "order", "mean", "std")]
+        return replace(own, **{n: getattr(self.pixels, n) for n in names if getattr(own, n) is None})
+
+    @property
     def work(self) -> Effort:
         """The amounts of work behind `effort`, or the most that `time` allows."""
         return EFFORTS[self.effort] if self.time is None else TIMED
 
     def to_json(self) -> dict[str, Any]:
         """Return all options but --resume, JSON-able, with paths that hold in any working directory."""
-        plain = {**asdict(self), "plan": self.plan if self.plan in PLANS else str(Path(self.plan).absolute())}
+        plain = {**asdict(self), "plan": self.plan if self.plan in NAMED_PLANS else str(Path(self.plan).absolute())}
         del plain["resume"]
         return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in plain.items()}
 
@@ -254,7 +286,7 @@ class ConvertOptions:
         """Return everything that must be equal for a run folder to be resumed, JSON-able; the promise and names concern
         the last step only."""
         plain = asdict(self)
-        if self.plan not in PLANS:
+        if self.plan not in NAMED_PLANS:
             plain["plan"] = str(Path(self.plan).resolve())
         for name in (
             "resume",

@@ -30,12 +30,13 @@ from s2d_convert.conversion.exact import (
     better,
     cascade_candidate,
     depth_candidate,
+    own_candidate,
     trained_heads,
 )
 from s2d_convert.conversion.explore import choose, make_evaluator, screened, search, with_slim_lasts, written_plan
 from s2d_convert.conversion.finals import METHOD, Finals, favourites
 from s2d_convert.conversion.finish import Result, finish
-from s2d_convert.conversion.options import LEAST_SECONDS, PLANS, ConvertOptions
+from s2d_convert.conversion.options import FIRST, LEAST_SECONDS, NAMED_PLANS, PLANS, ConvertOptions
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.requantize import Requantization, requantize
 from s2d_convert.conversion.run_folder import ALLOCATED, CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
@@ -64,12 +65,13 @@ def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None 
     check_target(options.out, force=options.force)
     job, given, hashes = _begin(options, reporter, clock or Clock(options.time))
     ready, run = job.ready, job.run
-    space = None if options.exact else possible(job, with_slim_lasts(job, plan_space(ready, options)))
+    space = (
+        None
+        if options.exact or options.plan == FIRST
+        else possible(job, with_slim_lasts(job, plan_space(ready, options)))
+    )
     reporter.plan(planned(job, space), memory_bytes=memory_bytes(job))
-    if space is None:
-        conversion, tuned = keep_original(job)
-    else:
-        conversion, tuned = train_and_compare(job, space, given)
+    conversion, tuned = best_conversion(job, space, given)
     provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
     with _timed(run, "finish"):
         result = _finished(job, tuned, conversion, provenance=provenance)
@@ -84,7 +86,7 @@ def dry_run(options: ConvertOptions, reporter: Reporter) -> Forecast:
     with TemporaryDirectory() as folder:
         elsewhere = replace(options, out=Path(folder) / "out", resume=False)
         job, _, _ = _begin(elsewhere, reporter, Clock(options.time))
-        return forecast(job, None if options.exact else plan_space(job.ready, options))
+        return forecast(job, None if options.exact or options.plan == FIRST else plan_space(job.ready, options))
 
 
 def _begin(
@@ -122,9 +124,10 @@ def _check_time(job: Job) -> None:
 
 def contents(options: ConvertOptions, ready: Prepared) -> dict[str, str | None]:
     """Return hashes of the files that the options name, by option. A run whose files have changed is another run."""
-    plan = None if options.plan in PLANS else Path(options.plan)
+    plan = None if options.plan in NAMED_PLANS else Path(options.plan)
     files = {"--latency": options.latency, "--plan": plan, "--data": options.picture}
     found = {name: None if path is None else sha256_of(path) for name, path in files.items()}
+    found["--first"] = None if ready.own is None else ready.own.facts.sha256
     found["MODEL"] = model_sha256(options.model)
     if ready.dataset.kind != "made-up":  # made-up images depend on the seed, the model and the picture only
         found["--data"] = ready.dataset.digest()
@@ -146,6 +149,43 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     )
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(options.out, manifest, measured, manifest.default_policy.reached, within, options.max_loss)
+
+
+def best_conversion(job: Job, space: PlanSpace | None, given: Conversion | None) -> tuple[Conversion, Tuned]:
+    """Return the conversion with the highest reward: what is trained or searched for, or the network of --first before the model.
+
+    space: that of the search, None in exact mode. given: the written plan, if there is one.
+    """
+    own = None if job.ready.own is None else own_candidate(job, job.ready.own)
+    if own is not None and job.options.plan == FIRST:
+        return chosen_first(job, own)
+    conversion, tuned = keep_original(job) if space is None else train_and_compare(job, space, given)
+    if own is None:
+        return conversion, tuned
+    made = Candidate(conversion, tuned, trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job)))
+    if better(made, own) is made:
+        job.reporter.note(
+            f"what the tool has made is worth as much as --first or more: {compared(job, made, own)}; it is written"
+        )
+        return conversion, tuned
+    job.reporter.note(f"--first is worth more than what the tool has made: {compared(job, own, made)}; it is written")
+    return chosen_first(job, own)
+
+
+def chosen_first(job: Job, own: Candidate) -> tuple[Conversion, Tuned]:
+    """Return the conversion with the user's own network, whose evaluation the run folder keeps. Its plan is left as it was: what
+    was searched for is compared anew when the run is resumed."""
+    facts = {**own.evaluation.info, "reward": own.evaluation.reward, "plan": own.conversion.digest()}
+    job.run.write_json(CHOSEN, facts)
+    return own.conversion, own.tuned
+
+
+def compared(job: Job, best: Candidate, other: Candidate) -> str:
+    """Return the accuracy and the latency of two candidates in words."""
+    one, two = (
+        f"{100 * c.evaluation.accuracy:.1f} % at {c.evaluation.latency:.2f} of the static time" for c in (best, other)
+    )
+    return f"{job.ready.target} {one}, against {two}"
 
 
 def train_and_compare(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.base.sessions import MOST_THREADS, Running
 from s2d_convert.calibration.chance import FEW, interval
+from s2d_convert.calibration.likeness import likeness
 from s2d_convert.calibration.policies import Scores, check_classes, check_enough, check_kind
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
@@ -24,8 +26,9 @@ from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_data
 from s2d_convert.data.made_up import made_up_data
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
+from s2d_convert.data.presets import PixelOptions
 from s2d_convert.data.reading import Reading
-from s2d_convert.errors import ModelError, UsageError
+from s2d_convert.errors import ModelError, StaticCheckError, UsageError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
@@ -33,7 +36,10 @@ from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.frontend.static_check import check_static
 from s2d_convert.latency.device_table import Table, read_table
 from s2d_convert.network.staged_net import unsupported_nodes
+from s2d_convert.plans.plan import FirstNetwork
 from s2d_convert.plans.weights import static_weights
+from s2d_convert.slicing.chain import build_stages, stage_logits
+from s2d_convert.slicing.own_network import OwnNetwork, Side, check_colours, own_network, read_own
 
 TRUSTED_ERROR = 0.1  # limit for the 90th percentile of a table's relative errors
 
@@ -60,16 +66,21 @@ def read_analysed(
 
 def preprocess_of(graph: Graph, options: ConvertOptions) -> Preprocess:
     """Return the preprocessing that the options ask for, in the shape and layout that the model takes."""
+    return _preprocess_for(graph, options.preprocess, options.pixels)
+
+
+def _preprocess_for(graph: Graph, preset: str | None, pixels: PixelOptions) -> Preprocess:
+    """Return the preprocessing of a preset with these overrides, in the shape and layout that a network takes."""
     shape = graph.shapes[graph.image]
     nhwc = graph.image_axis == 2
     height, width, channels = shape if nhwc else (shape[1], shape[2], shape[0])
     return make_preprocess(
-        options.preprocess,
+        preset,
         size=(height, width),
         channels=channels,
         layout="NHWC" if nhwc else "NCHW",
         dtype="uint8" if graph.image_type == "uint8" else "float32",
-        pixels=options.pixels,
+        pixels=pixels,
     )
 
 
@@ -98,7 +109,38 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     static_check(static, dataset.calib, logits, options, reporter)
     right = graph.task.right(dataset.calib.labels, logits)
     weights = static_weights(graph, model.channels)
-    return Prepared(model, weights, preprocess, dataset, static, logits, right, device, options.provider, table, names)
+    ready = Prepared(model, weights, preprocess, dataset, static, logits, right, device, options.provider, table, names)
+    return ready if options.first is None else replace(ready, own=read_first(ready, options.first, options, reporter))
+
+
+def read_first(ready: Prepared, path: Path, options: ConvertOptions, reporter: Reporter) -> OwnNetwork:
+    """Return the user's own network as a first chain, and report how often it agrees with the static model.
+
+    Raises ModelError and UsageError where it cannot stand before the model, StaticCheckError where it agrees by chance alone.
+    """
+    graph, dataset = read_own(path, size=options.first_size, base=ready.graph), ready.dataset
+    preset = options.first_preprocess or ("raw" if "uint8" in (graph.image_type, ready.graph.image_type) else None)
+    try:
+        preprocess = _preprocess_for(graph, preset or options.preprocess, options.first_pixels)
+    except UsageError as error:
+        raise UsageError(f"--first {path}: {error}; say how pixels become its input with --first-preprocess") from error
+    known = options.says_preprocessing or not dataset.calib.is_model_input
+    check_colours(preprocess, ready.preprocess, known=known, path=path)
+    facts = FirstNetwork(path.name, model_sha256(path))
+    own = own_network(facts, Side(graph, preprocess), Side(ready.graph, ready.preprocess))
+    logits = stage_logits(ready.graph, build_stages([own.chain]), dataset.calib, provider=options.provider)[0]
+    answers = ready.task.answers(logits)
+    compared = likeness(ready.task, answers, ready.task.answers(ready.calib_logits), classes=graph.classes)
+    agreement = f"agrees with the model on {100 * compared.agreement:.1f} % of {compared.images} held-out images"
+    if not compared.same_classes:
+        raise StaticCheckError(
+            f"--first {path}: it {agreement}, which it would by chance ({100 * compared.by_chance:.1f} %): {compared.cause}; the "
+            "same classes in the same order are expected; if its preprocessing is not the model's, say so by --first-preprocess"
+        )
+    right = ready.task.agree(answers, ready.right_classes).mean()
+    rate = "" if dataset.calib.labels is None else f" and has {100 * right:.1f} % accuracy"
+    reporter.note(f"{path.name}: {agreement}{rate}")
+    return own
 
 
 def read_latencies(options: ConvertOptions, reporter: Reporter) -> Table | None:

@@ -124,7 +124,7 @@ class _Training:
 
     def trained(self) -> Tuned:
         """Return the chain with the weights that the network has now."""
-        return Tuned(self.net, self.masks, replace(self.chain, weights=self.net.weights()))
+        return Tuned.trained(self.net, self.masks, replace(self.chain, weights=self.net.weights()))
 
 
 def _training(ready: Prepared, chain: Chain, *, norms: bool = True) -> _Training:

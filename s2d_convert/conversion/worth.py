@@ -62,7 +62,7 @@ def later_chains(ready: Prepared, conversion: Conversion) -> list[Chain]:
     """Return all chains but the first: with the model's own weights where they are the whole model, else with solved ones."""
     return [
         Chain(ready.model, plan, ready.weights) if is_untouched(ready.graph, plan) else ready.solver.chain(plan)
-        for plan in conversion.chains[1:]
+        for plan in conversion.later
     ]
 
 

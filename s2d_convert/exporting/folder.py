@@ -55,7 +55,7 @@ def draft_manifest(
 
     Raises OutputError when the runtime's checks reject it.
     """
-    chains = [number for number, chain in enumerate(conversion.chains, start=1) for _ in range(chain.stages)]
+    chains = [number for number, stages in enumerate(conversion.stages_of_chains, start=1) for _ in range(stages)]
     rows = zip(chains, models, temperatures or [1.0] * len(models), strict=True)
     early = len(models) - 1
     policy = Policy(

@@ -45,7 +45,7 @@ def layers_of(model: AnalysedModel, conversion: Conversion) -> list[Layer]:
     Channels that are always zero in a chain, such as those of a block that it leaves out, count as not computed.
     """
     channels, made = dict[str, int](), dict[str, list[int]]()
-    first = 0
+    first = 0 if conversion.first is None else 1
     for chain in conversion.chains:
         scaled = at_scale(model, chain.scale)
         effective = Effective(scaled, chain)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -42,19 +42,40 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class FirstNetwork:
+    """A network of the user's own that is the first chain, of one stage. No plan of the model describes it: its file and that
+    file's hash stand for it."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Conversion:
-    """The chains of a conversion, in the order in which they run."""
+    """The chains of a conversion, in the order in which they run; before them comes `first`, if there is one."""
 
     chains: tuple[Plan, ...]
+    first: FirstNetwork | None = None
 
     @property
     def stages(self) -> int:
         """The number of stages of all chains together."""
-        return sum(chain.stages for chain in self.chains)
+        return sum(self.stages_of_chains)
+
+    @property
+    def stages_of_chains(self) -> tuple[int, ...]:
+        """The number of stages of every chain, in order, that of `first` included."""
+        return (*(() if self.first is None else (1,)), *(chain.stages for chain in self.chains))
+
+    @property
+    def later(self) -> tuple[Plan, ...]:
+        """All chains but the first."""
+        return self.chains[1:] if self.first is None else self.chains
 
     def to_json(self, channels: Channels) -> dict[str, Any]:
         """Return a JSON-able dict; units are listed per class as run lengths such as '1x8 2x8'."""
-        return {"version": FORMAT_VERSION, "chains": [_chain_to_json(c, channels) for c in self.chains]}
+        first = [] if self.first is None else [asdict(self.first)]
+        return {"version": FORMAT_VERSION, "chains": [*first, *(_chain_to_json(c, channels) for c in self.chains)]}
 
     @staticmethod
     def from_json(data: Any, channels: Channels) -> Conversion:
@@ -68,7 +89,9 @@ class Conversion:
 
     def digest(self) -> str:
         """Return a short hash; equal conversions of one model have equal hashes."""
-        text = json.dumps([[c.taps, c.stages_of_units, *([] if c.scale == 1 else [c.scale])] for c in self.chains])
+        first = [] if self.first is None else [[self.first.sha256]]
+        plans = [[c.taps, c.stages_of_units, *([] if c.scale == 1 else [c.scale])] for c in self.chains]
+        text = json.dumps([*first, *plans])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -84,6 +107,10 @@ def _chain_to_json(plan: Plan, channels: Channels) -> dict[str, Any]:
 
 def _chain_from_json(data: Any, index: int, channels: Channels) -> Plan:
     where = f"plan: chain {index + 1}"
+    if isinstance(data, dict) and "file" in data:
+        raise UsageError(
+            f"{where} is a network of its own, {data['file']!r}, which no plan describes; give it with --first"
+        )
     if not isinstance(data, dict) or not isinstance(data.get("taps"), list) or not isinstance(data.get("units"), dict):
         raise UsageError(f'{where}: expected "taps" (a list) and "units" (an object); see docs/plan.md')
     taps = data["taps"]
