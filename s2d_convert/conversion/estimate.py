@@ -138,7 +138,7 @@ def forecast(job: Job, space: PlanSpace | None) -> Forecast:
 
 
 def _expected(job: Job, space: PlanSpace) -> Iterator[Expected]:
-    evaluate, pairs = make_evaluator(job), pairs_of(space)
+    evaluate, pairs = make_evaluator(job, trained=False), pairs_of(space)
     chains = [pairs.decode(actions) for actions in allocated(pairs, allocate(job, space), SHOWN)]
     for budget in BUDGETS:
         values: list[Evaluation] = [evaluate.at_budget(budget)(chain) for chain in chains]

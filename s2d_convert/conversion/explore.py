@@ -43,6 +43,7 @@ ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at mos
 UNTIL = 0.4  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
+LEFT_BY_TRAINING = 0.7  # of the distance between roughly solved logits and the static model's (docs/search.md)
 MOST_LEFT_OUT = 8e10  # MACs of all blocks' models together for which the error without each block is measured
 
 
@@ -222,10 +223,14 @@ def screened(job: Job, space: PlanSpace, evaluate: Evaluator, *, least: float) -
     return {plan: chains[plan] for plan in hopeful[:MOST_SCREENED]}
 
 
-def make_evaluator(job: Job) -> Evaluator:
-    """Return the evaluator of candidates: solved weights, and latencies measured together with the static model's."""
+def make_evaluator(job: Job, *, trained: bool = True) -> Evaluator:
+    """Return the evaluator of candidates: solved weights, and latencies measured together with the static model's.
+
+    trained: judge candidates by what they can become where training follows.
+    """
     ready = job.ready
-    logits = solved_logits(ready.model, ready.solver.rough, ready.dataset.calib, ready.calib_logits)
+    distance = LEFT_BY_TRAINING if trained and job.options.work.trial_steps else 1.0
+    logits = solved_logits(ready.model, ready.solver.rough, ready.dataset.calib, ready.calib_logits, distance=distance)
     latency = StageLatency(ready.model, ready.weights, job.meter, job.overhead_ms)
     right_classes = ready.right_classes[: len(logits.images)]
     return Evaluator(ready.task, logits, latency, right_classes=right_classes, goal=goal_of(job))

@@ -54,6 +54,8 @@ from s2d_convert.plans.space import CASCADE, PlanSpace, depth_taps
 from s2d_convert.search.base import Evaluation
 from s2d_convert.search.evaluate import Evaluator
 
+LEFT_BY_FINETUNING = 0.8  # of the distance between a chain in the finals and the static model
+
 __all__ = ["Forecast", "Reporter", "Result", "convert", "dry_run"]
 
 
@@ -249,7 +251,8 @@ def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, plac
     """Return finals between these conversions. All trainings start from solved weights."""
 
     def worth(conversion: Conversion, file: Path) -> Evaluation:
-        return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost)
+        distance = LEFT_BY_FINETUNING if job.options.work.trial_steps else 1.0
+        return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost, distance=distance)
 
     def train(conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:
         try_out(job, conversion.chains[0], before, after, steps=steps, seconds=seconds)

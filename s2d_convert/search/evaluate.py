@@ -82,12 +82,17 @@ class Logits(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SolvedLogits:
-    """Logits of the stage files, with weights solved in closed form. Everything in here can be sent to another machine."""
+    """Logits of the stage files, with weights solved in closed form. Everything in here can be sent to another machine.
+
+    distance: how far from the static model's logits they are taken to be, as a share of how far they are. Where training
+    follows, that is what it leaves of the distance, so that a chain is judged by what it can become (`nearer`).
+    """
 
     model: AnalysedModel
     reconstruction: Reconstruction
     images: Images
     static_logits: Array
+    distance: float = 1.0
 
     _known: dict[Plan, Array] = field(default_factory=dict)
 
@@ -102,7 +107,7 @@ class SolvedLogits:
         if plan in self._known:
             return self._known[plan]
         stages = build_stages([Chain(self.model, plan, self.reconstruction.solve(plan).weights)])
-        logits = stage_logits(self.model.graph, stages, self.images)
+        logits = nearer(stage_logits(self.model.graph, stages, self.images), self.static_logits, self.distance)
         if keep:
             self._known[plan] = logits
         return logits
@@ -125,12 +130,18 @@ class Look:
     measure_s: float
 
 
+def nearer(logits: Array, static_logits: Array, distance: float) -> Array:
+    """Return the logits [S, B, K] at this share of their distance from the static model's [B, K]."""
+    moved: Array = static_logits + np.float32(distance) * (logits - static_logits)
+    return logits if distance == 1 else moved
+
+
 def solved_logits(
-    model: AnalysedModel, reconstruction: Reconstruction, images: Images, static_logits: Array
+    model: AnalysedModel, reconstruction: Reconstruction, images: Images, static_logits: Array, *, distance: float = 1.0
 ) -> SolvedLogits:
     """Return the logits on the first MAX_IMAGES of the held-out images, whose static logits are [B, K]."""
     count = min(MAX_IMAGES, len(images))
-    return SolvedLogits(model, reconstruction, images.take(slice(0, count)), static_logits[:count])
+    return SolvedLogits(model, reconstruction, images.take(slice(0, count)), static_logits[:count], distance)
 
 
 @dataclass(frozen=True, eq=False)
