@@ -66,8 +66,9 @@ format: setup  ## let ruff lay out the code and mend what it can
 	"$(BIN)/ruff" check --fix .
 	"$(BIN)/ruff" format .
 
-docs: setup  ## write the tables of docs/operators.md anew, from the tables in the code
+docs: setup  ## write tables and pictures anew: docs/operators.md from the code, README and docs/results.md from benchmarks/results
 	"$(BIN)/python" tests/support/operators_page.py --write
+	"$(BIN)/python" -m benchmarks.publish
 
 # What the two packages want is here already. onnxsim needs Python 3.11; without it its rows say so.
 bench: setup  ## every method beside every other: MODEL=, DATA=, TEST=, BENCH="options"; handwritten digits without
