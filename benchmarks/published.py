@@ -114,10 +114,7 @@ def _records_of(file: str, data: Mapping[str, Any], machines: Mapping[str, Machi
         name: Run(**{**facts, "command": tuple(facts["command"]), "machine": machines[facts["machine"]]})
         for name, facts in data["runs"].items()
     }
-    return [
-        Record(**{**_with_tuples(row), "network": network, "run": runs[row["run"]]})  # type: ignore[arg-type]
-        for row in data["rows"]
-    ]
+    return [Record(**{**_with_tuples(row), "network": network, "run": runs[row["run"]]}) for row in data["rows"]]
 
 
 def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
