@@ -19,6 +19,7 @@ from s2d_runtime.thresholds import exits
 
 from s2d_convert.calibration.policies import Scores
 
+HARDLY_FASTER = 0.9  # of static; a share of latency that a user hardly notices
 LARGE_LOSS = 0.05
 
 
@@ -167,6 +168,8 @@ def _sentences(chosen: Outcome, within: Outcome | None, *, max_loss: float, targ
 def _worth(outcome: Outcome, max_loss: float) -> str:
     if outcome.latency >= NO_GAIN:
         return "not worth it, the static model is as fast" if outcome.loss >= 0 else "more right, but not faster"
+    if outcome.loss <= max_loss and outcome.latency > HARDLY_FASTER:
+        return "hardly worth it, more time, more images or INT8 (--quantize int8) may gain more"
     if outcome.loss <= max_loss:
         return (
             "worth deploying"

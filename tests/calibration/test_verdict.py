@@ -58,6 +58,12 @@ def test_a_good_conversion_is_worth_deploying() -> None:
     assert judged.within is judged.outcome
 
 
+def test_a_gain_that_nobody_notices_is_not_called_worth_deploying() -> None:
+    judged = verdict([found(0.953, 0.0)], budget=0.5)
+    assert judged.sentences[0].endswith("hardly worth it, more time, more images or INT8 (--quantize int8) may gain more.")
+    assert not judged.worse
+
+
 def test_a_large_loss_is_refused_in_words_and_the_budget_that_keeps_within_a_point_is_named() -> None:
     judged = verdict([found(0.417, 0.224, budget=0.45), found(0.62, 0.008, budget=0.65)], budget=0.45)
     assert "Loses 22.4 ± 0.2 points of accuracy" in judged.sentences[0]
