@@ -60,7 +60,9 @@ def test_a_good_conversion_is_worth_deploying() -> None:
 
 def test_a_gain_that_nobody_notices_is_not_called_worth_deploying() -> None:
     judged = verdict([found(0.953, 0.0)], budget=0.5)
-    assert judged.sentences[0].endswith("hardly worth it, more time, more images or INT8 (--quantize int8) may gain more.")
+    assert judged.sentences[0].endswith(
+        "hardly worth it, more time, more images or INT8 (--quantize int8) may gain more."
+    )
     assert not judged.worse
 
 
