@@ -41,6 +41,10 @@ class Task(ABC):
         """Return where two answers are equal, in all their labels."""
 
     @abstractmethod
+    def agreement(self, first: Array, second: Array) -> float:
+        """Return the share of images whose class is the same, or of the label that differs most often, whose label is."""
+
+    @abstractmethod
     def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
         """Return which answers are class k, or contain label k."""
 
@@ -85,6 +89,9 @@ class OneClass(Task):
     def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
         return np.equal(first, second)
 
+    def agreement(self, first: Array, second: Array) -> float:
+        return float(np.equal(first, second).mean())
+
     def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
         return np.equal(answers, k)
 
@@ -112,6 +119,9 @@ class SeveralLabels(Task):
     def agree(self, first: Array, second: Array) -> NDArray[np.bool_]:
         same: NDArray[np.bool_] = (first == second).all(axis=-1)
         return same
+
+    def agreement(self, first: Array, second: Array) -> float:
+        return float(np.equal(first, second).mean(axis=0).min())
 
     def has(self, answers: Array, k: int) -> NDArray[np.bool_]:
         return answers[..., k] > 0

@@ -34,7 +34,7 @@ from s2d_convert.slicing.split import StageModel
 from s2d_convert.slicing.stage_graph import CONFIDENCE
 
 DRAWN, USED, AT_LEAST = 2048, 512, 64  # images: drawn, used at a stage, and used even where fewer reach it
-LEAST_AGREEMENT = 0.9  # of images on which a stage must answer as before; below that it stays in float32
+LEAST_AGREEMENT = 0.9  # of images on which a stage must answer as before (each of its labels); else it stays in float32
 MOST_BYTES = 2**30  # of the images and links that are held at a time
 RUN_BATCH = 64
 FLOAT = "float32"
@@ -114,19 +114,21 @@ def converted_folder(
 ) -> Converted:  # fmt: skip
     """Return the stages in the requested arithmetic.
 
-    A stage stays in float32 if its answers would differ from before on more than 1 - LEAST_AGREEMENT of the images. If they
-    differ although it is in float32 already, the links that it reads are at fault, and the stage before it stays in float32
-    too. Raises ModelError where nothing is left to convert.
+    A stage stays in float32 if its answers, or one of its labels, would differ from before on more than 1 - LEAST_AGREEMENT
+    of the images. If they differ although it is in float32 already, the links that it reads are at fault, and the stage
+    before it stays in float32 too. Raises ModelError where nothing is left to convert.
     """
     kinds = list(kinds_of(asked.kind, len(stages)))
     task = static.graph.task
+    unchanged = "answers as before" if not task.several else "the label that differs most is as before"
     float_classes = task.answers(stage_logits(static.graph, stages, dataset.calib))
     while True:
         models = convert_stages(before, stages, dataset.train, kinds=kinds, quantizers=asked.quantizers)
         logits = stage_logits(static.graph, models, dataset.calib, provider=asked.running.provider)
-        agreement = task.agree(task.answers(logits), float_classes).mean(axis=1)
+        pairs = zip(task.answers(logits), float_classes, strict=True)
+        agreement = np.array([task.agreement(now, before) for now, before in pairs])
         for number, (same, kind) in enumerate(zip(agreement, kinds, strict=True), start=1):
-            note(f"stage {number} ({kind}): answers as before on {100 * same:.2f} % of {len(dataset.calib)} images")
+            note(f"stage {number} ({kind}): {unchanged} on {100 * same:.2f} % of {len(dataset.calib)} images")
         if (spoiled := spoiled_stage(agreement, kinds)) is None:
             return Converted(models, tuple(kinds), logits)
         note(f"less than {100 * LEAST_AGREEMENT:.0f} % is too little: stage {spoiled + 1} stays in float32")

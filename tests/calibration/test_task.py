@@ -25,6 +25,10 @@ def test_answers_agree_with_all_their_labels_and_are_as_sure_as_the_least_sure()
     other = answers.copy()
     other[0, :10, 2] ^= 1
     np.testing.assert_array_equal(SEVERAL_LABELS.agree(answers, other)[0], np.arange(400) >= 10)
+    assert SEVERAL_LABELS.agreement(answers[0], other[0]) == 1 - 10 / 400
+    assert ONE_CLASS.agreement(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])) == 0.75
+    other[0, 10:50, 1] ^= 1  # the label that differs most counts, not all of them together
+    assert SEVERAL_LABELS.agreement(answers[0], other[0]) == 1 - 40 / 400
     p = 1 / (1 + np.exp(-LOGITS.astype(np.float64) / 2.5))
     expected = np.maximum(p, 1 - p).min(axis=2)
     np.testing.assert_allclose(SEVERAL_LABELS.confidences(LOGITS, (2.5, 2.5)), expected, rtol=1e-6)

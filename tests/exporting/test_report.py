@@ -17,6 +17,7 @@ from s2d_runtime import Manifest, OutputSpec
 
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.exporting.report.card import card
 from s2d_convert.exporting.report.charts import Series, bars, losses, plot
 from s2d_convert.exporting.report.drawing import HIGH, draw_plan
 from s2d_convert.exporting.report.gallery import SHOWN, Gallery, Picture, gallery
@@ -111,6 +112,15 @@ def test_the_page_shows_what_the_manifest_says() -> None:
         "reinforce",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_images_that_thresholds_were_chosen_on_are_told_as_such(calibrated: bool) -> None:
+    measured = {**manifest().measured, "outcomes": OUTCOMES, **({"images_of": "calibration"} if calibrated else {})}
+    whole = manifest(measured=measured)
+    for text in (" ".join(read(page(whole, TRACE, Gallery())).text), card(whole)):
+        assert ("100 images of calibration" in text) == calibrated
+        assert ("100 images that nothing was trained or chosen on" in text) == (not calibrated)
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing() -> None:

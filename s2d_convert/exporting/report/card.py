@@ -17,7 +17,7 @@ from s2d_runtime.dispatcher import LABEL_KINDS
 from s2d_convert._version import VERSION
 from s2d_convert.base.text import answer_rows, next_commands, plain, promise_text, quantity
 from s2d_convert.calibration.verdict import Outcome, worth_showing
-from s2d_convert.exporting.report.facts import made_on, model_name, outcomes_of, verdict_of
+from s2d_convert.exporting.report.facts import images_are, made_on, model_name, outcomes_of, verdict_of
 
 SPECIAL = re.compile(r"([\\`*_\[\]#|~])")  # a bracket that is escaped makes no link of what follows
 V2_TYPES = {"float32": "FP32", "float16": "FP16", "float64": "FP64", "uint8": "UINT8"}
@@ -144,10 +144,9 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
     ]
     yield _table(("", "static model", "in stages"), rows)
     machine, latency = (escaped(str(measured.get(key, "not recorded"))) for key in ("machine", "latency"))
-    yield (
-        f"On {measured['images']} images of the kind '{manifest.data}', batch {measured['batch']}, {measured['threads']} "
-        f"thread(s); latency {latency} for {machine}."
-    )
+    images = f"{measured['images']} {images_are(measured)}, of the kind '{manifest.data}'"
+    threads = f"{measured['threads']} thread(s)"
+    yield f"On {images}; batch {measured['batch']}, {threads}; latency {latency} for {machine}."
     if outcomes := worth_showing(outcomes_of(manifest), manifest.default_budget):
         yield "Budgets that are worth their place, on the same images; `set_budget` of the dispatcher chooses among them:"
         yield _budgets(outcomes, manifest)
@@ -181,8 +180,9 @@ def _input(manifest: Manifest) -> Iterator[str]:
     )
     pixels = manifest.preprocess
     if pixels is not None:
-        facts = [f"{name} {pixels[name]}" for name in ("resize", "order", "scale", "mean", "std") if name in pixels]
-        yield f"From pixels to input: {escaped(str(pixels.get('formula', '')))}; {escaped('; '.join(facts))}."
+        names = ("resize", "order", "scale", "mean", "std") if pixels.get("known", True) else ()
+        facts = [str(pixels.get("formula", "")), *(f"{name} {pixels[name]}" for name in names if name in pixels)]
+        yield f"From pixels to input: {escaped('; '.join(facts))}."
 
 
 def _labels_given(manifest: Manifest) -> str:

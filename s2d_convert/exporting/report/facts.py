@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from s2d_runtime import Manifest
 from s2d_runtime.policies import MAX_LOSS
@@ -15,6 +16,12 @@ from s2d_convert.plans.layers import Layer
 def model_name(manifest: Manifest) -> str:
     """Return the file name of the static model."""
     return Path(str(manifest.provenance.get("model", "model"))).name
+
+
+def images_are(measured: Mapping[str, Any]) -> str:
+    """Return which images the numbers are of, in words behind their count."""
+    chosen_on_them = measured.get("images_of") == "calibration"
+    return "images of calibration" if chosen_on_them else "images that nothing was trained or chosen on"
 
 
 def made_on(manifest: Manifest) -> str:

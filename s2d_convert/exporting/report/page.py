@@ -21,7 +21,14 @@ from s2d_convert.calibration.verdict import useful_policies, worth_showing
 from s2d_convert.exporting.per_class import ClassResult
 from s2d_convert.exporting.report.charts import Series, bars, losses, plot
 from s2d_convert.exporting.report.drawing import draw_plan
-from s2d_convert.exporting.report.facts import layers_of_manifest, made_on, model_name, outcomes_of, verdict_of
+from s2d_convert.exporting.report.facts import (
+    images_are,
+    layers_of_manifest,
+    made_on,
+    model_name,
+    outcomes_of,
+    verdict_of,
+)
 from s2d_convert.exporting.report.gallery import Gallery
 
 TEMPLATE = "report.html.jinja"
@@ -73,6 +80,7 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
         trade_off=_trade_off(manifest, static),
         same_images="outcomes" in measured,
         images=measured.get("images"),
+        images_are=images_are(measured),
         exits=bars([(f"{p.budget:g}", p.exit_share) for p in useful_policies(manifest)]),
         budgets=_budgets(manifest, static) if measured.get("outcomes") else None,
         policies=_policies(manifest),
@@ -205,10 +213,8 @@ def _measured(measured: Mapping[str, Any]) -> Rows:
     if measured["static_macs"]:
         static, dynamic = measured["static_macs"], measured["mean_macs"]
         rows.append(("multiply-accumulates per image", quantity(static), quantity(dynamic), f"{dynamic / static:.3f}"))
-    chosen_on_them = measured.get("images_of") == "calibration"
-    source = "the images of calibration" if chosen_on_them else "images that nothing was chosen on"
     running = f"batch {measured['batch']}, {measured['threads']} thread(s), {measured.get('machine', '')}"
-    about = f"{measured['images']} images ({source}), {running}"
+    about = f"{measured['images']} {images_are(measured)}, {running}"
     return Rows(("", "static", "in stages", "ratio"), rows, about=about)
 
 
