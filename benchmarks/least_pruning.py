@@ -11,6 +11,7 @@ import onnx
 
 from s2d_convert.channels.analysis import analyse
 from s2d_convert.errors import ModelError, S2DError
+from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.latency import LatencyMeter
 
@@ -48,6 +49,27 @@ def least_pruned(
         else:
             low = tried.ratio
     return best
+
+
+def with_own_weights(graph: Graph) -> onnx.ModelProto:
+    """Return the model with a name for every node and a copy of its own of every constant that several nodes share.
+
+    Equal constants are one in a loaded graph, while the nodes that share it may be pruned to different widths.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.to_model())
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    used: set[str] = set()
+    for number, (node, proto) in enumerate(zip(graph.nodes, model.graph.node, strict=True)):
+        proto.name = node.name
+        for place, name in enumerate(proto.input):
+            if name in used:
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(weights[name])
+                copy.name = proto.input[place] = f"{name}/{number}.{place}"
+            elif name in weights:
+                used.add(name)
+    return model
 
 
 def check(model: onnx.ModelProto) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.least_pruning import check, least_pruned, prune_at
+from benchmarks.least_pruning import check, least_pruned, prune_at, with_own_weights
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import make_session
 from s2d_convert.data.images import Images
@@ -50,7 +50,7 @@ def prune_to(graph: Graph, images: Images, meter: LatencyMeter, *, budget: float
     images: unlabelled ones suffice; 512 calibrate, as many others choose between the ways of tuning. Raises ModelError
     where the package prunes nothing, or leaves something that is not the same kind of network.
     """
-    model = named(graph)
+    model = with_own_weights(graph)
     fit, choose = feeds(graph, images, 0), feeds(graph, images, CALIBRATION_IMAGES)
     prune = partial(pruned, model, fit)
     most = prune_at(prune, MOST, meter)
@@ -59,15 +59,6 @@ def prune_to(graph: Graph, images: Images, meter: LatencyMeter, *, budget: float
     best = least_pruned(prune, meter, budget=budget, most=most)
     tuned, facts = fitted(model, best.model, fit, choose)
     return PrunedAndTuned(tuned, {"ratio": best.ratio, "latency": best.latency, **facts})
-
-
-def named(graph: Graph) -> onnx.ModelProto:
-    """Return the model with a name for every node, which files may leave out and the package goes by."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.to_model())
-    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
-        proto.name = node.name
-    return model
 
 
 def feeds(graph: Graph, images: Images, start: int) -> Feeds:

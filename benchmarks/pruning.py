@@ -16,7 +16,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from benchmarks.least_pruning import least_pruned, prune_at
+from benchmarks.least_pruning import least_pruned, prune_at, with_own_weights
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.atoms import FREE
@@ -171,18 +171,14 @@ def pruned(model: AnalysedModel, ratio: float, *, round_to: int, isomorphic: boo
 
 def _written(graph: Graph, net: Plain) -> onnx.ModelProto:
     """Return the ONNX model with the weights that are left."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.to_model())
-    values: dict[str, Array] = {}
-    for node in graph.nodes:
-        layer = net.layer(node)
-        if layer is not None:
-            values.update(_operands(node, layer))
-    for weight in model.graph.initializer:
-        if weight.name in values:
-            weight.CopyFrom(numpy_helper.from_array(values[weight.name], weight.name))
+    model = with_own_weights(graph)
+    weights = {weight.name: weight for weight in model.graph.initializer}
     for node, proto in zip(graph.nodes, model.graph.node, strict=True):
         layer = net.layer(node)
+        if layer is None:
+            continue
+        for place, value in _operands(node, layer).items():
+            weights[proto.input[place]].CopyFrom(numpy_helper.from_array(value, proto.input[place]))
         for attribute in proto.attribute:
             if attribute.name == "group" and isinstance(layer, nn.Conv2d):
                 attribute.i = layer.groups
@@ -192,21 +188,20 @@ def _written(graph: Graph, net: Plain) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model)  # a table of latencies goes by the shapes
 
 
-def _operands(node: Node, layer: nn.Module) -> Mapping[str, Array]:
-    """Return the constants of a node by name, as its layer has them now."""
+def _operands(node: Node, layer: nn.Module) -> Mapping[int, Array]:
+    """Return the constants of a node by the place among its inputs, as its layer has them now."""
     state = {k: v.detach().numpy() for k, v in layer.state_dict().items()}
     if isinstance(layer, nn.BatchNorm2d):
-        order = ("weight", "bias", "running_mean", "running_var")
-        return {node.inputs[i]: state[key] for i, key in enumerate(order, start=1)}
+        return dict(enumerate((state[key] for key in ("weight", "bias", "running_mean", "running_var")), start=1))
     weight = state["weight"]
     if node.op == "MatMul" or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
         weight = np.ascontiguousarray(weight.T)
     if node.op == "Gemm" and node.attrs.get("alpha", 1.0) != 1:
         weight = weight / np.float32(node.attrs["alpha"])
-    found = {node.inputs[1]: weight}
+    operands = {1: weight}
     if "bias" in state:
-        found[node.inputs[2]] = state["bias"] / np.float32(node.attrs.get("beta", 1.0) if node.op == "Gemm" else 1.0)
-    return found
+        operands[2] = state["bias"] / np.float32(node.attrs.get("beta", 1.0) if node.op == "Gemm" else 1.0)
+    return operands
 
 
 def prune_to(

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from text_nets import chain, net, residual
 
 from benchmarks import compare, onnxsim_pruning, pruning
-from benchmarks.least_pruning import Pruned, least_pruned
+from benchmarks.least_pruning import Pruned, least_pruned, with_own_weights
 from benchmarks.methods import METHODS, Method
 from benchmarks.small_nets import replacement
 from benchmarks.stand import Entry, NotRun, Stand
@@ -100,6 +100,25 @@ def test_isomorphic_pruning_ranks_layers_of_one_pattern_against_each_other() -> 
     assert left == {False: [6, 6, 6], True: [4, 8, 6]}
 
 
+def test_nodes_get_constants_of_their_own() -> None:
+    """Two convolutions share weight and bias; after it they share nothing and compute the same."""
+    shared = net(
+        """g (float[N,4,8,8] image) => (float[N,4] logits) {
+            a = Conv(image, w, b)  x = Relu(a)  c = Conv(x, w, b)  p = GlobalAveragePool(c)  logits = Flatten(p)
+        }""",
+        w=(4, 4, 1, 1), b=(4,),
+    )  # fmt: skip
+    graph = graph_from_proto(shared)
+    model = with_own_weights(graph)
+    constants = [name for node in model.graph.node for name in node.input if name.startswith(("w", "b"))]
+    assert len(set(constants)) == len(constants) == 4
+    assert {weight.name for weight in model.graph.initializer} >= set(constants)
+    assert all(node.name for node in model.graph.node)
+    images = np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)
+    (expected,), (got,) = (run(m, {"image": images}).values() for m in (shared, model))
+    np.testing.assert_array_equal(got, expected)
+
+
 @needs_onnxsim
 @pytest.mark.parametrize("build", [chain, residual])
 def test_onnxsim_prunes_to_the_budget_and_tunes_without_labels(build: Any) -> None:
@@ -118,7 +137,7 @@ def test_onnxsim_prunes_to_the_budget_and_tunes_without_labels(build: Any) -> No
 @needs_onnxsim
 def test_onnxsim_agrees_with_itself() -> None:
     graph = graph_from_proto(chain())
-    model = onnxsim_pruning.named(graph)
+    model = with_own_weights(graph)
     some = onnxsim_pruning.feeds(graph, cast(Any, SomeImages(graph.shapes[graph.image])), 0)
     assert onnxsim_pruning.agreement(model, model, some) == 1.0
 
