@@ -37,7 +37,7 @@ from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import VerifyError
 from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, draft_manifest, new_folder
 from s2d_convert.exporting.measure import Measured, largest_difference, measure, measured_elsewhere
-from s2d_convert.exporting.provenance import model_facts, recorded_names
+from s2d_convert.exporting.provenance import FIRST_NETWORK, model_facts, recorded_names
 from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.exporting.timing import machine, path_costs, predicted_costs
 from s2d_convert.frontend.reference import StaticModel
@@ -101,6 +101,7 @@ def finish(
             **_provenance(ready, options, provenance),
             "date": datetime.now(timezone.utc).date().isoformat(),
             "layers": [layer.to_json() for layer in layers_of(ready.model, conversion)],
+            **({} if conversion.first is None else {FIRST_NETWORK: asdict(conversion.first)}),
         },
     )
     with new_folder(out, draft, models, running=options.running, force=options.force) as writer:

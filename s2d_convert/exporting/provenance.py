@@ -23,6 +23,7 @@ from s2d_convert.channels.macs import total_macs
 from s2d_convert.data.preprocess import Preprocess
 from s2d_convert.errors import ModelError, OutputError
 
+FIRST_NETWORK = "first_network"  # the entry on the user's own network that is chain 1: its file and hash
 HASHED_BYTES = 2**20  # read at once
 
 

@@ -96,8 +96,11 @@ def test_the_plan_tells_the_file(place: Path) -> None:
     assert own["file"] == FILE
     assert len(own["sha256"]) == 64
     assert whole["taps"] == ["logits"]
-    layers = json.loads((place / "out" / "manifest.json").read_text())["provenance"]["layers"]
-    assert all(layer["made"] == [0, layer["channels"]] for layer in layers)
+    provenance = json.loads((place / "out" / "manifest.json").read_text())["provenance"]
+    assert all(layer["made"] == [0, layer["channels"]] for layer in provenance["layers"])
+    assert provenance["first_network"] == own
+    assert "stage 1: small.onnx, no part of the model" in (place / "out" / "report.html").read_text()
+    assert "Stage 1 is small.onnx, a network of its own" in (place / "out" / "README.md").read_text()
     with pytest.raises(
         UsageError,
         match=r"chain 1 is a network of its own, 'small.onnx', which no plan describes; give it with --first",

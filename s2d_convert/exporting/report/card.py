@@ -17,7 +17,14 @@ from s2d_runtime.dispatcher import LABEL_KINDS
 from s2d_convert._version import VERSION
 from s2d_convert.base.text import answer_rows, next_commands, plain, promise_text, quantity
 from s2d_convert.calibration.verdict import Outcome, worth_showing
-from s2d_convert.exporting.report.facts import images_are, made_on, model_name, outcomes_of, verdict_of
+from s2d_convert.exporting.report.facts import (
+    first_network,
+    images_are,
+    made_on,
+    model_name,
+    outcomes_of,
+    verdict_of,
+)
 
 SPECIAL = re.compile(r"([\\`*_\[\]#|~])")  # a bracket that is escaped makes no link of what follows
 V2_TYPES = {"float32": "FP32", "float16": "FP16", "float64": "FP64", "uint8": "UINT8"}
@@ -102,6 +109,8 @@ def _parts(manifest: Manifest) -> Iterator[str]:
         f"A static image classifier, converted by s2d-convert {VERSION} into {parts}{made}. Easy images leave early, so that "
         "the mean latency falls; every stage is a plain ONNX file."
     )
+    if first := first_network(manifest):
+        yield f"Stage 1 is {escaped(first)}, a network of its own; the last stage is the model as it was."
     judged = verdict_of(manifest)
     if judged is not None:
         yield "\n".join(f"> {escaped(sentence)}" for sentence in judged.sentences)

@@ -12,8 +12,9 @@ LEFT, RIGHT, TOP, HIGH, GAP = 58, 10, 26, 110, 44  # of a chain's band of column
 MOST_LAYERS = 400
 
 
-def draw_plan(layers: Sequence[Layer], chains: Sequence[int]) -> str:
-    """Return the drawing, '' without layers. chains: the number of the chain of every stage, in order [S].
+def draw_plan(layers: Sequence[Layer], chains: Sequence[int], *, first: str = "") -> str:
+    """Return the drawing, '' without layers. chains: the number of the chain of every stage, in order [S]. first: the name of
+    the network that chain 1 is, where it is no part of the model.
 
     The height of a column is the share of the static layer's channels, so that what is left out stays empty.
     """
@@ -24,6 +25,10 @@ def draw_plan(layers: Sequence[Layer], chains: Sequence[int]) -> str:
     parts, top = [], TOP
     for chain in sorted(set(chains)):
         members = [stage for stage, of in enumerate(chains) if of == chain]
+        if chain == 1 and first:
+            parts.append(f'<text x="{LEFT}" y="{top}">stage 1: {escape(first)}, no part of the model</text>')
+            top += GAP
+            continue
         parts.append(_band(shown, members, top, starts_again=chain > 1))
         top += HIGH + GAP
     names = [(f"stage {stage + 1}", stage % COLOURS) for stage in range(stages)]

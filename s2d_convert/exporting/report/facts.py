@@ -10,6 +10,7 @@ from s2d_runtime import Manifest
 from s2d_runtime.policies import MAX_LOSS
 
 from s2d_convert.calibration.verdict import Outcome, Verdict, verdict
+from s2d_convert.exporting.provenance import FIRST_NETWORK
 from s2d_convert.plans.layers import Layer
 
 
@@ -22,6 +23,12 @@ def images_are(measured: Mapping[str, Any]) -> str:
     """Return which images the numbers are of, in words behind their count."""
     chosen_on_them = measured.get("images_of") == "calibration"
     return "images of calibration" if chosen_on_them else "images that nothing was trained or chosen on"
+
+
+def first_network(manifest: Manifest) -> str:
+    """Return the file name of the user's own network that is chain 1, '' where that is a part of the model."""
+    first = manifest.provenance.get(FIRST_NETWORK)
+    return Path(str(first.get("file", ""))).name if isinstance(first, Mapping) else ""
 
 
 def made_on(manifest: Manifest) -> str:

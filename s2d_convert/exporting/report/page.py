@@ -22,6 +22,7 @@ from s2d_convert.exporting.per_class import ClassResult
 from s2d_convert.exporting.report.charts import Series, bars, losses, plot
 from s2d_convert.exporting.report.drawing import draw_plan
 from s2d_convert.exporting.report.facts import (
+    first_network,
     images_are,
     layers_of_manifest,
     made_on,
@@ -89,7 +90,7 @@ def page(manifest: Manifest, trace: Sequence[Mapping[str, Any]], gallery: Galler
         gallery=gallery,
         labelled=measured.get("correct_static") is not None,
         search=_search(trace),
-        plan=draw_plan(layers_of_manifest(manifest), [stage.chain for stage in manifest.stages]),
+        plan=draw_plan(layers_of_manifest(manifest), [s.chain for s in manifest.stages], first=first_network(manifest)),
         stages=_stages(manifest.stages),
         pixels=_pixels(manifest),
         provenance=list(_flat({k: v for k, v in manifest.provenance.items() if k in RECORDED})),
