@@ -220,6 +220,7 @@ class ExportOptions:
     delay_us: int | None = None
     queue: int | None = None
     threads: int | None = None
+    provider: str = "CPUExecutionProvider"
 
 
 @documented(described("export", ExportOptions, QuantizeOptions), ExportOptions, QuantizeOptions)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import onnxruntime as ort
@@ -21,6 +22,10 @@ from s2d_convert.errors import UsageError
 ORT_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:\s*")
 IN_MEMORY = 2**24  # bytes up to which a session is made from memory, without writing a file
 MOST_THREADS, MOST_BATCH = 256, 4096
+# The options of execution providers that set the number of their own threads.
+THREADS_OF: Mapping[str, str] = MappingProxyType(
+    {"OpenVINOExecutionProvider": "num_of_threads", "XnnpackExecutionProvider": "intra_op_num_threads"}
+)
 ONE_FILE = 2**31 - 2**24  # bytes; a protobuf message is limited to 2 GiB
 
 
@@ -73,7 +78,14 @@ def check_provider(provider: str) -> None:
 def make_session(model: bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
     """Return an onnxruntime session with the dispatcher's options. Raises UsageError for a provider that is not installed."""
     check_provider(provider)
-    return ort.InferenceSession(model, default_options(threads), providers=[provider])
+    return ort.InferenceSession(model, default_options(threads), providers=with_threads(provider, threads))
+
+
+def with_threads(provider: str, threads: int) -> list[str | tuple[str, dict[str, str]]]:
+    """Return what onnxruntime is told of a provider: some have threads of their own, which the options of a session do not
+    limit."""
+    option = THREADS_OF.get(provider)
+    return [provider if option is None else (provider, {option: str(threads)})]
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Running:
     def dispatcher(self, folder: Path) -> Dispatcher:
         """Open an exported folder. Raises DispatcherError, and UsageError for the provider."""
         check_provider(self.provider)
-        return Dispatcher(folder, threads=self.threads, providers=[self.provider])
+        return Dispatcher(folder, threads=self.threads, providers=with_threads(self.provider, self.threads))
 
 
 ONE_THREAD = Running()

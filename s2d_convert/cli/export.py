@@ -5,7 +5,7 @@ One option chooses the format. TARGETS has, for each of them, the function that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +31,7 @@ from s2d_convert.cli.terminal import class_table, measured_table, policy_table
 from s2d_convert.conversion.options import check_budget
 from s2d_convert.errors import UsageError
 from s2d_convert.exporting.folder import REPORT
-from s2d_convert.exporting.single import THRESHOLDS, write_single
+from s2d_convert.exporting.single import THRESHOLDS, Single, write_single
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
 from s2d_convert.workflows.quantize_folder import QuantizeOptions, quantize_folder
 
@@ -79,7 +79,7 @@ def export(folder: Path, **options: Any) -> None:
     """Make something else of OUT: one file, a Triton repository, or a folder in another arithmetic.
 
     A folder in another arithmetic is calibrated and measured anew: --data, --out, --force, --strict, --model, --threads, --batch
-    and --provider go with --quantize.
+    and --provider go with --quantize. --provider also goes with --single: it warns where that file is not worth it.
     """
     chosen = [name for name in TARGETS if options[name] is not None]
     if len(chosen) != 1:
@@ -115,17 +115,19 @@ def single(folder: Path, options: Options) -> tuple[str, ...]:
     """Write one ONNX file, for `--single FILE`; return its size and what to feed it."""
     if options["bake"] is not None:
         check_budget("bake", options["bake"])
-    made = write_single(folder, options["single"], bake=options["bake"])
-    size = f"{made.path}: {made.stages} stages, {made.file_bytes / 1e6:.1f} MB"
+    made = write_single(folder, options["single"], bake=options["bake"], provider=options["provider"])
+    return tuple(line for line in _single_lines(made) if line)
+
+
+def _single_lines(made: Single) -> Iterator[str]:
+    """Yield the size of a single file, what to feed it, and what to mind; '' where there is nothing to say."""
+    yield f"{made.path}: {made.stages} stages, {made.file_bytes / 1e6:.1f} MB"
     limits = ", ".join(f"{t:.6g}" for t in made.policy.thresholds)
     if made.baked:
-        return size, f"the thresholds of budget {made.policy.budget:g} are fixed in it: {limits or 'none'}"
-    if limits:
-        return (
-            size,
-            f"feed '{THRESHOLDS}', float32 [{made.stages - 1}]; for budget {made.policy.budget:g}: [{limits}]",
-        )
-    return (size,)
+        yield f"the thresholds of budget {made.policy.budget:g} are fixed in it: {limits or 'none'}"
+    elif limits:
+        yield f"feed '{THRESHOLDS}', float32 [{made.stages - 1}]; for budget {made.policy.budget:g}: [{limits}]"
+    yield made.caution and f"warning: {made.caution}"
 
 
 def quantize(folder: Path, options: Options) -> tuple[str, ...]:
@@ -150,7 +152,7 @@ TRITON = frozenset(field.name for field in fields(TritonOptions))
 # For each option: the function that writes the format, and its further options.
 TARGETS: Mapping[str, tuple[Callable[[Path, Options], tuple[str, ...]], frozenset[str]]] = MappingProxyType(
     {
-        "single": (single, frozenset({"bake"})),
+        "single": (single, frozenset({"bake", "provider"})),
         "quantize": (quantize, QUANTIZING),
         "triton": (triton, TRITON),
         "triton_single": (triton_single, TRITON | {"bake"}),

@@ -129,8 +129,9 @@ def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores
     ready, options = job.ready, job.options
     logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
     verify(ready, tuned, parts[1:], logits)
-    if options.weights != "float32":
-        logits = stage_logits(ready.graph, build_stages(parts, weights=options.weights), ready.dataset.calib)
+    if options.weights != "float32" or options.provider != "CPUExecutionProvider":  # as they will answer
+        models = build_stages(parts, weights=options.weights)
+        logits = stage_logits(ready.graph, models, ready.dataset.calib, provider=options.provider)
     return Scores(logits, ready.task.answers(ready.calib_logits), ready.dataset.calib.labels, task=ready.task)
 
 
@@ -227,7 +228,7 @@ def choose_policies(
         return budget_policies(scores, temperatures, cost=cost, budget=options.budget)
     images = promise_images(ready.dataset)
     static_answers = ready.task.answers(static_logits(ready.static, images))
-    logits = stage_logits(ready.graph, models, images)
+    logits = stage_logits(ready.graph, models, images, provider=options.provider)
     test = Scores(logits, static_answers, images.labels, images.class_names, ready.task)
     return promised_policies(
         Divided(scores, test), temperatures, cost=cost, risk_bound=options.risk_bound, budget=options.budget

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, compose, helper, numpy_helper
 from s2d_runtime import Dispatcher, Manifest, Policy
 from s2d_runtime.names import class_names
@@ -32,6 +33,7 @@ from s2d_convert.base.files import check_out, write_bytes
 from s2d_convert.base.sessions import ONE_FILE, make_session
 from s2d_convert.errors import OutputError, VerifyError
 from s2d_convert.exporting.folder import read_stages
+from s2d_convert.exporting.providers import CPU, caution, recorded_provider
 from s2d_convert.exporting.timing import thresholds_for_exit
 from s2d_convert.frontend.equivalence import noise
 from s2d_convert.slicing.stage_graph import CONFIDENCE, OUTPUT
@@ -45,17 +47,20 @@ CHECKED_ROWS, TOLERANCE = 3, 1e-3
 
 @dataclass(frozen=True)
 class Single:
-    """A single file, and the policy whose thresholds are fixed in it or are to be passed to it."""
+    """A single file, and the policy whose thresholds are fixed in it or are to be passed to it. `caution`: a warning about the
+    provider that it is for, '' if there is none."""
 
     path: Path
     file_bytes: int
     stages: int
     policy: Policy
     baked: bool
+    caution: str = ""
 
 
-def write_single(folder: Path, path: Path, *, bake: float | None = None) -> Single:
-    """Write the single file of an exported folder. bake: the budget whose thresholds are fixed in the file.
+def write_single(folder: Path, path: Path, *, bake: float | None = None, provider: str = CPU) -> Single:
+    """Write the single file of an exported folder. bake: the budget whose thresholds are fixed in the file. provider: the one
+    that will run it, if it is not the CPU's, or the one that the folder was converted for.
 
     Raises DispatcherError for a faulty folder, OutputError when `path` exists or cannot be written, and VerifyError, without
     writing a file, when its answers would differ from the dispatcher's.
@@ -68,8 +73,21 @@ def write_single(folder: Path, path: Path, *, bake: float | None = None) -> Sing
         baked = None if bake is None else policy.thresholds
         data = single_model(manifest, stages, thresholds=baked).SerializeToString()
         _check_like(runner, data, baked)
+        provider = recorded_provider(manifest) if provider == CPU else provider
+        warning = caution(provider, differs=_differs_on(provider, runner, data, baked))
     write_bytes(path, data)
-    return Single(path, len(data), len(manifest.stages), policy, bake is not None)
+    return Single(path, len(data), len(manifest.stages), policy, bake is not None, warning)
+
+
+def _differs_on(provider: str, runner: Dispatcher, data: bytes, baked: Sequence[float] | None) -> bool:
+    """Return whether the file answers otherwise than the dispatcher on a provider that is installed here."""
+    if provider == CPU or provider not in ort.get_available_providers():
+        return False
+    try:
+        _check_like(runner, data, baked, provider=provider)
+    except VerifyError:
+        return True
+    return False
 
 
 def single_model(
@@ -247,11 +265,11 @@ def _name_axes(graph: onnx.GraphProto, batch: str, prefix: str) -> None:
                 axis.dim_param = batch if axis.dim_param == before else prefix + axis.dim_param
 
 
-def _check_like(runner: Dispatcher, data: bytes, baked: Sequence[float] | None) -> None:
+def _check_like(runner: Dispatcher, data: bytes, baked: Sequence[float] | None, *, provider: str = CPU) -> None:
     """Raise VerifyError unless the file answers noise like the dispatcher, with the baked thresholds or for every exit."""
     spec, stages = runner.manifest.input, len(runner.manifest.stages)
     images = noise((CHECKED_ROWS, *[n or 1 for n in spec.shape[1:]]), spec.dtype)
-    session = make_session(data)
+    session = make_session(data, provider=provider)
     for limits in [baked] if baked is not None else [thresholds_for_exit(stages, k + 1) for k in range(stages)]:
         feeds = {spec.name: images}
         if baked is None and stages > 1:
