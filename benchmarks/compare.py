@@ -28,7 +28,7 @@ from s2d_convert.conversion.options import EFFORTS, Effort
 from s2d_convert.data.images import Images
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
-from s2d_convert.errors import DataError, ModelError, OutputError, S2DError
+from s2d_convert.errors import DataError, ModelError, OutputError, S2DError, StaticCheckError, UsageError
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.exporting.timing import machine
 
@@ -51,7 +51,8 @@ def compare(stand: Stand, args: argparse.Namespace) -> tuple[list[Entry], list[N
                     not_run.append(entry)
                 elif entry is not None:
                     made.append(entry)
-            entries += [e for e in made if e.seed == seed]  # what does not depend on the seed is made once
+            made = [entry for entry in made if entry.seed == seed]  # what does not depend on the seed is made once
+            entries += made
             missing = tuple(b for b in args.budgets if b not in budgets)
             if made and method.per_budget and is_folder(made[0]):
                 entries += at_other_budgets(made[0], missing)
@@ -66,7 +67,7 @@ def run_method(stand: Stand, name: str, seed: int, budget: float, *, only_known:
         return NotRun(name, seed, at, f"{method.missing} is not installed")
     try:
         return make_entry(stand, name, seed, budget, only_known=only_known)
-    except ModelError as error:
+    except (ModelError, StaticCheckError, UsageError) as error:
         if not method.rival:
             raise
         stand.reporter.note(f"{name} was not run: {error}")

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from benchmarks import onnxsim_pruning, pruning, rivals
 from benchmarks.int8 import quantised
-from benchmarks.small_nets import replacement, small_network, two_models
+from benchmarks.small_nets import replacement, replacement_first, small_network, two_models
 from benchmarks.stand import Entry, Stand, stage_times
 from s2d_convert.base.files import write_bytes
 from s2d_convert.conversion.explore import search
@@ -130,6 +130,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "onnxsim-tuned": _rival(rivals.onnxsim_tuned, "the same, then fine-tuned by our recipe", ONNXSIM),
         "small": Method(small_network, True, "a small network trained from scratch, in place of the model"),
         "replacement": Method(replacement, False, "the smaller model of --replacement", rival=True),
+        "first": Method(replacement_first, True, "the model of --replacement, then the model (--first)", rival=True),
         "two-models": Method(two_models, True, "a small network trained from scratch, then the model"),
         "int8-ours": Method(int8_ours, True, "the stages of ours in INT8"),
         "int8-static": Method(int8, False, "the static model in INT8 (onnxruntime)"),

@@ -1,11 +1,13 @@
 """Small networks instead of stages: the same architecture made narrower, or a file that the user brings.
 
-As the only network (`small`, `replacement`) or as the first of a cascade before the untouched model (`two-models`).
+As the only network (`small`, `replacement`) or as the first of a cascade before the untouched model (`two-models`, `first`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +16,12 @@ from torch import nn
 from benchmarks.stand import Entry, Stand
 from s2d_convert.base.files import write_bytes
 from s2d_convert.conversion.context import Tuned
+from s2d_convert.conversion.exact import own_candidate
+from s2d_convert.conversion.finish import finish
+from s2d_convert.conversion.prepare import read_first
 from s2d_convert.conversion.training_steps import MOST_PASSES, train_chain
 from s2d_convert.errors import ModelError
+from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.frontend.load import load_graph
 from s2d_convert.network.layers import Mixing
 from s2d_convert.network.norms import all_norms
@@ -52,9 +58,7 @@ def replacement(stand: Stand, _seed: int, _budget: float) -> Entry:
 
     Raises ModelError where there is none, or where it does not take the same images or has other classes.
     """
-    path, graph = stand.options.replacement, stand.ready.graph
-    if path is None:
-        raise ModelError("no smaller model was given; --replacement FILE.onnx gives one")
+    path, graph = _given(stand), stand.ready.graph
     smaller = load_graph(path)
     expected = (graph.shapes[graph.image], graph.classes, graph.output_kind)
     got = (smaller.shapes[smaller.image], smaller.classes, smaller.output_kind)
@@ -64,6 +68,31 @@ def replacement(stand: Stand, _seed: int, _budget: float) -> Entry:
     target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, smaller.to_model().SerializeToString())
     return Entry("replacement", 0, "files/replacement.onnx")
+
+
+def replacement_first(stand: Stand, _seed: int, budget: float) -> Entry:
+    """Return the model of `--replacement` as the first chain before the untouched model, as `s2d convert --first` has it; with no
+    training.
+
+    Raises ModelError where there is none, or where it answers something else.
+    """
+    path, name = _given(stand), f"folders/first-{budget:g}"
+    if not (stand.root / name).exists():
+        job = stand.job(name, 0, budget=budget)
+        own = read_first(stand.ready, path, stand.options, stand.reporter)
+        job = replace(job, ready=replace(job.ready, own=own))
+        made = own_candidate(job, own)
+        provenance = {"model_sha256": model_sha256(stand.options.model)}
+        finish(job, made.tuned, made.conversion, provenance=provenance)
+        job.run.remove()
+    return Entry("first", 0, name, budget, budget)
+
+
+def _given(stand: Stand) -> Path:
+    """Return the path of the user's own smaller model. Raises ModelError where there is none."""
+    if stand.options.replacement is None:
+        raise ModelError("no smaller model was given; --replacement FILE.onnx gives one")
+    return stand.options.replacement
 
 
 def _trained_anew(stand: Stand, conversion: Conversion, seed: int, *, name: str) -> Tuned:

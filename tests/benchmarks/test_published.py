@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import publish
+from benchmarks import compare, publish
 from benchmarks.methods import METHODS
 from benchmarks.publish import PAGES, ROOT, unknown_quotes, with_tables, written
 from benchmarks.published import RESULTS, Record, read_records
@@ -131,6 +132,14 @@ def test_a_row_is_shown_with_its_commands(capsys: pytest.CaptureFixture[str]) ->
     assert shown["run"]["machine"]["versions"]["onnxruntime"] == "1.32.0"
     with pytest.raises(SystemExit, match="--row nonsense: expected one of"):
         publish.main(["--row", "nonsense"])
+
+
+def test_commands_of_the_stand_are_still_understood(records: dict[str, Record]) -> None:
+    commands = {command for record in records.values() for command in record.run.command}
+    stand = [shlex.split(command) for command in sorted(commands) if "benchmarks.compare" in command]
+    assert len(stand) >= 7
+    for words in stand:
+        assert compare.options_of(compare.parse(words[3:])).work.evaluations > 0
 
 
 def test_nothing_differs_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
