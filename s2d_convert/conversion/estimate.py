@@ -1,7 +1,7 @@
 """The forecast of a conversion, before anything takes long: its time, its memory, and what may be expected of it.
 
-The times come from a few that were measured: the static model in onnxruntime, and one rough solve. A training step is taken
-to cost `STEP` times the static model's work on its batch, for the share of it that a first chain has.
+The times come from that of the static model in onnxruntime: solves take some passes of their images through it, a training step
+`STEP` times its work on the batch, for the share of it that a first chain has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import resource
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from s2d_convert.conversion.finals import ROUNDS
 from s2d_convert.conversion.finals import UNTIL as PLAYED_UNTIL
 from s2d_convert.conversion.options import FIRST, PLANS, ConvertOptions
 from s2d_convert.conversion.training_steps import MOST_PASSES, TRAINED_UNTIL, finishing_seconds
-from s2d_convert.plans.space import CASCADE, PlanSpace
+from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.allocation import allocated, pairs_of
 from s2d_convert.search.base import Evaluation
 from s2d_convert.training.reconstruction import Settings
@@ -32,6 +31,8 @@ from s2d_convert.training.settings import TrainSettings
 
 STEP = 4.0  # forward and backward in torch, relative to onnxruntime's forward pass of as much work
 FIRST_CHAIN = 0.5  # of the static model's work
+SOLVE, SOLVED_NODE = 3.0, 0.005  # passes of the images through the static model on one thread, and seconds per node
+PREPARING = 12.0  # statistics and allocation, relative to a rough solve
 FULL_SOLVE = 5.0  # relative to a rough one
 MEASURING = 0.6  # seconds for the latency of a candidate
 CONTENDERS = 6  # in the finals, about
@@ -62,8 +63,8 @@ def compares_exits(options: ConvertOptions) -> bool:
     return real and options.plan == "search" and options.work.trial_steps > 0
 
 
-def planned(job: Job, space: PlanSpace | None) -> list[PlannedStep]:
-    """Return the steps to come and how long each will take. Without a space (exact mode) only what the clock says is known."""
+def planned(job: Job) -> list[PlannedStep]:
+    """Return the steps to come and how long each will take. Of exact mode only what the clock says is known."""
     seconds: dict[str, float] = {"measure": finishing_seconds(job)}
     if job.clock.limited:
         left = job.clock.left
@@ -71,28 +72,25 @@ def planned(job: Job, space: PlanSpace | None) -> list[PlannedStep]:
         seconds["search"] = left(SEARCHED_UNTIL) - seconds["heads"]
         seconds["finals"] = left(PLAYED_UNTIL) - left(SEARCHED_UNTIL)
         seconds["fine-tune"] = max(0.0, left(TRAINED_UNTIL) - left(PLAYED_UNTIL) - seconds["measure"])
-    elif space is not None:
-        seconds |= _by_effort(job, space)
+    elif not job.options.exact:
+        seconds |= _by_effort(job)
     return [PlannedStep(name, seconds.get(name, math.nan)) for name in steps_ahead(job.options)]
 
 
-def _by_effort(job: Job, space: PlanSpace) -> dict[str, float]:
+def _by_effort(job: Job) -> dict[str, float]:
     """Return the seconds that the steps take at the requested effort."""
     ready, work = job.ready, job.options.work
-    image = job.meter.measure([]).reference_ms / 1e3 / torch.get_num_threads()
+    alone = job.meter.measure([]).reference_ms / 1e3
+    image = alone / torch.get_num_threads()
     step = TrainSettings.batch_size * image * (1 + FIRST_CHAIN * STEP)
-    solve = 0.0
-    if ready.dataset.kind != "made-up":
-        pairs, started = pairs_of(space), time.monotonic()
-        ready.solver.rough.solve(pairs.decode(pairs.actions(CASCADE, [len(pairs.taps) - 1], [0.5])).chains[0])
-        solve = time.monotonic() - started
+    solve = SOLVE * ready.solver.rough_images * alone + SOLVED_NODE * len(ready.graph.nodes)
     candidates = work.evaluations * (METHODS if work.baselines and job.options.plan == "search" else 1)
     epochs = round(work.finetune_epochs * len(ready.dataset.train) / TrainSettings.batch_size)
     trials = (CONTENDERS * ROUNDS[0] + math.ceil(CONTENDERS / 3) * ROUNDS[1]) * work.trial_steps
     rows = min(work.head_images, HEAD_SECONDS / image)
     return {
         "heads": 2 * rows * image,
-        "search": candidates * (solve + MEASURING),
+        "search": PREPARING * solve + candidates * (solve + MEASURING),
         "finals": CONTENDERS * FULL_SOLVE * solve + trials * step,
         "fine-tune": max(epochs * MOST_PASSES / 2, work.finetune_min_steps) * step,
     }
@@ -131,7 +129,7 @@ class Forecast:
 
 def forecast(job: Job, space: PlanSpace | None) -> Forecast:
     """Return what a conversion will take, and what solved first chains are worth for a row of budgets. Nothing is trained."""
-    steps, task = tuple(planned(job, space)), job.ready.task
+    steps, task = tuple(planned(job)), job.ready.task
     right = float(task.agree(task.answers(job.ready.calib_logits), job.ready.right_classes).mean())
     expected = tuple(_expected(job, space)) if space is not None and job.ready.dataset.kind != "made-up" else ()
     return Forecast(steps, memory_bytes(job), job.ready.target, right, expected)

@@ -48,12 +48,14 @@ from s2d_convert.exporting.folder import check_target
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.divisions import divide
+from s2d_convert.plans.exit_points import candidate_taps
 from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace, depth_taps
 from s2d_convert.search.base import Evaluation
 from s2d_convert.search.evaluate import Evaluator
 
+NOWHERE = "the model has no tensor at which an exit could be put; `s2d inspect` shows why"
 LEFT_BY_FINETUNING = 0.8  # of the distance between a chain in the finals and the static model
 
 __all__ = ["Forecast", "Reporter", "Result", "convert", "dry_run"]
@@ -67,13 +69,10 @@ def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None 
     check_target(options.out, force=options.force)
     job, given, hashes = _begin(options, reporter, clock or Clock(options.time))
     ready, run = job.ready, job.run
-    space = (
-        None
-        if options.exact or options.plan == FIRST
-        else possible(job, with_slim_lasts(job, plan_space(ready, options)))
-    )
-    reporter.plan(planned(job, space), memory_bytes=memory_bytes(job))
-    conversion, tuned = best_conversion(job, space, given)
+    if options.plan != FIRST and not candidate_taps(ready.model):
+        raise ModelError(NOWHERE)
+    reporter.plan(planned(job), memory_bytes=memory_bytes(job))
+    conversion, tuned = best_conversion(job, given)
     provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
     with _timed(run, "finish"):
         result = _finished(job, tuned, conversion, provenance=provenance)
@@ -153,15 +152,15 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     return Result(options.out, manifest, measured, manifest.default_policy.reached, within, options.max_loss)
 
 
-def best_conversion(job: Job, space: PlanSpace | None, given: Conversion | None) -> tuple[Conversion, Tuned]:
+def best_conversion(job: Job, given: Conversion | None) -> tuple[Conversion, Tuned]:
     """Return the conversion with the highest reward: what is trained or searched for, or the network of --first before the model.
 
-    space: that of the search, None in exact mode. given: the written plan, if there is one.
+    given: the written plan, if there is one.
     """
     own = None if job.ready.own is None else own_candidate(job, job.ready.own)
     if own is not None and job.options.plan == FIRST:
         return chosen_first(job, own)
-    conversion, tuned = keep_original(job) if space is None else train_and_compare(job, space, given)
+    conversion, tuned = keep_original(job) if job.options.exact else train_and_compare(job, given)
     if own is None:
         return conversion, tuned
     made = Candidate(conversion, tuned, trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job)))
@@ -190,14 +189,14 @@ def compared(job: Job, best: Candidate, other: Candidate) -> str:
     return f"{job.ready.target} {one}, against {two}"
 
 
-def train_and_compare(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
+def train_and_compare(job: Job, given: Conversion | None) -> tuple[Conversion, Tuned]:
     """The best of what is trained and, where any plan may be chosen, of exits on the unchanged backbone, whose heads take
     seconds."""
     if not compares_exits(job.options) or job.ready.dataset.kind == "made-up" or not depth_taps(job.ready.model):
-        return train_everything(job, space, given)
+        return train_everything(job, given)
     with _timed(job.run, "heads"):
         exits = depth_candidate(job, job.meter, *trained_heads(job))
-    conversion, tuned = train_everything(job, space, given)
+    conversion, tuned = train_everything(job, given)
     trained = Candidate(conversion, tuned, trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job)))
     best = better(exits, trained)
     if best is exits:
@@ -206,10 +205,11 @@ def train_and_compare(job: Job, space: PlanSpace, given: Conversion | None) -> t
     return best.conversion, best.tuned
 
 
-def train_everything(job: Job, space: PlanSpace, given: Conversion | None) -> tuple[Conversion, Tuned]:
+def train_everything(job: Job, given: Conversion | None) -> tuple[Conversion, Tuned]:
     """Search, play the finals and fine-tune; return the best conversion, or the `given` one, with its first chain."""
     with _timed(job.run, "search"):
         job.reporter.step("search")
+        space = possible(job, with_slim_lasts(job, plan_space(job.ready, job.options)))
         evaluate = make_evaluator(job)
         conversion = search(job, space, evaluate, given)
     with _timed(job.run, "finals"):
@@ -338,7 +338,7 @@ def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     divisions = divide(ready.model, ready.weights, groups=options.work.groups, block=ready.block, score=score)
     space = PlanSpace(ready.model, divisions, stages=options.stages, scales=offered_scales(ready.model))
     if not space.taps:
-        raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
+        raise ModelError(NOWHERE)
     return space
 
 

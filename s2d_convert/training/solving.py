@@ -52,6 +52,11 @@ class Solver:
     images: Images
     device: torch.device
 
+    @property
+    def rough_images(self) -> int:
+        """How many images the rough reconstruction is made of."""
+        return min(len(self.images), ROUGH_IMAGES, self._images_within(ROUGH_MACS, LEAST_IMAGES))
+
     @cached_property
     def rough(self) -> Reconstruction:
         """The rough reconstruction, with which a search judges plans."""
