@@ -7,14 +7,16 @@ onnxruntime's basic graph optimisations, which only emit standard ONNX operators
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
-from s2d_convert.base.sessions import first_line, quiet_options
+from s2d_convert.base.sessions import first_line, quiet_options, save
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.batch.freeing import is_plain
 from s2d_convert.frontend.proto import attributes_of, label, opset_of, without_weights
@@ -29,13 +31,35 @@ class Inferred(NamedTuple):
 
 def optimised(path: Path, batch: int) -> tuple[onnx.ModelProto, Inferred]:
     """Return the model of a file after onnxruntime's basic optimisations (standard operators only), its shapes and types."""
-    simple = with_floor_pools(_optimised(path, ()))
-    inferred = infer(simple)
+    simple, inferred = _folded(path, ())
     if is_plain(simple, batch, inferred.shapes):
         return simple, inferred
     # This fusion turns a Linear over places into a Gemm with the places folded into the batch.
-    simple = with_floor_pools(_optimised(path, ("MatMulAddFusion",)))
+    return _folded(path, ("MatMulAddFusion",))
+
+
+def _folded(path: Path, without: tuple[str, ...]) -> tuple[onnx.ModelProto, Inferred]:
+    """Return the optimised model, its shapes and types. Lengths that a model asks for become constants, also where onnx alone
+    knows them: onnxruntime infers no shapes behind operators that are functions, such as MeanVarianceNormalization."""
+    simple = with_floor_pools(_optimised(path, without))
+    inferred = infer(simple)
+    if not _put_lengths(simple, inferred.shapes):
+        return simple, inferred
+    known = path.with_name("lengths.onnx")  # beside the weights of the source, as the optimised model
+    save(simple, known)
+    simple = with_floor_pools(_optimised(known, without))
     return simple, infer(simple)
+
+
+def _put_lengths(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Put constants in place of Shape nodes; return whether there were any."""
+    asking = [n for n in model.graph.node if n.op_type == "Shape" and n.input[0] in shapes]
+    for node in asking:
+        attributes, shape = attributes_of(node), np.array(shapes[node.input[0]], np.int64)
+        lengths = shape[attributes.get("start", 0) : attributes.get("end", len(shape))]
+        model.graph.initializer.append(numpy_helper.from_array(lengths, node.output[0]))
+        model.graph.node.remove(node)
+    return bool(asking)
 
 
 def _optimised(path: Path, without: tuple[str, ...]) -> onnx.ModelProto:

@@ -137,6 +137,20 @@ def test_lengths_of_minus_one_in_a_file_of_an_old_opset(axes: tuple[int, ...]) -
     assert_close(run(graph.to_model(), feeds), run(plain, feeds))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "n = Shape(m)  y = Reshape(m, n)",
+        "n = Shape<start=1, end=4>(m)  one = Constant<value = int64[1] {-1}>()  t = Concat<axis=0>(one, n)  y = Reshape(m, t)",
+    ],
+)
+def test_lengths_that_are_asked_for_behind_an_operator_without_shapes_in_onnxruntime(asked: str) -> None:
+    model = around(f"m = MeanVarianceNormalization<axes=[1,2,3]>(x)  {asked}")
+    plain = around("y = MeanVarianceNormalization<axes=[1,2,3]>(x)")
+    feeds = random_images(plain, 5, 0)
+    assert_close(run(graph_from_proto(model).to_model(), feeds), run(plain, feeds))
+
+
 # --- files for one image -----------------------------------------------------------------------------
 
 WITHOUT_BATCH = {

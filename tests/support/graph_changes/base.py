@@ -117,20 +117,25 @@ def all_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def lengths_of(subject: Subject) -> dict[str, list[int | None]]:
-    """The lengths of the axes of all float32 tensors that the image decides and whose rank is known; None for unknown ones."""
+    """The lengths of the axes of all float32 tensors that the image decides and whose rank is known; None for unknown ones:
+    those behind a pool that rounds up as well, where onnx counts a window that onnxruntime leaves out."""
     try:
         graph = onnx.shape_inference.infer_shapes(subject.model).graph
     except (RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise UnfitError from error
-    computed = {subject.image.name}
+    computed, rounded = {subject.image.name}, set[str]()
     for node in subject.graph.node:
         if computed.intersection(node.input):
             computed.update(node.output)
+        if rounded.intersection(node.input) or any(a.name == "ceil_mode" and a.i for a in node.attribute):
+            rounded.update(node.output)
     lengths = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         if value.name in computed and kind.elem_type == TensorProto.FLOAT and kind.HasField("shape"):
-            lengths[value.name] = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
+            lengths[value.name] = [
+                d.dim_value if d.dim_value > 0 and value.name not in rounded else None for d in kind.shape.dim
+            ]
     if not lengths:
         raise UnfitError
     return lengths
