@@ -228,7 +228,7 @@ def train_heads(
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
     started = time.monotonic()
     for step in range(settings.steps):
-        share = max(step / settings.steps, (time.monotonic() - started) / seconds)
+        share = max(step / settings.steps, (time.monotonic() - started) / seconds) if seconds > 0 else 1.0
         if share >= 1:
             break
         epoch, number = divmod(step, rows // size)

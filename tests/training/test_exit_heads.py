@@ -157,6 +157,10 @@ def test_training_finds_what_lies_where_and_is_repeatable() -> None:
     def trained(seed: int) -> dict[str, object]:
         return train_heads(AnalysedModel(graph, channels), features, epochs=10, seed=seed, device=torch.device("cpu"))  # type: ignore[return-value]
 
+    without_time = train_heads(
+        AnalysedModel(graph, channels), features, epochs=10, seed=0, device=torch.device("cpu"), seconds=0.0
+    )
+    assert list(without_time) == [tap]
     heads = trained(0)
     found = head_logits(AnalysedModel(graph, channels), heads, features)[0].argmax(axis=1)  # type: ignore[arg-type]
     assert (found == sides).mean() > 0.99
