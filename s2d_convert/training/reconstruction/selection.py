@@ -33,7 +33,8 @@ from s2d_convert.training.reconstruction.sensitivity import sensitivities
 MAX_COLUMNS = 4700  # of a layer whose Gram matrix is inverted
 IMAGES, ROWS = 500, 20_000  # that a Gram matrix is made of, about
 RIDGE = 1e-3  # relative to the mean square of a column
-STEPS = 64  # in which at least half of what is left is taken away
+STEPS, LEAST_STEPS = 64, 8  # in which at least half of what is left is taken away
+STEP_ENTRIES = 80_000_000  # of all inverse Gram matrices that the steps for a half change; large layers get fewer steps
 FLOOR = 1e-12
 
 
@@ -150,9 +151,11 @@ def _eliminated(units: list[int], readers: list[_Reader]) -> list[tuple[int, flo
     """Return the units in the order in which they are taken away, with the error that the class has come to by then."""
     gone: list[tuple[int, float]] = []
     total = 0.0
+    entries = sum(reader.inverse.numel() for reader in readers)
+    steps = max(LEAST_STEPS, min(STEPS, STEP_ENTRIES // entries))
     while units:
         losses = torch.stack([r.losses(units) for r in readers]).sum(0)
-        count = max(1, len(units) // STEPS)
+        count = max(1, len(units) // steps)
         first = losses.argsort(stable=True)[:count].tolist()
         taken = [units[i] for i in first]
         for index, unit in zip(first, taken, strict=True):
