@@ -201,7 +201,7 @@ def train_and_compare(job: Job, given: Conversion | None) -> tuple[Conversion, T
     best = better(exits, trained)
     if best is exits:
         choose(job, exits.conversion, exits.evaluation)
-        job.reporter.note("exits on the unchanged model are worth more than what was trained; they are written")
+        job.reporter.note("exits on the unchanged model are worth more than what was trained")
     return best.conversion, best.tuned
 
 
