@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import click
@@ -219,11 +220,13 @@ def finish_at_interrupt(clock: Clock, *, say: Callable[[str], object]) -> Iterat
         clock.stop()
         say("finishing with the best so far; press Ctrl-C again to stop at once")
 
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread, which alone gets signals
+    before = signal.getsignal(signal.SIGINT)
+    if (
+        before is signal.SIG_IGN or current_thread() is not main_thread()
+    ):  # in the background; only the main thread gets signals
         yield
         return
+    signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:

@@ -217,7 +217,7 @@ def test_the_call_with_options_and_a_reporter_is_still_there(place: Path, monkey
 
 
 def test_an_interrupted_call_says_how_to_go_on(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], interruptible: None
 ) -> None:
     def interrupt(asked: options.ConvertOptions, reporter: object, *, clock: Clock) -> None:
         RunFolder(asked.out).path.mkdir()

@@ -279,7 +279,9 @@ def test_a_conversion_ends_with_verdict_folder_report_and_what_comes_next(
     assert [command[:3] for command in commands] == [["s2d", first, "my out"], ["s2d", second, "my out"]]
 
 
-def test_the_first_interrupt_ends_the_time_and_the_second_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_interrupt_ends_the_time_and_the_second_interrupts(
+    capsys: pytest.CaptureFixture[str], interruptible: None
+) -> None:
     clock = Clock()
     before = signal.getsignal(signal.SIGINT)
     with finish_at_interrupt(clock, say=partial(click.echo, err=True)):
@@ -289,3 +291,11 @@ def test_the_first_interrupt_ends_the_time_and_the_second_interrupts(capsys: pyt
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_who_ignores_interrupts_goes_on_ignoring_them(interruptible: None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    clock = Clock()
+    with finish_at_interrupt(clock, say=print):
+        signal.raise_signal(signal.SIGINT)
+    assert not clock.limited

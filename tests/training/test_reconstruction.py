@@ -144,13 +144,19 @@ def check_better(graph: Graph, channels: Channels, static: Weights, plan: Plan, 
     return solved
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+# Every third pattern in `make test`, all of them in `make slow`.
+LAWFUL = [
+    name if number % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for number, name in enumerate(PATTERNS)
+]
+
+
+@pytest.mark.parametrize("name", LAWFUL)
 def test_a_solved_net_is_nearer_to_the_static_model_than_the_cut_one(name: str) -> None:
     _, graph, channels, weights = built(name)
     check_better(graph, channels, weights, halved(graph, channels), pattern_images(graph))
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", LAWFUL)
 def test_random_linked_plans_stay_finite(name: str) -> None:
     _, graph, channels, weights = built(name)
     plan = random_plan(graph, channels, 0)

@@ -111,8 +111,8 @@ def ir_version(s: Subject) -> None:
 
 @change
 def opset(s: Subject) -> None:
-    """A newer opset, by the converter that comes with onnx."""
-    if s.model.functions or s.opset >= 21 or s.opset < 9:
+    """A newer opset, by the converter that comes with onnx. It makes a Resize with other coordinates of an Upsample."""
+    if s.model.functions or s.opset >= 21 or s.opset < 9 or any(n.op_type == "Upsample" for n in s.graph.node):
         raise UnfitError
     try:
         model = onnx.version_converter.convert_version(s.model, s.rng.randint(s.opset + 1, min(25, s.opset + 6)))
@@ -135,7 +135,10 @@ def further_outputs(s: Subject) -> None:
     s.output = s.output or s.graph.output[0].name
     lengths = lengths_of(s)
     new: list[tuple[str, int]] = []
-    tensor = s.rng.choice(sorted(set(lengths) - {s.output, *(i.name for i in s.graph.input)}))
+    inner = sorted(set(lengths) - {s.output, *(i.name for i in s.graph.input)})
+    if not inner:
+        raise UnfitError
+    tensor = s.rng.choice(inner)
     if s.rng.random() < 0.6 and all(o.name != tensor for o in s.graph.output):
         new.append((tensor, TensorProto.FLOAT))
     if s.rng.random() < 0.5:
