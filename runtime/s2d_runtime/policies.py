@@ -32,7 +32,7 @@ Array = NDArray[Any]
 
 MAX_LOSS = 0.01  # of accuracy (or agreement) that most users take for speed
 NO_GAIN = 0.98  # a mean latency above this share of the static one is no gain that anybody notices
-MARGIN = 0.5  # standard errors that the default policy keeps from the loss that is allowed
+MARGIN = 0.75  # of the loss that is allowed: the most that the default policy keeps from it for its uncertainty
 SURE = 1.64  # standard errors: 95 % of one side
 
 
@@ -56,7 +56,7 @@ def accurate_row(
     """Return the best policies for a row of budgets, ascending, and the default budget.
 
     The default is that of the cheapest policy that loses at most `max_loss` against the static model. The loss is judged
-    MARGIN standard errors (of the paired comparison) below `max_loss`, where that can be reached.
+    one standard error (of the paired comparison), but at most MARGIN of it, below `max_loss`, where that can be reached.
     """
     default = safely_cheapest(confidence, correct, static, cost=cost, max_loss=max_loss)
     budgets = [b for b in budget_grid(confidence, cost) if b != default.budget]
@@ -94,9 +94,9 @@ def _served(least: Policy, confidence: Array, correct: Array, *, cost: Sequence[
 def safely_cheapest(
     confidence: Array, correct: Array, static: Array, *, cost: Sequence[float], max_loss: float
 ) -> Policy:
-    """Return the cheapest policy that loses at most `max_loss` against the static model, MARGIN standard errors below it where
-    that can be reached."""
-    safe = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss, errors=MARGIN)
+    """Return the cheapest policy that loses at most `max_loss` against the static model, one standard error but at most MARGIN of
+    it below it, where that can be reached."""
+    safe = cheapest_within(confidence, correct, static, cost=cost, max_loss=max_loss, most=MARGIN)
     if safe.reached:
         return safe
     return cheapest_policy(confidence, correct, cost=cost, least_right=float(static.mean()) - max_loss)
@@ -109,15 +109,16 @@ def cheapest_within(
     *,
     cost: Sequence[float],
     max_loss: float,
-    errors: float = 1.0,
+    most: float = 1.0,
 ) -> Policy:
-    """Return the cheapest policy whose loss, with so many standard `errors`, is at most `max_loss`, or that loses nothing at all
-    where there are too few images to tell; `reached` is False where there is none that is faster than the static model."""
+    """Return the cheapest policy whose loss, with its standard error or `most` of `max_loss`, is at most `max_loss`; with 1 it
+    loses nothing at all where there are too few images to tell. `reached` is False where there is none that is faster than the
+    static model."""
     least = float(static.mean()) - max_loss
     plain = cheapest_policy(confidence, correct, cost=cost, least_right=least)
     stage = exits(confidence, plain.thresholds)
     margin = loss_error(static.astype(float) - correct[stage, np.arange(stage.size)])
-    return cheapest_policy(confidence, correct, cost=cost, least_right=least + min(errors * margin, max_loss))
+    return cheapest_policy(confidence, correct, cost=cost, least_right=least + min(margin, most * max_loss))
 
 
 def loss_error(lost: Array) -> float:
