@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int) -> list[A
     """Return up to `count` decisions for a search to start from: the rows, evenly spread, for every kind of the space.
 
     Cascades get two parts of them; linked chains, cascades at other scales and those into slimmer last chains one part each,
-    as far as the space has them.
+    as far as the space has them. The kinds take turns, so that a search that is short of time sees something of each.
     """
     narrow, wide = rows[1:] or rows, rows[: len(rows) // 2 + 1]  # at a smaller scale even the whole network is cheaper
     parts: list[tuple[Sequence[int], Sequence[Allocated]]] = [
@@ -48,12 +49,13 @@ def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int) -> list[A
     ]
     shares = {tuple(kinds): chosen for kinds, chosen in parts if kinds}
     total = sum(bool(kinds) for kinds, _ in parts)
-    actions: list[Actions] = []
+    by_kind: list[list[Actions]] = []
     for kinds, chosen in shares.items():
         wanted = round(count * sum(tuple(k) == kinds for k, _ in parts) / total)
         spread = _spread(chosen, -(-wanted // len(kinds)))
-        actions += [_first_stage(space, kind, row) for row in spread for kind in kinds][:wanted]
-    return list(dict.fromkeys(actions))
+        by_kind.append([_first_stage(space, kind, row) for row in spread for kind in kinds][:wanted])
+    turns = (actions for turn in zip_longest(*by_kind) for actions in turn if actions is not None)
+    return list(dict.fromkeys(turns))
 
 
 def slim_lasts(space: PlanSpace, rows: Sequence[Allocated]) -> list[Plan]:

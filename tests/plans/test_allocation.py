@@ -102,3 +102,4 @@ def test_slimmer_last_chains_end_in_the_logits_and_cost_less_than_the_model() ->
         assert conversion.chains[1] == last
     starts = allocated(wider, rows, 20)
     assert {actions[0] for actions in starts} == set(wider.options_of_kind)
+    assert len({min(actions[0], 2) for actions in starts[:3]}) == 3, "the kinds take turns"
