@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 # What a notebook does with the value at the end of a cell.
@@ -40,6 +42,7 @@ def as_script() -> str:
     return "\n".join(script)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     (tmp_path / "cells.py").write_text(as_script(), encoding="utf-8")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "runtime")])
