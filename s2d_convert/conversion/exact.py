@@ -42,6 +42,7 @@ from s2d_convert.errors import ModelError
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.assignment import Effective
+from s2d_convert.plans.exit_points import NOWHERE
 from s2d_convert.plans.plan import Conversion, Plan, identity_plan
 from s2d_convert.plans.space import depth_taps
 from s2d_convert.plans.weights import ExitHead
@@ -83,7 +84,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
     reporter.step("heads")
     taps = depth_taps(ready.model)
     if not taps:
-        raise ModelError("the model has no tensor at which an exit could be put; `s2d inspect` shows why")
+        raise ModelError(NOWHERE)
     extractor = Extractor(ready.model, taps, threads=torch.get_num_threads(), provider=options.provider)
     heads = _read_heads(run.path / HEADS, taps)
     if heads is None:

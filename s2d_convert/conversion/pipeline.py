@@ -48,14 +48,13 @@ from s2d_convert.exporting.folder import check_target
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
 from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.divisions import divide
-from s2d_convert.plans.exit_points import candidate_taps
+from s2d_convert.plans.exit_points import NOWHERE, candidate_taps
 from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace, depth_taps
 from s2d_convert.search.base import Evaluation
 from s2d_convert.search.evaluate import Evaluator
 
-NOWHERE = "the model has no tensor at which an exit could be put; `s2d inspect` shows why"
 LEFT_BY_FINETUNING = 0.8  # of the distance between a chain in the finals and the static model
 
 __all__ = ["Forecast", "Reporter", "Result", "convert", "dry_run"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.kinds import Kind
 
+NOWHERE = "the model has no tensor at which an exit could be put; `s2d inspect` shows why"
+
 
 def pooled_axis(model: AnalysedModel, tap: str) -> int | None:
     """Return the channel axis at which an exit head can read `tap` (pooling every other axis), None if it cannot."""

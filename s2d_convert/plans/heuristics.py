@@ -10,6 +10,7 @@ from s2d_convert.errors import UsageError
 from s2d_convert.latency.layout import layout_block
 from s2d_convert.plans.decisions import Actions, random_actions
 from s2d_convert.plans.divisions import divide, importance
+from s2d_convert.plans.exit_points import NOWHERE
 from s2d_convert.plans.macs import chain_macs, mac_shares
 from s2d_convert.plans.plan import Conversion, Plan
 from s2d_convert.plans.space import BLOCKS, CASCADE, PlanSpace
@@ -37,7 +38,7 @@ def width_plan(model: AnalysedModel, stages: int) -> Conversion:
     """Divide every class evenly among the stages, the most important units first; all taps are at the end."""
     taps = _space(model).taps
     if not taps:
-        raise UsageError("--plan width: the model has no tensor at which an exit could be put; `s2d inspect` shows why")
+        raise UsageError(f"--plan width: {NOWHERE}")
     score = importance(model, static_weights(model.graph, model.channels))
     owner = np.ones(model.channels.units, dtype=np.int64)
     for group in model.channels.classes:

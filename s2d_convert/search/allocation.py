@@ -40,18 +40,18 @@ def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int) -> list[A
     as far as the space has them. The kinds take turns, so that a search that is short of time sees something of each.
     """
     narrow, wide = rows[1:] or rows, rows[: len(rows) // 2 + 1]  # at a smaller scale even the whole network is cheaper
-    parts: list[tuple[Sequence[int], Sequence[Allocated]]] = [
-        ((CASCADE,) if CASCADE in space.kinds else (), narrow),
-        ((CASCADE,) if CASCADE in space.kinds else (), narrow),
-        ((LINKED,) if LINKED in space.kinds else (), narrow),
-        (space.scaled_kinds, wide),
-        (space.slim_kinds, narrow),
+    shares: list[tuple[int, Sequence[int], Sequence[Allocated]]] = [
+        (2, [kind for kind in space.kinds if kind == CASCADE], narrow),
+        (1, [kind for kind in space.kinds if kind == LINKED], narrow),
+        (1, space.scaled_kinds, wide),
+        (1, space.slim_kinds, narrow),
     ]
-    shares = {tuple(kinds): chosen for kinds, chosen in parts if kinds}
-    total = sum(bool(kinds) for kinds, _ in parts)
+    total = sum(parts for parts, kinds, _ in shares if kinds)
     by_kind: list[list[Actions]] = []
-    for kinds, chosen in shares.items():
-        wanted = round(count * sum(tuple(k) == kinds for k, _ in parts) / total)
+    for parts, kinds, chosen in shares:
+        if not kinds:
+            continue
+        wanted = round(count * parts / total)
         spread = _spread(chosen, -(-wanted // len(kinds)))
         by_kind.append([_first_stage(space, kind, row) for row in spread for kind in kinds][:wanted])
     turns = (actions for turn in zip_longest(*by_kind) for actions in turn if actions is not None)
