@@ -88,12 +88,12 @@ def _only_errors() -> Iterator[None]:
 
 
 def validation_accuracy(ready: Prepared, model: bytes) -> float:
-    """Return the share of calibration images on which a model's answers equal `ready.right_classes`."""
-    session, images = make_session(model), ready.dataset.calib
+    """Return the share of held-out images on which a model's answers are right."""
+    session, images = make_session(model), ready.held_out.images
     said = [
         to_logits(
             session.run(None, {ready.graph.image: np.ascontiguousarray(images.batch(p))})[0], ready.graph.output_kind
         )
         for p in slices(len(images), BATCH)
     ]
-    return float((np.concatenate(said).argmax(axis=1) == ready.right_classes).mean())
+    return float((np.concatenate(said).argmax(axis=1) == ready.held_out.right_classes).mean())

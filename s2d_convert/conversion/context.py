@@ -37,19 +37,40 @@ from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, t
 from s2d_convert.training.loop import exit_logits
 from s2d_convert.training.solving import Solver
 
+LEAST_HALF = 200  # images; with fewer, chance alone would choose the thresholds
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """Images, the static model's logits [B, K] on them, and their right classes: the labels, or its answers where there are
+    none."""
+
+    images: Images
+    logits: Array
+    right_classes: Array
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: slice) -> Answered:
+        """Return these rows."""
+        return Answered(self.images.take(rows), self.logits[rows], self.right_classes[rows])
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """The inputs of all later steps. `table` predicts the latencies of another device, None to measure on this one.
-    `class_names` are those that the manifest records, if any are known. `own`: the user's network of --first."""
+    """The inputs of all later steps.
+
+    held_out: the images of `dataset.calib`. table: predicts the latencies of another device, None to measure on this one.
+    class_names: those that the manifest records, if any are known. own: the user's network of --first.
+    """
 
     model: AnalysedModel
     weights: Weights
     preprocess: Preprocess
     dataset: Dataset
     static: StaticModel
-    calib_logits: Array
-    right_classes: Array
+    held_out: Answered
     device: torch.device
     provider: str = "CPUExecutionProvider"
     table: Table | None = None
@@ -70,6 +91,19 @@ class Prepared:
     def channels(self) -> Channels:
         """The channels of the static model."""
         return self.model.channels
+
+    @cached_property
+    def validation(self) -> Answered:
+        """The images on which plans are compared: half of those held out, or all of them where they are too few to divide."""
+        half = len(self.held_out) // 2
+        return self.held_out.take(slice(0, half)) if half >= LEAST_HALF else self.held_out
+
+    @cached_property
+    def calibration(self) -> Answered:
+        """The images on which thresholds are chosen. No plan was, if they could be divided: of a hundred plans the best on some
+        images loses about a point more on others."""
+        divided = self.validation is not self.held_out
+        return self.held_out.take(slice(len(self.validation), None)) if divided else self.held_out
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -159,7 +193,8 @@ class Tuned:
 def goal_of(job: Job) -> Goal:
     """Return the goal of the search."""
     options, ready = job.options, job.ready
-    static = float(ready.task.agree(ready.task.answers(ready.calib_logits), ready.right_classes).mean())
+    judged = ready.validation
+    static = float(ready.task.agree(ready.task.answers(judged.logits), judged.right_classes).mean())
     worst = math.inf if options.max_latency is None else options.max_latency
     # In exact mode no budget makes thresholds lose more (`careful`), so it is not searched for either.
     budget = None if options.exact and options.risk_bound is None else options.budget

@@ -79,7 +79,7 @@ def better(first: Candidate, second: Candidate) -> Candidate:
 
 
 def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
-    """Train a head for every candidate tap. Return the heads and their logits [T, B, K] on the calibration images."""
+    """Train a head for every candidate tap. Return the heads and their logits [T, B, K] on the validation images."""
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     reporter.step("heads")
     taps = depth_taps(ready.model)
@@ -100,8 +100,8 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
             seconds=min(HEAD_SECONDS, job.clock.left(HEADS_UNTIL)), on_step=show,
         )  # fmt: skip
         _write_heads(run.path / HEADS, heads)
-    logits = head_logits(ready.model, heads, extractor.features(ready.dataset.calib))
-    agree = ready.task.agree(ready.task.answers(logits), ready.right_classes).mean(axis=1)
+    logits = head_logits(ready.model, heads, extractor.features(ready.validation.images))
+    agree = ready.task.agree(ready.task.answers(logits), ready.validation.right_classes).mean(axis=1)
     reporter.detail("heads: right on held-out images " + ", ".join(f"{100 * a:.0f} %" for a in agree))
     return heads, logits
 
@@ -196,7 +196,7 @@ class DepthSearch:
         return self._singles[tap]
 
     def _worth(self, taps: Taps, cost: Sequence[float]) -> Evaluation:
-        logits = np.concatenate([self.logits[list(taps)], self.ready.calib_logits[None]])
+        logits = np.concatenate([self.logits[list(taps)], self.ready.validation.logits[None]])
         return worth(self.job, logits, with_overhead(self.job, cost))
 
     def shortlist(self, count: int) -> list[Taps]:

@@ -211,9 +211,8 @@ def screened(job: Job, space: PlanSpace, evaluate: Evaluator, *, least: float) -
 
     hooks = Hooks(on_trial, known)
     result = evaluate_all(pairs, evaluate, list(chains.values()), method=SCREENED_BY, hooks=hooks)
-    often = float(
-        np.unique(job.ready.right_classes, return_counts=True, axis=0)[1].max() / len(job.ready.right_classes)
-    )
+    counts = np.unique(job.ready.validation.right_classes, return_counts=True, axis=0)[1]
+    often = float(counts.max() / counts.sum())
     hopeful = [
         trial.plan
         for trial in ranked([result])
@@ -230,9 +229,10 @@ def make_evaluator(job: Job, *, trained: bool = True) -> Evaluator:
     """
     ready = job.ready
     distance = LEFT_BY_TRAINING if trained and job.options.work.trial_steps else 1.0
-    logits = solved_logits(ready.model, ready.solver.rough, ready.dataset.calib, ready.calib_logits, distance=distance)
+    judged = ready.validation
+    logits = solved_logits(ready.model, ready.solver.rough, judged.images, judged.logits, distance=distance)
     latency = StageLatency(ready.model, ready.weights, job.meter, job.overhead_ms)
-    right_classes = ready.right_classes[: len(logits.images)]
+    right_classes = judged.right_classes[: len(logits.images)]
     return Evaluator(ready.task, logits, latency, right_classes=right_classes, goal=goal_of(job))
 
 

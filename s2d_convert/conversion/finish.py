@@ -126,13 +126,13 @@ def finish(
 
 def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores:
     """Verify the stages and return the scores of the images for calibration."""
-    ready, options = job.ready, job.options
-    logits = stage_logits(ready.graph, build_stages(parts), ready.dataset.calib)
+    ready, options, held_out = job.ready, job.options, job.ready.calibration
+    logits = stage_logits(ready.graph, build_stages(parts), held_out.images)
     verify(ready, tuned, parts[1:], logits)
     if options.weights != "float32" or options.provider != "CPUExecutionProvider":  # as they will answer
         models = build_stages(parts, weights=options.weights)
-        logits = stage_logits(ready.graph, models, ready.dataset.calib, provider=options.provider)
-    return Scores(logits, ready.task.answers(ready.calib_logits), ready.dataset.calib.labels, task=ready.task)
+        logits = stage_logits(ready.graph, models, held_out.images, provider=options.provider)
+    return Scores(logits, ready.task.answers(held_out.logits), held_out.images.labels, task=ready.task)
 
 
 def measured_costs(job: Job, writer: FolderWriter, models: Sequence[StageModel]) -> tuple[float, ...]:
@@ -176,8 +176,7 @@ def add_records(job: Job, writer: FolderWriter, conversion: Conversion) -> None:
 
 def to_mind(policy: Policy, measured: Measured, ready: Prepared) -> Iterator[str]:
     """Yield warnings that belong to the numbers: that they rest on few images, and the classes that a stage loses."""
-    calib = ready.dataset.calib
-    few = few_images(f"expected {ready.target}", policy.expected_accuracy, len(calib))
+    few = few_images(f"expected {ready.target}", policy.expected_accuracy, len(ready.calibration))
     if few:
         yield f"{few}; `s2d calibrate` with some hundred images sets thresholds that can be relied on"
     yield from measured.to_mind()
@@ -246,11 +245,12 @@ def verify(ready: Prepared, tuned: Tuned, later: Sequence[Chain], logits: Array)
 
     Raises VerifyError if they differ by more than VERIFY_TOLERANCE.
     """
-    images = ready.dataset.calib.take(slice(0, min(VERIFY_IMAGES, len(ready.dataset.calib))))
+    compared = ready.calibration.take(slice(0, min(VERIFY_IMAGES, len(ready.calibration))))
+    images = compared.images
     expected = [*tuned.logits(images)]
     for chain in later:
         if is_untouched(ready.graph, chain.plan):
-            expected.append(ready.calib_logits[: len(images)])
+            expected.append(compared.logits)
         else:
             net = StagedNet(chain.model, chain.weights).to(ready.device).eval()
             expected += [*exit_logits(net, images, net.masks(Effective(chain.model, chain.plan)))]

@@ -145,7 +145,12 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
     job.reporter.step("quantize")
     asked = Requantization(options.quantize, options.running, force=options.force)
     manifest, measured = requantize(
-        plain, options.out, asked, dataset=ready.dataset, static=job.timed_static, note=job.reporter.note
+        plain,
+        options.out,
+        asked,
+        dataset=replace(ready.dataset, calib=ready.calibration.images),
+        static=job.timed_static,
+        note=job.reporter.note,
     )
     within = options.max_latency is None or measured.worst_latency <= options.max_latency
     return Result(options.out, manifest, measured, manifest.default_policy.reached, within, options.max_loss)

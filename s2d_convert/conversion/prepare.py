@@ -18,7 +18,7 @@ from s2d_convert.calibration.likeness import likeness
 from s2d_convert.calibration.policies import Scores, check_classes, check_enough, check_kind
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.conversion.context import Prepared
+from s2d_convert.conversion.context import Answered, Prepared
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.class_names import check_names, chosen_names
 from s2d_convert.data.images import Dataset, Images
@@ -40,7 +40,9 @@ from s2d_convert.plans.plan import FirstNetwork
 from s2d_convert.plans.weights import static_weights
 from s2d_convert.slicing.chain import build_stages, stage_logits
 from s2d_convert.slicing.own_network import OwnNetwork, Side, check_colours, own_network, read_own
+from s2d_convert.training.solving import FULL_IMAGES
 
+SOLVED_WITH = 2 * FULL_IMAGES  # images; where nothing is trained, more of them are of use for judging alone
 TRUSTED_ERROR = 0.1  # limit for the 90th percentile of a table's relative errors
 
 
@@ -109,7 +111,8 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     static_check(static, dataset.calib, logits, options, reporter)
     right = graph.task.right(dataset.calib.labels, logits)
     weights = static_weights(graph, model.channels)
-    ready = Prepared(model, weights, preprocess, dataset, static, logits, right, device, options.provider, table, names)
+    held_out = Answered(dataset.calib, logits, right)
+    ready = Prepared(model, weights, preprocess, dataset, static, held_out, device, options.provider, table, names)
     return ready if options.first is None else replace(ready, own=read_first(ready, options.first, options, reporter))
 
 
@@ -118,27 +121,27 @@ def read_first(ready: Prepared, path: Path, options: ConvertOptions, reporter: R
 
     Raises ModelError and UsageError where it cannot stand before the model, StaticCheckError where it agrees by chance alone.
     """
-    graph, dataset = read_own(path, size=options.first_size, base=ready.graph), ready.dataset
+    graph, held_out = read_own(path, size=options.first_size, base=ready.graph), ready.held_out
     preset = options.first_preprocess or ("raw" if "uint8" in (graph.image_type, ready.graph.image_type) else None)
     try:
         preprocess = _preprocess_for(graph, preset or options.preprocess, options.first_pixels)
     except UsageError as error:
         raise UsageError(f"--first {path}: {error}; say how pixels become its input with --first-preprocess") from error
-    known = options.says_preprocessing or not dataset.calib.is_model_input
+    known = options.says_preprocessing or not held_out.images.is_model_input
     check_colours(preprocess, ready.preprocess, known=known, path=path)
     facts = FirstNetwork(path.name, model_sha256(path))
     own = own_network(facts, Side(graph, preprocess), Side(ready.graph, ready.preprocess))
-    logits = stage_logits(ready.graph, build_stages([own.chain]), dataset.calib, provider=options.provider)[0]
+    logits = stage_logits(ready.graph, build_stages([own.chain]), held_out.images, provider=options.provider)[0]
     answers = ready.task.answers(logits)
-    compared = likeness(ready.task, answers, ready.task.answers(ready.calib_logits), classes=graph.classes)
+    compared = likeness(ready.task, answers, ready.task.answers(held_out.logits), classes=graph.classes)
     agreement = f"agrees with the model on {100 * compared.agreement:.1f} % of {compared.images} held-out images"
     if not compared.same_classes:
         raise StaticCheckError(
             f"--first {path}: it {agreement}, which it would by chance ({100 * compared.by_chance:.1f} %): {compared.cause}; the "
             "same classes in the same order are expected; if its preprocessing is not the model's, say so by --first-preprocess"
         )
-    right = ready.task.agree(answers, ready.right_classes).mean()
-    rate = "" if dataset.calib.labels is None else f" and has {100 * right:.1f} % accuracy"
+    right = ready.task.agree(answers, held_out.right_classes).mean()
+    rate = "" if held_out.images.labels is None else f" and has {100 * right:.1f} % accuracy"
     reporter.note(f"{path.name}: {agreement}{rate}")
     return own
 
@@ -201,6 +204,7 @@ def read_dataset(static: StaticModel, preprocess: Preprocess, options: ConvertOp
         preprocess=preprocess,
         space=LabelSpace(graph.classes, graph.task.several),
         seed=options.seed,
+        of_use=None if options.work.trial_steps else SOLVED_WITH,
         reading=Reading(
             options.strict,
             warn=reporter.warn,

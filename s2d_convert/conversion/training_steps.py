@@ -200,9 +200,9 @@ def _finetuned(job: Job, training: _Training) -> Tuned:
 
 def _right_answers(job: Job, training: _Training) -> float:
     """Return the share of the held-out images that the exits answer rightly, on average over the exits."""
-    logits = exit_logits(training.net, job.ready.dataset.calib, training.masks)
-    task = job.ready.task
-    return float(task.agree(task.answers(logits), job.ready.right_classes).mean())
+    judged, task = job.ready.validation, job.ready.task
+    logits = exit_logits(training.net, judged.images, training.masks)
+    return float(task.agree(task.answers(logits), judged.right_classes).mean())
 
 
 def try_out(job: Job, plan: Plan, before: Path | None, after: Path, *, steps: int, seconds: float = math.inf) -> None:

@@ -23,13 +23,13 @@ Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # the latency of each 
 
 
 def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
-    """Evaluate stages by their logits [S, B, K] on the calibration images and their costs [S]."""
-    ready, task = job.ready, job.ready.task
-    confidence = task.confidences(logits, task.fit_temperatures(logits, ready.right_classes))
-    correct = task.agree(task.answers(logits), ready.right_classes)
+    """Evaluate stages by their logits [S, B, K] on the validation images and their costs [S]."""
+    judged, task = job.ready.validation, job.ready.task
+    confidence = task.confidences(logits, task.fit_temperatures(logits, judged.right_classes))
+    correct = task.agree(task.answers(logits), judged.right_classes)
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
     if job.careful:  # like the policies of the folder
-        rows, static = sure_rows(ready.calib_logits, task), task.answers(ready.calib_logits)
+        rows, static = sure_rows(judged.logits, task), task.answers(judged.logits)
         lowest = floors(confidence, correct, groups(static), classes=task.kinds(logits.shape[2]))
         confidence = above(confidence, lowest)[:, rows]
         correct = correct[:, rows]
@@ -68,10 +68,10 @@ def later_chains(ready: Prepared, conversion: Conversion) -> list[Chain]:
 
 
 def _logits(ready: Prepared, chain: Chain) -> Array:
-    """Return the logits [S, B, K] of a later chain on the calibration images; those of the whole model are known."""
+    """Return the logits [S, B, K] of a later chain on the validation images; those of the whole model are known."""
     if is_untouched(ready.graph, chain.plan):
-        return ready.calib_logits[None]
-    return stage_logits(ready.graph, build_stages([chain]), ready.dataset.calib)
+        return ready.validation.logits[None]
+    return stage_logits(ready.graph, build_stages([chain]), ready.validation.images)
 
 
 def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost, *, distance: float = 1.0) -> Evaluation:
@@ -83,8 +83,8 @@ def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost, *,
     later = later_chains(ready, conversion)
     models = build_stages([first, *later])
     costs, measuring = timed_costs(cost, models)
-    first_logits = stage_logits(ready.graph, models[: first.plan.stages], ready.dataset.calib)
-    first_logits = nearer(first_logits, ready.calib_logits, distance)
+    first_logits = stage_logits(ready.graph, models[: first.plan.stages], ready.validation.images)
+    first_logits = nearer(first_logits, ready.validation.logits, distance)
     logits = np.concatenate([first_logits, *(_logits(ready, chain) for chain in later)])
     value = worth(job, logits, costs)
     return replace(value, info={**value.info, "measure_s": measuring})

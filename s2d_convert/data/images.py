@@ -120,17 +120,20 @@ class Dataset:
         return hashlib.sha256(f"{self.train.digest()} {self.calib.digest()} {self.test.digest()}".encode()).hexdigest()
 
 
-def held_out_of(count: int) -> int:
-    """Return how many of so many images are held out: a third of few, a tenth of many, and never more than half."""
-    wanted = max(round(HELD_OUT * count), min(round(OF_FEW * count), MOST_OF_FEW), MIN_HELD_OUT)
+def held_out_of(count: int, *, of_use: int | None = None) -> int:
+    """Return how many of so many images are held out: a third of few, a tenth of many, those beyond the ones that are of use
+    otherwise (None: all are), and never more than half."""
+    idle = 0 if of_use is None else count - of_use
+    wanted = max(round(HELD_OUT * count), min(round(OF_FEW * count), MOST_OF_FEW), MIN_HELD_OUT, idle)
     return min(wanted, MOST_HELD_OUT, count // 2)
 
 
-def split_images(images: Images, *, seed: int, holdout: float | None = None) -> Dataset:
+def split_images(images: Images, *, seed: int, holdout: float | None = None, of_use: int | None = None) -> Dataset:
     """Hold out a part of `images`, stratified by label, and halve it into calib and test.
 
-    holdout: the share that is held out (None: as `held_out_of` says), at least 200 images, at most 5000, and never more than
-    half of them. Raises UsageError for a `holdout` out of range and DataError for too few images.
+    holdout: the share that is held out, at least 200 images, at most 5000, and never more than half of them (None: as
+    `held_out_of` says, of images of which `of_use` can be trained on). Raises UsageError for a `holdout` out of range and
+    DataError for too few images.
     """
     if holdout is not None and not 0 < holdout < 1:
         raise UsageError(f"holdout: got {holdout:g}, expected a share above 0 and below 1")
@@ -138,7 +141,7 @@ def split_images(images: Images, *, seed: int, holdout: float | None = None) -> 
         raise DataError(f"got {len(images)} images, at least {MIN_IMAGES} are needed")
     rng = np.random.default_rng(seed)
     count = len(images)
-    asked = held_out_of(count) if holdout is None else max(round(count * holdout), MIN_HELD_OUT)
+    asked = held_out_of(count, of_use=of_use) if holdout is None else max(round(count * holdout), MIN_HELD_OUT)
     held_count = min(asked, MOST_HELD_OUT, count // 2)
     train, held_out = _divide(images, held_count, rng)
     return Dataset(train, *halves(held_out, rng))

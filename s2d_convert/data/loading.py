@@ -42,6 +42,7 @@ def load_data(
     space: LabelSpace,
     seed: int,
     holdout: float | None = None,
+    of_use: int | None = None,
     reading: Reading = LENIENT,
 ) -> Dataset:
     """Return the Dataset at `path`, for a model that allows the labels of `space`.
@@ -54,7 +55,7 @@ def load_data(
     _check_usable(source, parts)
     rng = np.random.default_rng(seed)
     if len(parts) == 1:
-        return split_images(parts["train"], seed=seed, holdout=holdout)
+        return split_images(parts["train"], seed=seed, holdout=holdout, of_use=of_use)
     train, *held_out = (images.take(rng.permutation(len(images))) for images in parts.values())
     return Dataset(train, *held_out) if len(held_out) == 2 else Dataset(train, *halves(held_out[0], rng))
 
