@@ -72,6 +72,17 @@ def test_sizes_of_the_held_out_part() -> None:
     }
 
 
+def test_images_that_nothing_is_trained_on_are_held_out() -> None:
+    counts = (1000, 3000, 8000, 100_000)
+    found = {count: sizes(split_images(some_images(None, count), seed=1, of_use=2000)) for count in counts}
+    assert found == {
+        1000: (667, 167, 166),
+        3000: (2000, 500, 500),
+        8000: (4000, 2000, 2000),
+        100_000: (95_000, 2500, 2500),
+    }
+
+
 def test_the_seed_changes_the_split_and_the_head_is_a_mixture() -> None:
     images = some_images(np.repeat(np.arange(10), 100), 1000)
     one, other = split_images(images, seed=1), split_images(images, seed=2)

@@ -1,0 +1,48 @@
+"""The division of the held-out images: plans are compared on one half, thresholds are chosen on the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from s2d_convert.conversion.context import LEAST_HALF, Answered, Prepared
+from s2d_convert.data.images import Images
+from s2d_convert.data.preprocess import make_preprocess
+
+
+def answered(count: int) -> Answered:
+    """Images that hold their own numbers."""
+    preprocess = make_preprocess("unit", size=(2, 2), channels=1, layout="NCHW", dtype="float32")
+    pixels = np.broadcast_to(np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1), (count, 1, 2, 2))
+    labels = np.arange(count, dtype=np.int64) % 3
+    images = Images(pixels, preprocess, np.arange(count), labels, "labelled")
+    return Answered(images, np.eye(3, dtype=np.float32)[labels], labels)
+
+
+def prepared(held_out: Answered) -> Prepared:
+    """A Prepared of which only the held-out images count."""
+    unused: dict[str, object] = dict.fromkeys(("model", "weights", "preprocess", "dataset", "static", "device"))
+    return Prepared(held_out=held_out, **unused)  # type: ignore[arg-type]
+
+
+def numbers(part: Answered) -> set[int]:
+    """The images of a part, whose logits and classes are seen to be theirs."""
+    rows = part.images.raw(slice(None))[:, 0, 0, 0].astype(int)
+    assert (part.logits.argmax(axis=1) == rows % 3).all()
+    assert (part.right_classes == rows % 3).all()
+    return set(rows.tolist())
+
+
+@pytest.mark.parametrize("count", [2 * LEAST_HALF, 2 * LEAST_HALF + 1, 1000])
+def test_no_image_serves_plans_and_thresholds(count: int) -> None:
+    ready = prepared(answered(count))
+    plans, thresholds = numbers(ready.validation), numbers(ready.calibration)
+    assert not plans & thresholds
+    assert plans | thresholds == set(range(count))
+    assert len(plans) == count // 2
+
+
+@pytest.mark.parametrize("count", [10, 2 * LEAST_HALF - 1])
+def test_few_images_serve_both(count: int) -> None:
+    ready = prepared(answered(count))
+    assert numbers(ready.validation) == numbers(ready.calibration) == set(range(count))
