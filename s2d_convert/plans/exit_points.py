@@ -23,7 +23,8 @@ def pooled_axis(model: AnalysedModel, tap: str) -> int | None:
 
 
 def candidate_taps(model: AnalysedModel) -> tuple[str, ...]:
-    """Return the tensors that carry all that later nodes need, in order; of each run without a mixing operator only the last.
+    """Return the tensors that carry all that later nodes need, in order; of each run without a mixing operator only the last,
+    and none of the one that ends in the logits.
 
     A tensor qualifies when, right after its node, every tensor still to be read shows only channels of the same roots. So a
     DenseNet's growing Concat qualifies, and the inside of a residual block does not.
@@ -48,4 +49,6 @@ def candidate_taps(model: AnalysedModel) -> tuple[str, ...]:
                 taps.pop()
             taps.append(name)
             mixed_since = False
+    if not mixed_since and taps:  # what it holds are the logits, but for their shape
+        taps.pop()
     return tuple(t for t in taps if t != model.graph.output)

@@ -229,7 +229,8 @@ def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     makers = {name: node for node in model.graph.node for name in node.output}
     (scaled,) = (n for n in model.graph.node if INVERSE_TEMPERATURE in n.input)
     flat = next(name for name in scaled.input if name != INVERSE_TEMPERATURE)
-    alike = {flat, *(makers[flat].input if makers[flat].op_type == "Flatten" else ())}
+    shaped = makers.get(flat)  # None where an earlier stage has computed all that the classifier reads
+    alike = {flat, *(shaped.input if shaped is not None and shaped.op_type == "Flatten" else ())}
     if makers[OUTPUT].op_type in ("Identity", *SOFTMAXES) and makers[OUTPUT].input[0] in alike:
         return model
     told = copy_of(model)

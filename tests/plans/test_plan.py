@@ -23,6 +23,7 @@ from s2d_convert.plans.assignment import NO_STAGE, Effective, check_conversion
 from s2d_convert.plans.exit_points import candidate_taps
 from s2d_convert.plans.plan import Conversion, Plan, identity_plan
 from s2d_convert.slicing.split import split
+from s2d_convert.slicing.stage_graph import with_logits
 
 
 def test_effective_stages_by_hand() -> None:
@@ -72,6 +73,23 @@ def test_pruned_units_are_never_computed() -> None:
 def test_taps_are_tensors_that_carry_everything() -> None:
     graph, channels, _ = analysed(residual())
     assert candidate_taps(AnalysedModel(graph, channels)) == ("x", "f")
+
+
+@pytest.mark.parametrize("end", ["logits = Flatten(q)", "r = Relu(q) logits = Flatten(r)"])
+def test_the_logits_in_another_shape_are_no_tap(end: str) -> None:
+    graph, channels, weights = analysed(
+        net(
+            f"""g (float[N,3,8,8] image) => (float[N,2] logits) {{
+                s = Conv(image, ws)  p = GlobalAveragePool(s)  f = Flatten(p)  q = Gemm<transB=1>(f, wl)  {end}
+            }}""",
+            ws=(4, 3, 1, 1), wl=(2, 4),
+        )
+    )  # fmt: skip
+    assert candidate_taps(AnalysedModel(graph, channels)) == ("f",)
+    # Asked for all the same, the last stage computes nothing, and the search reads its logits.
+    stages = split(graph, channels, Plan(("q", graph.output), (1,) * channels.units), weights)
+    for stage in stages:
+        assert with_logits(stage.model) is stage.model
 
 
 def test_a_conversion_survives_json() -> None:
