@@ -84,7 +84,7 @@ def _lp_pool(node: Node, constants: Constants) -> Lowered:
 
 def _plain(axes: Sequence[Window]) -> bool:
     """Return whether torch's own pooling sees the same windows."""
-    return all(a.low == a.high and 0 <= 2 * a.low <= a.kernel and a.dilation == 1 for a in axes)
+    return all(a.low == a.high and 0 <= 2 * a.low <= a.kernel and a.dilation == 1 and a.room >= 0 for a in axes)
 
 
 def _kernel(axes: Sequence[Window]) -> list[int]:

@@ -40,7 +40,9 @@ class Window:
     def count(self) -> int:
         """The number of windows. The last one starts inside the axis or the padding before it."""
         if not self.ceil:
-            return self.room // self.stride + 1
+            return (
+                int(self.room / self.stride) + 1
+            )  # rounded towards zero: a map may be a little smaller than its window
         count = -(-self.room // self.stride) + 1
         return count - 1 if (count - 1) * self.stride >= self.size + self.low else count
 
@@ -52,6 +54,8 @@ class Window:
     def covered(self, *, padding: bool) -> list[int]:
         """Return the elements in every window; padding counts if asked for, what lies beyond it (ceil mode) never does."""
         first, last = (-self.low, self.size + self.high) if padding else (0, self.size)
+        if padding and self.room < 0 and not self.ceil:  # the one window counts as a whole
+            last -= self.room
         starts = (i * self.stride - self.low for i in range(self.count))
         return [sum(first <= start + j * self.dilation < last for j in range(self.kernel)) for start in starts]
 
