@@ -2,9 +2,9 @@
 
 numpy only, no files, no clocks; used by the converter and by the calibration on a device, like `thresholds`.
 
-Letters: S stages, B rows (images). Arguments of all functions: `confidence` [S, B]; `correct` bool [S, B], where every stage
-is right; `static` bool [B], where the static model is right; `cost` [S], latency of every stage alone relative to the
-static model.
+Letters: S stages, B rows (images). Arguments of all functions: `confidence` [S, B]; `correct` [S, B], where every stage is right
+(bool), or how often it can be expected to be (`expected`); `static` bool [B], where the static model is right; `cost` [S],
+latency of every stage alone relative to the static model.
 """
 
 from __future__ import annotations
@@ -153,6 +153,12 @@ def mean_cost(confidence: Array, thresholds: Sequence[float], cost: Sequence[flo
     """Return the mean latency, relative to the static model, and its standard error."""
     paid = np.cumsum(cost)[exits(confidence, thresholds)]
     return float(paid.mean()), float(paid.std() / math.sqrt(len(paid)))
+
+
+def counted(policies: Sequence[Policy], confidence: Array, correct: Array, *, cost: Sequence[float]) -> list[Policy]:
+    """Return policies that were chosen by expected answers with the share of their right answers counted. correct: bool."""
+    again = (policy_at(confidence, correct, cost=cost, budget=p.budget, thresholds=p.thresholds) for p in policies)
+    return [replace(c, reached=p.reached) for c, p in zip(again, policies, strict=True)]
 
 
 def rounded(policy: Policy) -> Policy:

@@ -6,7 +6,8 @@ that equal costs and answers give equal thresholds everywhere.
 Letters: S stages, B rows (images), L candidate thresholds of one stage.
 
 Who leaves where is asked of `leaves`, the only exit rule; what is computed here for many thresholds at once agrees with
-it. `correct` may mean agreement with the static model; nothing here asks which.
+it. `correct` may mean agreement with the static model; nothing here asks which. It may also be how often an answer is
+expected to be right (`expected`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ TOLD_APART = 0.005  # budgets closer than this look the same in tables
 GRID_CELLS = 2**18  # combinations of thresholds that are looked at in one go
 
 Floats = NDArray[np.floating[Any]]
+Correct = NDArray[np.bool_] | NDArray[np.float64]
 Key = tuple[bool, float, float]  # what makes one policy better than another; greater is better
 
 
@@ -43,7 +45,7 @@ def exits(confidence: Floats, thresholds: Sequence[float]) -> NDArray[np.int64]:
 
 
 def policy_at(
-    confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequence[float], budget: float, thresholds: Sequence[float]
+    confidence: Floats, correct: Correct, *, cost: Sequence[float], budget: float, thresholds: Sequence[float]
 ) -> Policy:
     """Return the policy with given thresholds, as measured on these rows (see `best_policy` for the arguments)."""
     paid = np.cumsum(_checked(confidence, correct, cost))
@@ -51,7 +53,7 @@ def policy_at(
     rows = stage.size
     counts = np.bincount(stage, minlength=len(paid))
     latency = float(counts @ paid) / rows
-    hits = int(np.asarray(correct, dtype=bool)[stage, np.arange(rows)].sum())
+    hits = float(np.asarray(correct, dtype=np.float64)[stage, np.arange(rows)].sum())
     share = tuple((counts / rows).tolist())
     return Policy(budget, tuple(map(float, thresholds)), latency, hits / rows, share, latency <= budget + SLACK)
 
@@ -66,12 +68,12 @@ def observed(policy: Policy, confidence: Floats, as_last: NDArray[np.bool_]) -> 
     return replace(policy, disagreement=float(parted.mean()), confidence_histogram=counts)
 
 
-def best_policy(confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequence[float], budget: float) -> Policy:
+def best_policy(confidence: Floats, correct: Correct, *, cost: Sequence[float], budget: float) -> Policy:
     """Return the policy with the highest accuracy whose mean cost is within the budget; at equal accuracy the cheaper one.
 
-    confidence: [S, B] in [0, 1] or NaN; correct: bool [S, B]; cost[k]: latency of stage k alone relative to the static
-    model, so that a row that leaves at stage k pays cost[0] + ... + cost[k]. Where even the cheapest thresholds miss
-    the budget they are returned with `reached` False.
+    confidence: [S, B] in [0, 1] or NaN; correct: [S, B], whether, or how often, a stage is right; cost[k]: latency of
+    stage k alone relative to the static model, so that a row that leaves at stage k pays cost[0] + ... + cost[k]. Where even the
+    cheapest thresholds miss the budget they are returned with `reached` False.
 
     1. Candidates: per stage 0, NEVER_LEAVES and the middles between neighbouring distinct confidences (`_candidates`).
     2. Grid: all combinations of at most GRID_CELLS evenly spread candidates at once (`_tables`).
@@ -83,9 +85,7 @@ def best_policy(confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequenc
     return policy_at(confidence, correct, cost=cost, budget=budget, thresholds=thresholds)
 
 
-def cheapest_policy(
-    confidence: Floats, correct: NDArray[np.bool_], *, cost: Sequence[float], least_right: float
-) -> Policy:
+def cheapest_policy(confidence: Floats, correct: Correct, *, cost: Sequence[float], least_right: float) -> Policy:
     """Return the policy with the lowest mean cost of which at least the share `least_right` of the answers is right.
 
     Found as by `best_policy`, whose arguments these are. Its budget is its own mean cost, rounded up to three digits. Where no
@@ -131,10 +131,10 @@ def budgets_from(cheapest: float, *, step: float = 0.05, include: Iterable[float
 class _Problem:
     """Thresholds to choose: what the steps of `best_policy` share.
 
-    confidence: float32 [S - 1, B], NaN as -1; gain: float64 [S - 1, B], gain[k] is 1 (-1) where going on from stage k
-    to k + 1 mends (spoils) the answer; first: rows that stage 0 gets right; cost: [S]; candidates: S - 1 ascending
-    arrays of thresholds. With `least_hits` the lowest cost with so many right answers is looked for, without it the most right
-    answers within the budget.
+    confidence: float32 [S - 1, B], NaN as -1; gain: float64 [S - 1, B], gain[k] is 1 (-1) where going on from stage k to k + 1
+    mends (spoils) the answer, or how often it can be expected to; first: rows that stage 0 gets right; cost: [S]; candidates:
+    S - 1 ascending arrays of thresholds. With `least_hits` the lowest cost with so many right answers is looked for, without
+    it the most right answers within the budget.
     """
 
     confidence: NDArray[np.float32]
@@ -146,7 +146,7 @@ class _Problem:
     least_hits: float | None = None
 
 
-def _checked(confidence: Floats, correct: NDArray[np.bool_], cost: Sequence[float]) -> NDArray[np.float64]:
+def _checked(confidence: Floats, correct: Correct, cost: Sequence[float]) -> NDArray[np.float64]:
     """Return the cost as an array, once shapes and values are sound."""
     prices = np.asarray(cost, dtype=np.float64)
     shape = np.shape(confidence)
@@ -160,14 +160,14 @@ def _checked(confidence: Floats, correct: NDArray[np.bool_], cost: Sequence[floa
     return prices
 
 
-def _problem(confidence: Floats, correct: NDArray[np.bool_], cost: Sequence[float], budget: float) -> _Problem:
+def _problem(confidence: Floats, correct: Correct, cost: Sequence[float], budget: float) -> _Problem:
     prices = _checked(confidence, correct, cost)
     early = np.asarray(confidence, dtype=np.float32)[:-1]
     sound = np.isnan(early) | ((early >= 0) & (early <= 1))
     if not sound.all():
         raise ValueError(f"policy: got the confidence {early[~sound][0]}; expected 0 to 1 or NaN")
     early = np.where(np.isnan(early), np.float32(-1), early)
-    right = np.asarray(correct, dtype=bool).astype(np.float64)
+    right = np.asarray(correct, dtype=np.float64)
     candidates = tuple(_candidates(row) for row in early)
     return _Problem(early, np.diff(right, axis=0), float(right[0].sum()), prices, candidates, float(budget))
 

@@ -16,7 +16,7 @@ from s2d_runtime.policies import MAX_LOSS, bounded_row
 from s2d_runtime.thresholds import observed
 
 from s2d_convert.calibration.confidence_floor import above, floors, raised, sure_rows
-from s2d_convert.calibration.policies import Chosen, Scores
+from s2d_convert.calibration.policies import Chosen, Scores, told_of
 from s2d_convert.data.labels import groups
 
 
@@ -32,9 +32,9 @@ def bounded_policies(
 
     cost: of every stage, relative to the static model. budget None: the cheapest of them is the default.
     """
-    confidence, correct, static = scores.confidence(temperatures), scores.correct, scores.static_correct
-    row, default = bounded_row(confidence, correct, static, cost=cost, budget=budget, max_loss=max_loss)
-    return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default)
+    confidence, right, static = scores.confidence(temperatures), scores.expected, scores.static_correct
+    row, default = bounded_row(confidence, right, static, cost=cost, budget=budget, max_loss=max_loss)
+    return Chosen(told_of(scores, row, confidence, cost=cost), default)
 
 
 def careful_policies(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from s2d_runtime import Policy, Promise
-from s2d_runtime.policies import accurate_row, budget_row, mean_cost
+from s2d_runtime.policies import accurate_row, budget_row, counted, mean_cost
 from s2d_runtime.thresholds import budgets_from, observed, policy_at
 
 from s2d_convert.base.text import listed
@@ -32,7 +32,7 @@ class Scores:
 
     logits: float32 [S, B, K] of every stage; static_classes: the static model's answers, int [B], or [B, K] where images
     have several labels; labels: the true answers in the same form, or None, in which case the static model's count as right;
-    class_names: for messages.
+    class_names: for messages. static_logits: the static model's, float32 [B, K], None where they are not told.
     """
 
     logits: Array
@@ -40,6 +40,7 @@ class Scores:
     labels: Array | None
     class_names: tuple[str, ...] | None = None
     task: Task = ONE_CLASS
+    static_logits: Array | None = None
 
     def __len__(self) -> int:
         return len(self.static_classes)
@@ -58,6 +59,14 @@ class Scores:
     def correct(self) -> NDArray[np.bool_]:
         """Whether every stage is right, bool [S, B]."""
         return self.task.agree(self.classes, self.target)
+
+    @cached_property
+    def expected(self) -> Array:
+        """How often every stage can be expected to be right, [S, B]: as the task says where labels and static logits are known,
+        else `correct`."""
+        if self.labels is None or self.static_logits is None:
+            return self.correct
+        return self.task.expected_right(self.logits, self.static_logits, self.labels)
 
     @property
     def static_correct(self) -> NDArray[np.bool_]:
@@ -91,7 +100,9 @@ class Scores:
     def take(self, rows: Array) -> Scores:
         """Return the scores of some of the images."""
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, logits=self.logits[:, rows], static_classes=self.static_classes[rows], labels=labels)
+        told = None if self.static_logits is None else self.static_logits[rows]
+        static = self.static_classes[rows]
+        return replace(self, logits=self.logits[:, rows], static_classes=static, labels=labels, static_logits=told)
 
 
 @dataclass(frozen=True)
@@ -112,9 +123,9 @@ def fit_temperatures(scores: Scores) -> tuple[float, ...]:
 def budget_policies(scores: Scores, temperatures: Sequence[float], *, cost: Sequence[float], budget: float) -> Chosen:
     """Return the best policies for a row of budgets, `budget` among them (`budget_row`). cost: of every stage, relative to
     the static model."""
-    confidence, correct, as_last = scores.confidence(temperatures), scores.correct, scores.as_last
-    row = budget_row(confidence, correct, cost=cost, budget=budget)
-    return Chosen(tuple(observed(policy, confidence, as_last) for policy in row), budget)
+    confidence = scores.confidence(temperatures)
+    row = budget_row(confidence, scores.expected, cost=cost, budget=budget)
+    return Chosen(told_of(scores, row, confidence, cost=cost), budget)
 
 
 def accurate_policies(
@@ -122,9 +133,16 @@ def accurate_policies(
 ) -> Chosen:
     """Return the best policies for a row of budgets; the default is the cheapest that loses at most `max_loss` against the
     static model (`accurate_row`)."""
-    confidence, correct, static = scores.confidence(temperatures), scores.correct, scores.static_correct
-    row, default = accurate_row(confidence, correct, static, cost=cost, max_loss=max_loss)
-    return Chosen(tuple(observed(policy, confidence, scores.as_last) for policy in row), default)
+    confidence = scores.confidence(temperatures)
+    row, default = accurate_row(confidence, scores.expected, scores.static_correct, cost=cost, max_loss=max_loss)
+    return Chosen(told_of(scores, row, confidence, cost=cost), default)
+
+
+def told_of(scores: Scores, row: Sequence[Policy], confidence: Array, *, cost: Sequence[float]) -> tuple[Policy, ...]:
+    """Return policies with what they do on the images, counted."""
+    return tuple(
+        observed(policy, confidence, scores.as_last) for policy in counted(row, confidence, scores.correct, cost=cost)
+    )
 
 
 # With a promise

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from s2d_runtime import expected
 from s2d_runtime.dispatcher import LABEL_KINDS
 
 from s2d_convert.calibration import thresholds
@@ -69,6 +70,11 @@ class Task(ABC):
         """Return the temperature of every stage. logits: [S, B, K]."""
         return tuple(self.fit_temperature(row, right) for row in logits)
 
+    def expected_right(self, logits: Array, static_logits: Array, labels: Array) -> Array:
+        """Return how often every stage can be expected to be right on each image, [S, B], from as few labels as there are;
+        without a better estimate, whether it is. logits: [S, B, K]; static_logits: [B, K]."""
+        return self.agree(self.answers(logits), labels)
+
     def right(self, labels: Array | None, static_logits: Array) -> Array:
         """Return the answers that count as right: the labels, or without labels the static model's answers."""
         return self.answers(static_logits) if labels is None else labels
@@ -103,6 +109,9 @@ class OneClass(Task):
 
     def confidence(self, logits: Array, temperature: float) -> NDArray[np.float32]:
         return thresholds.confidences(logits[None], [temperature])[0]
+
+    def expected_right(self, logits: Array, static_logits: Array, labels: Array) -> Array:
+        return expected.expected_right(logits, static_logits, labels)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.base.clock import Clock
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.base.sessions import Running
+from s2d_convert.calibration.answered import Answered
 from s2d_convert.calibration.task import Task
 from s2d_convert.channels.analysis import AnalysedModel, Channels
 from s2d_convert.conversion.options import ConvertOptions
@@ -38,23 +39,6 @@ from s2d_convert.training.loop import exit_logits
 from s2d_convert.training.solving import Solver
 
 LEAST_HALF = 200  # images; with fewer, chance alone would choose the thresholds
-
-
-@dataclass(frozen=True, eq=False)
-class Answered:
-    """Images, the static model's logits [B, K] on them, and their right classes: the labels, or its answers where there are
-    none."""
-
-    images: Images
-    logits: Array
-    right_classes: Array
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, rows: slice) -> Answered:
-        """Return these rows."""
-        return Answered(self.images.take(rows), self.logits[rows], self.right_classes[rows])
 
 
 @dataclass(frozen=True)
@@ -194,7 +178,7 @@ def goal_of(job: Job) -> Goal:
     """Return the goal of the search."""
     options, ready = job.options, job.ready
     judged = ready.validation
-    static = float(ready.task.agree(ready.task.answers(judged.logits), judged.right_classes).mean())
+    static = float(judged.static_right(ready.task).mean())
     worst = math.inf if options.max_latency is None else options.max_latency
     # In exact mode no budget makes thresholds lose more (`careful`), so it is not searched for either.
     budget = None if options.exact and options.risk_bound is None else options.budget

@@ -130,7 +130,7 @@ class Forecast:
 def forecast(job: Job, space: PlanSpace | None) -> Forecast:
     """Return what a conversion will take, and what solved first chains are worth for a row of budgets. Nothing is trained."""
     steps, task = tuple(planned(job)), job.ready.task
-    right = float(task.agree(task.answers(job.ready.validation.logits), job.ready.validation.right_classes).mean())
+    right = float(job.ready.validation.static_right(task).mean())
     expected = tuple(_expected(job, space)) if space is not None and job.ready.dataset.kind != "made-up" else ()
     return Forecast(steps, memory_bytes(job), job.ready.target, right, expected)
 

@@ -101,7 +101,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
         )  # fmt: skip
         _write_heads(run.path / HEADS, heads)
     logits = head_logits(ready.model, heads, extractor.features(ready.validation.images))
-    agree = ready.task.agree(ready.task.answers(logits), ready.validation.right_classes).mean(axis=1)
+    agree = ready.validation.counted(ready.task, logits).mean(axis=1)
     reporter.detail("heads: right on held-out images " + ", ".join(f"{100 * a:.0f} %" for a in agree))
     return heads, logits
 

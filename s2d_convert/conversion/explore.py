@@ -232,8 +232,7 @@ def make_evaluator(job: Job, *, trained: bool = True) -> Evaluator:
     judged = ready.validation
     logits = solved_logits(ready.model, ready.solver.rough, judged.images, judged.logits, distance=distance)
     latency = StageLatency(ready.model, ready.weights, job.meter, job.overhead_ms)
-    right_classes = judged.right_classes[: len(logits.images)]
-    return Evaluator(ready.task, logits, latency, right_classes=right_classes, goal=goal_of(job))
+    return Evaluator(ready.task, logits, latency, judged=judged.take(slice(0, len(logits.images))), goal=goal_of(job))
 
 
 def _summary(result: SearchResult[Conversion]) -> dict[str, Any]:

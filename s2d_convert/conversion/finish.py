@@ -132,7 +132,13 @@ def calibration_scores(job: Job, tuned: Tuned, parts: Sequence[Chain]) -> Scores
     if options.weights != "float32" or options.provider != "CPUExecutionProvider":  # as they will answer
         models = build_stages(parts, weights=options.weights)
         logits = stage_logits(ready.graph, models, held_out.images, provider=options.provider)
-    return Scores(logits, ready.task.answers(held_out.logits), held_out.images.labels, task=ready.task)
+    return Scores(
+        logits,
+        ready.task.answers(held_out.logits),
+        held_out.images.labels,
+        task=ready.task,
+        static_logits=held_out.told_logits,
+    )
 
 
 def measured_costs(job: Job, writer: FolderWriter, models: Sequence[StageModel]) -> tuple[float, ...]:

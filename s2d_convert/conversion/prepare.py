@@ -13,12 +13,13 @@ import torch
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.base.sessions import MOST_THREADS, Running
+from s2d_convert.calibration.answered import Answered
 from s2d_convert.calibration.chance import FEW, interval
 from s2d_convert.calibration.likeness import likeness
 from s2d_convert.calibration.policies import Scores, check_classes, check_enough, check_kind
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.conversion.context import Answered, Prepared
+from s2d_convert.conversion.context import Prepared
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.class_names import check_names, chosen_names
 from s2d_convert.data.images import Dataset, Images
@@ -140,7 +141,7 @@ def read_first(ready: Prepared, path: Path, options: ConvertOptions, reporter: R
             f"--first {path}: it {agreement}, which it would by chance ({100 * compared.by_chance:.1f} %): {compared.cause}; the "
             "same classes in the same order are expected; if its preprocessing is not the model's, say so by --first-preprocess"
         )
-    right = ready.task.agree(answers, held_out.right_classes).mean()
+    right = held_out.counted(ready.task, logits[None]).mean()
     rate = "" if held_out.images.labels is None else f" and has {100 * right:.1f} % accuracy"
     reporter.note(f"{path.name}: {agreement}{rate}")
     return own

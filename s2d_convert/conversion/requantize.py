@@ -78,7 +78,14 @@ def requantize(
     stages = read_stages(folder, before)
     made = converted_folder(before, stages, asked, dataset=dataset, static=static, note=note)
     models, logits, task = made.models, made.logits, static.graph.task
-    scores = Scores(logits, task.answers(static_logits(static, dataset.calib)), dataset.calib.labels, task=task)
+    told = static_logits(static, dataset.calib)
+    scores = Scores(
+        logits,
+        task.answers(told),
+        dataset.calib.labels,
+        task=task,
+        static_logits=told if dataset.kind == "labelled" else None,
+    )
     temperatures = fit_temperatures(scores)
     for model, temperature in zip(models, temperatures, strict=True):
         set_temperature(model.model, temperature)

@@ -202,7 +202,7 @@ def _right_answers(job: Job, training: _Training) -> float:
     """Return the share of the held-out images that the exits answer rightly, on average over the exits."""
     judged, task = job.ready.validation, job.ready.task
     logits = exit_logits(training.net, judged.images, training.masks)
-    return float(task.agree(task.answers(logits), judged.right_classes).mean())
+    return float(judged.expected(task, logits).mean())
 
 
 def try_out(job: Job, plan: Plan, before: Path | None, after: Path, *, steps: int, seconds: float = math.inf) -> None:

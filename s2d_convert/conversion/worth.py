@@ -26,7 +26,7 @@ def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
     """Evaluate stages by their logits [S, B, K] on the validation images and their costs [S]."""
     judged, task = job.ready.validation, job.ready.task
     confidence = task.confidences(logits, task.fit_temperatures(logits, judged.right_classes))
-    correct = task.agree(task.answers(logits), judged.right_classes)
+    correct = judged.expected(task, logits)
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
     if job.careful:  # like the policies of the folder
         rows, static = sure_rows(judged.logits, task), task.answers(judged.logits)

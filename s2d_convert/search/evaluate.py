@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.calibration.answered import Answered
 from s2d_convert.calibration.task import Task
 from s2d_convert.calibration.thresholds import best_policy, cheapest_policy
 from s2d_convert.channels.analysis import AnalysedModel
@@ -45,7 +46,7 @@ class Goal:
     def value(self, confidence: Array, correct: Array, cost: Sequence[float]) -> Evaluation:
         """Return the evaluation of stages with the best thresholds.
 
-        confidence: [S, B]; correct: bool [S, B]; cost: latency of every stage relative to the static model, [S].
+        confidence: [S, B]; correct: [S, B], counted or expected; cost: latency of every stage relative to the static model, [S].
         """
         if self.budget is None:
             policy = cheapest_policy(confidence, correct, cost=cost, least_right=self.least_right)
@@ -120,8 +121,8 @@ class SolvedLogits:
 class Look:
     """A candidate's results that do not depend on the budget.
 
-    cost: latency of every stage relative to the static model, [S]. confidence, correct: of every stage on the held-out
-    images, [S, B]. measure_s: the seconds that timing took.
+    cost: latency of every stage relative to the static model, [S]. confidence, correct (expected): of every stage on the
+    held-out images, [S, B]. measure_s: the seconds that timing took.
     """
 
     cost: tuple[float, ...]
@@ -170,13 +171,12 @@ class StageLatency:
 class Evaluator:
     """Callable that evaluates conversions with solved weights.
 
-    The accuracy is that of the best thresholds that meet the goal on the images of `logits`. `right_classes` are their labels,
-    or the static model's answers.
+    The accuracy is that of the best thresholds that meet the goal on the images of `logits`, which are those of `judged`.
     """
 
-    def __init__(self, task: Task, logits: Logits, latency: StageLatency, *, right_classes: Array, goal: Goal) -> None:
+    def __init__(self, task: Task, logits: Logits, latency: StageLatency, *, judged: Answered, goal: Goal) -> None:
         self.task, self.logits, self.latency = task, logits, latency
-        self.right_classes, self.goal = right_classes, goal
+        self.judged, self.goal = judged, goal
         self._looks: dict[Conversion, Look] = {}
 
     def at_budget(self, budget: float) -> Evaluator:
@@ -197,8 +197,8 @@ class Evaluator:
             cost = self.latency(conversion)
             seconds = time.monotonic() - started
             logits = self.logits(conversion)
-            temperatures = self.task.fit_temperatures(logits, self.right_classes)
-            correct = self.task.agree(self.task.answers(logits), self.right_classes)
+            temperatures = self.task.fit_temperatures(logits, self.judged.right_classes)
+            correct = self.judged.expected(self.task, logits)
             self._looks[conversion] = Look(cost, self.task.confidences(logits, temperatures), correct, seconds)
         return self._looks[conversion]
 

@@ -178,7 +178,7 @@ def read_scores(runner: Dispatcher, static: StaticModel | None, images: Images, 
     logits = session_logits(sessions, images, image=manifest.input.name, kind=manifest.output.kind)
     reference = logits[-1] if static is None else static_logits(static, images)
     task = task_of(manifest.output.kind)
-    return Scores(logits, task.answers(reference), images.labels, images.class_names, task)
+    return Scores(logits, task.answers(reference), images.labels, images.class_names, task, static_logits=reference)
 
 
 def _divided(scores: Scores, options: CalibrateOptions) -> Divided:

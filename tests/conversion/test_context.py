@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from s2d_convert.conversion.context import LEAST_HALF, Answered, Prepared
+from s2d_convert.calibration.answered import Answered
+from s2d_convert.conversion.context import LEAST_HALF, Prepared
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 

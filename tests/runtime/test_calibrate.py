@@ -54,8 +54,9 @@ def scores_of(count: int, seed: int, *, stages: int, labelled: bool) -> tuple[Sc
     truth = rng.integers(0, 4, count)
     clean = np.eye(4)[truth] * 3
     logits = np.stack([clean + rng.normal(0, 3 / (k + 1), clean.shape) for k in range(stages)]).astype(np.float32)
-    static = (clean + rng.normal(0, 1, clean.shape)).argmax(axis=1)
-    return Scores(logits, static, truth if labelled else None), rng.uniform(0.1, 0.6, stages).tolist()
+    static = (clean + rng.normal(0, 1, clean.shape)).astype(np.float32)
+    scores = Scores(logits, static.argmax(axis=1), truth if labelled else None, static_logits=static)
+    return scores, rng.uniform(0.1, 0.6, stages).tolist()
 
 
 def same_answers(scores: Scores, temperatures: list[float]) -> Answers:
@@ -63,6 +64,7 @@ def same_answers(scores: Scores, temperatures: list[float]) -> Answers:
     return Answers(
         confidence=scores.confidence(temperatures),
         correct=scores.correct,
+        expected=scores.expected,
         static=scores.static_correct,
         as_last=scores.as_last,
         as_static=scores.task.agree(scores.classes, scores.static_classes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,16 @@ from s2d_runtime.dispatcher import (
     Manifest,
     default_options,
 )
+from s2d_runtime.expected import expected_right
 
 Array = NDArray[Any]
 BATCH = 32
+SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
+TELLS_LOGITS: Mapping[str, Callable[[Array], Array]] = {
+    "logits": lambda output: output,
+    "log_probabilities": lambda output: output,
+    "probabilities": lambda output: np.log(np.maximum(output, SMALLEST)),
+}
 
 
 class Reference:
@@ -90,12 +97,14 @@ class Answers:
     """What was answered on the images.
 
     confidence: float32 [S, B]. correct: bool [S, B], where a stage is right, by the labels, or without labels by the static
-    model. static: bool [B], where the static model is. as_last: bool [S, B], where a stage answers as the last one does.
-    as_static: the same for the static model. labelled: whether there were labels.
+    model. expected: how often it can be expected to be right, [S, B]. static: bool [B], where the static model is. as_last:
+    bool [S, B], where a stage answers as the last one does. as_static: the same for the static model. labelled: whether there
+    were labels.
     """
 
     confidence: NDArray[np.float32]
     correct: NDArray[np.bool_]
+    expected: Array
     static: NDArray[np.bool_]
     as_last: NDArray[np.bool_]
     as_static: NDArray[np.bool_]
@@ -105,27 +114,40 @@ class Answers:
 def collect(runner: Dispatcher, reference: Reference, data: Data) -> Answers:
     """Run every stage and the static model on all images. Raises DispatcherError."""
     kind = runner.manifest.output.kind
-    confidences, answered = [], []
+    confidences, outputs = [], []
     for start in range(0, len(data.images), BATCH):
         stages = list(_all_stages(runner, data.images[start : start + BATCH]))
         confidences.append(np.stack([confidence for _, confidence in stages]))
-        answered.append(np.stack([answers(output, kind) for output, _ in stages]))
-    said = np.concatenate(answered, axis=1)  # [S, B] or [S, B, K]
-    static = answers(reference.outputs(data.images), kind)
+        outputs.append(np.stack([output for output, _ in stages]))
+    of_stages, of_static = np.concatenate(outputs, axis=1), reference.outputs(data.images)
+    said = np.stack([answers(output, kind) for output in of_stages])  # [S, B] or [S, B, K]
+    static = answers(of_static, kind)
     if static.shape != said.shape[1:]:
         raise DispatcherError(
             f"the static model answers {list(static.shape)}, the stages {list(said.shape[1:])}; give the model that the "
             "folder was made from"
         )
     right = static if data.labels is None else data.labels
+    correct, expected = agree(said, right), None
+    if data.labels is not None:
+        expected = _expected(of_stages, of_static, data.labels, kind)
     return Answers(
         confidence=np.concatenate(confidences, axis=1),
-        correct=agree(said, right),
+        correct=correct,
+        expected=correct if expected is None else expected,
         static=agree(static, right),
         as_last=agree(said, said[-1]),
         as_static=agree(said, static),
         labelled=data.labels is not None,
     )
+
+
+def _expected(of_stages: Array, of_static: Array, labels: Array, kind: str) -> Array | None:
+    """Return how often the stages can be expected to be right, [S, B]; None where their outputs do not tell logits."""
+    if kind not in TELLS_LOGITS:
+        return None
+    logits = [TELLS_LOGITS[kind](output.reshape(len(output), -1)) for output in (*of_stages, of_static)]
+    return expected_right(np.stack(logits[:-1]), logits[-1], labels)
 
 
 def answers(output: Array, kind: str) -> Array:

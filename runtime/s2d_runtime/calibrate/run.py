@@ -18,7 +18,7 @@ from s2d_runtime.calibrate.folder import publish, restore
 from s2d_runtime.calibrate.record import calibrated_manifest, measured_numbers
 from s2d_runtime.calibrate.timing import Costs, Latency, median_costs, policy_latency, stage_costs
 from s2d_runtime.dispatcher import Dispatcher, DispatcherError, Manifest, Policy
-from s2d_runtime.policies import MAX_LOSS, accurate_row, bounded_row, budget_row
+from s2d_runtime.policies import MAX_LOSS, accurate_row, bounded_row, budget_row, counted
 from s2d_runtime.profile import machine
 from s2d_runtime.thresholds import observed
 
@@ -105,7 +105,7 @@ def undo(folder: Path) -> None:
 
 def choose(manifest: Manifest, said: Answers, *, cost: Sequence[float], options: Options) -> tuple[list[Policy], float]:
     """Return policies, ascending by budget, and the default budget, chosen as the converter chooses them."""
-    confidence, correct, static = said.confidence, said.correct, said.static
+    confidence, correct, static = said.confidence, said.expected, said.static
     loss = options.max_loss if options.max_loss is not None or options.budget else _recorded_loss(manifest.provenance)
     if _exact(manifest.provenance):
         before = manifest.default_budget
@@ -117,6 +117,7 @@ def choose(manifest: Manifest, said: Answers, *, cost: Sequence[float], options:
     else:
         default = options.budget or manifest.default_budget
         row = budget_row(confidence, correct, cost=cost, budget=default)
+    row = counted(row, confidence, said.correct, cost=cost)
     return [observed(policy, confidence, said.as_last) for policy in row], default
 
 
