@@ -17,7 +17,7 @@ from benchmarks.methods import is_folder
 from benchmarks.stand import Entry, Stand
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import Running, make_session
-from s2d_convert.conversion.pipeline import predicted_latency
+from s2d_convert.conversion.estimate import predicted_latency
 from s2d_convert.data.images import Images
 from s2d_convert.exporting.measure import measure
 from s2d_convert.frontend.reference import StaticModel, to_logits

@@ -18,9 +18,10 @@ from s2d_convert.base.files import write_bytes, write_json
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.conversion.context import Job, Prepared, Tuned, make_meter
 from s2d_convert.conversion.explore import make_evaluator
+from s2d_convert.conversion.finals import play_finals
 from s2d_convert.conversion.finish import finish
 from s2d_convert.conversion.options import ConvertOptions, Effort
-from s2d_convert.conversion.pipeline import plan_space, play_finals
+from s2d_convert.conversion.pipeline import plan_space
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.run_folder import CHOSEN, RunFolder
 from s2d_convert.conversion.training_steps import finetune
@@ -148,7 +149,9 @@ class Stand:
         place = self.root / f"finals-s{seed}"
         place.mkdir(parents=True, exist_ok=True)
         evaluate = self.evaluator(seed, budget)
-        return play_finals(job, self.space, first, evaluate, place=place)
+        winner = play_finals(job, self.space, first, evaluate, place=place)
+        assert winner is not None  # there is nothing that it had to be better than
+        return winner
 
     def folder(
         self,

@@ -41,12 +41,18 @@ from s2d_convert.training.solving import Solver
 LEAST_HALF = 200  # images; with fewer, chance alone would choose the thresholds
 
 
+def few_to_divide(images: int) -> bool:
+    """Return whether plans and thresholds are better chosen on the same images than on halves of them."""
+    return images // 2 < LEAST_HALF
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The inputs of all later steps.
 
-    held_out: the images of `dataset.calib`. table: predicts the latencies of another device, None to measure on this one.
-    class_names: those that the manifest records, if any are known. own: the user's network of --first.
+    held_out: the images of `dataset.calib`. copies: the same and changed copies of them, where they are few. table: predicts
+    the latencies of another device, None to measure on this one. class_names: those that the manifest records, if any are
+    known. own: the user's network of --first.
     """
 
     model: AnalysedModel
@@ -60,6 +66,7 @@ class Prepared:
     table: Table | None = None
     class_names: tuple[str, ...] | None = None
     own: OwnNetwork | None = None
+    copies: Answered | None = None
 
     @property
     def graph(self) -> Graph:
@@ -79,15 +86,21 @@ class Prepared:
     @cached_property
     def validation(self) -> Answered:
         """The images on which plans are compared: half of those held out, or all of them where they are too few to divide."""
-        half = len(self.held_out) // 2
-        return self.held_out.take(slice(0, half)) if half >= LEAST_HALF else self.held_out
+        count = len(self.held_out)
+        return self.held_out if few_to_divide(count) else self.held_out.take(slice(0, count // 2))
 
     @cached_property
     def calibration(self) -> Answered:
-        """The images on which thresholds are chosen. No plan was, if they could be divided: of a hundred plans the best on some
-        images loses about a point more on others."""
-        divided = self.validation is not self.held_out
-        return self.held_out.take(slice(len(self.validation), None)) if divided else self.held_out
+        """The images on which thresholds are chosen, and no plan was: of a hundred plans the best on some images loses about a
+        point more on others. Images that are too few to divide are changed a little instead."""
+        if self.validation is not self.held_out:
+            return self.held_out.take(slice(len(self.validation), None))
+        return self.held_out if self.copies is None else self.copies
+
+    @property
+    def calibrated_on(self) -> int:
+        """The number of images that thresholds rest on; copies of an image count once."""
+        return min(len(self.calibration), len(self.held_out))
 
     @cached_property
     def teacher(self) -> Teacher:

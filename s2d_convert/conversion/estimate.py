@@ -1,4 +1,5 @@
-"""The forecast of a conversion, before anything takes long: its time, its memory, and what may be expected of it.
+"""The forecast of a conversion, before anything takes long: its time, its memory, and what may be expected of it; and how far it
+came true.
 
 The times come from that of the static model in onnxruntime: solves take some passes of their images through it, a training step
 `STEP` times its work on the batch, for the share of it that a first chain has.
@@ -9,9 +10,11 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from s2d_convert.base.reporting import PlannedStep
@@ -19,10 +22,13 @@ from s2d_convert.conversion.context import Job
 from s2d_convert.conversion.exact import HEAD_SECONDS, HEADS_UNTIL
 from s2d_convert.conversion.explore import UNTIL as SEARCHED_UNTIL
 from s2d_convert.conversion.explore import allocate, make_evaluator
-from s2d_convert.conversion.finals import ROUNDS
+from s2d_convert.conversion.finals import METHOD, ROUNDS
 from s2d_convert.conversion.finals import UNTIL as PLAYED_UNTIL
+from s2d_convert.conversion.finish import Result
 from s2d_convert.conversion.options import FIRST, PLANS, ConvertOptions
+from s2d_convert.conversion.run_folder import CHOSEN, SECONDS
 from s2d_convert.conversion.training_steps import MOST_PASSES, TRAINED_UNTIL, finishing_seconds
+from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.allocation import allocated, pairs_of
 from s2d_convert.search.base import Evaluation
@@ -143,3 +149,47 @@ def _expected(job: Job, space: PlanSpace) -> Iterator[Expected]:
         within = [value.accuracy for value in values if value.latency <= budget]
         if within:
             yield Expected(budget, max(within))
+
+
+# Afterwards
+
+
+def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
+    """Yield notes on how well the search predicted the latency, and how the time was spent."""
+    run, chosen = job.run, job.run.read_json(CHOSEN)
+    same = chosen is not None and chosen["plan"] == conversion.digest() and job.options.quantize is None
+    if same and job.ready.table is None:  # a table speaks of another device
+        predicted = predicted_latency(chosen["stage_latency"], result.measured.exit_share)
+        measured = result.measured.mean_latency
+        yield (
+            f"mean latency: {predicted:.3f} by the search's stage times, {measured:.3f} measured from the files "
+            f"({100 * (measured / predicted - 1):+.1f} %)"
+        )
+    timed = {
+        "search": measuring_seconds(line for line in run.trace() if line["method"] != METHOD),
+        "finals": measuring_seconds(line for line in run.trace() if line["method"] == METHOD),
+    }
+    yield time_shares(run.read_json(SECONDS), timed)
+
+
+def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float]) -> float:
+    """Return the mean latency that the stage times of the search give with these shares of exits, relative to static."""
+    return float(np.dot(np.cumsum(stage_latency), exit_share))
+
+
+def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
+    """Return the shares of a conversion's time, in words. measuring: the seconds of a step that went into timing models."""
+    rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
+    parts = {
+        "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
+        "search": rest.get("search", 0.0),
+        "measuring": sum(measuring.values()) + seconds.get("finish", 0.0),
+    }
+    total = max(sum(parts.values()), 1e-9)
+    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
+    return f"time: {total:.0f} s ({shares})"
+
+
+def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
+    """Return the seconds that timing the candidates of a trace took. Lines that repeat a candidate took none."""
+    return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

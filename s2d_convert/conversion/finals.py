@@ -10,20 +10,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from s2d_convert.channels.analysis import Channels
 from s2d_convert.conversion.context import Job
+from s2d_convert.conversion.exact import DEPTH_METHOD
+from s2d_convert.conversion.explore import choose
+from s2d_convert.conversion.options import PLANS
+from s2d_convert.conversion.run_folder import ALLOCATED, FINALS
+from s2d_convert.conversion.training_steps import tried_out, try_out
+from s2d_convert.conversion.worst_case import keeps_max_latency
+from s2d_convert.conversion.worth import Cost, trained_worth
 from s2d_convert.plans.decisions import Actions
+from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
+from s2d_convert.search.evaluate import Evaluator
 
 METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
 KEPT = 3  # one in KEPT candidates stays for the next round
 ENTER_UNTIL, UNTIL = 0.5, 0.6  # of all time, if there is a limit: the first round, and all of them
+LEFT_BY_FINETUNING = 0.8  # of the distance between a chain in the finals and the static model
 FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
 
@@ -140,3 +153,68 @@ class Finals:
             f"{value.info['stage_latency'][0]:.3f})"
         )
         return value
+
+
+def play_finals(
+    job: Job,
+    space: PlanSpace,
+    first: Conversion,
+    evaluate: Evaluator,
+    *,
+    place: Path | None = None,
+    least: float = -math.inf,
+) -> tuple[Conversion, Path | None] | None:
+    """Return the plan that is best after short trainings, and the file from which its training continues.
+
+    The candidates are the search's choice, its other favourites and, if it did not start from an allocation, simple chains. A
+    written plan has no rivals. Candidates that cannot reach the reward `least` do not take part; None if there is no other.
+    """
+    options, run, channels = job.options, job.run, job.ready.channels
+    if options.plan not in PLANS:
+        return first, None
+    job.reporter.step("finals")
+    done = run.read_json(FINALS)
+    if done is None:
+        others = (METHOD, DEPTH_METHOD)
+        rivals = favourites((line for line in run.trace() if line["method"] not in others), channels)
+        allocated = run.read_json(ALLOCATED)  # they stand in the trace
+        if options.plan in ("search", "cascade") and CASCADE in space.kinds and not allocated:
+            rivals = {**rivals, **simple_chains(space, options.budget or 1.0)}
+        contenders = {first: rivals.get(first, ())}
+        contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}
+        if options.budget is None:  # the reward is what is saved, at most all that comes behind the first exit
+            contenders = {c: actions for c, actions in contenders.items() if 1 - evaluate.latency(c)[0] > least}
+        if not contenders:
+            return None
+        afford_solves(job, len(contenders))
+        winner, value, file = finals_of(job, contenders, evaluate.latency.of_stages, place).best()
+        done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
+        run.write_json(FINALS, done)
+    conversion = Conversion.from_json(done["plan"], channels)
+    choose(job, conversion, Evaluation(**done["evaluation"]))
+    return conversion, (place or run.path) / done["file"]
+
+
+def afford_solves(job: Job, contenders: int) -> None:
+    """Let the full solves of so many contenders take half of the first round's time, where time is limited."""
+    took = [
+        line["seconds"] - line["info"].get("measure_s", 0.0)
+        for line in job.run.trace()
+        if line["method"] not in (METHOD, DEPTH_METHOD) and line["seconds"] > 0
+    ]
+    if job.clock.limited and took:
+        seconds = job.clock.left(ENTER_UNTIL) / 2 / contenders
+        job.ready.solver.afford(seconds, rough_seconds=float(np.median(took)))
+
+
+def finals_of(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None) -> Finals:
+    """Return finals between these conversions. All trainings start from solved weights."""
+
+    def worth(conversion: Conversion, file: Path) -> Evaluation:
+        distance = LEFT_BY_FINETUNING if job.options.work.trial_steps else 1.0
+        return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost, distance=distance)
+
+    def train(conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:
+        try_out(job, conversion.chains[0], before, after, steps=steps, seconds=seconds)
+
+    return Finals(job, contenders, train=train, worth=worth, place=place)

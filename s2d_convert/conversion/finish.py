@@ -182,7 +182,7 @@ def add_records(job: Job, writer: FolderWriter, conversion: Conversion) -> None:
 
 def to_mind(policy: Policy, measured: Measured, ready: Prepared) -> Iterator[str]:
     """Yield warnings that belong to the numbers: that they rest on few images, and the classes that a stage loses."""
-    few = few_images(f"expected {ready.target}", policy.expected_accuracy, len(ready.calibration))
+    few = few_images(f"expected {ready.target}", policy.expected_accuracy, ready.calibrated_on)
     if few:
         yield f"{few}; `s2d calibrate` with some hundred images sets thresholds that can be relied on"
     yield from measured.to_mind()

@@ -9,23 +9,20 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from s2d_convert.base.clock import Clock, as_duration
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
-from s2d_convert.conversion.estimate import Forecast, compares_exits, forecast, memory_bytes, planned
+from s2d_convert.conversion.estimate import Forecast, closing_notes, compares_exits, forecast, memory_bytes, planned
 from s2d_convert.conversion.exact import (
-    DEPTH_METHOD,
     Candidate,
     better,
     cascade_candidate,
@@ -34,28 +31,22 @@ from s2d_convert.conversion.exact import (
     trained_heads,
 )
 from s2d_convert.conversion.explore import choose, make_evaluator, screened, search, with_slim_lasts, written_plan
-from s2d_convert.conversion.finals import METHOD, Finals, favourites
+from s2d_convert.conversion.finals import finals_of, play_finals
 from s2d_convert.conversion.finish import Result, finish
-from s2d_convert.conversion.options import FIRST, LEAST_SECONDS, NAMED_PLANS, PLANS, ConvertOptions
+from s2d_convert.conversion.options import FIRST, LEAST_SECONDS, NAMED_PLANS, ConvertOptions
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.requantize import Requantization, requantize
-from s2d_convert.conversion.run_folder import ALLOCATED, CHOSEN, FINALS, PLAIN, SECONDS, RunFolder
-from s2d_convert.conversion.training_steps import finetune, finishing_seconds, tried_out, try_out
-from s2d_convert.conversion.worst_case import keeps_max_latency, possible
-from s2d_convert.conversion.worth import Cost, dispatched_costs, trained_worth
+from s2d_convert.conversion.run_folder import CHOSEN, PLAIN, SECONDS, RunFolder
+from s2d_convert.conversion.training_steps import finetune, finishing_seconds
+from s2d_convert.conversion.worst_case import possible
+from s2d_convert.conversion.worth import dispatched_costs, trained_worth
 from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import check_target
 from s2d_convert.exporting.provenance import model_sha256, sha256_of
-from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.exit_points import NOWHERE, candidate_taps
-from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace, depth_taps
-from s2d_convert.search.base import Evaluation
-from s2d_convert.search.evaluate import Evaluator
-
-LEFT_BY_FINETUNING = 0.8  # of the distance between a chain in the finals and the static model
 
 __all__ = ["Forecast", "Reporter", "Result", "convert", "dry_run"]
 
@@ -197,10 +188,17 @@ def train_and_compare(job: Job, given: Conversion | None) -> tuple[Conversion, T
     """The best of what is trained and, where any plan may be chosen, of exits on the unchanged backbone, whose heads take
     seconds."""
     if not compares_exits(job.options) or job.ready.dataset.kind == "made-up" or not depth_taps(job.ready.model):
-        return train_everything(job, given)
+        made = train_everything(job, given)
+        assert made is not None  # there is nothing that it had to be better than
+        return made
     with _timed(job.run, "heads"):
         exits = depth_candidate(job, job.meter, *trained_heads(job))
-    conversion, tuned = train_everything(job, given)
+    made = train_everything(job, given, least=exits.evaluation.reward)
+    if made is None:
+        choose(job, exits.conversion, exits.evaluation)
+        job.reporter.note("no other plan can be faster than exits on the unchanged model; none is trained")
+        return exits.conversion, exits.tuned
+    conversion, tuned = made
     trained = Candidate(conversion, tuned, trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job)))
     best = better(exits, trained)
     if best is exits:
@@ -209,59 +207,25 @@ def train_and_compare(job: Job, given: Conversion | None) -> tuple[Conversion, T
     return best.conversion, best.tuned
 
 
-def train_everything(job: Job, given: Conversion | None) -> tuple[Conversion, Tuned]:
-    """Search, play the finals and fine-tune; return the best conversion, or the `given` one, with its first chain."""
+def train_everything(
+    job: Job, given: Conversion | None, *, least: float = -math.inf
+) -> tuple[Conversion, Tuned] | None:
+    """Search, play the finals and fine-tune; return the best conversion, or the `given` one, with its first chain.
+
+    None, and nothing is trained, where no conversion that was found can reach the reward `least`.
+    """
     with _timed(job.run, "search"):
         job.reporter.step("search")
         space = possible(job, with_slim_lasts(job, plan_space(job.ready, job.options)))
         evaluate = make_evaluator(job)
         conversion = search(job, space, evaluate, given)
     with _timed(job.run, "finals"):
-        conversion, start = play_finals(job, space, conversion, evaluate)
+        winner = play_finals(job, space, conversion, evaluate, least=least)
+    if winner is None:
+        return None
+    conversion, start = winner
     with _timed(job.run, "fine-tune"):
         return conversion, finetune(job, conversion.chains[0], start=start)
-
-
-def play_finals(
-    job: Job, space: PlanSpace, first: Conversion, evaluate: Evaluator, *, place: Path | None = None
-) -> tuple[Conversion, Path | None]:
-    """Return the plan that is best after short trainings, and the file from which its training continues.
-
-    The candidates are the search's choice, its other favourites and, if it did not start from an allocation, simple chains. A
-    written plan has no rivals.
-    """
-    options, run, channels = job.options, job.run, job.ready.channels
-    if options.plan not in PLANS:
-        return first, None
-    job.reporter.step("finals")
-    done = run.read_json(FINALS)
-    if done is None:
-        others = (METHOD, DEPTH_METHOD)
-        rivals = favourites((line for line in run.trace() if line["method"] not in others), channels)
-        allocated = run.read_json(ALLOCATED)  # they stand in the trace
-        if options.plan in ("search", "cascade") and CASCADE in space.kinds and not allocated:
-            rivals = {**rivals, **simple_chains(space, options.budget or 1.0)}
-        contenders = {first: rivals.get(first, ())}
-        contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}
-        winner, value, file = _finals(job, contenders, evaluate.latency.of_stages, place).best()
-        done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
-        run.write_json(FINALS, done)
-    conversion = Conversion.from_json(done["plan"], channels)
-    choose(job, conversion, Evaluation(**done["evaluation"]))
-    return conversion, (place or run.path) / done["file"]
-
-
-def _finals(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, place: Path | None = None) -> Finals:
-    """Return finals between these conversions. All trainings start from solved weights."""
-
-    def worth(conversion: Conversion, file: Path) -> Evaluation:
-        distance = LEFT_BY_FINETUNING if job.options.work.trial_steps else 1.0
-        return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost, distance=distance)
-
-    def train(conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:
-        try_out(job, conversion.chains[0], before, after, steps=steps, seconds=seconds)
-
-    return Finals(job, contenders, train=train, worth=worth, place=place)
 
 
 def keep_original(job: Job) -> tuple[Conversion, Tuned]:
@@ -297,29 +261,11 @@ def narrow_chain(job: Job, space: PlanSpace, *, least: float) -> list[Candidate]
         if not contenders:
             job.reporter.note("no chain before the model can be faster than exits by depth; none is trained")
             return []
-        conversion, value, file = _finals(job, contenders, partial(dispatched_costs, job)).best()
+        conversion, value, file = finals_of(job, contenders, partial(dispatched_costs, job)).best()
         choose(job, conversion, value)
     with _timed(run, "fine-tune"):
         tuned = finetune(job, conversion.chains[0], start=file)
     return [cascade_candidate(job, conversion, tuned)]
-
-
-def closing_notes(job: Job, conversion: Conversion, result: Result) -> Iterator[str]:
-    """Yield notes on how well the search predicted the latency, and how the time was spent."""
-    run, chosen = job.run, job.run.read_json(CHOSEN)
-    same = chosen is not None and chosen["plan"] == conversion.digest() and job.options.quantize is None
-    if same and job.ready.table is None:  # a table speaks of another device
-        predicted = predicted_latency(chosen["stage_latency"], result.measured.exit_share)
-        measured = result.measured.mean_latency
-        yield (
-            f"mean latency: {predicted:.3f} by the search's stage times, {measured:.3f} measured from the files "
-            f"({100 * (measured / predicted - 1):+.1f} %)"
-        )
-    timed = {
-        "search": measuring_seconds(line for line in run.trace() if line["method"] != METHOD),
-        "finals": measuring_seconds(line for line in run.trace() if line["method"] == METHOD),
-    }
-    yield time_shares(run.read_json(SECONDS), timed)
 
 
 @contextmanager
@@ -344,26 +290,3 @@ def plan_space(ready: Prepared, options: ConvertOptions) -> PlanSpace:
     if not space.taps:
         raise ModelError(NOWHERE)
     return space
-
-
-def predicted_latency(stage_latency: Sequence[float], exit_share: Sequence[float]) -> float:
-    """Return the mean latency that the stage times of the search give with these shares of exits, relative to static."""
-    return float(np.dot(np.cumsum(stage_latency), exit_share))
-
-
-def time_shares(seconds: Mapping[str, float], measuring: Mapping[str, float]) -> str:
-    """Return the shares of a conversion's time, in words. measuring: the seconds of a step that went into timing models."""
-    rest = {step: max(0.0, value - measuring.get(step, 0.0)) for step, value in seconds.items()}
-    parts = {
-        "training": sum(value for step, value in rest.items() if step not in ("search", "finish")),
-        "search": rest.get("search", 0.0),
-        "measuring": sum(measuring.values()) + seconds.get("finish", 0.0),
-    }
-    total = max(sum(parts.values()), 1e-9)
-    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
-    return f"time: {total:.0f} s ({shares})"
-
-
-def measuring_seconds(trace: Iterable[Mapping[str, Any]]) -> float:
-    """Return the seconds that timing the candidates of a trace took. Lines that repeat a candidate took none."""
-    return float(sum(line["info"].get("measure_s", 0.0) for line in trace if line["seconds"] > 0))

@@ -19,7 +19,7 @@ from s2d_convert.calibration.likeness import likeness
 from s2d_convert.calibration.policies import Scores, check_classes, check_enough, check_kind
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
-from s2d_convert.conversion.context import Prepared
+from s2d_convert.conversion.context import Prepared, few_to_divide
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.class_names import check_names, chosen_names
 from s2d_convert.data.images import Dataset, Images
@@ -44,6 +44,7 @@ from s2d_convert.slicing.own_network import OwnNetwork, Side, check_colours, own
 from s2d_convert.training.solving import FULL_IMAGES
 
 SOLVED_WITH = 2 * FULL_IMAGES  # images; where nothing is trained, more of them are of use for judging alone
+WITH_COPIES, MOST_COPIES, COPY_BYTES = 1000, 8, 2**28  # images and copies; of an image; of all of them
 TRUSTED_ERROR = 0.1  # limit for the 90th percentile of a table's relative errors
 
 
@@ -114,7 +115,20 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
     weights = static_weights(graph, model.channels)
     held_out = Answered(dataset.calib, logits, right)
     ready = Prepared(model, weights, preprocess, dataset, static, held_out, device, options.provider, table, names)
+    if few_to_divide(len(held_out)) and dataset.kind != "made-up":
+        ready = replace(ready, copies=changed_copies(static, held_out, options))
     return ready if options.first is None else replace(ready, own=read_first(ready, options.first, options, reporter))
+
+
+def changed_copies(static: StaticModel, held_out: Answered, options: ConvertOptions) -> Answered:
+    """Return the images and copies of them that are shifted (and mirrored, where trainings mirror), some WITH_COPIES in all,
+    with the static model's answers on each."""
+    images = held_out.images
+    size = max(1, images.raw(slice(0, 1)).nbytes)
+    count = max(1, min(MOST_COPIES, WITH_COPIES // len(images), COPY_BYTES // (size * len(images))))
+    copies = images.with_copies(count, np.random.default_rng(options.seed), flip=options.flip)
+    logits = np.concatenate([held_out.logits, static_logits(static, copies.take(slice(len(images), None)))])
+    return Answered(copies, logits, static.graph.task.right(copies.labels, logits))
 
 
 def read_first(ready: Prepared, path: Path, options: ConvertOptions, reporter: Reporter) -> OwnNetwork:

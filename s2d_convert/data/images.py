@@ -91,6 +91,15 @@ class Images:
         layout = self.preprocess.layout if self.is_model_input else "NHWC"
         return self._as_input(augment(self.raw(indices), rng, level=level, flip=flip, layout=layout))
 
+    def with_copies(self, count: int, rng: np.random.Generator, *, flip: bool) -> Images:
+        """Return the images and after them changed copies ("light" augmentation), `count` times as many in all, in memory."""
+        layout = self.preprocess.layout if self.is_model_input else "NHWC"
+        raw = self.raw(slice(None))
+        pixels = np.concatenate([raw, *(augment(raw, rng, flip=flip, layout=layout) for _ in range(1, count))])
+        labels = None if self.labels is None else np.concatenate([self.labels] * count)
+        files = None if self.files is None else tuple(self.files[row] for row in self.rows) * count
+        return replace(self, pixels=pixels, rows=np.arange(len(pixels)), labels=labels, files=files)
+
     def _as_input(self, images: NDArray[Any]) -> NDArray[Any]:
         return images if self.is_model_input else self.preprocess(images)
 

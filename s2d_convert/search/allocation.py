@@ -37,7 +37,8 @@ def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int) -> list[A
     """Return up to `count` decisions for a search to start from: the rows, evenly spread, for every kind of the space.
 
     Cascades get two parts of them; linked chains, cascades at other scales and those into slimmer last chains one part each,
-    as far as the space has them. The kinds take turns, so that a search that is short of time sees something of each.
+    as far as the space has them. The kinds take turns, and rows come from coarse to fine, so that a search that is short of
+    time sees something of everything.
     """
     narrow, wide = rows[1:] or rows, rows[: len(rows) // 2 + 1]  # at a smaller scale even the whole network is cheaper
     shares: list[tuple[int, Sequence[int], Sequence[Allocated]]] = [
@@ -69,7 +70,20 @@ def slim_lasts(space: PlanSpace, rows: Sequence[Allocated]) -> list[Plan]:
 
 
 def _spread(rows: Sequence[Allocated], count: int) -> list[Allocated]:
-    return [rows[i] for i in sorted(set(np.linspace(0, len(rows) - 1, count).round().astype(int).tolist()))]
+    chosen = sorted(set(np.linspace(0, len(rows) - 1, count).round().astype(int).tolist()))
+    return [rows[i] for i in coarse_to_fine(chosen)]
+
+
+def coarse_to_fine(items: Sequence[int]) -> list[int]:
+    """Return the items in the order of a bisection: the middle one, those in the middle of the halves, and so on."""
+    order, parts = list[int](), [items]
+    while parts:
+        part, *parts = parts
+        if part:
+            middle = len(part) // 2
+            order.append(part[middle])
+            parts += [part[:middle], part[middle + 1 :]]
+    return order
 
 
 def _first_stage(space: PlanSpace, kind: int, row: Allocated) -> Actions:

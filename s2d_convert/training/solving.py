@@ -30,6 +30,7 @@ SKETCH_IMAGES, SKETCH_MACS, LEAST_SKETCHED = 128, 1e10, 16
 SKETCH = Settings(positions=8, rounds=0, pair_steps=0)
 LEAST_IMAGES = 64
 ROUGH_MACS, FULL_MACS = 8e10, 5e11  # limits of the static model's MACs over the images of a solve
+FULL_COST = 6  # seconds that an image takes in a full solve, relative to those in a rough one, about
 IMAGE_BYTES = 2**30  # limit of the memory for the images of a solve
 
 
@@ -43,14 +44,15 @@ def alive_nodes(model: AnalysedModel, plan: Plan) -> frozenset[str]:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Solver:
-    """A solver for the first chains of one model, on its training images."""
+    """A solver for the first chains of one model, on its training images; full solves on at most `full_images` of them."""
 
     model: AnalysedModel
     weights: Weights
     images: Images
     device: torch.device
+    full_images: int = FULL_IMAGES
 
     @property
     def rough_images(self) -> int:
@@ -82,6 +84,14 @@ class Solver:
             if classifier is not None and classifier.name in solved[alive]
         }
 
+    def afford(self, seconds: float, *, rough_seconds: float) -> None:
+        """Let a full solve take about so long, where a rough one took `rough_seconds`. Solved chains stay as they are."""
+        images = round(self.rough_images * seconds / max(FULL_COST * rough_seconds, 1e-3))
+        wanted = max(min(self.rough_images, FULL_IMAGES), min(images, FULL_IMAGES))
+        if wanted != self.full_images:
+            self.full_images = wanted
+            self.__dict__.pop("_full", None)
+
     def chain(self, plan: Plan) -> Chain:
         """Return the chain of a plan with solved weights. Every plan is solved once."""
         if plan not in self._chains:
@@ -90,7 +100,7 @@ class Solver:
 
     @cached_property
     def _full(self) -> Reconstruction:
-        return self._reconstruction(FULL_IMAGES, FULL_MACS, FULL)
+        return self._reconstruction(self.full_images, FULL_MACS, FULL)
 
     @cached_property
     def _chains(self) -> dict[Plan, Chain]:

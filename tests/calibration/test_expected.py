@@ -86,7 +86,7 @@ def test_degenerate_images_stay_finite(change: str) -> None:
 
 
 def early(people: Population, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counted and expected losses of the first stage on the surest four fifths of the rows, where the static model is the last."""
+    """Counted and expected losses of the first stage on the surest four fifths of the rows, before the static model."""
     logits, labels = people.logits[:, rows], people.truth[rows]
     sure = people.logits[0].max(axis=1) - np.sort(people.logits[0], axis=1)[:, -2]
     leaves = (sure > np.quantile(sure, 0.2))[rows]

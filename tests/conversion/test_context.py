@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,15 @@ def test_no_image_serves_plans_and_thresholds(count: int) -> None:
     assert not plans & thresholds
     assert plans | thresholds == set(range(count))
     assert len(plans) == count // 2
+
+
+def test_of_few_images_copies_serve_for_thresholds() -> None:
+    few, many = answered(10), answered(40)
+    ready = replace(prepared(few), copies=many)
+    assert ready.validation is few
+    assert ready.calibration is many
+    assert ready.calibrated_on == 10
+    assert prepared(answered(1000)).calibrated_on == 500
 
 
 @pytest.mark.parametrize("count", [10, 2 * LEAST_HALF - 1])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import Listener, ask
 
-from s2d_convert.conversion.pipeline import convert, measuring_seconds, predicted_latency, time_shares
+from s2d_convert.conversion.estimate import measuring_seconds, predicted_latency, time_shares
+from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.errors import OutputError
 

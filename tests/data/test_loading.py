@@ -14,7 +14,7 @@ from picture_trees import (
     some_images,
 )
 
-from s2d_convert.data.images import split_images
+from s2d_convert.data.images import Images, Kind, split_images
 from s2d_convert.data.labels import LabelSpace
 from s2d_convert.data.loading import load_all
 from s2d_convert.data.preprocess import make_preprocess
@@ -116,3 +116,24 @@ def test_a_real_model_is_right_on_real_images(tmp_path: Path) -> None:
     assert images.labels is not None
     assert len(images) > 400
     assert float(np.mean(logits.argmax(1) == images.labels)) > 0.82
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_copies_come_after_the_images_and_are_moved_only(labelled: bool) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
+    preprocess = make_preprocess("unit", size=(16, 16), channels=3, layout="NCHW", dtype="float32")
+    labels = np.arange(5) if labelled else None
+    kind: Kind = "labelled" if labelled else "unlabelled"
+    images = Images(pixels, preprocess, np.array([3, 1, 4]), labels[[3, 1, 4]] if labels is not None else None, kind)
+    many = images.with_copies(3, rng, flip=False)
+    raw = many.raw(slice(None))
+    np.testing.assert_array_equal(raw[:3], pixels[[3, 1, 4]])
+    assert len(many) == 9
+    if labelled:
+        assert many.labels is not None
+        assert many.labels.tolist() == [3, 1, 4] * 3
+    for row in range(3, 9):  # a shift by at most an eighth: the middle of the original is somewhere in the copy
+        middle = pixels[[3, 1, 4][row % 3]][4:12, 4:12]
+        spots = [(y, x) for y in range(2, 7) for x in range(2, 7)]
+        assert any(np.array_equal(raw[row][y : y + 8, x : x + 8], middle) for y, x in spots)

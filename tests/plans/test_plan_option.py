@@ -14,8 +14,9 @@ from small_spaces import by_hand
 from tiny import Listener, ask, make_folder, use_tiny_effort
 
 from s2d_convert.channels.analysis import AnalysedModel, Channels, analyse
+from s2d_convert.conversion.estimate import measuring_seconds, predicted_latency, time_shares
 from s2d_convert.conversion.options import PLANS
-from s2d_convert.conversion.pipeline import convert, measuring_seconds, predicted_latency, time_shares
+from s2d_convert.conversion.pipeline import convert
 from s2d_convert.errors import UsageError
 from s2d_convert.frontend.graph import Graph
 from s2d_convert.frontend.load import load_graph
