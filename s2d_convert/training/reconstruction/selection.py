@@ -39,7 +39,8 @@ FLOOR = 1e-12
 
 
 class _Reader:
-    """One layer that reads a class: its inverse Gram matrix [D, D], its weights [O, D], and the columns of every unit."""
+    """One layer that reads a class: its inverse Gram matrix [D, D] and its weights [O, D], of the columns that are left, and the
+    columns of every unit that is left, [A, k]."""
 
     def __init__(self, gram: Tensor, weight: Tensor, columns: dict[int, Tensor]) -> None:
         gram = gram.double()
@@ -48,24 +49,27 @@ class _Reader:
         gram.diagonal()[size:] += FLOOR * (1 + gram.diagonal()[size:])
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         self.weight = torch.cat([weight, weight.new_zeros(len(weight), len(gram) - size)], dim=1)
-        self.columns = columns
+        self.columns = torch.stack(list(columns.values()))
 
-    def losses(self, units: list[int]) -> Tensor:
-        """Return how much the error rises if each of the units went alone, [A]."""
-        columns = torch.stack([self.columns[u] for u in units])
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-        weights = self.weight[:, columns].permute(1, 2, 0)  # [A, k, O]
+    def losses(self) -> Tensor:
+        """Return how much the error rises if each of the units that are left went alone, [A]."""
+        blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+        weights = self.weight[:, self.columns].permute(1, 2, 0)  # [A, k, O]
         return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
 
-    def remove(self, units: list[int]) -> None:
-        """Take units away."""
-        columns = torch.cat([self.columns[u] for u in units])
-        factor = torch.linalg.solve(self.inverse[columns[:, None], columns], self.inverse[columns])
-        self.weight -= self.weight[:, columns] @ factor
-        self.inverse -= self.inverse[:, columns] @ factor
-        # What is gone must not be touched again.
-        self.weight[:, columns], self.inverse[columns], self.inverse[:, columns] = 0.0, 0.0, 0.0
-        self.inverse[columns, columns] = 1.0
+    def remove(self, places: Tensor) -> None:
+        """Take away the units at these places among those that are left."""
+        stays = torch.ones(len(self.columns), dtype=torch.bool, device=places.device)
+        stays[places] = False
+        gone = self.columns[places].reshape(-1)
+        kept = torch.ones(len(self.inverse), dtype=torch.bool, device=places.device)
+        kept[gone] = False
+        rest = kept.nonzero()[:, 0]
+        across = self.inverse[gone][:, rest]
+        factor = torch.linalg.solve(self.inverse[gone[:, None], gone], across)
+        self.weight = self.weight[:, rest] - self.weight[:, gone] @ factor
+        self.inverse = self.inverse[rest][:, rest].addmm_(across.T, factor, alpha=-1)
+        self.columns = (kept.cumsum(0) - 1)[self.columns[stays]]
 
 
 @torch.no_grad()
@@ -154,14 +158,15 @@ def _eliminated(units: list[int], readers: list[_Reader]) -> list[tuple[int, flo
     entries = sum(reader.inverse.numel() for reader in readers)
     steps = max(LEAST_STEPS, min(STEPS, STEP_ENTRIES // entries))
     while units:
-        losses = torch.stack([r.losses(units) for r in readers]).sum(0)
+        losses = torch.stack([reader.losses() for reader in readers]).sum(0)
         count = max(1, len(units) // steps)
-        first = losses.argsort(stable=True)[:count].tolist()
-        taken = [units[i] for i in first]
-        for index, unit in zip(first, taken, strict=True):
-            total += max(float(losses[index]), FLOOR)
-            gone.append((unit, total))
-        for reader in readers:
-            reader.remove(taken)
-        units = [u for u in units if u not in set(taken)]
+        first = losses.argsort(stable=True)[:count]
+        for place in first.tolist():
+            total += max(float(losses[place]), FLOOR)
+            gone.append((units[place], total))
+        if count < len(units):
+            for reader in readers:
+                reader.remove(first)
+        taken = set(first.tolist())
+        units = [unit for place, unit in enumerate(units) if place not in taken]
     return gone
