@@ -22,7 +22,7 @@ from tiny import Listener, ask, make_model, quadrants, use_tiny_effort
 from s2d_convert.base.clock import Clock
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
-from s2d_convert.conversion import pipeline
+from s2d_convert.conversion import finals, pipeline
 from s2d_convert.conversion.context import Job, Tuned
 from s2d_convert.conversion.finals import FAVOURITES, KEPT, METHOD, ROUNDS, Finals, favourites, halving
 from s2d_convert.conversion.pipeline import convert
@@ -124,6 +124,35 @@ def test_favourites_are_the_best_of_every_kind_each_once() -> None:
                 best[plan] = max(best.get(plan, 0.0), line["reward"])
         expected = sorted(best, key=lambda c: -best[c])[:FAVOURITES]
         assert [c for c, a in found.items() if a[0] == kind] == expected
+
+
+@pytest.mark.parametrize(("budget", "least", "plays"), [(None, 0.3, False), (None, 0.1, True), (0.5, 0.3, True)])
+def test_plans_that_cannot_save_as_much_as_what_is_there_do_not_take_part(
+    budget: float | None, least: float, plays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = by_hand(2)
+    work, channels = SimpleNamespace(trial_steps=8), space.channels
+    options = SimpleNamespace(plan="search", budget=budget, max_latency=None, work=work)
+    tried = RunFolder(tmp_path / "out")
+    tried.path.mkdir()
+    job: Any = SimpleNamespace(
+        options=options, ready=SimpleNamespace(channels=channels), run=tried, reporter=Listener(), clock=Clock()
+    )
+    evaluate: Any = SimpleNamespace(latency=lambda _conversion: (0.8, 1.0))  # at most a fifth can be saved
+    first = next(iter(simple_chains(space, 1.0)))
+    asked: list[int] = []
+
+    def stop(_job: object, contenders: int) -> None:
+        asked.append(contenders)
+        raise InterruptedError
+
+    monkeypatch.setattr(finals, "afford_solves", stop)
+    if plays:
+        with pytest.raises(InterruptedError):
+            finals.play_finals(job, space, first, evaluate, least=least)
+    else:
+        assert finals.play_finals(job, space, first, evaluate, least=least) is None
+    assert bool(asked) is plays
 
 
 class Played:

@@ -58,3 +58,17 @@ def test_importance_has_a_score_for_every_unit() -> None:
     solved = solver()
     assert solved.importance.shape == (solved.model.channels.units,)
     assert np.isfinite(solved.importance).all()
+
+
+@pytest.mark.parametrize(("seconds", "images"), [(0.0, 16), (6 * 2.0, 32), (1e6, 80)])
+def test_full_solves_take_as_many_images_as_the_time_allows(
+    seconds: float, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solving, "ROUGH_IMAGES", 16)
+    solved = solver()
+    assert solved.rough.samples.count == 16
+    # A rough solve of 16 images took a second, so a full one of 32 takes twice as long, times what a full one costs more.
+    solved.afford(seconds, rough_seconds=1.0)
+    assert solving.FULL_COST == 6
+    solved.chain(identity_plan(solved.model))
+    assert solved._full.samples.count == images
