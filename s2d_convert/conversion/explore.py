@@ -47,10 +47,13 @@ LEFT_BY_TRAINING = 0.7  # of the distance between roughly solved logits and the 
 MOST_LEFT_OUT = 8e10  # MACs of all blocks' models together for which the error without each block is measured
 
 
-def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None) -> Conversion:
+def search(
+    job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | None = None, *, least: float = -math.inf
+) -> Conversion:
     """Return the conversion with the highest reward, and write the trace to the run folder, one line per candidate.
 
-    `--plan` restricts the space. A `given` conversion is evaluated and returned without a search.
+    `--plan` restricts the space. A `given` conversion is evaluated and returned without a search. least: the reward that a
+    conversion which is there already has; without a budget, the search does not start from what cannot save as much.
     """
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     stored = run.read_plan()
@@ -61,6 +64,8 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
         return given
     space = restricted(space, options.plan)
     rows = allocate(job, space) if options.plan in ("search", "cascade", "width") else ()
+    below = 1 - least if options.budget is None else math.inf
+    starts = allocated(space, rows, round(ALLOCATED_SHARE * options.work.evaluations), below=below) if rows else []
     run.rewrite_trace()
     trace = [line for line in run.trace() if line["method"] != DEPTH_METHOD]  # those have trained heads
     known = {Conversion.from_json(line["plan"], ready.channels): evaluation_from_json(line) for line in trace}
@@ -77,7 +82,7 @@ def search(job: Job, space: PlanSpace, evaluate: Evaluator, given: Conversion | 
             reporter.progress(met[trial.method], options.work.evaluations, "plans tried", math.nan, detail=detail)
 
     with on_cluster(options.ray, evaluate, threads=options.threads):
-        results = _explore(space, evaluate, rows, options=options, clock=job.clock, hooks=Hooks(on_trial, known))
+        results = _explore(space, evaluate, starts, options=options, clock=job.clock, hooks=Hooks(on_trial, known))
     for result in results:
         value = result.best.evaluation
         reporter.detail(
@@ -140,7 +145,7 @@ def with_slim_lasts(job: Job, space: PlanSpace) -> PlanSpace:
 def _explore(
     space: PlanSpace,
     evaluate: Evaluator,
-    rows: Sequence[Allocated],
+    starts: Sequence[Actions],
     *,
     options: ConvertOptions,
     clock: Clock,
@@ -150,7 +155,6 @@ def _explore(
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", hooks=hooks)]
-    starts = allocated(space, rows, round(ALLOCATED_SHARE * total)) if rows else []
     timed = replace(hooks, out_of_time=lambda: clock.left(UNTIL) <= 0)
     learned = controller_search(space, evaluate, total, seed, starts=starts, hooks=timed)
     if not options.work.baselines or options.plan != "search":

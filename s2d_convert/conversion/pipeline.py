@@ -218,7 +218,7 @@ def train_everything(
         job.reporter.step("search")
         space = possible(job, with_slim_lasts(job, plan_space(job.ready, job.options)))
         evaluate = make_evaluator(job)
-        conversion = search(job, space, evaluate, given)
+        conversion = search(job, space, evaluate, given, least=least)
     with _timed(job.run, "finals"):
         winner = play_finals(job, space, conversion, evaluate, least=least)
     if winner is None:

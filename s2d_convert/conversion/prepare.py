@@ -45,6 +45,7 @@ from s2d_convert.training.solving import FULL_IMAGES
 
 SOLVED_WITH = 2 * FULL_IMAGES  # images; where nothing is trained, more of them are of use for judging alone
 WITH_COPIES, MOST_COPIES, COPY_BYTES = 1000, 8, 2**28  # images and copies; of an image; of all of them
+CHECK_BATCH = 100
 TRUSTED_ERROR = 0.1  # limit for the 90th percentile of a table's relative errors
 
 
@@ -284,7 +285,8 @@ def _without_data(options: ConvertOptions) -> str:
 
 def static_logits(static: StaticModel, images: Images) -> Array:
     """Return the static model's logits [B, K] on images without augmentation."""
-    return np.concatenate([static.logits(np.ascontiguousarray(images.batch(p))) for p in slices(len(images), 100)])
+    parts = slices(len(images), static.graph.batch_of(CHECK_BATCH))
+    return np.concatenate([static.logits(np.ascontiguousarray(images.batch(part))) for part in parts])
 
 
 def static_check(

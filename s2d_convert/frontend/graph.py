@@ -24,6 +24,9 @@ RESERVED = ("output", "confidence", "inverse_temperature")  # names of every sta
 SOFTMAXES = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
+PASS_BYTES = 1_000_000_000
+
+
 @dataclass(frozen=True)
 class Node:
     """One operator. `inputs` holds '' where an optional input is absent; `name` is unique in its graph."""
@@ -73,6 +76,11 @@ class Graph:
     source_opset: int = 0
     scale: float = 1.0
     class_names: tuple[str, ...] | None = None
+
+    def batch_of(self, most: int) -> int:
+        """Return how many images a pass takes at once: `most`, or fewer where all its values together would exceed PASS_BYTES."""
+        of_image = 4 * sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return max(1, min(most, PASS_BYTES // max(1, of_image)))
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:

@@ -5,6 +5,7 @@ The latencies that it adds up are predicted: a dozen chains are measured, and wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -33,14 +34,15 @@ def pairs_of(space: PlanSpace) -> PlanSpace:
     return PlanSpace(space.model, space.divisions, stages=2, kinds=(CASCADE,), scales=space.scales)
 
 
-def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int) -> list[Actions]:
+def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int, *, below: float = math.inf) -> list[Actions]:
     """Return up to `count` decisions for a search to start from: the rows, evenly spread, for every kind of the space.
 
     Cascades get two parts of them; linked chains, cascades at other scales and those into slimmer last chains one part each,
     as far as the space has them. The kinds take turns, and rows come from coarse to fine, so that a search that is short of
-    time sees something of everything.
+    time sees something of everything. below: at full scale, rows with a higher latency are left out if others remain.
     """
     narrow, wide = rows[1:] or rows, rows[: len(rows) // 2 + 1]  # at a smaller scale even the whole network is cheaper
+    narrow = [row for row in narrow if row.latency < below] or narrow
     shares: list[tuple[int, Sequence[int], Sequence[Allocated]]] = [
         (2, [kind for kind in space.kinds if kind == CASCADE], narrow),
         (1, [kind for kind in space.kinds if kind == LINKED], narrow),

@@ -101,14 +101,17 @@ def stage_logits(
     """Return the logits float32 [S, B, K] of every stage on all images, computed by onnxruntime from the stage models."""
     running = Running(threads=min(os.cpu_count() or 1, MOST_THREADS), provider=provider)
     sessions = [running.session(with_logits(m.model).SerializeToString()) for m in models]
-    return session_logits(sessions, images, image=graph.image, kind=graph.output_kind)
+    batch = graph.batch_of(RUN_BATCH)
+    return session_logits(sessions, images, image=graph.image, kind=graph.output_kind, batch=batch)
 
 
-def session_logits(sessions: Sequence[ort.InferenceSession], images: Images, *, image: str, kind: str) -> Array:
+def session_logits(
+    sessions: Sequence[ort.InferenceSession], images: Images, *, image: str, kind: str, batch: int = RUN_BATCH
+) -> Array:
     """Return the logits float32 [S, B, K] of every stage on all images. image: the name of the stages' image input; kind:
     what their outputs are."""
     batches = []
-    for rows in slices(len(images), RUN_BATCH):
+    for rows in slices(len(images), batch):
         values = {image: np.ascontiguousarray(images.batch(rows))}
         batches.append(np.stack([_logits(made, kind) for _, made in run_stages(sessions, values)]))
     return np.concatenate(batches, axis=1)

@@ -152,7 +152,7 @@ class Extractor:
         done = 0
         for copy in range(copies.count):
             rng = np.random.default_rng([copies.seed, 4, copy])
-            for part in slices(len(images), FEATURE_BATCH):
+            for part in slices(len(images), self.graph.batch_of(FEATURE_BATCH)):
                 batch = images.batch(part) if copy == 0 else copies.augmented(images, part, rng)
                 outputs = self._session.run(None, {self.graph.image: np.ascontiguousarray(batch)})
                 outputs[0] = to_logits(outputs[0], self.graph.logits_kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nets
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +14,7 @@ from text_nets import chain, net, residual
 
 from s2d_convert.base import sessions
 from s2d_convert.errors import ModelError, UsageError
+from s2d_convert.frontend import graph as graph_module
 from s2d_convert.frontend.inputs import PROBE_BATCH
 from s2d_convert.frontend.load import graph_from_proto, load_graph
 
@@ -304,3 +306,14 @@ def test_weights_that_do_not_fit_into_one_file_lie_beside_it(tmp_path: Path, mon
     graph = load_graph(tmp_path / "model.onnx")
     feeds = random_images(model, 2, 0)
     assert_close(run(graph.to_model(), feeds), run(model, feeds))
+
+
+def test_a_pass_takes_as_many_images_as_their_values_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_from_proto(nets.export("vgg_bn"))
+    of_image = 4 * sum(int(np.prod(shape)) for shape in graph.shapes.values())
+    assert graph.batch_of(100) == 100
+    monkeypatch.setattr(graph_module, "PASS_BYTES", 7 * of_image)
+    assert graph.batch_of(100) == 7
+    assert graph.batch_of(5) == 5
+    monkeypatch.setattr(graph_module, "PASS_BYTES", 1)
+    assert graph.batch_of(100) == 1

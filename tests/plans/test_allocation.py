@@ -14,8 +14,8 @@ from s2d_convert.plans.allocation import Allocation, knapsack, level_errors, van
 from s2d_convert.plans.assignment import check_conversion
 from s2d_convert.plans.macs import chain_macs
 from s2d_convert.plans.plan import Plan, identity_plan
-from s2d_convert.plans.space import CASCADE
-from s2d_convert.search.allocation import allocated, pairs_of, slim_lasts
+from s2d_convert.plans.space import CASCADE, LINKED
+from s2d_convert.search.allocation import allocated, coarse_to_fine, pairs_of, slim_lasts
 
 rows = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=1, max_size=4)
 
@@ -103,3 +103,18 @@ def test_slimmer_last_chains_end_in_the_logits_and_cost_less_than_the_model() ->
     starts = allocated(wider, rows, 20)
     assert {actions[0] for actions in starts} == set(wider.options_of_kind)
     assert len({min(actions[0], 2) for actions in starts[:3]}) == 3, "the kinds take turns"
+    cheap = allocated(wider, rows, 20, below=0.3)
+    narrow = [a for a in cheap if a[0] in (LINKED, CASCADE)]
+    assert narrow
+    assert all(chain_macs(space.model, wider.decode(a).chains[0]) < 0.35 * whole for a in narrow if a[0] == CASCADE)
+    assert allocated(wider, rows, 20, below=0.0) == starts, "where nothing is so fast, all rows stay"
+
+
+def test_rows_come_from_coarse_to_fine() -> None:
+    assert coarse_to_fine(range(7)) == [3, 1, 5, 0, 2, 4, 6]
+    for count in range(12):
+        order = coarse_to_fine(range(count))
+        assert sorted(order) == list(range(count))
+        for shown in range(1, count):  # after every power of two the gaps are about equal
+            gaps = np.diff([-1, *sorted(order[:shown]), count])
+            assert gaps.max() <= 2 * count / 2 ** int(np.log2(shown + 1)) + 1
