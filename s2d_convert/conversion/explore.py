@@ -43,7 +43,7 @@ ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at mos
 UNTIL = 0.4  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
-LEFT_BY_TRAINING = 0.7  # of the distance between roughly solved logits and the static model's (docs/search.md)
+LEFT_BY_TRAINING = 0.6  # of the answers of roughly solved chains that part from the static model's (docs/search.md)
 MOST_LEFT_OUT = 8e10  # MACs of all blocks' models together for which the error without each block is measured
 
 
@@ -232,9 +232,9 @@ def make_evaluator(job: Job, *, trained: bool = True) -> Evaluator:
     trained: judge candidates by what they can become where training follows.
     """
     ready = job.ready
-    distance = LEFT_BY_TRAINING if trained and job.options.work.trial_steps else 1.0
+    left = LEFT_BY_TRAINING if trained and job.options.work.trial_steps else 1.0
     judged = ready.validation
-    logits = solved_logits(ready.model, ready.solver.rough, judged.images, judged.logits, distance=distance)
+    logits = solved_logits(ready.model, ready.solver.rough, judged.images, judged.logits, left=left)
     latency = StageLatency(ready.model, ready.weights, job.meter, job.overhead_ms)
     return Evaluator(ready.task, logits, latency, judged=judged.take(slice(0, len(logits.images))), goal=goal_of(job))
 

@@ -36,7 +36,7 @@ METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
 KEPT = 3  # one in KEPT candidates stays for the next round
 ENTER_UNTIL, UNTIL = 0.5, 0.6  # of all time, if there is a limit: the first round, and all of them
-LEFT_BY_FINETUNING = 0.8  # of the distance between a chain in the finals and the static model
+LEFT_BY_FINETUNING = 0.75  # of the answers of a chain in the finals that part from the static model's
 FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
 
@@ -211,8 +211,8 @@ def finals_of(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, pl
     """Return finals between these conversions. All trainings start from solved weights."""
 
     def worth(conversion: Conversion, file: Path) -> Evaluation:
-        distance = LEFT_BY_FINETUNING if job.options.work.trial_steps else 1.0
-        return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost, distance=distance)
+        left = LEFT_BY_FINETUNING if job.options.work.trial_steps else 1.0
+        return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost, left=left)
 
     def train(conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:
         try_out(job, conversion.chains[0], before, after, steps=steps, seconds=seconds)

@@ -15,7 +15,7 @@ from s2d_convert.data.labels import groups
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.plans.plan import Conversion, is_untouched
 from s2d_convert.search.base import Evaluation
-from s2d_convert.search.evaluate import nearer
+from s2d_convert.search.evaluate import mended
 from s2d_convert.slicing.chain import Chain, build_stages, stage_logits
 from s2d_convert.slicing.split import StageModel
 
@@ -74,17 +74,17 @@ def _logits(ready: Prepared, chain: Chain) -> Array:
     return stage_logits(ready.graph, build_stages([chain]), ready.validation.images)
 
 
-def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost, *, distance: float = 1.0) -> Evaluation:
+def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost, *, left: float = 1.0) -> Evaluation:
     """Evaluate a conversion with a trained first chain. cost: measures the latencies of stages, relative to static.
 
-    distance: the share of the first chain's distance from the static model's logits that further training is taken to leave.
+    left: the share that further training is taken to leave of the first chain's answers that part from the static model's.
     """
     ready = job.ready
     later = later_chains(ready, conversion)
     models = build_stages([first, *later])
     costs, measuring = timed_costs(cost, models)
     first_logits = stage_logits(ready.graph, models[: first.plan.stages], ready.validation.images)
-    first_logits = nearer(first_logits, ready.validation.logits, distance)
+    first_logits = mended(first_logits, ready.validation.logits, left=left, task=ready.task)
     logits = np.concatenate([first_logits, *(_logits(ready, chain) for chain in later)])
     value = worth(job, logits, costs)
     return replace(value, info={**value.info, "measure_s": measuring})

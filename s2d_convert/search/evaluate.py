@@ -28,6 +28,8 @@ from s2d_convert.slicing.chain import Chain, build_stages, chains_of, stage_logi
 from s2d_convert.slicing.split import StageModel
 from s2d_convert.training.reconstruction import Reconstruction
 
+SKILLED = 0.7  # agreement beyond chance, of what there is; rough solves of chains that are worth training have more
+MIXTURES = 14  # bisections of the share that is mixed in
 MAX_IMAGES = 1000  # held-out images on which candidates are evaluated
 
 
@@ -85,15 +87,15 @@ class Logits(Protocol):
 class SolvedLogits:
     """Logits of the stage files, with weights solved in closed form. Everything in here can be sent to another machine.
 
-    distance: how far from the static model's logits they are taken to be, as a share of how far they are. Where training
-    follows, that is what it leaves of the distance, so that a chain is judged by what it can become (`nearer`).
+    left: the share that training leaves of the answers which part from the static model's, so that a chain is judged by what it
+    can become (`mended`); 1 where none follows.
     """
 
     model: AnalysedModel
     reconstruction: Reconstruction
     images: Images
     static_logits: Array
-    distance: float = 1.0
+    left: float = 1.0
 
     _known: dict[Plan, Array] = field(default_factory=dict)
 
@@ -108,7 +110,8 @@ class SolvedLogits:
         if plan in self._known:
             return self._known[plan]
         stages = build_stages([Chain(self.model, plan, self.reconstruction.solve(plan).weights)])
-        logits = nearer(stage_logits(self.model.graph, stages, self.images), self.static_logits, self.distance)
+        solved = stage_logits(self.model.graph, stages, self.images)
+        logits = mended(solved, self.static_logits, left=self.left, task=self.model.graph.task)
         if keep:
             self._known[plan] = logits
         return logits
@@ -131,18 +134,42 @@ class Look:
     measure_s: float
 
 
-def nearer(logits: Array, static_logits: Array, distance: float) -> Array:
-    """Return the logits [S, B, K] at this share of their distance from the static model's [B, K]."""
-    moved: Array = static_logits + np.float32(distance) * (logits - static_logits)
-    return logits if distance == 1 else moved
+def mended(logits: Array, static_logits: Array, *, left: float, task: Task) -> Array:
+    """Return the logits [S, B, K] of stages as training may leave them, with `left` of the answers that part from the static
+    model's [B, K]: every stage is mixed with the static model until so few do.
+
+    Training mends less of a stage that knows little: of one that agrees no more than by chance nothing, growing with the
+    square of what it knows up to SKILLED.
+    """
+    if left == 1:
+        return logits
+    static = task.answers(static_logits)
+    by_chance = float(np.unique(static, return_counts=True, axis=0)[1].max() / len(static))
+    return np.stack([_mended(row, static_logits, left=left, by_chance=by_chance, task=task) for row in logits])
+
+
+def _mended(logits: Array, static_logits: Array, *, left: float, by_chance: float, task: Task) -> Array:
+    """Return the logits [B, K] of one stage, mixed with the least share of the static model's that mends enough."""
+    static = task.answers(static_logits)
+    agreement = float(task.agree(task.answers(logits), static).mean())
+    known = max(0.0, (agreement - by_chance) / max(1 - by_chance, 1e-9))
+    wanted = 1 - (1 - agreement) * (1 - (1 - left) * min(1.0, known / SKILLED) ** 2)
+    none, share = 0.0, 1.0
+    for _ in range(MIXTURES):
+        middle = (none + share) / 2
+        mixture = logits + middle * (static_logits - logits)
+        enough = float(task.agree(task.answers(mixture), static).mean()) >= wanted
+        none, share = (none, middle) if enough else (middle, share)
+    mixed: Array = logits + np.float32(share if agreement < wanted else 0.0) * (static_logits - logits)
+    return mixed
 
 
 def solved_logits(
-    model: AnalysedModel, reconstruction: Reconstruction, images: Images, static_logits: Array, *, distance: float = 1.0
+    model: AnalysedModel, reconstruction: Reconstruction, images: Images, static_logits: Array, *, left: float = 1.0
 ) -> SolvedLogits:
     """Return the logits on the first MAX_IMAGES of the held-out images, whose static logits are [B, K]."""
     count = min(MAX_IMAGES, len(images))
-    return SolvedLogits(model, reconstruction, images.take(slice(0, count)), static_logits[:count], distance)
+    return SolvedLogits(model, reconstruction, images.take(slice(0, count)), static_logits[:count], left)
 
 
 @dataclass(frozen=True, eq=False)
