@@ -21,6 +21,7 @@ from s2d_convert.calibration.policies import Scores
 
 HARDLY_FASTER = 0.9  # of static; a share of latency that a user hardly notices
 LARGE_LOSS = 0.05
+UNKNOWN = "worth a try; so few images cannot tell the loss any better"
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,9 @@ def _worth(outcome: Outcome, max_loss: float) -> str:
     if outcome.loss <= max_loss and outcome.latency > HARDLY_FASTER:
         return "hardly worth it, more time, more images or INT8 (--quantize int8) may gain more"
     if outcome.loss <= max_loss:
-        return (
-            "worth deploying"
-            if outcome.loss + SURE * outcome.loss_error <= 2 * max_loss
-            else ("worth a try; so few images cannot tell the loss any better")
-        )
+        return "worth deploying" if outcome.loss + SURE * outcome.loss_error <= 2 * max_loss else UNKNOWN
+    if outcome.loss - outcome.loss_error <= max_loss:
+        return UNKNOWN
     return "do not use this" if outcome.surely_lost > LARGE_LOSS else "worth it only where that loss is"
 
 

@@ -125,14 +125,24 @@ class Samples:
 
     Its values are kept for all plans as far as `kept_bytes` goes; the others are computed again for each plan, beside the
     pass of the cut network (`restart`, `follow`).
+
+    images: float32 [B, ...], or the samples of another network, whose images in memory are shared then.
     """
 
-    def __init__(self, net: StagedNet, images: Array, *, device: torch.device, positions: int, kept_bytes: int) -> None:
-        self.net, self.graph, self.count, self.per_image = net, net.graph, len(images), positions
-        seeds = image_seeds(images)
-        order = seeds.argsort()  # a part of the images is then the same part in whatever order they come
-        self.chunks = chunked(images[order.numpy()], net.graph, device=device)
-        self._seeds = seeds[order].split([len(chunk) for chunk in self.chunks])
+    def __init__(
+        self, net: StagedNet, images: Array | Samples, *, device: torch.device, positions: int, kept_bytes: int
+    ) -> None:
+        self.net, self.graph, self.per_image = net, net.graph, positions
+        self.count: int
+        self.chunks: list[Tensor]
+        self._seeds: Sequence[Tensor]
+        if isinstance(images, Samples):
+            self.count, self.chunks, self._seeds = images.count, images.chunks, images._seeds
+        else:
+            seeds = image_seeds(images)
+            order = seeds.argsort()  # a part of the images is then the same part in whatever order they come
+            self.count, self.chunks = len(images), chunked(images[order.numpy()], net.graph, device=device)
+            self._seeds = seeds[order].split([len(chunk) for chunk in self.chunks])
         self._plan = Effective(net.model, identity_plan(net.model))
         self._rows: dict[str, list[Tensor]] = {}
         self._static: Pass | None = None

@@ -33,15 +33,15 @@ from s2d_convert.training.reconstruction.plan_solver import PlanSolver, Settings
 class Reconstruction:
     """Solves plans of one static model on one set of images.
 
-    `images` is float32 [B, ...] as the model takes them; labels are not needed. What does not depend on the plan
-    (sampled positions, the static model's values there where they fit the budget) is computed once.
+    `images` is float32 [B, ...] as the model takes them, or the samples of another reconstruction; labels are not needed. What
+    does not depend on the plan (sampled positions, the static model's values there where they fit the budget) is computed once.
     """
 
     def __init__(
         self,
         model: AnalysedModel,
         weights: Weights,
-        images: Array,
+        images: Array | Samples,
         *,
         settings: Settings | None = None,
         device: torch.device | str = "cpu",
@@ -51,7 +51,7 @@ class Reconstruction:
         graph = model.graph
         self.settings = settings or Settings()
         self.device = torch.device(device)
-        if self.settings.mirrored:
+        if self.settings.mirrored and not isinstance(images, Samples):
             images = np.concatenate([images, np.flip(images, axis=3 if graph.image_axis == 0 else 2)])
         self._net = StagedNet(model, weights).to(self.device).eval().requires_grad_(False)
         with torch.no_grad():
@@ -83,11 +83,9 @@ class Reconstruction:
     def _at(self, scale: float) -> Reconstruction:
         """Return the reconstruction of the model at a scale, whose logits are to be those of this one; made once."""
         if scale not in self._scaled:
-            images = torch.cat(list(self.samples.chunks)).cpu().numpy()
             kept = self.settings.targets_bytes // 4
-            settings = replace(self.settings, mirrored=False, targets_bytes=kept)  # the images are mirrored already
-            model = at_scale(self.model, scale)
-            small = Reconstruction(model, self.weights, images, settings=settings, device=self.device)
+            model, settings = at_scale(self.model, scale), replace(self.settings, targets_bytes=kept)
+            small = Reconstruction(model, self.weights, self.samples, settings=settings, device=self.device)
             small.samples.answer_as(self.samples)
             self._scaled[scale] = small
         return self._scaled[scale]
