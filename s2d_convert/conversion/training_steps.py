@@ -31,12 +31,12 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 from s2d_convert.slicing.chain import Chain, build_stages, chain_from_bytes, read_chain
 from s2d_convert.training.distillation import Hints
-from s2d_convert.training.lessons import Lessons, input_batches
+from s2d_convert.training.lessons import EVAL_BATCH, Lessons, input_batches
 from s2d_convert.training.loop import Learner, exit_logits, save_state, train
 from s2d_convert.training.reconstruction.passes import tensor_bytes
 from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
-STATISTICS_IMAGES = 2000
+STATISTICS_IMAGES, LEAST_STATISTICS, STATISTICS_MACS = 2000, 64, 2.5e11
 WORTH_TRAINING, WORTH_TRYING = 10.0, 2.0  # seconds; shorter trainings only disturb solved weights
 FINISHING, FINISHING_PASSES = 10.0, 3.0  # seconds, and passes of the held-out images through the static model
 FINETUNE_RATE, COMPACT_RATE = 0.03, 0.05
@@ -100,7 +100,15 @@ def _train(job: Job, training: _Training, *, settings: TrainSettings, seed: int,
         on_step=_training_progress(job.reporter),
         stopped=lambda: job.clock.left() <= 0,
     )
-    recalibrate(net, input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), training.masks)
+    recalibrate(net, statistics_batches(ready, net), training.masks)
+
+
+def statistics_batches(ready: Prepared, net: StagedNet) -> Iterator[torch.Tensor]:
+    """Return batches of the training images from which the statistics of norms are taken: fewer images of a network that
+    takes long."""
+    affordable = max(LEAST_STATISTICS, int(STATISTICS_MACS / max(1, total_macs(net.graph))))
+    batch = net.graph.batch_of(EVAL_BATCH)
+    return input_batches(ready.dataset.train, ready.device, count=min(STATISTICS_IMAGES, affordable), batch=batch)
 
 
 def _training_progress(reporter: Reporter) -> Any:
@@ -133,7 +141,7 @@ def _training(ready: Prepared, chain: Chain, *, norms: bool = True) -> _Training
     net = net.to(ready.device).eval()
     masks = net.masks(Effective(chain.model, chain.plan))
     if norms:
-        insert_norms(net, input_batches(ready.dataset.train, ready.device, count=STATISTICS_IMAGES), masks)
+        insert_norms(net, statistics_batches(ready, net), masks)
         if all(p.ndim <= 4 for p in net.parameters()):  # convolutions train faster with channels last
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if chain.plan.stages > 1:

@@ -57,7 +57,9 @@ class Lessons:
         return Batch(batch, self.say(batch), None if images.labels is None else images.labels[indices])
 
 
-def input_batches(images: Images, device: torch.device, *, count: int | None = None) -> Iterator[Tensor]:
+def input_batches(
+    images: Images, device: torch.device, *, count: int | None = None, batch: int = EVAL_BATCH
+) -> Iterator[Tensor]:
     """Yield the first `count` images (None: all) as batches of model input on `device`, without augmentation."""
-    for part in slices(len(images) if count is None else min(count, len(images)), EVAL_BATCH):
+    for part in slices(len(images) if count is None else min(count, len(images)), batch):
         yield torch.from_numpy(np.ascontiguousarray(images.batch(part))).to(device)

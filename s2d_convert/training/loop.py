@@ -25,7 +25,7 @@ from s2d_convert.errors import DataError
 from s2d_convert.network.masks import Masks
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.training.distillation import Hints
-from s2d_convert.training.lessons import Batch, Lessons, input_batches
+from s2d_convert.training.lessons import EVAL_BATCH, Batch, Lessons, input_batches
 from s2d_convert.training.loss import exit_loss
 from s2d_convert.training.muon import Muon
 from s2d_convert.training.settings import Progress, TrainSettings, schedule
@@ -176,6 +176,6 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def exit_logits(net: StagedNet, images: Images, masks: Masks) -> Array:
     """Return the logits of all exits, float32 [S, B, K], on images without augmentation."""
     net.eval()
-    batches = input_batches(images, next(net.parameters()).device)
+    batches = input_batches(images, next(net.parameters()).device, batch=net.graph.batch_of(EVAL_BATCH))
     rows = [np.stack([logits.float().cpu().numpy() for logits in net(batch, masks)]) for batch in batches]
     return np.concatenate(rows, axis=1)
