@@ -217,6 +217,11 @@ def try_out(job: Job, plan: Plan, before: Path | None, after: Path, *, steps: in
     """Train a first chain for `steps`, less what fine-tuning would give it less, or for `seconds`, solving included: from its
     solved weights, or on from the file `before`. The file `after` keeps it."""
     started = time.monotonic()
+    if plan.stages == 1:
+        data = _tried_bytes(job.ready, plan, before)
+        if not steps or seconds - (time.monotonic() - started) <= WORTH_TRYING:
+            write_bytes(after, data)
+            return
     training = _tried(job.ready, plan, before, norms=steps > 0)
     seconds -= time.monotonic() - started
     if steps and seconds > WORTH_TRYING:
@@ -255,18 +260,25 @@ def seconds_to_train(job: Job) -> float:
 
 def tried_out(job: Job, plan: Plan, file: Path) -> Chain:
     """Return the first chain that `try_out` has left in a file."""
+    if plan.stages == 1:
+        return chain_from_bytes(file.read_bytes(), labels=job.ready.graph.labels)
     return _tried(job.ready, plan, file, norms=job.options.work.trial_steps > 0).trained().chain
 
 
 def _tried(ready: Prepared, plan: Plan, file: Path | None, *, norms: bool) -> _Training:
     """Return a first chain from its file, or with its solved weights."""
     if plan.stages == 1:
-        data = compact(ready.solver.chain(plan)) if file is None else file.read_bytes()
+        data = _tried_bytes(ready, plan, file)
         return _training(ready, chain_from_bytes(data, labels=ready.graph.labels), norms=norms)
     training = _training(ready, ready.solver.chain(plan), norms=norms)
     if file is not None:
         _load_finished(training.net, file)
     return training
+
+
+def _tried_bytes(ready: Prepared, plan: Plan, file: Path | None) -> bytes:
+    """Return a chain of one stage as `compact` writes it, from its file, or with its solved weights."""
+    return compact(ready.solver.chain(plan)) if file is None else file.read_bytes()
 
 
 def _finetuning(job: Job, passes: float, *, rate: float = FINETUNE_RATE) -> TrainSettings:
