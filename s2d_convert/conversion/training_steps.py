@@ -168,8 +168,10 @@ def finetune(job: Job, plan: Plan, *, start: Path | None = None) -> Tuned:
         file = job.run.path / FIRST_CHAIN
         if not file.exists():
             write_bytes(file, compact(job.ready.solver.chain(plan)) if start is None else start.read_bytes())
+        job.ready.solver.release()
         return train_chain(job, read_chain(file, labels=job.ready.graph.labels))
     training = _training(job.ready, job.ready.solver.chain(plan))
+    job.ready.solver.release()
     if start is not None:
         _load_finished(training.net, start)
     return _finetuned(job, training)

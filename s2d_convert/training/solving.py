@@ -106,6 +106,11 @@ class Solver:
     def _chains(self) -> dict[Plan, Chain]:
         return {}
 
+    def release(self) -> None:
+        """Free the memory of the reconstructions; they are made again where another chain is to be solved."""
+        for name in ("_full", "rough"):
+            self.__dict__.pop(name, None)
+
     def _reconstruction(
         self, most_images: int, most_macs: float, settings: Settings, *, at_least: int = LEAST_IMAGES
     ) -> Reconstruction:

@@ -72,3 +72,14 @@ def test_full_solves_take_as_many_images_as_the_time_allows(
     assert solving.FULL_COST == 6
     solved.chain(identity_plan(solved.model))
     assert solved._full.samples.count == images
+
+
+def test_what_was_released_is_made_again_and_solved_chains_stay() -> None:
+    solved = solver()
+    plan = identity_plan(solved.model)
+    chain, rough = solved.chain(plan), solved.rough
+    solved.release()
+    assert solved.chain(plan) is chain
+    assert "_full" not in vars(solved)
+    assert solved.rough is not rough
+    assert solved.rough.samples.count == rough.samples.count
