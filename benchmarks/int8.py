@@ -57,8 +57,9 @@ def quantised(ready: Prepared, path: Path) -> tuple[dict[str, Any], float]:
         source, target = Path(place) / "float.onnx", Path(place) / "int8.onnx"
         model = onnx.ModelProto()
         model.CopyFrom(ready.graph.to_model())
-        for node, proto in zip(ready.graph.nodes, model.graph.node, strict=True):
-            proto.name = node.name  # files may leave it out; the quantiser needs it
+        names = {node.outputs[0]: node.name for node in ready.graph.nodes}
+        for proto in model.graph.node:  # files may leave it out; the quantiser needs it
+            proto.name = names.get(proto.output[0], proto.output[0])
         onnx.save(model, str(source))
         quant_pre_process(str(source), str(source), skip_optimization=True, skip_symbolic_shape=True)
         last = classifier_of(ready.model)
