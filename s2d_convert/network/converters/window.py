@@ -54,8 +54,6 @@ class Window:
     def covered(self, *, padding: bool) -> list[int]:
         """Return the elements in every window; padding counts if asked for, what lies beyond it (ceil mode) never does."""
         first, last = (-self.low, self.size + self.high) if padding else (0, self.size)
-        if padding and self.room < 0 and not self.ceil:  # the one window counts as a whole
-            last -= self.room
         starts = (i * self.stride - self.low for i in range(self.count))
         return [sum(first <= start + j * self.dilation < last for j in range(self.kernel)) for start in starts]
 
