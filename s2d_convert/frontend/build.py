@@ -47,7 +47,8 @@ def graph_of(
         raise ModelError(f"output '{output}' is not computed by any node; logits of shape (N, K) are expected")
     region = Region(tuple(nodes), constants, shapes)
     ending = set_end_aside(region, output, as_it_is=ends_in_softmax)
-    if labels != "multi" and probabilities and not ending.tail:
+    # Of a part of the classes the sum is 1 for some images at most, such as those that were tried.
+    if labels != "multi" and probabilities and not ending.tail and ending.classes_before <= region.count(output):
         with_softmax_behind(model, shapes)
         return graph_of(model, shapes, ends_in_softmax=True)
     ending, kind = with_kind(region, ending, output, labels)

@@ -51,13 +51,14 @@ STILL: dict[str, Callable[[Sequence[np.ndarray]], bool]] = {
 class Ending:
     """Nodes [in order] up to the tensor `logits`, and the `tail` behind it, which makes the file's answer of it.
 
-    `made_of_probabilities` names a Softmax that could not be set aside.
+    `made_of_probabilities` names a Softmax that could not be set aside, of `classes_before` classes.
     """
 
     nodes: tuple[Node, ...]
     logits: str
     tail: tuple[Node, ...] = ()
     made_of_probabilities: str = ""
+    classes_before: int = 0
 
 
 def set_end_aside(graph: Region, output: str, *, as_it_is: bool = False) -> Ending:
@@ -72,7 +73,12 @@ def set_end_aside(graph: Region, output: str, *, as_it_is: bool = False) -> Endi
         if normalising and behind >= normalising and graph.count(name) == graph.count(output):
             tail = tuple(n for n in end if n.name in behind)
             return Ending(tuple(n for n in graph.nodes if n.name not in behind), name, tail)
-    return Ending(graph.nodes, output, made_of_probabilities=graph.softmax_before(output))
+    softmax = graph.softmax_before(output)
+    if softmax is None:
+        return Ending(graph.nodes, output)
+    return Ending(
+        graph.nodes, output, made_of_probabilities=str(softmax), classes_before=graph.count(softmax.outputs[0])
+    )
 
 
 def set_sigmoid_aside(graph: Region, output: str) -> Ending | None:
@@ -151,17 +157,17 @@ class Region:
         given = [self.constants[name] for name in node.inputs[1:] if name]
         return STILL[node.op](given)
 
-    def softmax_before(self, output: str) -> str:
-        """Return how messages name a Softmax over all classes whose probabilities `output` is made of; '' if there is none."""
+    def softmax_before(self, output: str) -> Node | None:
+        """Return a Softmax over all classes whose probabilities `output` is made of, None if there is none."""
         wanted = {output}
         for node in reversed(self.nodes):
             if not wanted.intersection(node.outputs):
                 continue
             if node.op in SOFTMAXES and self.is_normalising(node):
-                return str(node)
+                return node
             if node.op in ELEMENTWISE or node.op in (*RESHAPING, *REDUCING, *CHOOSING):
                 wanted.update(node.inputs)
-        return ""
+        return None
 
     def is_normalising(self, node: Node) -> bool:
         """Return whether a node takes all classes of an image together."""
