@@ -169,6 +169,16 @@ def test_what_else_is_made_of_probabilities_is_refused(end: str, shape: str) -> 
         graph_from_proto(model)
 
 
+def test_a_part_of_the_probabilities_is_refused_though_the_rest_is_nearly_nothing() -> None:
+    rare = np.array([-60.0, *[0.0] * 9], np.float32)  # the class that is left out is that of no image here
+    text = f"{LINEAR} u = Add(q, rare)  k = Softmax<axis=1>(u)  logits = Slice(k, one, ten, one)"
+    model = ending(text, NUMBERS, logits="N,9", ten=[10], rare=rare)
+    sums = run(model, random_images(model, 5, 0))["logits"].sum(axis=1)
+    assert np.allclose(sums, 1)
+    with pytest.raises(ModelError, match=r"\(Softmax\): .*'logits'.*no function of the logits of one layer"):
+        graph_from_proto(model)
+
+
 def test_an_end_that_turns_the_order_of_the_classes_is_refused() -> None:
     with pytest.raises(ModelError, match=r"'logits' is not largest for the class whose logit in 'q' is"):
         graph_from_proto(model_ending_in("k = LogSoftmax<axis=1>(q)  logits = Neg(k)"))
