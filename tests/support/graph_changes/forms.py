@@ -264,7 +264,8 @@ def bias_of_a_conv_added(s: Subject) -> None:
     index, old = _one(s, "Conv")
     if len(old.input) < 3 or s.opset < 7:
         raise UnfitError
-    column = _value(s, old.input[2]).reshape(-1, 1, 1)
+    bias, places = _value(s, old.input[2]), _value(s, old.input[1]).ndim - 2
+    column = bias.reshape(-1, *(1,) * places)
     inner, b = s.fresh(f"{old.output[0]}_product"), old.output[0]
     bare = onnx.NodeProto.FromString(old.SerializeToString())
     del bare.input[2:]
