@@ -29,6 +29,15 @@ STRENGTH = 1e-3  # that holds the weights at those of the static model alone; wh
 MOST_STEPS, LONGEST, SETTLED = 50, 0.5, 1e-7  # of Newton's method
 FITTED_NUMBERS = 2**21  # logits that the weights are fitted to
 STEP = 2.0**-20  # of the results, so that sums of them are exact and equal results stay equal
+SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
+
+
+def to_logits(output: Array, kind: str) -> Array:
+    """Return logits [B, K] (of classes up to a constant per row) from a model's output of any kind and any trailing unit axes."""
+    flat = output.reshape(len(output), -1) if len(output) else output.reshape(0, output.size or 1)
+    if kind == "sigmoid":
+        return np.log(np.maximum(flat, SMALLEST)) - np.log(np.maximum(1 - flat, SMALLEST))
+    return np.log(np.maximum(flat, SMALLEST)) if kind == "probabilities" else flat
 
 
 def expected_right(logits: Array, static_logits: Array, labels: Array) -> Floats:

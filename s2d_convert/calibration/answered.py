@@ -30,17 +30,17 @@ class Answered:
 
     def static_right(self, task: Task) -> NDArray[np.bool_]:
         """Return on which images the static model is right, bool [B]."""
-        return task.agree(task.answers(self.logits), self.right_classes)
+        return self.counted(task, self.logits)
 
     def counted(self, task: Task, logits: Array) -> NDArray[np.bool_]:
-        """Return on which images stages with these logits [S, B, K] are right, bool [S, B]."""
+        """Return on which images stages with these logits [..., B, K] are right, bool [..., B]."""
         return task.agree(task.answers(logits), self.right_classes)
 
     def expected(self, task: Task, logits: Array) -> Array:
         """Return how often such stages can be expected to be right on each image, [S, B]; without labels, whether they are."""
-        if self.images.kind != "labelled":
+        if self.told_logits is None:
             return self.counted(task, logits)
-        return task.expected_right(logits, self.logits, self.right_classes)
+        return task.expected_right(logits, self.told_logits, self.right_classes)
 
     @property
     def told_logits(self) -> Array | None:

@@ -35,7 +35,7 @@ from s2d_convert.search.base import (
     ranked,
     trial_to_json,
 )
-from s2d_convert.search.evaluate import Evaluator, StageLatency, solved_logits
+from s2d_convert.search.evaluate import MAX_IMAGES, Evaluator, SolvedLogits, StageLatency
 from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import Settings, reinforce
 
@@ -233,10 +233,10 @@ def make_evaluator(job: Job, *, trained: bool = True) -> Evaluator:
     """
     ready = job.ready
     left = LEFT_BY_TRAINING if trained and job.options.work.trial_steps else 1.0
-    judged = ready.validation
-    logits = solved_logits(ready.model, ready.solver.rough, judged.images, judged.logits, left=left)
+    judged = ready.validation.take(slice(0, MAX_IMAGES))
+    logits = SolvedLogits(ready.model, ready.solver.rough, judged.images, judged.logits, left)
     latency = StageLatency(ready.model, ready.weights, job.meter, job.overhead_ms)
-    return Evaluator(ready.task, logits, latency, judged=judged.take(slice(0, len(logits.images))), goal=goal_of(job))
+    return Evaluator(ready.task, logits, latency, judged=judged, goal=goal_of(job))
 
 
 def _summary(result: SearchResult[Conversion]) -> dict[str, Any]:

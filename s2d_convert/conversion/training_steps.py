@@ -33,7 +33,6 @@ from s2d_convert.slicing.chain import Chain, build_stages, chain_from_bytes, rea
 from s2d_convert.training.distillation import Hints
 from s2d_convert.training.lessons import EVAL_BATCH, Lessons, input_batches
 from s2d_convert.training.loop import Learner, exit_logits, save_state, train
-from s2d_convert.training.reconstruction.passes import tensor_bytes
 from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
 STATISTICS_IMAGES, LEAST_STATISTICS, STATISTICS_MACS = 2000, 64, 2.5e11
@@ -71,9 +70,8 @@ def train_settings(
 def batch_size(ready: Prepared) -> int:
     """Return how many images a training step takes: as many as usual, or fewer where their values would not fit BATCH_BYTES."""
     graph = ready.graph
-    image_bytes = sum(tensor_bytes(graph, name) for name in graph.shapes)
     size = TrainSettings.batch_size
-    while size > LEAST_BATCH and size * image_bytes > BATCH_BYTES:
+    while size > LEAST_BATCH and size * graph.image_bytes > BATCH_BYTES:
         size //= 2
     return size
 

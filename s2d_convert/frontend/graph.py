@@ -24,6 +24,7 @@ RESERVED = ("output", "confidence", "inverse_temperature")  # names of every sta
 SOFTMAXES = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 
 
+BYTES = 4  # of a float32
 PASS_BYTES = 1_000_000_000
 
 
@@ -79,8 +80,16 @@ class Graph:
 
     def batch_of(self, most: int) -> int:
         """Return how many images a pass takes at once: `most`, or fewer where all its values together would exceed PASS_BYTES."""
-        of_image = 4 * sum(int(np.prod(shape)) for shape in self.shapes.values())
-        return max(1, min(most, PASS_BYTES // max(1, of_image)))
+        return max(1, min(most, PASS_BYTES // max(1, self.image_bytes)))
+
+    def bytes_of(self, name: str) -> int:
+        """Return the bytes of one image's share of a tensor."""
+        return round(BYTES * int(np.prod(self.shapes[name])) * self.folded.get(name, 1))
+
+    @cached_property
+    def image_bytes(self) -> int:
+        """The bytes of all values of one image together."""
+        return sum(map(self.bytes_of, self.shapes))
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from s2d_runtime.expected import to_logits
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.sessions import ONE_THREAD, Running
 from s2d_convert.frontend.graph import Graph
 
-SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
-
-
-def to_logits(output: Array, kind: str) -> Array:
-    """Return logits [B, K] (of classes up to a constant per row) from a model's output of any kind and any trailing unit axes."""
-    flat = output.reshape(len(output), -1) if len(output) else output.reshape(0, output.size or 1)
-    if kind == "sigmoid":
-        return np.log(np.maximum(flat, SMALLEST)) - np.log(np.maximum(1 - flat, SMALLEST))
-    return np.log(np.maximum(flat, SMALLEST)) if kind == "probabilities" else flat
+__all__ = ["StaticModel", "to_logits"]
 
 
 class StaticModel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -145,31 +145,30 @@ def mended(logits: Array, static_logits: Array, *, left: float, task: Task) -> A
         return logits
     static = task.answers(static_logits)
     by_chance = float(np.unique(static, return_counts=True, axis=0)[1].max() / len(static))
-    return np.stack([_mended(row, static_logits, left=left, by_chance=by_chance, task=task) for row in logits])
+
+    def agreement(row: Array) -> float:
+        return float(task.agree(task.answers(row), static).mean())
+
+    def after_training(row: Array) -> Array:
+        before = agreement(row)
+        known = max(0.0, (before - by_chance) / max(1 - by_chance, 1e-9))
+        wanted = 1 - (1 - before) * (1 - (1 - left) * min(1.0, known / SKILLED) ** 2)
+        return row if before >= wanted else _mixed(row, static_logits, lambda mixture: agreement(mixture) >= wanted)
+
+    return np.stack([after_training(row) for row in logits])
 
 
-def _mended(logits: Array, static_logits: Array, *, left: float, by_chance: float, task: Task) -> Array:
-    """Return the logits [B, K] of one stage, mixed with the least share of the static model's that mends enough."""
-    static = task.answers(static_logits)
-    agreement = float(task.agree(task.answers(logits), static).mean())
-    known = max(0.0, (agreement - by_chance) / max(1 - by_chance, 1e-9))
-    wanted = 1 - (1 - agreement) * (1 - (1 - left) * min(1.0, known / SKILLED) ** 2)
+def _mixed(logits: Array, static_logits: Array, enough: Callable[[Array], bool]) -> Array:
+    """Return logits [B, K] with about the least share of the static model's that is `enough`."""
     none, share = 0.0, 1.0
     for _ in range(MIXTURES):
         middle = (none + share) / 2
-        mixture = logits + middle * (static_logits - logits)
-        enough = float(task.agree(task.answers(mixture), static).mean()) >= wanted
-        none, share = (none, middle) if enough else (middle, share)
-    mixed: Array = logits + np.float32(share if agreement < wanted else 0.0) * (static_logits - logits)
+        if enough(logits + middle * (static_logits - logits)):
+            share = middle
+        else:
+            none = middle
+    mixed: Array = logits + np.float32(share) * (static_logits - logits)
     return mixed
-
-
-def solved_logits(
-    model: AnalysedModel, reconstruction: Reconstruction, images: Images, static_logits: Array, *, left: float = 1.0
-) -> SolvedLogits:
-    """Return the logits on the first MAX_IMAGES of the held-out images, whose static logits are [B, K]."""
-    count = min(MAX_IMAGES, len(images))
-    return SolvedLogits(model, reconstruction, images.take(slice(0, count)), static_logits[:count], left)
 
 
 @dataclass(frozen=True, eq=False)

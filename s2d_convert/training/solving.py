@@ -87,7 +87,7 @@ class Solver:
     def afford(self, seconds: float, *, rough_seconds: float) -> None:
         """Let a full solve take about so long, where a rough one took `rough_seconds`. Solved chains stay as they are."""
         images = round(self.rough_images * seconds / max(FULL_COST * rough_seconds, 1e-3))
-        wanted = max(min(self.rough_images, FULL_IMAGES), min(images, FULL_IMAGES))
+        wanted = min(FULL_IMAGES, max(self.rough_images, images))
         if wanted != self.full_images:
             self.full_images = wanted
             self.__dict__.pop("_full", None)

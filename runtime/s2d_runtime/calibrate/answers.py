@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,10 @@ from s2d_runtime.dispatcher import (
     Manifest,
     default_options,
 )
-from s2d_runtime.expected import expected_right
+from s2d_runtime.expected import expected_right, to_logits
 
 Array = NDArray[Any]
 BATCH = 32
-SMALLEST = 1e-30  # keeps the logarithm of a probability that underflowed finite
-TELLS_LOGITS: Mapping[str, Callable[[Array], Array]] = {
-    "logits": lambda output: output,
-    "log_probabilities": lambda output: output,
-    "probabilities": lambda output: np.log(np.maximum(output, SMALLEST)),
-}
 
 
 class Reference:
@@ -128,26 +122,20 @@ def collect(runner: Dispatcher, reference: Reference, data: Data) -> Answers:
             "folder was made from"
         )
     right = static if data.labels is None else data.labels
-    correct, expected = agree(said, right), None
-    if data.labels is not None:
-        expected = _expected(of_stages, of_static, data.labels, kind)
+    correct: Array = agree(said, right)
+    expected = correct
+    if data.labels is not None and kind not in LABEL_KINDS:
+        logits = np.stack([to_logits(output, kind) for output in of_stages])
+        expected = expected_right(logits, to_logits(of_static, kind), data.labels)
     return Answers(
         confidence=np.concatenate(confidences, axis=1),
         correct=correct,
-        expected=correct if expected is None else expected,
+        expected=expected,
         static=agree(static, right),
         as_last=agree(said, said[-1]),
         as_static=agree(said, static),
         labelled=data.labels is not None,
     )
-
-
-def _expected(of_stages: Array, of_static: Array, labels: Array, kind: str) -> Array | None:
-    """Return how often the stages can be expected to be right, [S, B]; None where their outputs do not tell logits."""
-    if kind not in TELLS_LOGITS:
-        return None
-    logits = [TELLS_LOGITS[kind](output.reshape(len(output), -1)) for output in (*of_stages, of_static)]
-    return expected_right(np.stack(logits[:-1]), logits[-1], labels)
 
 
 def answers(output: Array, kind: str) -> Array:

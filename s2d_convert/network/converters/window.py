@@ -40,9 +40,8 @@ class Window:
     def count(self) -> int:
         """The number of windows. The last one starts inside the axis or the padding before it."""
         if not self.ceil:
-            return (
-                int(self.room / self.stride) + 1
-            )  # rounded towards zero: a map may be a little smaller than its window
+            # Rounded towards zero: a map may be a little smaller than its window.
+            return int(self.room / self.stride) + 1
         count = -(-self.room // self.stride) + 1
         return count - 1 if (count - 1) * self.stride >= self.size + self.low else count
 

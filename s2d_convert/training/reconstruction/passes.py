@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2d_convert.base.arrays import Array
 from s2d_convert.channels.kinds import Kind
-from s2d_convert.frontend.graph import Graph, Node
+from s2d_convert.frontend.graph import BYTES, Graph, Node
 from s2d_convert.network.converters.lower import lower
 from s2d_convert.network.masks import Masks
 from s2d_convert.network.staged_net import StagedNet
@@ -24,7 +24,6 @@ from s2d_convert.plans.liveness import ADDITIVE
 from s2d_convert.plans.plan import identity_plan
 from s2d_convert.training.reconstruction.columns import channel_rows, image_seeds, sampled_positions
 
-BYTES = 4  # of a float32
 MOST_LEFT = 0.75  # share of a weight up to which it is faster to copy the part that is left, and its input
 CHUNK_BYTES, MAX_CHUNK = 64_000_000, 100  # of the largest tensor; images
 MIXING = (Kind.MIX, Kind.GROUPED)
@@ -117,7 +116,7 @@ class Pass:
         """Return the bytes per image of what is still to be read from node `stop` on."""
         made = {self.graph.image, *(o for node in self.graph.nodes[:stop] for o in node.outputs)}
         alive = [name for name in made if self._last_use.get(name, -1) >= stop]
-        return sum(tensor_bytes(self.graph, name) for name in alive)
+        return sum(self.graph.bytes_of(name) for name in alive)
 
 
 class Samples:
@@ -233,14 +232,9 @@ def last_uses(graph: Graph, effective: Effective) -> dict[str, int]:
     return {name: index for index, node in nodes for name in graph.computed(node)}
 
 
-def tensor_bytes(graph: Graph, name: str) -> int:
-    """Return the bytes of one image's share of a tensor."""
-    return round(BYTES * int(np.prod(graph.shapes[name])) * graph.folded.get(name, 1))
-
-
 def chunked(images: Array, graph: Graph, *, device: torch.device) -> list[Tensor]:
     """Return the images in chunks on a device, so that the largest tensor of a chunk stays small."""
-    largest = max(tensor_bytes(graph, name) for name in graph.shapes)
+    largest = max(map(graph.bytes_of, graph.shapes))
     size = int(np.clip(CHUNK_BYTES // largest, 1, MAX_CHUNK))
     parts = [images[start : start + size] for start in range(0, len(images), size)]
     return [torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)).to(device) for part in parts]

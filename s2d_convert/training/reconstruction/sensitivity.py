@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from s2d_convert.frontend.graph import Node
-from s2d_convert.training.reconstruction.passes import Samples, tensor_bytes
+from s2d_convert.training.reconstruction.passes import Samples
 
 IMAGES, DIRECTIONS = 64, 2
 MOST_MACS = 6e10  # of all forward and backward passes, about
@@ -65,7 +65,7 @@ def _energy(gradient: Tensor, axis: int) -> Tensor:
 
 def _batches(samples: Samples, images: int) -> Iterator[Tensor]:
     """Yield the first images, in batches whose values fit the memory."""
-    all_bytes = sum(tensor_bytes(samples.graph, name) for name in samples.graph.shapes)
+    all_bytes = samples.graph.image_bytes
     size = max(1, min(images, MOST_BYTES // max(1, all_bytes)))
     left = images
     for chunk in samples.chunks:
