@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,10 @@ RUN_BATCH = 64
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; latencies are ratios to the static model in float32, `apart` the quartiles of the mean's."""
+    """A line of the table; latencies are ratios to the static model in float32, `apart` the quartiles of the mean's.
+
+    `right` counts agreement where images have no labels; `budget` and the share that leaves at stage 1 are for folders.
+    """
 
     name: str
     right: float
@@ -50,6 +53,21 @@ class Row:
     apart: tuple[float, float]
     worst: float
     megabytes: float
+    budget: float | None = None
+    leave_first: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What the line begins with."""
+        return self.name if self.budget is None else f"{self.name}, budget {self.budget:g}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The lines, and the milliseconds of the static model's median call."""
+
+    rows: tuple[Row, ...]
+    static_ms: float
 
 
 def arguments() -> argparse.Namespace:
@@ -91,10 +109,18 @@ def folder_bytes(folder: Path) -> int:
 
 
 def rows_of(
-    runners: dict[str, Dispatcher], sizes: dict[str, int], plain: dict[str, Any], *, test: Images, budgets: Sequence[float],
+    runners: dict[str, Dispatcher],
+    sizes: dict[str, int],
+    plain: dict[str, Any],
+    *,
+    test: Images,
+    budgets: Sequence[float | None],
     seconds: float,
-) -> list[Row]:  # fmt: skip
-    """Return the table: plain sessions first, the first of them being the reference, then every folder at every budget."""
+) -> Table:
+    """Return the table: plain sessions first, the first of them being the reference, then every folder at every budget.
+
+    A budget of None is a folder's own.
+    """
     image = np.ascontiguousarray(test.batch(np.arange(1)))
     calls: list[Callable[[], object]] = [partial(s.run, None, {s.get_inputs()[0].name: image}) for s in plain.values()]
     first: dict[str, int] = {}
@@ -106,7 +132,8 @@ def rows_of(
         call()
     times = interleave(calls, seconds, rounds=10**6)
     ratio, medians = times / times[:, :1], np.median(times, axis=0)
-    print(f"{len(times)} rounds; static float32 {1e3 * medians[0]:.3f} ms")
+    static_ms = float(1e3 * medians[0])
+    print(f"{len(times)} rounds; static float32 {static_ms:.3f} ms")
     said = {name: classes_of(session, test) for name, session in plain.items()}
     truth = next(iter(said.values()))
     labels = truth if test.labels is None else test.labels
@@ -124,13 +151,15 @@ def rows_of(
     for name, runner in runners.items():
         stages = len(runner.manifest.stages)
         costs = ratio[:, first[name] : first[name] + stages]
-        for budget in budgets or [runner.manifest.default_budget]:
+        for asked in budgets or [None]:
+            budget = runner.manifest.default_budget if asked is None else asked
             got = answers(test, partial(runner, budget=budget))
             stage = np.concatenate([a.stage for a in got])
             answer = np.concatenate([a.output.reshape(len(a.output), -1).argmax(axis=1) for a in got])
             share = np.bincount(stage, minlength=stages + 1)[1:] / len(stage)
-            found.append(row(f"{name}, budget {budget:g}", answer, costs, share, sizes[name]))
-    return found
+            line = row(name, answer, costs, share, sizes[name])
+            found.append(replace(line, budget=budget, leave_first=float(share[0])))
+    return Table(tuple(found), static_ms)
 
 
 def main() -> None:
@@ -160,9 +189,9 @@ def main() -> None:
             test=test, budgets=asked.budgets, seconds=asked.seconds,
         )  # fmt: skip
     print(f"{'':32}{'accuracy':>10}{'agreement':>11}{'mean':>8}{'quartiles':>16}{'worst':>8}{'MB':>7}")
-    for r in found:
+    for r in found.rows:
         spread = f"{r.apart[0]:.3f} - {r.apart[1]:.3f}"
-        print(f"{r.name:32}{r.right:10.2%}{r.agree:11.2%}{r.mean:8.3f}{spread:>16}{r.worst:8.3f}{r.megabytes:7.2f}")
+        print(f"{r.label:32}{r.right:10.2%}{r.agree:11.2%}{r.mean:8.3f}{spread:>16}{r.worst:8.3f}{r.megabytes:7.2f}")
 
 
 if __name__ == "__main__":

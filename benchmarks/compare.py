@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
+from benchmarks.picture_options import add_picture_options, picture_options
 from benchmarks.stand import BenchOptions, Entry, NotRun, Stand
 from benchmarks.tables import markdown, plot, reasons, rows
 from s2d_convert.cli.progress import TerminalReporter
@@ -141,11 +142,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stages", type=int, default=2, help="most stages")
     parser.add_argument("--device", default="auto", help="where to train")
     parser.add_argument("--latency", type=Path, help="board file of the machine that plans are for, as of s2d-convert")
-    parser.add_argument("--no-flip", action="store_true", help="do not mirror training images")
-    parser.add_argument("--preprocess", help="a preset, as of s2d-convert")
-    parser.add_argument("--mean", type=numbers, help="per channel in 0..1 units, as of s2d-convert")
-    parser.add_argument("--std", type=numbers, help="per channel in 0..1 units, as of s2d-convert")
-    parser.add_argument("--size", type=height_and_width, help="HxW, for a model whose input size is dynamic")
+    add_picture_options(parser)
     parser.add_argument(
         "--replacement", type=Path, help="a smaller trained model for the same images, ONNX, to compare with"
     )
@@ -154,17 +151,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.other_budgets = args.other_budgets or args.budgets
     return args
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Return the numbers of a list with commas."""
-    return tuple(float(part) for part in text.split(","))
-
-
-def height_and_width(text: str) -> tuple[int, int]:
-    """Return the two numbers of HxW."""
-    height, width = text.split("x")
-    return int(height), int(width)
 
 
 def options_of(args: argparse.Namespace) -> BenchOptions:
@@ -186,11 +172,7 @@ def options_of(args: argparse.Namespace) -> BenchOptions:
         device=args.device,
         latency=args.latency,
         effort=args.effort,
-        flip=not args.no_flip,
-        preprocess=args.preprocess,
-        mean=args.mean,
-        std=args.std,
-        size=args.size,
+        **picture_options(args),
         amounts=amounts,
         replacement=args.replacement,
     )

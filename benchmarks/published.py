@@ -29,7 +29,8 @@ class Machine:
 @dataclass(frozen=True)
 class Run:
     """What made some rows: commands in their order, where latency was measured and the networks were trained, how many seeds,
-    how many images were given (with labels or without), and the minutes from a model to a folder. None is not known."""
+    how many images were given (with labels or without), the minutes from a model to a folder, and the most memory that this took.
+    None is not known."""
 
     command: tuple[str, ...]
     machine: Machine
@@ -38,6 +39,7 @@ class Run:
     images: int | None
     labels: bool
     minutes: float | None
+    gigabytes: float | None = None
     note: str = ""
 
 
@@ -77,6 +79,7 @@ class Record:
     accuracy_spread: float | None = None
     latency_spread: float | None = None
     agreement: float | None = None
+    agreement_spread: float | None = None
     leave_first: float | None = None
     at_32x2: float | None = None
     measured_to_predicted: float | None = None
@@ -103,6 +106,13 @@ def read_records(folder: Path = RESULTS) -> dict[str, Record]:
                     raise ValueError(f"{path}: two rows are named {record.name}")
                 records[record.key] = record
     return records
+
+
+def results_text(data: Mapping[str, Any]) -> str:
+    """Return the text of a results file, with one line per row."""
+    rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in data["rows"])
+    head = json.dumps({**data, "rows": []}, indent=1, ensure_ascii=False)
+    return head.removesuffix("[]\n}") + f"[\n{rows}\n ]\n}}\n"
 
 
 def _records_of(file: str, data: Mapping[str, Any], machines: Mapping[str, Machine]) -> Sequence[Record]:

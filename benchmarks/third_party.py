@@ -26,6 +26,7 @@ import onnxruntime as ort
 from s2d_runtime.preprocess import Layout
 
 from benchmarks.packages import BENCH, PackageError, sha256, wheel
+from benchmarks.picture_options import picture_words
 from s2d_convert.data.preprocess import Preprocess, make_preprocess
 from s2d_convert.data.presets import PixelOptions
 
@@ -40,7 +41,8 @@ class Network:
     """A network inside a wheel, and what its package does to a picture before the network sees it.
 
     `mean` and `std` are in 0..1 units and in the order of the model's channels, which is BGR for all of them. `resize` is in
-    words; `benchmarks.render` does it, so that the stored pictures have the network's size.
+    words; `benchmarks.render` does it, so that the stored pictures have the network's size. `flips`: mirrored pictures
+    are as good.
     """
 
     name: str
@@ -56,12 +58,16 @@ class Network:
     rendered: str
     layout: Layout = "NCHW"
     fixed_size: bool = True
+    flips: bool = False
+
+    def pixels(self) -> dict[str, Any]:
+        """Return the options of a conversion that say all this, as fields of ConvertOptions."""
+        size = None if self.fixed_size else self.size
+        return {"preprocess": "bgr-caffe", "mean": self.mean, "std": self.std, "size": size, "flip": self.flips}
 
     def options(self) -> list[str]:
-        """Return the options of `s2d convert` that say all this."""
-        numbers = [",".join(f"{v:.9g}" for v in values) for values in (self.mean, self.std)]
-        size = [] if self.fixed_size else ["--size", "{}x{}".format(*self.size)]
-        return [*size, "--preprocess", "bgr-caffe", "--mean", numbers[0], "--std", numbers[1]]
+        """Return them in the words of `s2d convert`."""
+        return picture_words(self.pixels())
 
     def preprocess(self) -> Preprocess:
         """Return the same as what the command line makes of `options`."""
@@ -115,6 +121,7 @@ NETWORKS = (
         classes=("safe", "not safe"),
         rendered="pictures",
         layout="NHWC",
+        flips=True,
     ),
 )  # fmt: skip
 
