@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.picture_options import add_picture_options, picture_options
 from benchmarks.stand import BenchOptions, Stand
 from s2d_convert.base.files import write_json
 from s2d_convert.cli.progress import TerminalReporter
-from s2d_convert.conversion.explore import controller_search
+from s2d_convert.conversion.explore import ALLOCATED_SHARE, allocate, controller_search, with_slim_lasts
 from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.exporting.timing import machine
 from s2d_convert.plans.plan import Conversion
+from s2d_convert.search.allocation import allocated
 from s2d_convert.search.base import SearchResult, evaluate_all, random_search
 
 MARKS = (0.25, 0.5, 1.0)  # shares of the evaluations at which the best reward so far is told
@@ -36,15 +38,26 @@ def best_so_far(result: SearchResult[Conversion], total: int) -> list[float]:
 
 
 def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:
-    """Return per search and seed the best rewards so far [MARKS]."""
+    """Return per search and seed the best rewards so far [MARKS].
+
+    `start` is what the controller begins with (chains of the allocation, then simple plans), as far as it goes.
+    """
     options, space = stand.options, stand.space
     assert options.budget is not None, "the command line has a default"
+    job = stand.job("search-s0", 0)
+    space = with_slim_lasts(job, space)
+    rows = allocate(job, space)
+    starts = allocated(space, rows, round(ALLOCATED_SHARE * total)) if rows else []
     evaluate = stand.evaluator(0, options.budget)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform")
-    found: dict[str, list[list[float]]] = {"reinforce": [], "random": [], "uniform": [best_so_far(uniform, total)]}
+    found: dict[str, list[list[float]]] = {name: [] for name in ("reinforce", "random")}
+    found["uniform"] = [best_so_far(uniform, total)]
+    if starts:
+        found["start"] = [best_so_far(evaluate_all(space, evaluate, starts, method="start"), total)]
     for seed in range(seeds):
         stand.reporter.step(f"search with seed {seed}")
-        found["reinforce"].append(best_so_far(controller_search(space, evaluate, total, seed), total))
+        learned = controller_search(space, evaluate, total, seed, starts=starts)
+        found["reinforce"].append(best_so_far(learned, total))
         found["random"].append(best_so_far(random_search(space, evaluate, evaluations=total, seed=seed), total))
         stand.reporter.note(f"seed {seed}: " + ", ".join(f"{name} {rows[-1][-1]:.4f}" for name, rows in found.items()))
     return found
@@ -74,6 +87,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how many searches of each kind")
     parser.add_argument("--effort", choices=list(EFFORTS), default="standard", help="evaluations")
     parser.add_argument("--stages", type=int, default=2, help="most stages")
+    parser.add_argument("--evaluations", type=int, help="in place of the effort's")
+    add_picture_options(parser)
     return parser.parse_args()
 
 
@@ -87,11 +102,12 @@ def main() -> None:
         budget=args.budget,
         effort=args.effort,
         stages=args.stages,
+        **picture_options(args),
     )
     names = ("data", "effort", "stages")
     own = {**{name: str(getattr(args, name)) for name in names}, "model": model_sha256(args.model)}
     stand = Stand(args.out, options, TerminalReporter(), own)
-    total = options.work.evaluations
+    total = args.evaluations or options.work.evaluations
     found = compare(stand, seeds=args.seeds, total=total)
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     write_json(args.out / "search.json", {"options": told, "machine": machine(), "rewards": found})
