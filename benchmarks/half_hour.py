@@ -6,7 +6,8 @@
         --preprocess unit --mean 0.2860 --std 0.3530
 
 The first form takes a network of `benchmarks.third_party` and its pictures (`benchmarks.render`), without their labels. SEED in
-the name of a model stands for the number of the seed. The conversion is the command as users run it, in a process of its own,
+the name of a model stands for the number of the seed; these are converted with seed 0, which divides the images as the static
+trainings of `benchmarks` do. The conversion is the command as users run it, in a process of its own,
 so that its minutes and its peak of memory are the command's; what follows `--` goes to it. Then static model, INT8 of the static
 model (the best of three recipes), the stages and the stages in INT8 are timed in turn in one process. OUT/NAME.json is a file
 as `benchmarks/results/` has them; a seed that is finished is kept beside it, and not made again.
@@ -149,9 +150,10 @@ def run_seed(given: Given, seed: int, args: argparse.Namespace) -> dict[str, Any
     if kept.exists():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     model, data = given.models[seed], some_images(given, args.out)
-    words = ["--time", args.time, "--seed", str(seed), *picture_words(given.pixels), *args.more]
+    divided_by = 0 if len(set(given.models)) > 1 else seed
+    words = ["--time", args.time, "--seed", str(divided_by), *picture_words(given.pixels), *args.more]
     took = convert(["convert", str(model), "--data", str(data), "--out", str(folder), "--force", *words])
-    asked = ConvertOptions(model=model, data=data, out=folder, seed=seed, **given.pixels)
+    asked = ConvertOptions(model=model, data=data, out=folder, seed=divided_by, **given.pixels)
     budgets = (None, *args.budgets)
     table = compare(prepare(asked, TerminalReporter()), folder, given.test, budgets, seconds=args.seconds)
     found: dict[str, Any] = {
