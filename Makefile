@@ -70,10 +70,12 @@ docs: setup  ## write tables and pictures anew: docs/operators.md from the code,
 	"$(BIN)/python" tests/support/operators_page.py --write
 	"$(BIN)/python" -m benchmarks.publish
 
-# What the two packages want is here already. onnxsim needs Python 3.11; without it its rows say so.
+# What the packages want is here already (earlyon's own networks want torchvision, its core does not). Where one cannot be
+# installed, its rows say so.
 bench: setup  ## every method beside every other: MODEL=, DATA=, TEST=, BENCH="options"; handwritten digits without
 	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --no-deps torch-pruning==1.6.1
 	-"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --no-deps onnxsim==0.8.1
+	-"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --no-deps earlyon==0.3.0
 	test -n "$(MODEL)" || test -e "$(BENCH_DEMO)/digits.onnx" || "$(BIN)/python" examples/digits.py --out "$(BENCH_DEMO)"
 	"$(BIN)/python" -m benchmarks.compare --out build/bench/run $(if $(MODEL),--model "$(MODEL)" --data "$(DATA)" $(if $(TEST),--test "$(TEST)"),$(BENCH_DIGITS)) $(BENCH)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-from benchmarks import onnxsim_pruning, pruning, rivals
+from benchmarks import earlyon_exits, onnxsim_pruning, pruning, rivals
 from benchmarks.int8 import quantised
 from benchmarks.small_nets import replacement, replacement_first, small_network, two_models
 from benchmarks.stand import Entry, Stand, stage_times
@@ -112,6 +112,7 @@ def _rival(make: Make, about: str, missing: str | None) -> Method:
 
 
 TORCH_PRUNING = None if pruning.AVAILABLE else "torch-pruning"
+EARLYON = None if earlyon_exits.AVAILABLE else "earlyon"
 ONNXSIM = None if onnxsim_pruning.AVAILABLE else "onnxsim"
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -128,6 +129,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "isomorphic": _rival(rivals.isomorphic, "the same package with its isomorphic criterion", TORCH_PRUNING),
         "onnxsim": _rival(rivals.onnxsim, "structured pruning and label-free tuning by onnxsim", ONNXSIM),
         "onnxsim-tuned": _rival(rivals.onnxsim_tuned, "the same, then fine-tuned by our recipe", ONNXSIM),
+        "earlyon": _rival(earlyon_exits.exits, "exits by the package earlyon, on the frozen model", EARLYON),
         "small": Method(small_network, True, "a small network trained from scratch, in place of the model"),
         "replacement": Method(replacement, False, "the smaller model of --replacement", rival=True),
         "first": Method(replacement_first, True, "the model of --replacement, then the model (--first)", rival=True),

@@ -73,14 +73,19 @@ class Plain(nn.Module):
         for node in self.graph.nodes:
             layer = self.layer(node)
             if layer is not None:
-                values[node.outputs[0]] = layer(values[node.inputs[0]])
+                values[node.outputs[0]] = self.seen(node.outputs[0], layer(values[node.inputs[0]]))
                 continue
             inputs = [
                 values[n] if n in values else torch.tensor(self.graph.constants[n]) if n else None for n in node.inputs
             ]
             made = self._functions[node.name](*inputs)
-            values.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False))
+            for name, value in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False):
+                values[name] = self.seen(name, value)
         return values[self.graph.output]
+
+    def seen(self, _name: str, value: Tensor) -> Tensor:
+        """Return the value of a tensor as later nodes read it; other classes may look at it here."""
+        return value
 
 
 def _convolution(node: Node, weight: Array, bias: Array | None) -> nn.Module:

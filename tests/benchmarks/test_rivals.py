@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,11 +10,12 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
-from helpers import run
+import torch
+from helpers import assert_close, run
 from onnx import numpy_helper
 from text_nets import chain, net, residual
 
-from benchmarks import compare, onnxsim_pruning, pruning
+from benchmarks import compare, earlyon_exits, onnxsim_pruning, pruning
 from benchmarks.least_pruning import Pruned, least_pruned, with_own_weights
 from benchmarks.methods import METHODS, Method
 from benchmarks.small_nets import replacement
@@ -21,12 +23,17 @@ from benchmarks.stand import Entry, NotRun, Stand
 from benchmarks.tables import reasons
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
+from s2d_convert.data.images import Images
 from s2d_convert.errors import ModelError
 from s2d_convert.frontend.load import graph_from_proto
 from s2d_convert.latency.meter import Meter
+from s2d_convert.plans.heuristics import depth_plan
+from s2d_convert.plans.weights import static_weights
+from s2d_convert.slicing.chain import Chain, build_stages
 
 needs_torch_pruning = pytest.mark.skipif(not pruning.AVAILABLE, reason="torch-pruning is not installed")
 needs_onnxsim = pytest.mark.skipif(not onnxsim_pruning.AVAILABLE, reason="onnxsim 0.8 or newer is not installed")
+needs_earlyon = pytest.mark.skipif(not earlyon_exits.AVAILABLE, reason="earlyon is not installed")
 
 
 class ByMacs:
@@ -211,3 +218,46 @@ def test_every_rival_of_a_package_tells_when_it_is_missing() -> None:
     assert {name for name, method in METHODS.items() if method.missing} == {
         name for name, module in needed.items() if not module.AVAILABLE
     }
+
+
+@needs_earlyon
+def test_heads_of_earlyon_answer_in_stage_files_as_in_the_package() -> None:
+    graph = graph_from_proto(residual())
+    model = AnalysedModel.of(graph)
+    conversion = depth_plan(model, 2)
+    plan = conversion.chains[0]
+    wrapper = earlyon_exits.wrapped(model, plan.taps[:-1]).eval()
+    images = np.random.default_rng(0).normal(size=(5, *graph.shapes[graph.image])).astype(np.float32)
+    with torch.no_grad():
+        early, last = (logits.numpy() for logits in wrapper(torch.from_numpy(images), mode="training"))
+    assert_close(last, run(graph.to_model(), {graph.image: images})[graph.output].reshape(len(last), -1))
+    heads = {plan.taps[0]: earlyon_exits.head_of(wrapper.exit_heads["tap0"])}
+    weights = replace(static_weights(graph, model.channels), heads=heads)
+    first, _ = build_stages([Chain(model, plan, weights)])
+    assert_close(run(first.model, {graph.image: images})["output"].reshape(len(early), -1), early)
+
+
+@needs_earlyon
+def test_earlyon_trains_its_heads_and_nothing_else() -> None:
+    graph = graph_from_proto(residual())
+    model = AnalysedModel.of(graph)
+    plan = depth_plan(model, 2).chains[0]
+    wrapper = earlyon_exits.wrapped(model, plan.taps[:-1])
+    before = [p.detach().clone() for p in wrapper.backbone.parameters()]
+    head = [p.detach().clone() for p in wrapper.exit_heads.parameters()]
+    images = cast(Images, SomeAugmented(graph.shapes[graph.image]))
+    labels = np.arange(len(images)) % graph.classes
+    epochs = earlyon_exits.Epochs(images, labels, 0)
+    assert [len(batch) for batch, _ in epochs] == [64]
+    earlyon_exits.stage2_train_exits(wrapper, epochs, epochs=2, on_epoch_end=lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(before, wrapper.backbone.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(head, wrapper.exit_heads.parameters(), strict=True))
+
+
+class SomeAugmented(SomeImages):
+    """Random model input that looks the same whatever the augmentation."""
+
+    def augmented(self, rows: Any, _rng: Any, *, level: str) -> Any:
+        """Return the images of these rows."""
+        assert level == "light"
+        return self.batch(rows)
