@@ -32,6 +32,7 @@ HEADLINES: tuple[tuple[str | None, ...], ...] = (
     ("resnet20/standard-0.6", "resnet20/pruned", "resnet20/int8-bench-int8-static", "resnet20/int8-bench-int8-0.45"),
 )
 OWN = (0, 3)  # columns of HEADLINES
+HALF_HOUR = ("text-direction", "page-orientation", "open-nsfw", "fashion-resnet20")  # files of `benchmarks.half_hour`
 
 
 def headline(records: Records) -> str:
@@ -79,6 +80,31 @@ def _network(record: Record) -> str:
     if record.run.seeds > 1:
         return f"{network.name}, quick effort, {record.run.seeds} seeds"
     return f"{network.name} ({network.accuracy:.2f} %, {_milliseconds(network)})"
+
+
+def half_hour(records: Records) -> str:
+    """Return what whole conversions with a given time brought, beside INT8."""
+    rows = []
+    for file in HALF_HOUR:
+        ours = records[f"{file}/ours"]
+        run, network = ours.run, ours.network
+        given = f"{run.images:,}, " + ("labelled" if run.labels else "no labels")
+        seeds = f", {run.seeds} networks" if run.seeds > 1 else ""
+        cells = [_kept(records.get(f"{file}/{method}")) for method in ("ours", "int8-static", "int8-ours")]
+        rows.append([network.name + seeds, given, f"{run.minutes:g} min, {run.gigabytes:g} GB", *cells, _worst(ours)])
+    heads = ["network", "images given", "took", "in stages", "INT8", "stages in INT8", "worst (in stages)"]
+    return _table(heads, rows)
+
+
+def _kept(record: Record | None) -> str:
+    """Return the latency, and what is kept: the change of the accuracy where it is known, and the agreement."""
+    if record is None:
+        return "-"
+    change = [] if record.accuracy is None else [_signed(record.accuracy - (record.network.accuracy or 0.0))]
+    agreement = f"{record.agreement:.1f} %"
+    if record.agreement_spread is not None:
+        agreement = f"{record.agreement:.1f} ± {record.agreement_spread:.1f} %"
+    return ", ".join([_latency(record), *change, agreement])
 
 
 def methods_resnet20(records: Records) -> str:
@@ -171,6 +197,7 @@ TABLES: Mapping[str, Callable[[Records], str]] = MappingProxyType(
     {
         "headline": headline,
         "policies": policies,
+        "half-hour": half_hour,
         "methods-resnet20": methods_resnet20,
         "methods-wide": methods_wide,
         "int8": int8,

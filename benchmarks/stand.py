@@ -148,8 +148,7 @@ class Stand:
         searches send there is trained once."""
         place = self.root / f"finals-s{seed}"
         place.mkdir(parents=True, exist_ok=True)
-        evaluate = self.evaluator(seed, budget)
-        winner = play_finals(job, self.space, first, evaluate, place=place)
+        winner = play_finals(job, self.space, first, self.evaluator(seed, budget).latency, place=place)
         assert winner is not None  # there is nothing that it had to be better than
         return winner
 

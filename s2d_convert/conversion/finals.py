@@ -30,7 +30,7 @@ from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
-from s2d_convert.search.evaluate import Evaluator
+from s2d_convert.search.evaluate import StageLatency
 
 METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
@@ -159,7 +159,7 @@ def play_finals(
     job: Job,
     space: PlanSpace,
     first: Conversion,
-    evaluate: Evaluator,
+    latency: StageLatency,
     *,
     place: Path | None = None,
     least: float = -math.inf,
@@ -183,11 +183,11 @@ def play_finals(
         contenders = {first: rivals.get(first, ())}
         contenders |= {c: actions for c, actions in rivals.items() if c != first and keeps_max_latency(job, c)}
         if options.budget is None:  # the reward is what is saved, at most all that comes behind the first exit
-            contenders = {c: actions for c, actions in contenders.items() if 1 - evaluate.latency(c)[0] > least}
+            contenders = {c: actions for c, actions in contenders.items() if 1 - latency(c)[0] > least}
         if not contenders:
             return None
         afford_solves(job, len(contenders))
-        winner, value, file = finals_of(job, contenders, evaluate.latency.of_stages, place).best()
+        winner, value, file = finals_of(job, contenders, latency.of_stages, place).best()
         done = {"plan": winner.to_json(channels), "evaluation": asdict(value), "file": file.name}
         run.write_json(FINALS, done)
     conversion = Conversion.from_json(done["plan"], channels)

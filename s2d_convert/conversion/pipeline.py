@@ -47,6 +47,7 @@ from s2d_convert.plans.divisions import divide
 from s2d_convert.plans.exit_points import NOWHERE, candidate_taps
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import CASCADE, PlanSpace, depth_taps
+from s2d_convert.search.evaluate import StageLatency
 
 __all__ = ["Forecast", "Reporter", "Result", "convert", "dry_run"]
 
@@ -216,16 +217,21 @@ def train_everything(
     """
     with _timed(job.run, "search"):
         job.reporter.step("search")
-        space = possible(job, with_slim_lasts(job, plan_space(job.ready, job.options)))
-        evaluate = make_evaluator(job)
-        conversion = search(job, space, evaluate, given, least=least)
+        space, conversion, latency = _searched(job, given, least=least)
     with _timed(job.run, "finals"):
-        winner = play_finals(job, space, conversion, evaluate, least=least)
+        winner = play_finals(job, space, conversion, latency, least=least)
     if winner is None:
         return None
     conversion, start = winner
     with _timed(job.run, "fine-tune"):
         return conversion, finetune(job, conversion.chains[0], start=start)
+
+
+def _searched(job: Job, given: Conversion | None, *, least: float) -> tuple[PlanSpace, Conversion, StageLatency]:
+    """Return the space, the best plan in it, and the latencies of stages; what judged the plans, and its memory, ends here."""
+    space = possible(job, with_slim_lasts(job, plan_space(job.ready, job.options)))
+    evaluate = make_evaluator(job)
+    return space, search(job, space, evaluate, given, least=least), evaluate.latency
 
 
 def keep_original(job: Job) -> tuple[Conversion, Tuned]:

@@ -100,6 +100,7 @@ class Solver:
 
     @cached_property
     def _full(self) -> Reconstruction:
+        self.__dict__.pop("rough", None)  # the search is over by now, and both would take much memory
         return self._reconstruction(self.full_images, FULL_MACS, FULL)
 
     @cached_property

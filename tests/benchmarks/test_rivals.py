@@ -249,7 +249,8 @@ def test_earlyon_trains_its_heads_and_nothing_else() -> None:
     labels = np.arange(len(images)) % graph.classes
     epochs = earlyon_exits.Epochs(images, labels, 0)
     assert [len(batch) for batch, _ in epochs] == [64]
-    earlyon_exits.stage2_train_exits(wrapper, epochs, epochs=2, on_epoch_end=lambda _: None)
+    two_stage = pytest.importorskip("earlyon.training.two_stage_trainer")
+    two_stage.stage2_train_exits(wrapper, epochs, epochs=2, on_epoch_end=lambda _: None)
     assert all(torch.equal(a, b) for a, b in zip(before, wrapper.backbone.parameters(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(head, wrapper.exit_heads.parameters(), strict=True))
 

@@ -138,7 +138,7 @@ def test_plans_that_cannot_save_as_much_as_what_is_there_do_not_take_part(
     job: Any = SimpleNamespace(
         options=options, ready=SimpleNamespace(channels=channels), run=tried, reporter=Listener(), clock=Clock()
     )
-    evaluate: Any = SimpleNamespace(latency=lambda _conversion: (0.8, 1.0))  # at most a fifth can be saved
+    latency: Any = lambda _conversion: (0.8, 1.0)  # noqa: E731 - at most a fifth can be saved
     first = next(iter(simple_chains(space, 1.0)))
     asked: list[int] = []
 
@@ -149,9 +149,9 @@ def test_plans_that_cannot_save_as_much_as_what_is_there_do_not_take_part(
     monkeypatch.setattr(finals, "afford_solves", stop)
     if plays:
         with pytest.raises(InterruptedError):
-            finals.play_finals(job, space, first, evaluate, least=least)
+            finals.play_finals(job, space, first, latency, least=least)
     else:
-        assert finals.play_finals(job, space, first, evaluate, least=least) is None
+        assert finals.play_finals(job, space, first, latency, least=least) is None
     assert bool(asked) is plays
 
 
