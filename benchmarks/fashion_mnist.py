@@ -38,7 +38,14 @@ PARTS = {"train": "train", "test": "t10k"}
 SIZE, CLASSES = 28, 10
 MEAN, STD = 0.2860, 0.3530  # of the training pixels, in 0..1 units
 OPTIONS = ("--preprocess", "unit", "--mean", f"{MEAN:.4f}", "--std", f"{STD:.4f}")
-NAMES = ("resnet20", "wrn-16-2", "wrn-16-4", "mobilenet-v2", "mobilenet-v2-half")  # VGG halves 28 pixels too often
+NAMES = (
+    "resnet8",
+    "resnet20",
+    "wrn-16-2",
+    "wrn-16-4",
+    "mobilenet-v2",
+    "mobilenet-v2-half",
+)  # VGG halves 28 pixels too often
 USUAL = Recipe(epochs=30.0)
 
 

@@ -149,6 +149,7 @@ NETS: Mapping[str, Callable[..., nn.Sequential]] = MappingProxyType(
         "vgg16-bn": partial(vgg, VGG16),
         "wide4": wide4,
         "resnet18": partial(resnet, (64, 128, 256, 512), 2),
+        "resnet8": partial(resnet, (16, 32, 64), 1),
         "resnet20": partial(resnet, (16, 32, 64), 3),
         "wrn-16-4": partial(wide_resnet, 16, 4),
         "wrn-16-2": partial(wide_resnet, 16, 2),
