@@ -145,24 +145,24 @@ def compare(ready: Prepared, folder: Path, test: Path, budgets: Sequence[float |
 
 
 def run_seed(given: Given, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Convert and measure for one seed, or return what an earlier run has kept of it."""
+    """Convert and measure for one seed, or return what an earlier run has kept of it. A conversion is kept too, so that it can be
+    measured anew on a quieter machine."""
     folder, kept = args.out / f"{given.name}-{seed}.s2d", args.out / f"{given.name}-{seed}.json"
-    if kept.exists():
+    converted = args.out / f"{given.name}-{seed}.converted.json"
+    if kept.exists() and not args.measure_again:
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     model, data = given.models[seed], some_images(given, args.out)
     divided_by = 0 if len(set(given.models)) > 1 else seed
-    words = ["--time", args.time, "--seed", str(divided_by), *picture_words(given.pixels), *args.more]
-    took = convert(["convert", str(model), "--data", str(data), "--out", str(folder), "--force", *words])
+    command = ["convert", str(model), "--data", str(data), "--out", str(folder), "--force"]
+    command += ["--time", args.time, "--seed", str(divided_by), *picture_words(given.pixels), *args.more]
+    if not converted.exists():
+        write_json(converted, convert(command))
+    took: dict[str, float] = json.loads(converted.read_text(encoding="utf-8"))
     asked = ConvertOptions(model=model, data=data, out=folder, seed=divided_by, **given.pixels)
     budgets = (None, *args.budgets)
     table = compare(prepare(asked, TerminalReporter()), folder, given.test, budgets, seconds=args.seconds)
-    found: dict[str, Any] = {
-        **took,
-        "images": count_of(data),
-        "test_images": count_of(given.test),
-        "static_ms": table.static_ms,
-    }
-    found["rows"] = [asdict(row) for row in table.rows]
+    found: dict[str, Any] = {**took, "images": count_of(data), "test_images": count_of(given.test)}
+    found |= {"static_ms": table.static_ms, "rows": [asdict(row) for row in table.rows]}
     write_json(kept, found)
     return found
 
@@ -266,6 +266,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--rendered", type=Path, default=RENDERED, help="pictures of third-party networks (%(default)s)"
     )
+    parser.add_argument("--measure-again", action="store_true", help="measure what was converted before")
     own_model = parser.add_argument_group("a model of your own")
     own_model.add_argument("--model", type=Path, help="ONNX; SEED in its name stands for the number of the seed")
     own_model.add_argument("--data", type=Path, help=".npz to convert with")
