@@ -208,11 +208,16 @@ def read_dataset(static: StaticModel, preprocess: Preprocess, options: ConvertOp
     graph = static.graph
     if options.data is None or options.picture is not None:
         reporter.warn(_without_data(options))
+
+        def answers(images: Array) -> Array:
+            parts = slices(len(images), graph.batch_of(CHECK_BATCH))
+            return np.concatenate([graph.task.answers(static.logits(images[part])) for part in parts])
+
         return made_up_data(
             options.work.made_up_images,
             preprocess,
             seed=options.seed,
-            answers=lambda images: graph.task.answers(static.logits(images)),
+            answers=answers,
             picture=options.picture,
         )
     dataset = load_data(

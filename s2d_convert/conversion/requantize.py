@@ -36,7 +36,7 @@ from s2d_convert.slicing.stage_graph import CONFIDENCE
 DRAWN, USED, AT_LEAST = 2048, 512, 64  # images: drawn, used at a stage, and used even where fewer reach it
 LEAST_AGREEMENT = 0.9  # of images on which a stage must answer as before (each of its labels); else it stays in float32
 MOST_BYTES = 2**30  # of the images and links that are held at a time
-RUN_BATCH = 64
+RUN_BATCH = 16  # a batch of large images through a stage takes much memory
 FLOAT = "float32"
 KEPT = (PLAN, TRACE)  # files of the folder that stay as they are
 

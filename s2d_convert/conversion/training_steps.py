@@ -160,7 +160,9 @@ def finetune(job: Job, plan: Plan, *, start: Path | None = None) -> Tuned:
     Where training made it worse on held-out images, the weights that it started from are the result.
     """
     if not _finetuning(job, 1.0).steps or seconds_to_train(job) < WORTH_TRAINING:
-        return _training(job.ready, job.ready.solver.chain(plan), norms=False).trained()
+        training = _training(job.ready, job.ready.solver.chain(plan), norms=False)
+        job.ready.solver.release()
+        return training.trained()
     job.reporter.step("fine-tune")
     if plan.stages == 1:
         file = job.run.path / FIRST_CHAIN

@@ -135,7 +135,7 @@ def _run(runner: Dispatcher, static: StaticModel, images: Images) -> tuple[Score
     """Return what all stages and the static model say on images, and the stages' confidence, float32 [S, B]."""
     manifest, task = runner.manifest, static.graph.task
     logits, confidence, reference = [], [], []
-    for part in slices(len(images), RUN_BATCH):
+    for part in slices(len(images), static.graph.batch_of(RUN_BATCH)):
         data = np.ascontiguousarray(images.batch(part))
         made = [outputs for _, outputs in run_stages(runner.sessions, {manifest.input.name: data})]
         logits.append(np.stack([to_logits(outputs[OUTPUT], manifest.output.kind) for outputs in made]))
@@ -156,7 +156,7 @@ def largest_difference(runner: Dispatcher, static: StaticModel, images: Images) 
     """Return the largest difference of an output between the dispatcher without exits and the static model on the same
     batches, and the largest absolute output of the static model."""
     difference = scale = 0.0
-    for part in slices(len(images), EXACT_BATCH):
+    for part in slices(len(images), static.graph.batch_of(EXACT_BATCH)):
         data = np.ascontiguousarray(images.batch(part))
         expected, got = static.outputs(data), runner(data, exits=False).output
         difference = max(difference, float(np.abs(expected - got).max()))

@@ -19,7 +19,7 @@ import onnx
 from onnx import compose, numpy_helper
 from s2d_runtime.preprocess import LUMA
 
-from s2d_convert.base.arrays import Array
+from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import ONE_THREAD
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.image_size import image_sides
@@ -65,8 +65,8 @@ class OwnNetwork:
         """Return the logits [B, K] of its one exit, from `model`."""
         session = ONE_THREAD.session(self.model.SerializeToString())
         name = self.model.graph.input[0].name
-        rows = [np.arange(i, min(i + RUN_BATCH, len(images))) for i in range(0, len(images), RUN_BATCH)]
-        made = [session.run([ANSWER], {name: np.ascontiguousarray(images.batch(part))})[0] for part in rows]
+        parts = slices(len(images), RUN_BATCH)
+        made = [session.run([ANSWER], {name: np.ascontiguousarray(images.batch(part))})[0] for part in parts]
         return [to_logits(np.concatenate(made), "logits")]
 
 

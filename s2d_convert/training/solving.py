@@ -108,8 +108,8 @@ class Solver:
         return {}
 
     def release(self) -> None:
-        """Free the memory of the reconstructions; they are made again where another chain is to be solved."""
-        for name in ("_full", "rough"):
+        """Free the memory of the reconstructions and of what they have solved; both are made again where they are asked for."""
+        for name in ("_full", "_chains", "rough"):
             self.__dict__.pop(name, None)
 
     def _reconstruction(

@@ -48,6 +48,13 @@ def test_a_chain_is_solved_once_and_nearer_to_the_static_model_than_the_plain_cu
     assert error(chain) < error(Chain(solved.model, plan, solved.weights))
 
 
+def test_the_rough_reconstruction_goes_when_a_chain_is_solved_fully() -> None:
+    solved = solver()
+    assert solved.rough.samples.count == 80
+    solved.chain(identity_plan(solved.model))
+    assert "rough" not in vars(solved)
+
+
 def test_images_follow_the_work_that_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert solver().rough.samples.count == 80
     monkeypatch.setattr(solving, "ROUGH_MACS", 1.0)
@@ -74,12 +81,15 @@ def test_full_solves_take_as_many_images_as_the_time_allows(
     assert solved._full.samples.count == images
 
 
-def test_what_was_released_is_made_again_and_solved_chains_stay() -> None:
+def test_what_was_released_is_made_again() -> None:
     solved = solver()
     plan = identity_plan(solved.model)
     chain, rough = solved.chain(plan), solved.rough
     solved.release()
-    assert solved.chain(plan) is chain
-    assert "_full" not in vars(solved)
+    assert not {"_full", "_chains", "rough"} & set(vars(solved))
     assert solved.rough is not rough
+    again = solved.chain(plan)
     assert solved.rough.samples.count == rough.samples.count
+    again = solved.chain(plan)
+    assert again is not chain
+    assert all(np.array_equal(weight, again.weights.mix[name][0]) for name, (weight, _) in chain.weights.mix.items())

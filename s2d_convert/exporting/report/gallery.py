@@ -18,7 +18,7 @@ from s2d_convert.base.arrays import slices
 from s2d_convert.data.images import Images
 
 MOST_IMAGES, SHOWN, SIDE = 1000, 12, 96
-RUN_BATCH = 64
+RUN_BATCH = 16  # a batch of large images through all stages takes much memory
 NAMED = 4  # labels of a picture
 
 
