@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,12 @@ from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.exporting.timing import machine
+from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.plan import Conversion
+from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.allocation import allocated
-from s2d_convert.search.base import SearchResult, evaluate_all, random_search
+from s2d_convert.search.base import GIVE_UP, Book, SearchResult, evaluate_all, random_search
+from s2d_convert.search.reinforce import Settings
 
 MARKS = (0.25, 0.5, 1.0)  # shares of the evaluations at which the best reward so far is told
 
@@ -35,6 +39,33 @@ def best_so_far(result: SearchResult[Conversion], total: int) -> list[float]:
     """Return the best reward after each share in MARKS of the evaluations. Repeated plans do not count as evaluations."""
     rewards = [t.evaluation.reward for t in result.trials if not t.repeated]
     return [max(rewards[: max(1, round(mark * total))]) for mark in MARKS]
+
+
+def neighbour_search(
+    space: PlanSpace, evaluate: Any, starts: Sequence[Actions], *, evaluations: int, seed: int
+) -> SearchResult[Conversion]:
+    """Begin with `starts`, then change one or two decisions of one of the best plans at a time; nothing is learnt."""
+    book = Book(space, evaluate, method="neighbours", evaluations=evaluations)
+    rng = np.random.default_rng(seed)
+    for actions in starts:
+        book.visit_if_open(actions)
+    while not book.closed and book.stale < GIVE_UP:
+        elites = book.elites(Settings.elites)
+        weights = np.exp(-np.arange(len(elites)) / Settings.elite_scale)
+        parent = elites[rng.choice(len(elites), p=weights / weights.sum())]
+        book.visit_if_open(changed(space, parent.actions, rng))
+    return book.result()
+
+
+def changed(space: PlanSpace, actions: Actions, rng: np.random.Generator) -> Actions:
+    """Return decisions of which one or two are drawn anew, and those that no longer are allowed."""
+    drawn = rng.choice(len(actions), size=rng.integers(1, 3), replace=False)
+    prefix: Actions = ()
+    for index, action in enumerate(actions):
+        allowed = np.flatnonzero(space.allowed(prefix))
+        kept = index not in drawn and action in allowed
+        prefix = (*prefix, action if kept else int(rng.choice(allowed)))
+    return prefix
 
 
 def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:
@@ -50,7 +81,7 @@ def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[floa
     starts = allocated(space, rows, round(ALLOCATED_SHARE * total)) if rows else []
     evaluate = stand.evaluator(0, options.budget)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform")
-    found: dict[str, list[list[float]]] = {name: [] for name in ("reinforce", "random")}
+    found: dict[str, list[list[float]]] = {name: [] for name in ("reinforce", "neighbours", "random")}
     found["uniform"] = [best_so_far(uniform, total)]
     if starts:
         found["start"] = [best_so_far(evaluate_all(space, evaluate, starts, method="start"), total)]
@@ -58,6 +89,8 @@ def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[floa
         stand.reporter.step(f"search with seed {seed}")
         learned = controller_search(space, evaluate, total, seed, starts=starts)
         found["reinforce"].append(best_so_far(learned, total))
+        near = neighbour_search(space, evaluate, starts, evaluations=total, seed=seed)
+        found["neighbours"].append(best_so_far(near, total))
         found["random"].append(best_so_far(random_search(space, evaluate, evaluations=total, seed=seed), total))
         stand.reporter.note(f"seed {seed}: " + ", ".join(f"{name} {rows[-1][-1]:.4f}" for name, rows in found.items()))
     return found
