@@ -150,6 +150,8 @@ def test_what_equal_means_is_measured(place: Path) -> None:
     class Shifted:
         """A static model whose answers are off by a constant."""
 
+        graph = static.graph
+
         def __init__(self, offset: float) -> None:
             self.offset = np.float32(offset)
 
