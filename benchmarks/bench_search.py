@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_search --model M.onnx --data TRAIN --out build/search [--budget 0.6] [--seeds 3]
 
-Solved weights judge all plans; what is known of a plan (its latency, its answers) is shared, so that the two searches differ in
-nothing but the plans that they ask about. Written: search.json and, on the terminal, a Markdown table.
+Solved weights judge all plans; what is known of a plan (its latency, its answers) is shared, so that the searches differ in
+nothing but the plans that they ask about. `reinforce` and `neighbours` begin with the same plans (`start`). Written:
+search.json and, on the terminal, a Markdown table.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.exporting.timing import machine
-from s2d_convert.plans.decisions import Actions
+from s2d_convert.plans.decisions import Actions, Space
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.allocation import allocated
@@ -53,19 +54,20 @@ def neighbour_search(
         elites = book.elites(Settings.elites)
         weights = np.exp(-np.arange(len(elites)) / Settings.elite_scale)
         parent = elites[rng.choice(len(elites), p=weights / weights.sum())]
-        book.visit_if_open(changed(space, parent.actions, rng))
+        book.visit_if_open(neighbour(space, parent.actions, rng))
     return book.result()
 
 
-def changed(space: PlanSpace, actions: Actions, rng: np.random.Generator) -> Actions:
-    """Return decisions of which one or two are drawn anew, and those that no longer are allowed."""
-    drawn = rng.choice(len(actions), size=rng.integers(1, 3), replace=False)
-    prefix: Actions = ()
+def neighbour(space: Space[Any], actions: Actions, rng: np.random.Generator) -> Actions:
+    """Draw one or two decisions of a sequence anew, evenly among the allowed options, and later ones that no longer are
+    allowed."""
+    drawn = rng.choice(len(actions), size=min(len(actions), int(rng.integers(1, 3))), replace=False)
+    near: Actions = ()
     for index, action in enumerate(actions):
-        allowed = np.flatnonzero(space.allowed(prefix))
+        allowed = np.flatnonzero(space.allowed(near))
         kept = index not in drawn and action in allowed
-        prefix = (*prefix, action if kept else int(rng.choice(allowed)))
-    return prefix
+        near = (*near, action if kept else int(rng.choice(allowed)))
+    return near
 
 
 def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:

@@ -1,7 +1,7 @@
 """The search by a learning controller: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
 
 An evaluation takes about a second, so about a hundred must suffice. To learn from so few, the controller also imitates the
-best plans so far (self-imitation: Oh et al., ICML 2018).
+best plans so far (self-imitation: Oh et al., ICML 2018), first of all those that the search starts from.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ class Settings:
     imitated with weights ``exp(-rank / elite_scale)``. These fall steeply, because with even weights mediocre plans would
     count as much as the best for most of a short run. After `patience` repeats in a row exploration rises; after `give_up`
     repeats the space is enumerated. The `warm_start` sequences are evaluated first and count; those that stay among the best
-    are imitated.
+    are imitated, at first for `lessons` updates, without which the first proposals would be drawn evenly.
     """
 
     hidden: int = 64
     batch: int = 4
+    lessons: int = 6
     learning_rate: float = 0.01
     clip: float = 1.0
     entropy: float = 0.01
@@ -69,6 +70,8 @@ def reinforce(
     book.look_ahead(first)
     for actions in first:
         book.visit_if_open(actions)
+    for _ in range(settings.lessons if first and settings.imitation else 0):
+        learner.learn([], book, explore=settings.explore)
     while not book.closed:
         explore = learner.exploration(book)
         proposals = learner.propose(explore) if book.stale < learner.settings.give_up else book.unmet()
@@ -109,15 +112,17 @@ class _Learner:
         return drawn.actions
 
     def learn(self, episodes: Sequence[Trial[Any]], book: Book[Any], *, explore: float) -> None:
-        """Update the controller once: towards episodes above the moving average and towards the best plans so far.
+        """Update the controller once: towards episodes above the moving average, if there are any, and towards the best plans.
 
         explore: the value that the episodes were drawn with. The gradient is that of the mixture, so it stays on-policy.
         """
         s, count = self.settings, len(episodes)
         elites = book.elites(s.elites) if s.imitation else []
         scores = self.controller.log_prob([t.actions for t in [*episodes, *elites]], self.allowed, explore=explore)
-        gain = (self._advantages(episodes) * scores.log_prob[:count]).mean()
-        loss = -gain - self._entropy * scores.entropy[:count].mean()
+        loss = torch.zeros(())
+        if episodes:
+            gain = (self._advantages(episodes) * scores.log_prob[:count]).mean()
+            loss = -gain - self._entropy * scores.entropy[:count].mean()
         if elites:
             weights = torch.exp(-torch.arange(len(elites)) / s.elite_scale)
             loss = loss - s.imitation * (weights / weights.sum() * scores.log_prob[count:]).sum()
