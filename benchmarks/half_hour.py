@@ -129,11 +129,8 @@ def compare(ready: Prepared, folder: Path, test: Path, budgets: Sequence[float |
     runners = {"ours": Dispatcher(folder)}
     sizes = {"static": ready.graph.to_model().ByteSize(), "INT8": whole.stat().st_size, "ours": folder_bytes(folder)}
     try:
-        if not in_int8.exists():
-            requantize(
-                folder, in_int8, Requantization("int8", ONE_THREAD),
-                dataset=ready.dataset, static=StaticModel(ready.graph, ONE_THREAD), note=reporter.note,
-            )  # fmt: skip
+        asked, static = Requantization("int8", ONE_THREAD, force=True), StaticModel(ready.graph, ONE_THREAD)
+        requantize(folder, in_int8, asked, dataset=ready.dataset, static=static, note=reporter.note)
         runners["ours in INT8"], sizes["ours in INT8"] = Dispatcher(in_int8), folder_bytes(in_int8)
     except S2DError as error:
         reporter.note(f"the stages in INT8 were not measured: {error}")

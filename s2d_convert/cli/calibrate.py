@@ -46,7 +46,8 @@ DEFAULTS = {f.name: f.default for f in fields(CalibrateOptions)}
     "--budget",
     type=float,
     default=DEFAULTS["budget"],
-    help="The new default budget. [default: the one before; with --max-drop the cheapest that keeps the promise]",
+    help="The new default budget. [default: the one before, or if the conversion had none the fastest within its --max-loss; "
+    "with --max-drop the cheapest that keeps the promise]",
 )
 @STRICT
 @PROMISE

@@ -17,15 +17,14 @@ from s2d_runtime import Manifest, leaves
 
 from s2d_convert.base.arrays import Array, slices
 from s2d_convert.base.sessions import ONE_THREAD, Running, make_session, run_stages
-from s2d_convert.calibration.careful import bounded_policies, careful_policies
-from s2d_convert.calibration.policies import Chosen, Scores, budget_policies, fit_temperatures
+from s2d_convert.calibration.policies import Scores, fit_temperatures
 from s2d_convert.conversion.prepare import static_logits
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.errors import ModelError, OutputError
 from s2d_convert.exporting.folder import PLAN, TRACE, FolderWriter, new_folder, read_stages, with_stages
 from s2d_convert.exporting.measure import Measured, measure
-from s2d_convert.exporting.provenance import Origin
 from s2d_convert.exporting.quantize import check_runs, float16_stage, int8_stage, set_temperature
+from s2d_convert.exporting.renewal import chosen_again
 from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.exporting.timing import machine, path_costs
 from s2d_convert.frontend.reference import StaticModel
@@ -93,7 +92,8 @@ def requantize(
     with new_folder(out, draft, models, running=asked.running, force=asked.force) as writer:
 
         def deliver(cost: Costs) -> Measured:
-            writer.calibrate(_chosen_again(writer.manifest, scores, cost=cost), cost)
+            made_up = dataset.kind == "made-up"
+            writer.calibrate(chosen_again(writer.manifest, scores, temperatures, cost=cost, made_up=made_up), cost)
             with writer.dispatcher() as runner:
                 return measure(runner, static, dataset.test, running=asked.running)
 
@@ -241,11 +241,3 @@ def _costs(writer: FolderWriter, static: StaticModel, images: Images) -> Costs:
     timed = np.ascontiguousarray(images.batch(np.arange(writer.running.batch) % len(images)))
     with writer.dispatcher() as runner:
         return path_costs(runner, static, timed).per_stage
-
-
-def _chosen_again(manifest: Manifest, scores: Scores, *, cost: Sequence[float]) -> Chosen:
-    temperatures, budget = [stage.temperature for stage in manifest.stages], manifest.default_budget
-    if not Origin.of(manifest).exact:
-        return budget_policies(scores, temperatures, cost=cost, budget=budget)
-    choose = careful_policies if manifest.data == "made-up" else bounded_policies
-    return choose(scores, temperatures, cost=cost, budget=budget if budget < 1 else None)  # 1: nothing faster was found

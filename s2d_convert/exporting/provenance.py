@@ -29,13 +29,19 @@ HASHED_BYTES = 2**20  # read at once
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of a conversion that a manifest records. `mode` None: the usual one; missing: there were no modes."""
+    """The options of a conversion that a manifest records. `mode` None: the usual one; missing: there were no modes.
+
+    `max_loss` is recorded since a budget may be left out; `max_drop` is that of a promise.
+    """
 
     size: tuple[int, ...] | None = None
     output: str | None = None
     data: str | None = None
     seed: int = 0
     mode: str | None = "train"
+    budget: float | None = None
+    max_loss: float | None = None
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         _check_size("provenance.options.size", self.size)
@@ -45,6 +51,11 @@ class _Options:
     def exact(self) -> bool:
         """Whether the conversion was in exact mode, which is the usual one without data."""
         return self.mode == "exact" or (self.mode is None and not self.data)
+
+    @property
+    def loss(self) -> float | None:
+        """The loss within which the folder was to be as fast as possible, None for one with a budget or a promise."""
+        return self.max_loss if self.budget is None and self.max_drop is None else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,8 @@ class Origin:
     """The static model as the manifest records it, with None and 0 for what is not recorded.
 
     Its file and hash; the requested image size (H, W) and output; its multiply-accumulates per image and its parameters;
-    the data and seed of the conversion, and whether it was in exact mode.
+    the data and seed of the conversion, whether it was in exact mode, and the loss within which it was to be as fast as possible
+    (None: a budget or a promise was asked for).
     """
 
     model: str | None
@@ -87,6 +99,7 @@ class Origin:
     data: str | None
     seed: int
     exact: bool = False
+    loss: float | None = None
 
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
@@ -107,6 +120,7 @@ class Origin:
             data=options.data,
             seed=options.seed,
             exact=options.exact,
+            loss=options.loss,
         )
 
     def find(self, asked: Path | None, folder: Path) -> Path:

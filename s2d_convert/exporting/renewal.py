@@ -17,15 +17,46 @@ from pathlib import Path
 
 import onnx
 from s2d_runtime import DispatcherError, Manifest, Stage
+from s2d_runtime.policies import MAX_LOSS
 
 from s2d_convert.base.files import write_bytes
 from s2d_convert.base.sessions import Running
+from s2d_convert.calibration.careful import bounded_policies, careful_policies
+from s2d_convert.calibration.policies import Chosen, Scores, accurate_policies, budget_policies
 from s2d_convert.errors import OutputError
 from s2d_convert.exporting.folder import CARD, MANIFEST, REPORT, FolderWriter, read_stage, with_stages
+from s2d_convert.exporting.provenance import Origin
 from s2d_convert.exporting.quantize import set_temperature
 
 UNDO = "undo"
 RENEWED_FILE = re.compile(r"stage\d+\.[0-9a-f]{12}\.onnx")  # stage files that a calibration wrote
+
+
+def chosen_again(
+    manifest: Manifest,
+    scores: Scores,
+    temperatures: Sequence[float],
+    *,
+    cost: Sequence[float],
+    budget: float | None = None,
+    made_up: bool = False,
+) -> Chosen:
+    """Return policies as the conversion of this folder chose them, from other scores or costs.
+
+    The default is that of `budget`. None: where the conversion had none either, the fastest policy that loses no more than was
+    allowed then, else the budget that the folder has. made_up: the scores are from made-up images.
+    """
+    origin = Origin.of(manifest)
+    if budget is None and origin.loss is None:
+        budget = manifest.default_budget
+    loss = MAX_LOSS if origin.loss is None else origin.loss
+    if origin.exact:
+        choose = careful_policies if made_up else bounded_policies
+        asked = None if budget == 1 else budget  # 1: nothing faster was found
+        return choose(scores, temperatures, cost=cost, budget=asked, max_loss=loss)
+    if budget is None:
+        return accurate_policies(scores, temperatures, cost=cost, max_loss=loss)
+    return budget_policies(scores, temperatures, cost=cost, budget=budget)
 
 
 @contextmanager

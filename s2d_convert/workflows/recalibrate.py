@@ -13,13 +13,11 @@ import numpy as np
 from s2d_runtime import Dispatcher, Manifest
 
 from s2d_convert.base.sessions import RunningOptions
-from s2d_convert.calibration.careful import bounded_policies
 from s2d_convert.calibration.chance import few_images
 from s2d_convert.calibration.policies import (
     Chosen,
     Divided,
     Scores,
-    budget_policies,
     check_kind,
     fit_temperatures,
     promised_policies,
@@ -36,7 +34,7 @@ from s2d_convert.errors import ModelError, UsageError
 from s2d_convert.exporting.folder import TRACE, FolderWriter, read_stages
 from s2d_convert.exporting.measure import Measured, measure
 from s2d_convert.exporting.provenance import Origin, recorded_names, recorded_preprocess
-from s2d_convert.exporting.renewal import renewed_folder
+from s2d_convert.exporting.renewal import chosen_again, renewed_folder
 from s2d_convert.exporting.steady import Costs, steadily
 from s2d_convert.exporting.timing import machine, path_costs
 from s2d_convert.frontend.reference import StaticModel
@@ -49,7 +47,8 @@ FIT_SHARE = 0.2  # images for temperatures and the order of policies; a promise 
 
 @dataclass(frozen=True)
 class CalibrateOptions(RunningOptions):
-    """The options of `s2d calibrate`. `budget` None: the folder's default, or with `max_drop` the cheapest that keeps it."""
+    """The options of `s2d calibrate`. `budget` None: the folder's default (or, where the conversion had no budget, the fastest
+    within its loss), or with `max_drop` the cheapest that keeps it."""
 
     folder: Path
     data: Path
@@ -199,12 +198,8 @@ def _divided(scores: Scores, options: CalibrateOptions) -> Divided:
 def _choose(
     scores: Divided, temperatures: tuple[float, ...], *, cost: Costs, options: CalibrateOptions, before: Manifest
 ) -> Chosen:
-    budget = before.default_budget
-    if options.risk_bound is None and Origin.of(before).exact:
-        asked = options.budget or (budget if budget < 1 else None)  # 1: nothing faster was found then
-        return bounded_policies(scores.fit, temperatures, cost=cost, budget=asked)
     if options.risk_bound is None:
-        return budget_policies(scores.fit, temperatures, cost=cost, budget=options.budget or budget)
+        return chosen_again(before, scores.fit, temperatures, cost=cost, budget=options.budget)
     return promised_policies(scores, temperatures, cost=cost, risk_bound=options.risk_bound, budget=options.budget)
 
 

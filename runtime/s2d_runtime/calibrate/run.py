@@ -109,7 +109,7 @@ def choose(manifest: Manifest, said: Answers, *, cost: Sequence[float], options:
     loss = options.max_loss if options.max_loss is not None or options.budget else _recorded_loss(manifest.provenance)
     if _exact(manifest.provenance):
         before = manifest.default_budget
-        asked = options.budget or (before if before < 1 and options.max_loss is None else None)
+        asked = options.budget or (before if before < 1 and loss is None else None)
         loss = MAX_LOSS if loss is None else loss
         row, default = bounded_row(confidence, correct, static, cost=cost, budget=asked, max_loss=loss)
     elif loss is not None:
