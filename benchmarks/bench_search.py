@@ -26,7 +26,7 @@ from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
 from s2d_convert.exporting.provenance import model_sha256
 from s2d_convert.exporting.timing import machine
-from s2d_convert.plans.decisions import Actions, Space
+from s2d_convert.plans.decisions import Actions, neighbour
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.allocation import allocated
@@ -56,18 +56,6 @@ def neighbour_search(
         parent = elites[rng.choice(len(elites), p=weights / weights.sum())]
         book.visit_if_open(neighbour(space, parent.actions, rng))
     return book.result()
-
-
-def neighbour(space: Space[Any], actions: Actions, rng: np.random.Generator) -> Actions:
-    """Draw one or two decisions of a sequence anew, evenly among the allowed options, and later ones that no longer are
-    allowed."""
-    drawn = rng.choice(len(actions), size=min(len(actions), int(rng.integers(1, 3))), replace=False)
-    near: Actions = ()
-    for index, action in enumerate(actions):
-        allowed = np.flatnonzero(space.allowed(near))
-        kept = index not in drawn and action in allowed
-        near = (*near, action if kept else int(rng.choice(allowed)))
-    return near
 
 
 def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:

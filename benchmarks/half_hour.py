@@ -81,7 +81,7 @@ def third_party(name: str, rendered: Path) -> Given:
     folder = rendered / network.rendered
     return Given(
         name,
-        network.about,
+        ", ".join(network.about.split(", ")[:2]),
         f"drawn {network.rendered}",
         (fetch(network),),
         folder / "train.npz",

@@ -37,6 +37,18 @@ def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
     return actions
 
 
+def neighbour(space: Space[Any], actions: Actions, rng: np.random.Generator) -> Actions:
+    """Draw one or two decisions of a sequence anew, evenly among the allowed options, and later ones that no longer are
+    allowed."""
+    drawn = rng.choice(len(actions), size=min(len(actions), int(rng.integers(1, 3))), replace=False)
+    near: Actions = ()
+    for index, action in enumerate(actions):
+        allowed = np.flatnonzero(space.allowed(near))
+        kept = index not in drawn and action in allowed
+        near = (*near, action if kept else int(rng.choice(allowed)))
+    return near
+
+
 def checked(space: Space[Any], actions: Sequence[int]) -> Actions:
     """Return the sequence as a tuple of ints. Raises ValueError if a decision is not allowed."""
     sequence = tuple(int(a) for a in actions)

@@ -1,7 +1,8 @@
 """The search by a learning controller: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
 
 An evaluation takes about a second, so about a hundred must suffice. To learn from so few, the controller also imitates the
-best plans so far (self-imitation: Oh et al., ICML 2018), first of all those that the search starts from.
+best plans so far (self-imitation: Oh et al., ICML 2018), first of all those that the search starts from, and a quarter of the
+proposals are neighbours of these plans: where good plans are rare, a step from one of them is a better guess.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2d_convert.plans.decisions import Actions, Allowed, PlanT, Space, checked
+from s2d_convert.plans.decisions import Actions, Allowed, PlanT, Space, checked, neighbour
 from s2d_convert.search.base import GIVE_UP, Book, Evaluate, Hooks, SearchResult, Trial
 from s2d_convert.search.controller import LSTMController
 
@@ -27,13 +28,15 @@ class Settings:
     `explore` is the probability that a decision is drawn uniformly; it falls to `explore_end` over the run.
     `baseline_decay` is the decay of the moving averages of the reward and its variance. The `elites` best plans are
     imitated with weights ``exp(-rank / elite_scale)``. These fall steeply, because with even weights mediocre plans would
-    count as much as the best for most of a short run. After `patience` repeats in a row exploration rises; after `give_up`
+    count as much as the best for most of a short run. In every round the controller draws `batch` sequences, and `neighbours`
+    more are changed elites, drawn by the same weights. After `patience` repeats in a row exploration rises; after `give_up`
     repeats the space is enumerated. The `warm_start` sequences are evaluated first and count; those that stay among the best
     are imitated, at first for `lessons` updates, without which the first proposals would be drawn evenly.
     """
 
     hidden: int = 64
-    batch: int = 4
+    batch: int = 3
+    neighbours: int = 1
     lessons: int = 6
     learning_rate: float = 0.01
     clip: float = 1.0
@@ -73,12 +76,17 @@ def reinforce(
     for _ in range(settings.lessons if first and settings.imitation else 0):
         learner.learn([], book, explore=settings.explore)
     while not book.closed:
-        explore = learner.exploration(book)
-        proposals = learner.propose(explore) if book.stale < learner.settings.give_up else book.unmet()
+        explore, near = learner.exploration(book), list[Actions]()
+        if book.stale < settings.give_up:
+            proposals, near = learner.propose(explore), learner.neighbours(book)
+        else:
+            proposals = book.unmet()
         if not proposals:
             break
-        book.look_ahead(proposals)
+        book.look_ahead([*proposals, *near])
         episodes = [t for t in map(book.visit_if_open, proposals) if t is not None]
+        for actions in near:
+            book.visit_if_open(actions)
         learner.learn(episodes, book, explore=explore)
     return book.result()
 
@@ -87,7 +95,8 @@ class _Learner:
     """The controller with its optimizer and its moving averages."""
 
     def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
-        self.settings = settings
+        self.space, self.settings = space, settings
+        self._rng = np.random.default_rng(seed)
         self.controller = LSTMController(space.sizes, hidden=settings.hidden, seed=seed)
         self.allowed: Allowed = lru_cache(maxsize=2**16)(space.allowed)
         self._generator = torch.Generator().manual_seed(seed)
@@ -110,6 +119,15 @@ class _Learner:
                 self.allowed, generator=self._generator, count=self.settings.batch, explore=explore
             )
         return drawn.actions
+
+    def neighbours(self, book: Book[Any]) -> list[Actions]:
+        """Draw neighbours of the best plans so far."""
+        elites = book.elites(self.settings.elites)
+        if not elites:
+            return []
+        weights = np.exp(-np.arange(len(elites)) / self.settings.elite_scale)
+        parents = self._rng.choice(len(elites), size=self.settings.neighbours, p=weights / weights.sum())
+        return [neighbour(self.space, elites[i].actions, self._rng) for i in parents]
 
     def learn(self, episodes: Sequence[Trial[Any]], book: Book[Any], *, explore: float) -> None:
         """Update the controller once: towards episodes above the moving average, if there are any, and towards the best plans.
