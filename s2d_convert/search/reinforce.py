@@ -1,8 +1,9 @@
 """The search by a learning controller: REINFORCE (Williams, 1992) with an LSTM as in S2DNAS (Yuan et al., ECCV 2020).
 
 An evaluation takes about a second, so about a hundred must suffice. To learn from so few, the controller also imitates the
-best plans so far (self-imitation: Oh et al., ICML 2018), first of all those that the search starts from, and a quarter of the
-proposals are neighbours of these plans: where good plans are rare, a step from one of them is a better guess.
+best plans so far (self-imitation: Oh et al., ICML 2018), first of all those that the search starts from. It shares the
+proposals with neighbours of these plans, by how often either finds one that joins them: where good plans are rare, a step
+from one of them is the better guess.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from s2d_convert.plans.decisions import Actions, Allowed, PlanT, Space, checked,
 from s2d_convert.search.base import GIVE_UP, Book, Evaluate, Hooks, SearchResult, Trial
 from s2d_convert.search.controller import LSTMController
 
+CONTROLLER, NEIGHBOURS = 0, 1  # where a proposal comes from
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,15 +31,14 @@ class Settings:
     `explore` is the probability that a decision is drawn uniformly; it falls to `explore_end` over the run.
     `baseline_decay` is the decay of the moving averages of the reward and its variance. The `elites` best plans are
     imitated with weights ``exp(-rank / elite_scale)``. These fall steeply, because with even weights mediocre plans would
-    count as much as the best for most of a short run. In every round the controller draws `batch` sequences, and `neighbours`
-    more are changed elites, drawn by the same weights. After `patience` repeats in a row exploration rises; after `give_up`
-    repeats the space is enumerated. The `warm_start` sequences are evaluated first and count; those that stay among the best
-    are imitated, at first for `lessons` updates, without which the first proposals would be drawn evenly.
+    count as much as the best for most of a short run. A round has `batch` proposals: sequences that the controller draws, and
+    changed elites (drawn by the same weights), at least one of each. After `patience` repeats in a row exploration rises; after
+    `give_up` repeats the space is enumerated. The `warm_start` sequences are evaluated first and count; those that stay among
+    the best are imitated, at first for `lessons` updates, without which the first proposals would be drawn evenly.
     """
 
     hidden: int = 64
-    batch: int = 3
-    neighbours: int = 1
+    batch: int = 4
     lessons: int = 6
     learning_rate: float = 0.01
     clip: float = 1.0
@@ -78,15 +80,15 @@ def reinforce(
     while not book.closed:
         explore, near = learner.exploration(book), list[Actions]()
         if book.stale < settings.give_up:
-            proposals, near = learner.propose(explore), learner.neighbours(book)
+            near = learner.neighbours(book)
+            proposals = learner.propose(explore, count=settings.batch - len(near))
         else:
             proposals = book.unmet()
         if not proposals:
             break
         book.look_ahead([*proposals, *near])
-        episodes = [t for t in map(book.visit_if_open, proposals) if t is not None]
-        for actions in near:
-            book.visit_if_open(actions)
+        episodes = learner.visit(book, proposals, CONTROLLER)
+        learner.visit(book, near, NEIGHBOURS)
         learner.learn(episodes, book, explore=explore)
     return book.result()
 
@@ -97,6 +99,7 @@ class _Learner:
     def __init__(self, space: Space[Any], settings: Settings, seed: int) -> None:
         self.space, self.settings = space, settings
         self._rng = np.random.default_rng(seed)
+        self._tried, self._joined = np.zeros(2), np.zeros(2)  # by the controller, and as neighbours
         self.controller = LSTMController(space.sizes, hidden=settings.hidden, seed=seed)
         self.allowed: Allowed = lru_cache(maxsize=2**16)(space.allowed)
         self._generator = torch.Generator().manual_seed(seed)
@@ -112,22 +115,31 @@ class _Learner:
         stuck = max(0, book.stale - s.patience) / max(1, s.give_up - s.patience)
         return min(1.0, usual + stuck)
 
-    def propose(self, explore: float) -> Sequence[Actions]:
-        """Draw a batch of sequences from the controller."""
+    def propose(self, explore: float, *, count: int) -> Sequence[Actions]:
+        """Draw sequences from the controller."""
         with torch.no_grad():
-            drawn = self.controller.sample(
-                self.allowed, generator=self._generator, count=self.settings.batch, explore=explore
-            )
+            drawn = self.controller.sample(self.allowed, generator=self._generator, count=count, explore=explore)
         return drawn.actions
 
     def neighbours(self, book: Book[Any]) -> list[Actions]:
-        """Draw neighbours of the best plans so far."""
+        """Draw neighbours of the best plans so far, as many as they deserve; none before there are any plans."""
         elites = book.elites(self.settings.elites)
         if not elites:
             return []
+        rates = (self._joined + 1) / (self._tried + 2)
+        share = float(rates[NEIGHBOURS] / rates.sum())
+        count = min(max(1, round(share * self.settings.batch)), self.settings.batch - 1)
         weights = np.exp(-np.arange(len(elites)) / self.settings.elite_scale)
-        parents = self._rng.choice(len(elites), size=self.settings.neighbours, p=weights / weights.sum())
+        parents = self._rng.choice(len(elites), size=count, p=weights / weights.sum())
         return [neighbour(self.space, elites[i].actions, self._rng) for i in parents]
+
+    def visit(self, book: Book[PlanT], proposals: Sequence[Actions], source: int) -> list[Trial[PlanT]]:
+        """Evaluate proposals, and count those that join the best plans."""
+        trials = [trial for trial in map(book.visit_if_open, proposals) if trial is not None]
+        best = {trial.plan for trial in book.elites(self.settings.elites)}
+        self._tried[source] += len(trials)
+        self._joined[source] += sum(trial.plan in best and not trial.repeated for trial in trials)
+        return trials
 
     def learn(self, episodes: Sequence[Trial[Any]], book: Book[Any], *, explore: float) -> None:
         """Update the controller once: towards episodes above the moving average, if there are any, and towards the best plans.

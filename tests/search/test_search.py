@@ -297,7 +297,7 @@ def test_a_collapsed_policy_explores_again() -> None:
     hasty = Settings(learning_rate=1.0, explore=0.0, explore_end=0.0, entropy=0.0)
     found = reinforce(problem, problem.evaluate, evaluations=40, seed=0, settings=hasty)
     assert len({t.plan for t in found.trials}) == 40
-    assert len(found.trials) > 60  # it did collapse
+    assert len(found.trials) > 40  # it did collapse; neighbours of its plans are new now and then
 
 
 def test_a_small_optimum_is_found() -> None:
@@ -328,7 +328,7 @@ def test_learning_beats_chance(make: Callable[[int], Knapsack | Network], evalua
 
 @pytest.mark.parametrize(
     ("make", "least"),
-    [(lambda seed: Knapsack(seed, decisions=24, options=4), 0.8), (Network, 0.2)],
+    [(lambda seed: Knapsack(seed, decisions=24, options=4), 0.5), (Network, 0.15)],
     ids=["knapsack", "network"],
 )
 def test_learning_beats_what_it_starts_from(make: Callable[[int], Knapsack | Network], least: float) -> None:
@@ -343,6 +343,20 @@ def test_learning_beats_what_it_starts_from(make: Callable[[int], Knapsack | Net
         learned = reinforce(problem, problem.evaluate, evaluations=60, seed=seed, settings=settings)
         ahead.append((learned.best.evaluation.reward - rewards.max()) / np.std(rewards))
     assert np.mean(ahead) > least
+
+
+def test_proposals_go_to_whom_finds_better_plans() -> None:
+    """Where every other decision ruins a plan, only neighbours of the best find better ones, and get most proposals."""
+
+    def evaluate(plan: Actions) -> Evaluation:
+        wrong = sum(action > 1 for action in plan)
+        return Evaluation(1.0, 1.0, -10.0 * wrong + sum(action == 1 for action in plan))
+
+    space = Free(*[8] * 24)
+    found = reinforce(space, evaluate, evaluations=80, seed=0, settings=Settings(warm_start=((0,) * 24,)))
+    changed = [sum(a != b for a, b in zip(t.actions, found.best.actions, strict=True)) for t in found.trials[40:]]
+    assert found.best.evaluation.reward > 1
+    assert np.mean(np.array(changed) <= 12) > 0.6
 
 
 def test_what_cannot_be_searched_is_named() -> None:
