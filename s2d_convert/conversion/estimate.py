@@ -32,7 +32,7 @@ from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
 from s2d_convert.search.allocation import allocated, pairs_of
 from s2d_convert.search.base import Evaluation
-from s2d_convert.training.reconstruction import Settings
+from s2d_convert.training.reconstruction import MAX_COLUMNS, Settings
 from s2d_convert.training.settings import TrainSettings
 
 STEP = 4.0  # forward and backward in torch, relative to onnxruntime's forward pass of as much work
@@ -40,6 +40,7 @@ FIRST_CHAIN = 0.5  # of the static model's work
 SOLVE, SOLVED_NODE = 3.0, 0.005  # passes of the images through the static model on one thread, and seconds per node
 PREPARING = 12.0  # statistics and allocation, relative to a rough solve
 FULL_SOLVE = 5.0  # relative to a rough one
+GRAMS = 4  # float64 matrices of the widest layer at a time
 MEASURING = 0.6  # seconds for the latency of a candidate
 CONTENDERS = 6  # in the finals, about
 METHODS = 3  # of search, where the baselines run too
@@ -103,12 +104,15 @@ def _by_effort(job: Job) -> dict[str, float]:
 
 
 def memory_bytes(job: Job) -> int:
-    """Return about how much memory the conversion will take: what was taken so far, and the values that a full solve keeps."""
+    """Return about how much memory the conversion will take: what was taken so far, the values that a full solve keeps, and the
+    Gram matrices of its widest layer."""
     unit = 1 if sys.platform == "darwin" else 1024
     graph, images = job.ready.graph, min(1000, len(job.ready.dataset.train))
     largest = max(4 * math.prod(shape) for shape in graph.shapes.values())
     kept = Settings.values_bytes + Settings.targets_bytes
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + min(kept, 4 * largest * images)
+    columns = [weight[0].size for weight, _ in job.ready.weights.mix.values()]
+    grams = GRAMS * 8 * max((count for count in columns if count <= MAX_COLUMNS), default=0) ** 2
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + min(kept, 4 * largest * images) + grams
 
 
 @dataclass(frozen=True)
