@@ -47,7 +47,7 @@ def headline(records: Records) -> str:
         cells = [_short(records[key], bold=i in OWN) if key else "-" for i, key in enumerate(keys)]
         known = first.network.accuracy is not None
         static = f"{rounded(first.network.accuracy, 1)} %" if known else "(agreement with it)"
-        rows.append([f"{first.network.name} ({first.network.data})", static, *cells])
+        rows.append([f"{first.network.name}, {first.network.data.partition(' (')[0]}", static, *cells])
     heads = ["network", "static model", "in stages", "pruned (torch-pruning)", "INT8", "stages in INT8"]
     return _table(heads, rows)
 
@@ -97,7 +97,15 @@ def half_hour(records: Records) -> str:
         given = f"{run.images:,}, " + ("labelled" if run.labels else "no labels")
         seeds = f", {run.seeds} networks" if run.seeds > 1 else ""
         cells = [_kept(records.get(f"{file}/{method}")) for method in ("ours", "int8-static", "int8-ours")]
-        rows.append([network.name + seeds, given, f"{run.minutes:g} min, {run.gigabytes:g} GB", *cells, _worst(ours)])
+        rows.append(
+            [
+                f"{network.name}, {network.data}{seeds}",
+                given,
+                f"{run.minutes:g} min, {run.gigabytes:g} GB",
+                *cells,
+                _worst(ours),
+            ]
+        )
     heads = ["network", "images given", "took", "in stages", "INT8", "stages in INT8", "worst (in stages)"]
     return _table(heads, rows)
 
