@@ -52,7 +52,7 @@ def neighbour_search(
         book.visit_if_open(actions)
     while not book.closed and book.stale < GIVE_UP:
         elites = book.elites(Settings.elites)
-        weights = np.exp(-np.arange(len(elites)) / Settings.elite_scale)
+        weights = np.exp(-np.arange(len(elites)) / Settings.parent_scale)
         parent = elites[rng.choice(len(elites), p=weights / weights.sum())]
         book.visit_if_open(neighbour(space, parent.actions, rng))
     return book.result()

@@ -38,12 +38,15 @@ def random_actions(space: Space[Any], rng: np.random.Generator) -> Actions:
 
 
 def neighbour(space: Space[Any], actions: Actions, rng: np.random.Generator) -> Actions:
-    """Draw one or two decisions of a sequence anew, evenly among the allowed options, and later ones that no longer are
-    allowed."""
+    """Change one or two decisions of a sequence, half of them by one step (most options are ordered), the others evenly; later
+    ones that no longer are allowed are drawn anew."""
     drawn = rng.choice(len(actions), size=min(len(actions), int(rng.integers(1, 3))), replace=False)
     near: Actions = ()
     for index, action in enumerate(actions):
         allowed = np.flatnonzero(space.allowed(near))
+        if index in drawn:
+            steps = allowed[np.abs(allowed - action) == 1]
+            allowed = steps if len(steps) and rng.random() < 0.5 else allowed
         kept = index not in drawn and action in allowed
         near = (*near, action if kept else int(rng.choice(allowed)))
     return near

@@ -32,9 +32,10 @@ class Settings:
     `baseline_decay` is the decay of the moving averages of the reward and its variance. The `elites` best plans are
     imitated with weights ``exp(-rank / elite_scale)``. These fall steeply, because with even weights mediocre plans would
     count as much as the best for most of a short run. A round has `batch` proposals: sequences that the controller draws, and
-    changed elites (drawn by the same weights), at least one of each. After `patience` repeats in a row exploration rises; after
-    `give_up` repeats the space is enumerated. The `warm_start` sequences are evaluated first and count; those that stay among
-    the best are imitated, at first for `lessons` updates, without which the first proposals would be drawn evenly.
+    changed elites (drawn with weights ``exp(-rank / parent_scale)``), at least one of each. After `patience` repeats in a row
+    exploration rises; after `give_up` repeats the space is enumerated. The `warm_start` sequences are evaluated first and
+    count; those that stay among the best are imitated, at first for `lessons` updates, without which the first proposals would be
+    drawn evenly.
     """
 
     hidden: int = 64
@@ -49,6 +50,7 @@ class Settings:
     baseline_decay: float = 0.8
     elites: int = 8
     elite_scale: float = 3.0
+    parent_scale: float = 1.0
     imitation: float = 1.0
     patience: int = 12
     give_up: int = GIVE_UP
@@ -129,7 +131,7 @@ class _Learner:
         rates = (self._joined + 1) / (self._tried + 2)
         share = float(rates[NEIGHBOURS] / rates.sum())
         count = min(max(1, round(share * self.settings.batch)), self.settings.batch - 1)
-        weights = np.exp(-np.arange(len(elites)) / self.settings.elite_scale)
+        weights = np.exp(-np.arange(len(elites)) / self.settings.parent_scale)
         parents = self._rng.choice(len(elites), size=count, p=weights / weights.sum())
         return [neighbour(self.space, elites[i].actions, self._rng) for i in parents]
 
