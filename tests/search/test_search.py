@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from s2d_convert.plans.decisions import Actions, random_actions
+from s2d_convert.plans.decisions import Actions, checked, neighbour, random_actions
 from s2d_convert.search.base import (
     Evaluation,
     Hooks,
@@ -347,6 +347,15 @@ def test_learning_beats_what_it_starts_from(make: Callable[[int], Knapsack | Net
         learned = reinforce(problem, problem.evaluate, evaluations=60, seed=seed, settings=settings)
         ahead.append((learned.best.evaluation.reward - rewards.max()) / np.std(rewards))
     assert np.mean(ahead) > least
+
+
+@given(spaces(), st.integers(0, 2**20))
+def test_a_neighbour_is_allowed_and_changes_two_decisions_at_most_where_all_are_free(space: Free, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    actions = random_actions(space, rng)
+    near = checked(space, neighbour(space, actions, rng))
+    if type(space) is Free:
+        assert sum(a != b for a, b in zip(actions, near, strict=True)) <= 2
 
 
 def test_proposals_go_to_whom_finds_better_plans() -> None:
