@@ -102,12 +102,16 @@ def test_what_is_missing_is_named(words: list[str], message: str, capsys: pytest
 
 def test_images_are_given_without_labels_where_the_user_has_none(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=np.arange(10), labels=np.arange(10))
-    base: Any = ("tiny", "net", "dots", (Path("m.onnx"),), tmp_path / "data.npz", tmp_path / "test.npz", {})
-    path = half_hour.some_images(half_hour.Given(*base, labels=False, count=4), tmp_path)
+
+    def given(*, labels: bool, count: int | None) -> half_hour.Given:
+        place = (tmp_path / "data.npz", tmp_path / "test.npz")
+        return half_hour.Given("tiny", "net", "dots", (Path("m.onnx"),), *place, {}, labels, count)
+
+    path = half_hour.some_images(given(labels=False, count=4), tmp_path)
     with np.load(path) as arrays:
         assert arrays.files == ["images"]
         assert arrays["images"].tolist() == [0, 1, 2, 3]
-    whole = half_hour.Given(*base, labels=True, count=None)
+    whole = given(labels=True, count=None)
     assert half_hour.some_images(whole, tmp_path) == tmp_path / "data.npz"
 
 
