@@ -249,7 +249,9 @@ def _quantized(folder: Any, given: Mapping[str, Any], *, quiet: bool) -> Quantiz
     line = LineReporter(quiet=quiet)
     try:
         line.step("quantize")
-        manifest, measured = quantize_folder(asked, note=line.note, warn=line.warn)
+        made = quantize_folder(asked, note=line.note, warn=line.warn)
+        if made.warning is not None:
+            line.warn(made.warning)
     finally:
         line.close()
-    return QuantizeResult(asked.out, manifest, measured, tuple(line.warnings))
+    return QuantizeResult(asked.out, made.manifest, made.measured, tuple(line.warnings), made.sentences)

@@ -180,12 +180,16 @@ class EvaluateResult(MeasuredResult):
     """What `evaluate` measured."""
 
 
+@dataclass(frozen=True, repr=False)
 class QuantizeResult(MeasuredResult):
-    """The folder in another arithmetic that `export` has written."""
+    """The folder in another arithmetic that `export` has written, and in `sentences` what it is worth."""
+
+    sentences: tuple[str, ...] = ()
 
     def parts(self) -> Iterable[RenderableType]:
         yield policy_table(self.manifest)
         yield from super().parts()
+        yield "\n".join(self.sentences)
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,6 +5,7 @@ One option chooses the format. TARGETS has, for each of them, the function that 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +30,7 @@ from s2d_convert.cli.options import (
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.cli.terminal import class_table, measured_table, policy_table
 from s2d_convert.conversion.options import check_budget
-from s2d_convert.errors import UsageError
+from s2d_convert.errors import EXIT_WORSE, UsageError
 from s2d_convert.exporting.folder import REPORT
 from s2d_convert.exporting.single import THRESHOLDS, Single, write_single
 from s2d_convert.exporting.triton import TritonOptions, write_repository, write_single_repository
@@ -131,20 +132,28 @@ def _single_lines(made: Single) -> Iterator[str]:
 
 
 def quantize(folder: Path, options: Options) -> tuple[str, ...]:
-    """Write a folder whose stages compute in INT8 or float16, and show its tables, for `--quantize KIND`."""
+    """Write a folder whose stages compute in INT8 or float16, and show its tables and what it is worth, for `--quantize KIND`.
+
+    Ends with exit code 10 where that is no better than the static model.
+    """
     for name in ("data", "out"):
         if options[name] is None:
             raise UsageError(f"--quantize {options['quantize']}: give --{name} too")
     reporter = TerminalReporter()
     asked = QuantizeOptions(folder, **{name: options[name] for name in ("quantize", *QUANTIZING)})
-    manifest, measured = quantize_folder(asked, note=reporter.note, warn=reporter.warn)
+    made = quantize_folder(asked, note=reporter.note, warn=reporter.warn)
     console = Console()
-    console.print(policy_table(manifest))
-    title = f"{options['out']} on {measured.images} unseen images ({manifest.data})"
-    console.print(measured_table(measured, title=title))
-    if (classes := class_table(measured)) is not None:
+    console.print(policy_table(made.manifest))
+    title = f"{options['out']} on {made.measured.images} unseen images ({made.manifest.data})"
+    console.print(measured_table(made.measured, title=title))
+    if (classes := class_table(made.measured)) is not None:
         console.print(classes)
-    return (f"Report: {options['out'] / REPORT}",)
+    if made.warning is not None:
+        reporter.warn(made.warning)
+    click.echo("\n".join([*made.sentences, f"Report: {options['out'] / REPORT}"]))
+    if made.worse:
+        sys.exit(EXIT_WORSE)
+    return ()
 
 
 QUANTIZING = frozenset(field.name for field in fields(QuantizeOptions)) - {"folder", "quantize"}

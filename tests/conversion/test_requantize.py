@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from text_nets import LABEL_NETS, chain, net, residual
 from tiny import Listener, ask, make_model, quadrants, turn_answers, use_tiny_effort
 
 from s2d_convert.calibration.thresholds import ALWAYS_LEAVES
+from s2d_convert.calibration.verdict import Outcome
 from s2d_convert.channels.analysis import AnalysedModel, analyse
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.requantize import (
@@ -47,7 +49,7 @@ from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.weights import ExitHead
 from s2d_convert.slicing.chain import store_as_float16
 from s2d_convert.slicing.split import split
-from s2d_convert.workflows.quantize_folder import QuantizeOptions, quantize_folder
+from s2d_convert.workflows.quantize_folder import QuantizeOptions, judged, quantize_folder
 from s2d_convert.workflows.split_model import SplitOptions, split_model
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -338,6 +340,7 @@ def test_an_exported_folder_in_another_arithmetic(
     assert code == 0, err
     assert "answers as before on" in err
     assert "mean latency" in printed
+    assert "of the static model's time on average" in printed
     manifest = check_whole(out, kind)
     with Dispatcher(place / "out") as before, Dispatcher(out) as after:
         old, new = read_stages(place / "out", before.manifest), read_stages(out, after.manifest)
@@ -364,6 +367,23 @@ def quantized(place: Path, out: Path, kind: str, quantizer: Quantizer) -> list[s
     options = QuantizeOptions(place / "out", kind, place / "data.npz", out)
     quantize_folder(options, note=notes.append, warn=notes.append, quantizers={kind: quantizer})
     return notes
+
+
+@pytest.mark.parametrize(
+    ("latency", "loss", "better_before"), [(0.9, 0.03, True), (0.9, 0.0, False), (0.4, 0.03, False), (1.1, 0.02, True)]
+)
+def test_the_end_says_where_the_float_folder_is_better(latency: float, loss: float, better_before: bool) -> None:
+    def manifest(latency: float, loss: float) -> Any:
+        outcome = Outcome(0.5, latency, 1.2, 0.9, loss, 0.001, (0.6, 0.4))
+        return SimpleNamespace(
+            measured={"outcomes": [asdict(outcome)]}, provenance={}, default_budget=0.5, target_name="accuracy"
+        )
+
+    measured: Any = None
+    made = judged(manifest(0.7, 0.01), manifest(latency, loss), measured)
+    assert ("keep that one" in made.sentences[-1]) is better_before
+    assert made.worse is (latency > 1)
+    assert "points of accuracy" in made.sentences[0]
 
 
 def test_a_stage_that_cannot_be_converted_leaves_nothing(place: Path, tmp_path: Path) -> None:
