@@ -14,6 +14,7 @@ LABELS = MappingProxyType(
     {
         "static": "`static`, against itself",
         "pruned": "`pruned` (torch-pruning)",
+        "isomorphic": "`isomorphic` (torch-pruning)",
         "width": "`width`, two linked stages",
     }
 )
@@ -123,17 +124,27 @@ def _kept(record: Record | None) -> str:
 
 def methods_resnet20(records: Records) -> str:
     """Return all methods on ResNet-20 at quick effort."""
+    return _methods([records[f"resnet20/{method}"] for method in METHODS_OF_RESNET20])
+
+
+def methods_fashion(records: Records) -> str:
+    """Return all methods on the ResNet-20 of Fashion-MNIST, the most accurate first."""
+    ranked = sorted(_of(records, "fashion-methods"), key=lambda r: (r.method != "static", -(r.accuracy or 0.0)))
+    return _methods(ranked)
+
+
+def _methods(chosen: Sequence[Record]) -> str:
+    """Return a table of methods on one network."""
     rows = []
-    for method in METHODS_OF_RESNET20:
-        record = records[f"resnet20/{method}"]
+    for record in chosen:
         seeds = ", three seeds" if record.run.seeds == 3 else ""
-        label = {**LABELS, "width": "`width`"}.get(method, f"`{method}`") + seeds
+        label = {**LABELS, "width": "`width`"}.get(record.method, f"`{record.method}`") + seeds
         gap = record.measured_to_predicted
         cells = [
-            _accuracy(record, to_static=method != "static"),
+            _accuracy(record, to_static=record.method != "static"),
             _latency(record),
             _worst(record),
-            f"{record.at_32x2:.3f}",
+            "" if record.at_32x2 is None else f"{record.at_32x2:.3f}",
         ]
         rows.append([label, *cells, _percent(record.leave_first), "" if gap is None else f"{gap:+.1f} %"])
     heads = ["method", "accuracy", "mean latency", "worst", "batch 32, 2 threads", "leave first"]
@@ -213,6 +224,7 @@ TABLES: Mapping[str, Callable[[Records], str]] = MappingProxyType(
         "policies": policies,
         "half-hour": half_hour,
         "methods-resnet20": methods_resnet20,
+        "methods-fashion": methods_fashion,
         "methods-wide": methods_wide,
         "int8": int8,
         "exact": exact,

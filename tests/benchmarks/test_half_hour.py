@@ -14,6 +14,7 @@ from benchmarks import half_hour
 from benchmarks.bench_ranking import Judged, correlations
 from benchmarks.picture_options import add_picture_options, picture_options, picture_words
 from benchmarks.published import RESULTS, results_text
+from benchmarks.records import results_file
 from benchmarks.third_party import NETWORKS
 
 
@@ -118,3 +119,34 @@ def test_images_are_given_without_labels_where_the_user_has_none(tmp_path: Path)
 def test_ranks_are_compared_before_and_after_training() -> None:
     found = [Judged(str(i), 0.5, solved=i, trained=i**2, promised=i, reached=-i) for i in range(5)]
     assert correlations(found) == pytest.approx({"agreement": 1.0, "reward": -1.0})
+
+
+def test_results_of_the_stand_become_records() -> None:
+    def result(method: str, accuracy: float, latency: float, **entry: Any) -> dict[str, Any]:
+        measured = {"accuracy": accuracy, "static_accuracy": 0.9, "images": 1000, "exit_share": [0.75, 0.25]}
+        timing = {"mean": latency, "worst": 1.2, "static_ms": 0.512}
+        told = {"method": method, "budget": None, "planned": None, "facts": {}, **entry}
+        return {"entry": told, "measured": {**measured, "latency": {"1x1": timing, "32x2": timing}}}
+
+    lines = [
+        result("static", 0.9, 1.0),
+        result("ours", 0.88, 0.5, budget=0.5, planned=0.5),
+        result("ours", 0.89, 0.7, budget=0.7, planned=0.5),
+    ]
+    about = {
+        "network": "a net",
+        "data": "dots",
+        "command": ["run"],
+        "machine": "A",
+        "trained_on": "A",
+        "images": 50,
+        "labels": True,
+        "note": "",
+    }
+    data = results_file({"results": lines, "options": {"settings": ["1x1", "32x2"]}}, about)
+    assert data["static"] == {"accuracy": 90.0, "milliseconds": [0.51]}
+    assert [row["name"] for row in data["rows"]] == ["static", "ours", "ours-0.7"]
+    own = data["rows"][1]
+    assert (own["accuracy"], own["latency"], own["at_32x2"], own["leave_first"]) == (88.0, [0.5], 0.5, 75)
+    assert data["runs"]["methods"]["seeds"] == 1
+    assert json.loads(results_text(data)) == data
