@@ -165,7 +165,9 @@ def test_a_font_knows_what_it_lacks() -> None:
 
 @pytest.mark.parametrize("network", third_party.NETWORKS, ids=lambda n: n.name)
 def test_the_options_say_what_the_package_does(network: third_party.Network) -> None:
-    told = dict(zip(*[iter(network.options())] * 2, strict=True))
+    words = network.options()
+    assert ("--no-flip" in words) is not network.flips
+    told = dict(zip(*[iter(w for w in words if w != "--no-flip")] * 2, strict=True))
     mean, std = ([float(v) for v in told[name].split(",")] for name in ("--mean", "--std"))
     asked = make_preprocess(
         told["--preprocess"],
