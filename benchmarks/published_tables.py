@@ -30,6 +30,7 @@ HEADLINES: tuple[tuple[str | None, ...], ...] = (
     ("open-nsfw/ours", None, "open-nsfw/int8-static", "open-nsfw/int8-ours"),
     ("text-direction/ours", None, "text-direction/int8-static", "text-direction/int8-ours"),
     ("fashion-resnet20/ours", None, "fashion-resnet20/int8-static", "fashion-resnet20/int8-ours"),
+    ("fashion-methods/ours", "fashion-methods/pruned", "fashion-methods/int8-static", "fashion-methods/int8-ours"),
     ("vgg16-bn/ours-0.35", "vgg16-bn/pruned-0.35", "vgg16-bn/int8-static", "vgg16-bn/int8-ours-0.35"),
     ("wrn-16-4/ours-0.35", "wrn-16-4/pruned-0.35", "wrn-16-4/int8-static", "wrn-16-4/int8-ours-0.35"),
     ("mobilenet-v2/ours-0.35", "mobilenet-v2/pruned-0.55", None, None),
