@@ -214,7 +214,8 @@ def test_reasons_stand_below_the_table_once() -> None:
 
 
 def test_every_rival_of_a_package_tells_when_it_is_missing() -> None:
-    needed = {"pruned": pruning, "isomorphic": pruning, "onnxsim": onnxsim_pruning, "onnxsim-tuned": onnxsim_pruning}
+    by_onnxsim = {"onnxsim": onnxsim_pruning, "onnxsim-tuned": onnxsim_pruning}
+    needed = {"pruned": pruning, "isomorphic": pruning, **by_onnxsim, "earlyon": earlyon_exits}
     assert {name for name, method in METHODS.items() if method.missing} == {
         name for name, module in needed.items() if not module.AVAILABLE
     }
