@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.picture_options import add_picture_options, picture_options
-from benchmarks.stand import BenchOptions, Stand
+from benchmarks.stand import BenchOptions, Stand, told
 from s2d_convert.base.files import write_json
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.context import Job
@@ -42,7 +42,8 @@ DECIDED = 0  # the seed of the plans that are drawn
 class Judged:
     """A plan before and after its training: agreement of the chain alone with the static model, and the reward of the search.
 
-    `promised` is the reward that the search gave, which counts on what training mends.
+    `solved` is from weights solved in full, which training starts from; `promised` is the reward that the search gave, from rough
+    solves, which counts on what training mends.
     """
 
     plan: str
@@ -77,8 +78,7 @@ def judge(job: Job, evaluate: Evaluator, conversion: Conversion, *, steps: int) 
         return float(task.agree(task.answers(logits), static).mean())
 
     promised, cost = evaluate(conversion).reward, evaluate.look(conversion).cost
-    rough = build_stages([ready.solver.chain(plan)])
-    solved = stage_logits(ready.graph, rough, judged.images)
+    solved = stage_logits(ready.graph, build_stages([ready.solver.chain(plan)]), judged.images)
     file = job.run.path / f"chain-{name}"
     try_out(job, plan, None, file, steps=steps)
     trained = stage_logits(ready.graph, build_stages([tried_out(job, plan, file)]), judged.images)
@@ -133,8 +133,7 @@ def main() -> None:
     for number, conversion in enumerate(plans_of(stand, job, args.plans), start=1):
         found.append(judge(job, evaluate, conversion, steps=args.steps))
         stand.reporter.note(f"{number}: {found[-1]}")
-    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    kept = {"options": told, "machine": machine(), "correlations": correlations(found)}
+    kept = {"options": told(args), "machine": machine(), "correlations": correlations(found)}
     write_json(args.out / "ranking.json", {**kept, "plans": [asdict(f) for f in found]})
     print(json.dumps(kept["correlations"]))
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.picture_options import add_picture_options, picture_options
-from benchmarks.stand import BenchOptions, Stand
+from benchmarks.stand import BenchOptions, Stand, told
 from s2d_convert.base.files import write_json
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.explore import ALLOCATED_SHARE, allocate, controller_search, with_slim_lasts
@@ -132,8 +132,7 @@ def main() -> None:
     stand = Stand(args.out, options, TerminalReporter(), own)
     total = args.evaluations or options.work.evaluations
     found = compare(stand, seeds=args.seeds, total=total)
-    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    write_json(args.out / "search.json", {"options": told, "machine": machine(), "rewards": found})
+    write_json(args.out / "search.json", {"options": told(args), "machine": machine(), "rewards": found})
     print(table(found, total))
 
 

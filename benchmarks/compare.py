@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.measuring import Setting, measured
 from benchmarks.methods import METHODS, at_other_budgets, is_folder, make_entry
 from benchmarks.picture_options import add_picture_options, picture_options
-from benchmarks.stand import BenchOptions, Entry, NotRun, Stand
+from benchmarks.stand import BenchOptions, Entry, NotRun, Stand, told
 from benchmarks.tables import markdown, plot, reasons, rows
 from s2d_convert.cli.progress import TerminalReporter
 from s2d_convert.conversion.finish import versions
@@ -94,11 +94,10 @@ def write_results(
     stand: Stand, results: list[dict[str, Any]], not_run: list[NotRun], args: argparse.Namespace, *, seconds: float
 ) -> None:
     """Write results.json, table.md and plot.png into the stand's folder."""
-    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     (stand.root / "results.json").write_text(
         json.dumps(
             {
-                "options": told,
+                "options": told(args),
                 "machine": machine(),
                 "versions": versions(),
                 "seconds": round(seconds),

@@ -34,7 +34,7 @@ from benchmarks.bench_int8 import Table, folder_bytes, rows_of
 from benchmarks.int8 import quantised
 from benchmarks.packages import BENCH, PackageError
 from benchmarks.picture_options import add_picture_options, picture_options, picture_words
-from benchmarks.published import results_text
+from benchmarks.published import accuracy_fields, results_text
 from benchmarks.third_party import NETWORKS, RENDERED, fetch
 from s2d_convert.base.files import write_json
 from s2d_convert.base.sessions import ONE_THREAD, make_session
@@ -222,9 +222,7 @@ def made_row(name: str, lines: Sequence[Mapping[str, Any]], images: int | None) 
     if first["budget"] is not None and len({line["budget"] for line in lines}) == 1:
         row["budget"] = first["budget"]
     if images is not None:
-        right = float(np.mean([line["right"] for line in lines]))
-        row |= {"accuracy": round(100 * right, 2)}
-        row |= {"standard_error": round(100 * (right * (1 - right) / images) ** 0.5, 2)}
+        row |= accuracy_fields(float(np.mean([line["right"] for line in lines])), images)
     row |= {"agreement": mean(lines, "agree", 2, 100), "latency": [mean(lines, "mean", 3)]}
     row |= {"worst": [mean(lines, "worst", 3)], "megabytes": mean(lines, "megabytes", 2)}
     row["quartiles"] = np.mean([line["apart"] for line in lines], axis=0).round(3).tolist()

@@ -108,6 +108,12 @@ def read_records(folder: Path = RESULTS) -> dict[str, Record]:
     return records
 
 
+def accuracy_fields(right: float, images: int) -> dict[str, float]:
+    """Return the accuracy and its standard error in percent, as rows have them, from the share of so many images."""
+    error = (right * (1 - right) / images) ** 0.5
+    return {"accuracy": round(100 * right, 2), "standard_error": round(100 * error, 2)}
+
+
 def results_text(data: Mapping[str, Any]) -> str:
     """Return the text of a results file, with one line per row."""
     rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in data["rows"])

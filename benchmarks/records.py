@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.published import results_text
+from benchmarks.published import accuracy_fields, results_text
 from benchmarks.tables import rows
 
 RUN = "methods"
@@ -41,10 +41,9 @@ def results_file(found: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str
 def row_of(line: Mapping[str, Any], images: int) -> dict[str, Any]:
     """Return a row of the file from a line of the table."""
     extra = line["planned"] != line["budget"]
-    right = line["accuracy"] / 100
     row = {"name": line["method"] + (f"-{line['budget']:g}" if extra else ""), "run": RUN, "method": line["method"]}
     row |= {key: value for key, value in (("searched_for", line["planned"]), ("budget", line["budget"])) if value}
-    row |= {"accuracy": round(100 * right, 2), "standard_error": round(100 * (right * (1 - right) / images) ** 0.5, 2)}
+    row |= accuracy_fields(line["accuracy"] / 100, images)
     row |= {"latency": [round(line["latency"], 3)], "worst": [round(line["worst"], 2)]}
     if OTHER in line["others"]:
         row["at_32x2"] = round(line["others"][OTHER], 3)

@@ -7,6 +7,7 @@ killed goes on.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -193,6 +194,11 @@ class Stand:
         """Write a JSON result whole."""
         (self.root / kind).mkdir(parents=True, exist_ok=True)
         write_json(self.root / kind / f"{name}.json", data)
+
+
+def told(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a command line as JSON has them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
 def stage_times(job: Job) -> Any:

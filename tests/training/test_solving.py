@@ -88,7 +88,6 @@ def test_what_was_released_is_made_again() -> None:
     solved.release()
     assert not {"_full", "_chains", "rough"} & set(vars(solved))
     assert solved.rough is not rough
-    again = solved.chain(plan)
     assert solved.rough.samples.count == rough.samples.count
     again = solved.chain(plan)
     assert again is not chain
