@@ -35,6 +35,7 @@ from s2d_convert.search.evaluate import Goal
 from s2d_convert.slicing.chain import Chain
 from s2d_convert.slicing.own_network import OwnNetwork
 from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
+from s2d_convert.training.lessons import Lessons, views_to_keep
 from s2d_convert.training.loop import exit_logits
 from s2d_convert.training.solving import Solver
 
@@ -166,6 +167,14 @@ class Job:
         if ready.table is not None:
             return 0.0, 0.0
         return dispatch_overhead(ready.model, ready.weights, timing_images(ready, running.batch), running)
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """The training images with the static model as teacher, for all trainings. On a GPU the teacher takes no time."""
+        ready = self.ready
+        answer_bytes = 4 * (ready.graph.classes + (ready.teacher.width or 0))
+        views = views_to_keep(len(ready.dataset.train), answer_bytes) if ready.device.type == "cpu" else None
+        return Lessons(ready.dataset.train, ready.teacher.say, self.options.seed + 1, views)
 
     @property
     def careful(self) -> bool:

@@ -19,7 +19,7 @@ import torch
 
 from s2d_convert.base.reporting import PlannedStep
 from s2d_convert.conversion.context import Job
-from s2d_convert.conversion.exact import HEAD_SECONDS, HEADS_UNTIL
+from s2d_convert.conversion.exact import HEAD_SECONDS, HEADS_UNTIL, most_rows
 from s2d_convert.conversion.explore import UNTIL as SEARCHED_UNTIL
 from s2d_convert.conversion.explore import allocate, make_evaluator
 from s2d_convert.conversion.finals import METHOD, ROUNDS
@@ -27,11 +27,12 @@ from s2d_convert.conversion.finals import UNTIL as PLAYED_UNTIL
 from s2d_convert.conversion.finish import Result
 from s2d_convert.conversion.options import FIRST, PLANS, ConvertOptions
 from s2d_convert.conversion.run_folder import CHOSEN, SECONDS
-from s2d_convert.conversion.training_steps import MOST_PASSES, TRAINED_UNTIL, finishing_seconds
+from s2d_convert.conversion.training_steps import MOST_PASSES, TRAINED_UNTIL, batch_size, finishing_seconds
 from s2d_convert.plans.plan import Conversion
-from s2d_convert.plans.space import PlanSpace
+from s2d_convert.plans.space import PlanSpace, depth_taps
 from s2d_convert.search.allocation import allocated, pairs_of
 from s2d_convert.search.base import Evaluation
+from s2d_convert.training.exit_heads import MAX_COPIES, row_bytes
 from s2d_convert.training.reconstruction import MAX_COLUMNS, Settings
 from s2d_convert.training.settings import TrainSettings
 
@@ -104,15 +105,34 @@ def _by_effort(job: Job) -> dict[str, float]:
 
 
 def memory_bytes(job: Job) -> int:
-    """Return about how much memory the conversion will take: what was taken so far, the values that a full solve keeps, and the
-    Gram matrices of its widest layer."""
+    """Return about how much memory the conversion will take: what was taken so far, and what its steps keep."""
     unit = 1 if sys.platform == "darwin" else 1024
+    steps = steps_ahead(job.options)
+    trains = _batch_bytes(job) if "fine-tune" in steps else 0
+    heads = _feature_bytes(job) if "heads" in steps else 0
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _solve_bytes(job) + max(trains, heads)
+
+
+def _solve_bytes(job: Job) -> int:
+    """Return the bytes of the values that a full solve keeps, and of the Gram matrices of its widest layer."""
     graph, images = job.ready.graph, min(1000, len(job.ready.dataset.train))
     largest = max(4 * math.prod(shape) for shape in graph.shapes.values())
     kept = Settings.values_bytes + Settings.targets_bytes
     columns = [weight[0].size for weight, _ in job.ready.weights.mix.values()]
     grams = GRAMS * 8 * max((count for count in columns if count <= MAX_COLUMNS), default=0) ** 2
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + min(kept, 4 * largest * images) + grams
+    return min(kept, 4 * largest * images) + grams
+
+
+def _batch_bytes(job: Job) -> int:
+    """Return the bytes of the values of a training step, which its backward pass needs together."""
+    return batch_size(job.ready) * job.ready.graph.image_bytes
+
+
+def _feature_bytes(job: Job) -> int:
+    """Return the bytes of the features from which exit heads learn."""
+    taps, images = depth_taps(job.ready.model), len(job.ready.dataset.train)
+    rows = min(most_rows(job, taps), MAX_COPIES * images)
+    return rows * row_bytes(job.ready.model, taps)
 
 
 @dataclass(frozen=True)

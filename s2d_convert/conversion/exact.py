@@ -49,7 +49,7 @@ from s2d_convert.plans.weights import ExitHead
 from s2d_convert.search.base import Evaluation, Trial, evaluation_from_json, trial_to_json
 from s2d_convert.slicing.chain import Chain, build_stages
 from s2d_convert.slicing.own_network import OwnNetwork
-from s2d_convert.training.exit_heads import MAX_COPIES, Copies, Extractor, Features, head_logits, train_heads
+from s2d_convert.training.exit_heads import MAX_COPIES, Copies, Extractor, Features, head_logits, row_bytes, train_heads
 from s2d_convert.training.settings import Progress
 
 DEPTH_METHOD = "depth"  # of trials of sets of exits in the trace
@@ -109,7 +109,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
 def _training_features(job: Job, extractor: Extractor) -> Features:
     """Return the features of the training images. If there are few, further augmented copies are added."""
     ready, options = job.ready, job.options
-    most = most_rows(job, extractor)
+    most = most_rows(job, extractor.taps)
     images = ready.dataset.train.take(slice(0, most))
     made_up = images.kind == "made-up"
     copies = 1 if made_up else max(1, min(MAX_COPIES, most // len(images)))
@@ -122,11 +122,11 @@ def _training_features(job: Job, extractor: Extractor) -> Features:
     return extractor.features(images, copies=augmented, store=job.run.path / FEATURES, report=show)
 
 
-def most_rows(job: Job, extractor: Extractor) -> int:
+def most_rows(job: Job, taps: Sequence[str]) -> int:
     """Return how many rows of features are computed: as many as the effort asks for, and time and memory allow."""
     seconds = min(HEAD_SECONDS, 0.5 * job.clock.left(HEADS_UNTIL))
     by_time = seconds * torch.get_num_threads() / (job.meter.measure([]).reference_ms / 1e3)
-    rows = min(job.options.work.head_images, by_time, HEAD_BYTES / extractor.row_bytes)
+    rows = min(job.options.work.head_images, by_time, HEAD_BYTES / row_bytes(job.ready.model, taps))
     return max(LEAST_ROWS, int(rows))
 
 

@@ -31,7 +31,7 @@ from s2d_convert.plans.assignment import Effective
 from s2d_convert.plans.plan import Plan
 from s2d_convert.slicing.chain import Chain, build_stages, chain_from_bytes, read_chain
 from s2d_convert.training.distillation import Hints
-from s2d_convert.training.lessons import EVAL_BATCH, Lessons, input_batches
+from s2d_convert.training.lessons import EVAL_BATCH, input_batches
 from s2d_convert.training.loop import Learner, exit_logits, save_state, train
 from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
 
@@ -84,15 +84,15 @@ def _load_finished(net: StagedNet, done: Path) -> bool:
     return done.exists()
 
 
-def _train(job: Job, training: _Training, *, settings: TrainSettings, seed: int, name: str | None = None) -> None:
+def _train(job: Job, training: _Training, *, settings: TrainSettings, name: str | None = None) -> None:
     """Train on the job's images with distillation, with progress and, under this name, a checkpoint; then measure the
     statistics of all norms anew."""
     ready, net = job.ready, training.net
-    teacher = ready.teacher
-    hints = None if teacher.width is None else Hints(net, teacher.width).to(ready.device)
+    width = ready.teacher.width
+    hints = None if width is None else Hints(net, width).to(ready.device)
     train(
         Learner(net, training.masks, hints),
-        Lessons(ready.dataset.train, teacher.say, seed),
+        job.lessons,
         settings=settings,
         checkpoint=None if name is None else job.run.checkpoint(name),
         on_step=_training_progress(job.reporter),
@@ -198,7 +198,7 @@ def _finetuned(job: Job, training: _Training) -> Tuned:
     right = _right_answers(job, training)
     settings = replace(_finetuning(job, training.passes, rate=training.rate), seconds=seconds_to_train(job))
     with _threads_for(training.net, settings.batch_size):
-        _train(job, training, settings=settings, seed=job.options.seed + 1, name="finetune")
+        _train(job, training, settings=settings, name="finetune")
     if _right_answers(job, training) < right:
         job.reporter.note(
             "training made the first stages worse on held-out images; they keep the weights from before it"
@@ -230,7 +230,7 @@ def try_out(job: Job, plan: Plan, before: Path | None, after: Path, *, steps: in
         settings = train_settings(job.ready, job.options, training.rate, 0.0, _trial_steps(job, training, steps))
         settings = replace(settings, seconds=seconds)
         with _threads_for(training.net, settings.batch_size):
-            _train(job, training, settings=settings, seed=job.options.seed + 2)
+            _train(job, training, settings=settings)
     if plan.stages == 1:
         write_bytes(after, compact(training.trained().chain))
     else:

@@ -94,6 +94,11 @@ def feature_count(model: AnalysedModel, tap: str) -> int:
     return width * (shape[0] // cell[0]) * (shape[1] // cell[1])
 
 
+def row_bytes(model: AnalysedModel, taps: Sequence[str]) -> int:
+    """Return the bytes of one image's features at all these taps, with its logits."""
+    return 4 * (model.graph.classes + sum(feature_count(model, tap) for tap in taps))
+
+
 # --- features ---------------------------------------------------------------------------------------------
 
 
@@ -126,11 +131,6 @@ class Extractor:
         self._widths = [feature_count(model, tap) for tap in taps]
         serialized = feature_model(model, taps).SerializeToString()
         self._session = make_session(serialized, threads=threads, provider=provider)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the features of one image, at all taps together."""
-        return 4 * (self.graph.classes + sum(self._widths))
 
     def features(
         self, images: Images, *, copies: Copies = ONCE, store: Path | None = None, report: Report | None = None

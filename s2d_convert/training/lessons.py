@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from s2d_convert.training.distillation import Lesson
 from s2d_convert.training.settings import TrainSettings
 
 EVAL_BATCH = 250
+MOST_VIEWS, LEAST_VIEWS = 32, 8  # of an image, where the teacher's answers are kept; fewer would be learnt by heart
+KEPT_BYTES = 2**28  # of the teacher's answers
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,27 @@ class Batch:
     labels: Array | None
 
 
-@dataclass(frozen=True)
+def views_to_keep(images: int, answer_bytes: int) -> int | None:
+    """Return in how many ways each of so many images is shown, so that all answers fit KEPT_BYTES; None where they do not."""
+    views = KEPT_BYTES // max(1, images * answer_bytes)
+    return min(MOST_VIEWS, views) if views >= LEAST_VIEWS else None
+
+
+@dataclass(frozen=True, eq=False)
 class Lessons:
-    """Training images with a teacher. `say` returns its targets for model input [B, ...]; equal seeds give equal batches."""
+    """Training images with a teacher. `say` returns its targets for model input [B, ...]; equal seeds give equal batches.
+
+    views: in how many ways an image is shown; None: in another one in every epoch. With views, an epoch has the batches of an
+    earlier one in another order, and the teacher, which takes as long as the training of a small network, is asked once for
+    each, in all trainings from these lessons.
+    """
 
     images: Images
     say: Callable[[Array], Lesson]
     seed: int
+    views: int | None = None
+
+    _said: dict[tuple[object, ...], Lesson] = field(default_factory=dict, repr=False)
 
     def batches(self, settings: TrainSettings, *, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of the steps from `first` on, augmented. A thread prepares each one a step ahead."""
@@ -49,12 +65,24 @@ class Lessons:
     def _batch(self, settings: TrainSettings, step: int) -> Batch:
         images = self.images
         size = min(settings.batch_size, len(images))
-        epoch, number = divmod(step, max(1, len(images) // size))
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(images))
+        count = max(1, len(images) // size)
+        epoch, place = divmod(step, count)
+        view = epoch if self.views is None else epoch % self.views
+        number = int(np.random.default_rng([self.seed, 3, epoch]).permutation(count)[place])
+        order = np.random.default_rng([self.seed, 1, view]).permutation(len(images))
         indices = order[number * size : (number + 1) * size]
-        rng = np.random.default_rng([self.seed, 2, step])
+        rng = np.random.default_rng([self.seed, 2, view, number])
         batch = np.ascontiguousarray(images.augmented(indices, rng, level=settings.level, flip=settings.flip))
-        return Batch(batch, self.say(batch), None if images.labels is None else images.labels[indices])
+        lesson = self._lesson((view, number, size, settings.level, settings.flip), batch)
+        return Batch(batch, lesson, None if images.labels is None else images.labels[indices])
+
+    def _lesson(self, key: tuple[object, ...], batch: Array) -> Lesson:
+        """Return the teacher's targets for a batch, which is always the same one under this key."""
+        if self.views is None:
+            return self.say(batch)
+        if key not in self._said:
+            self._said[key] = self.say(batch)
+        return self._said[key]
 
 
 def input_batches(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from s2d_convert.exporting.steady import TRIES, Costs, contradicts, latency_by_stages, steadily
+from s2d_convert.exporting.steady import TRIES, Costs, contradicts, latency_by_stages, other_seconds, steadily
 
 TRUE = (0.3, 0.4)
 
@@ -30,6 +33,7 @@ class Machine:
         self.chosen_by: list[Costs] = []
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.others: Iterator[float] = itertools.repeat(0.0)
 
     def costs(self) -> Costs:
         factor = next(self._factors)
@@ -41,7 +45,10 @@ class Machine:
         return Said(share, self.folder * latency_by_stages(TRUE, share))
 
     def run(self) -> Said:
-        return steadily(self.costs, self.deliver, note=self.notes.append, warn=self.warnings.append)
+        return steadily(self.costs, self.deliver, note=self.notes.append, warn=self.warnings.append, other=self._other)
+
+    def _other(self) -> float:
+        return next(self.others)
 
 
 def test_what_agrees_is_measured_once() -> None:
@@ -68,6 +75,34 @@ def test_a_machine_that_stays_busy_is_told_with_its_numbers() -> None:
     (text,) = machine.warnings
     assert text.startswith("the machine is busy: mean latency 0.400 by the times of the stages, 0.600 measured")
     assert f"after {TRIES} tries" in text
+
+
+def test_other_programs_that_run_all_the_time_are_told() -> None:
+    machine = Machine([1.0])
+    machine.others = iter([100.0, 1e6])
+    machine.run()
+    (text,) = machine.notes
+    assert text.startswith("other programs used ")
+    assert "% of this machine while latencies were measured" in text
+    assert machine.warnings == []
+
+
+@pytest.mark.parametrize("others", [(100.0, 100.0), (math.nan, math.nan)], ids=["idle", "unknown"])
+def test_a_machine_without_other_programs_is_not_told(others: tuple[float, float]) -> None:
+    machine = Machine([1.0])
+    machine.others = iter(others)
+    machine.run()
+    assert machine.notes == []
+
+
+def test_own_work_is_no_other_program() -> None:
+    """Where the system tells: what this process computes is not counted, and nothing is counted twice."""
+    if math.isnan(before := other_seconds()):
+        pytest.skip("this system does not tell")
+    spent = sum(os.times()[:2])
+    while sum(os.times()[:2]) < spent + 0.3:
+        pass
+    assert other_seconds() >= before - 0.1
 
 
 def test_what_contradicts() -> None:
