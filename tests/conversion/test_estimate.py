@@ -12,6 +12,8 @@ from tiny import Listener, ask, fresh_place, make_folder
 from s2d_convert.conversion import dry_run
 from s2d_convert.conversion.estimate import steps_ahead
 from s2d_convert.errors import UsageError
+from s2d_convert.frontend.load import load_graph
+from s2d_convert.training.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,12 @@ def test_a_dry_run_tells_every_step_and_writes_nothing(place: Path) -> None:
     assert [row.budget for row in rows] == sorted(row.budget for row in rows)
     assert all(0 <= row.right <= 1 for row in rows)
     assert [row.right for row in rows] == sorted(row.right for row in rows), "more time never costs accuracy"
+
+
+def test_trainings_count_in_the_memory(place: Path) -> None:
+    untrained, trained = (dry_run(ask(place, effort=effort), Listener()).memory for effort in ("instant", "quick"))
+    batch = TrainSettings.batch_size * load_graph(place / "tiny.onnx").image_bytes
+    assert trained - untrained >= batch
 
 
 def test_with_a_limit_of_time_the_steps_fill_it(place: Path) -> None:
