@@ -18,6 +18,7 @@ from s2d_convert.training.settings import TrainSettings
 EVAL_BATCH = 250
 MOST_VIEWS, LEAST_VIEWS = 32, 8  # of an image, where the teacher's answers are kept; fewer would be learnt by heart
 KEPT_BYTES = 2**28  # of the teacher's answers
+REPEATS = 3  # epochs with the same view, before the next one
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ def views_to_keep(images: int, answer_bytes: int) -> int | None:
 class Lessons:
     """Training images with a teacher. `say` returns its targets for model input [B, ...]; equal seeds give equal batches.
 
-    views: in how many ways an image is shown; None: in another one in every epoch. With views, an epoch has the batches of an
-    earlier one in another order, and the teacher, which takes as long as the training of a small network, is asked once for
-    each, in all trainings from these lessons.
+    views: in how many ways an image is shown; None: in another one in every epoch. With views, REPEATS epochs have the same
+    batches in another order each, and the teacher, which takes as long as the training of a small network, is asked once for
+    each batch, in all trainings from these lessons.
     """
 
     images: Images
@@ -67,7 +68,7 @@ class Lessons:
         size = min(settings.batch_size, len(images))
         count = max(1, len(images) // size)
         epoch, place = divmod(step, count)
-        view = epoch if self.views is None else epoch % self.views
+        view = epoch if self.views is None else epoch // REPEATS % self.views
         number = int(np.random.default_rng([self.seed, 3, epoch]).permutation(count)[place])
         order = np.random.default_rng([self.seed, 1, view]).permutation(len(images))
         indices = order[number * size : (number + 1) * size]

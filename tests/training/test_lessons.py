@@ -12,7 +12,7 @@ from s2d_convert.base.arrays import Array
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
 from s2d_convert.training.distillation import Lesson
-from s2d_convert.training.lessons import KEPT_BYTES, LEAST_VIEWS, MOST_VIEWS, Batch, Lessons, views_to_keep
+from s2d_convert.training.lessons import KEPT_BYTES, LEAST_VIEWS, MOST_VIEWS, REPEATS, Batch, Lessons, views_to_keep
 from s2d_convert.training.settings import TrainSettings
 
 IMAGES, BATCH = 48, 16
@@ -60,11 +60,15 @@ def test_an_epoch_has_every_image_once_with_its_label_and_what_the_teacher_says(
 
 def test_views_come_again_in_another_order_and_the_teacher_is_asked_once_for_each() -> None:
     teacher = Teacher()
-    seen = epochs(Lessons(numbered(), teacher, 3, 2), 12)
+    seen = epochs(Lessons(numbered(), teacher, 3, 2), 4 * REPEATS)
     assert teacher.asked == 2 * EPOCH
-    assert all(contents(seen[e]) == contents(seen[e % 2]) for e in range(12))
-    assert contents(seen[0]).isdisjoint(contents(seen[1]))
-    orders = {tuple(batch.images.tobytes() for batch in epoch) for epoch in seen[::2]}
+    first, second, *again = [seen[r * REPEATS : (r + 1) * REPEATS] for r in range(4)]
+    for epoch in (*first, *again[0]):
+        assert contents(epoch) == contents(first[0])
+    for epoch in (*second, *again[1]):
+        assert contents(epoch) == contents(second[0])
+    assert contents(first[0]).isdisjoint(contents(second[0]))
+    orders = {tuple(batch.images.tobytes() for batch in epoch) for epoch in (*first, *again[0])}
     assert len(orders) > 2
 
 
@@ -78,9 +82,9 @@ def test_without_views_nothing_comes_again() -> None:
 def test_trainings_from_the_same_lessons_share_what_the_teacher_said() -> None:
     teacher = Teacher()
     lessons = Lessons(numbered(), teacher, 3, 4)
-    first, second = epochs(lessons, 4), epochs(lessons, 8)
+    first, second = epochs(lessons, 4 * REPEATS), epochs(lessons, 8 * REPEATS)
     assert teacher.asked == 4 * EPOCH
-    assert [contents(epoch) for epoch in first] == [contents(epoch) for epoch in second[:4]]
+    assert [contents(epoch) for epoch in first] == [contents(epoch) for epoch in second[: len(first)]]
 
 
 def test_other_batches_are_asked_for_anew() -> None:

@@ -97,6 +97,7 @@ class PlanSolver:
         self.cut = Pass(net, effective, self.samples.chunks, budget_bytes=budget)
         self.samples.restart(budget)
         self.targets = Targets(effective, self._evaluate)
+        self._unchanged = self._find_unchanged()
         self.pairs = self._find_pairs()
         self.mix: dict[str, Affine] = {}
         self.operands: dict[tuple[str, int], Array] = {}
@@ -108,7 +109,9 @@ class PlanSolver:
         taps = set(self.effective.plan.taps) - {self.graph.output}
         for index, node in enumerate(self.graph.nodes):
             if node.name in self.effective.depth:
-                if node.name in self.weights.mix:
+                if self._is_right(node):
+                    self.errors[node.name] = NodeError(0.0, 0.0)
+                elif node.name in self.weights.mix:
                     pair = self.pairs.get(node.name)
                     if pair is not None:
                         self._solve_node(index, node, rounds=0)
@@ -121,6 +124,24 @@ class PlanSolver:
         old, heads = self.weights, {**self.weights.heads, **self.heads}
         weights = Weights({**old.mix, **self.mix}, {**old.operands, **self.operands}, heads, old.temperatures)
         return Solved(weights, self.errors)
+
+    def _find_unchanged(self) -> frozenset[str]:
+        """Return the tensors that the cut network makes as the static model does: those before the first cut."""
+        masks, unchanged = self.cut.masks, {self.graph.image}
+        for node in self.graph.nodes:
+            whole = masks.mix.get(node.name) is None and node.name not in masks.levels
+            if whole and node.name in self.effective.depth and unchanged.issuperset(self.graph.computed(node)):
+                unchanged.update(name for name in node.outputs if self._is_whole(name))
+        return frozenset(unchanged)
+
+    def _is_whole(self, name: str) -> bool:
+        return name not in self.channels.layouts or bool(self.effective.live(name).all())
+
+    def _is_right(self, node: Node) -> bool:
+        """Return whether the weights of a mixing node, or of a norm, are right as they are: before the first cut, unless it is to
+        stand in for a block that is left out behind it."""
+        weighted = node.name in self.weights.mix or node.op in NORMS
+        return weighted and node.outputs[0] in self._unchanged and self.targets.of(node).tensor in self._unchanged
 
     def _find_pairs(self) -> dict[str, Pair]:
         """Return the pairs of layers by the name of the second; the pass keeps what the first one reads until then."""
@@ -155,7 +176,8 @@ class PlanSolver:
         step = refinement.step(pieces[:count], pieces[count:], ridge=settings.ridge, iterations=settings.pair_steps)
         if step is None:
             return
-        self.mix[pair.first.name] = layers[0].added(self.mix[pair.first.name], *step)
+        first = self.mix.get(pair.first.name, self.weights.mix[pair.first.name])
+        self.mix[pair.first.name] = layers[0].added(first, *step)
         self.net.set_affine(pair.first, self.mix[pair.first.name])
         self.cut.redo((pair.first, *pair.between))
 
