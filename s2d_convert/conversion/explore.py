@@ -44,6 +44,7 @@ UNTIL = 0.4  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
 LEFT_BY_TRAINING = 0.6  # of the answers of roughly solved chains that part from the static model's (docs/search.md)
+JUDGED_MACS, LEAST_JUDGED = 6e11, 100  # the static model's MACs on the images that a candidate is judged by; images
 MOST_LEFT_OUT = 8e10  # MACs of all blocks' models together for which the error without each block is measured
 
 
@@ -233,7 +234,8 @@ def make_evaluator(job: Job, *, trained: bool = True) -> Evaluator:
     """
     ready = job.ready
     left = LEFT_BY_TRAINING if trained and job.options.work.trial_steps else 1.0
-    judged = ready.validation.take(slice(0, MAX_IMAGES))
+    by_work = max(LEAST_JUDGED, int(JUDGED_MACS / max(1, total_macs(ready.graph))))
+    judged = ready.validation.take(slice(0, min(MAX_IMAGES, by_work)))
     logits = SolvedLogits(ready.model, ready.solver.rough, judged.images, judged.logits, left)
     latency = StageLatency(ready.model, ready.weights, job.meter, job.overhead_ms)
     return Evaluator(ready.task, logits, latency, judged=judged, goal=goal_of(job))

@@ -19,6 +19,7 @@ from s2d_convert.calibration.likeness import likeness
 from s2d_convert.calibration.policies import Scores, check_classes, check_enough, check_kind
 from s2d_convert.calibration.risk_control import RiskBound
 from s2d_convert.channels.analysis import AnalysedModel
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import Prepared, few_to_divide
 from s2d_convert.conversion.options import ConvertOptions
 from s2d_convert.data.class_names import check_names, chosen_names
@@ -45,6 +46,7 @@ from s2d_convert.training.solving import FULL_IMAGES
 
 SOLVED_WITH = 2 * FULL_IMAGES  # images; where nothing is trained, more of them are of use for judging alone
 WITH_COPIES, MOST_COPIES, COPY_BYTES = 1000, 8, 2**28  # images and copies; of an image; of all of them
+COPY_MACS = 2e12  # of the static model on all of them
 CHECK_BATCH = 100
 TRUSTED_ERROR = 0.1  # limit for the 90th percentile of a table's relative errors
 
@@ -126,7 +128,8 @@ def changed_copies(static: StaticModel, held_out: Answered, options: ConvertOpti
     with the static model's answers on each."""
     images = held_out.images
     size = max(1, images.raw(slice(0, 1)).nbytes)
-    count = max(1, min(MOST_COPIES, WITH_COPIES // len(images), COPY_BYTES // (size * len(images))))
+    by_work = int(COPY_MACS / max(1, total_macs(static.graph) * len(images)))
+    count = max(1, min(MOST_COPIES, WITH_COPIES // len(images), COPY_BYTES // (size * len(images)), by_work))
     copies = images.with_copies(count, np.random.default_rng(options.seed), flip=options.flip)
     logits = np.concatenate([held_out.logits, static_logits(static, copies.take(slice(len(images), None)))])
     return Answered(copies, logits, static.graph.task.right(copies.labels, logits))

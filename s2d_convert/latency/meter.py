@@ -17,7 +17,7 @@ import numpy as np
 from s2d_convert.base.arrays import Array
 from s2d_convert.base.sessions import ONE_THREAD, Running, run_stages
 
-MIN_ROUNDS, MAX_ROUNDS = 12, 400  # a large network's time is steady, and 30 rounds of it would take seconds
+MIN_ROUNDS, MAX_ROUNDS = 8, 400  # a large network's time is steady, and 30 rounds of it would take seconds
 MAX_TRIES, UNSTEADY = 4, 0.04
 QUICK = 10.0  # percentile that replaces the median on a machine that is never steady
 

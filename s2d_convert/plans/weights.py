@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,24 @@ class Weights:
         return replace(self, heads={**self.heads, **heads})
 
 
+class Hollow(np.ndarray[Any, Any]):
+    """A shape and a type without values, in no memory. Stage files have hollow weights without their values."""
+
+    @staticmethod
+    def of(shape: Sequence[int]) -> Hollow:
+        """Return a hollow float32 array."""
+        return np.broadcast_to(np.float32(0), tuple(shape)).view(Hollow)
+
+
+def hollow(weights: Weights, model: AnalysedModel, taps: Sequence[str]) -> Weights:
+    """Return hollow weights, with plain exit heads for these taps, for stages that are looked at and not run."""
+    classes, layouts = model.graph.classes, model.channels.layouts
+    shapes = {tap: (classes, len(layouts[tap].units)) for tap in taps}
+    heads = {tap: linear_head(Hollow.of(shape), np.zeros(classes, np.float32)) for tap, shape in shapes.items()}
+    mix = {name: (Hollow.of(weight.shape), bias) for name, (weight, bias) in weights.mix.items()}
+    return replace(weights, mix=mix, heads=heads)
+
+
 def static_weights(graph: Graph, channels: Channels) -> Weights:
     """Return the weights of the static model, without exit heads."""
     mixing = (Kind.MIX, Kind.GROUPED)
@@ -88,24 +107,26 @@ def initial_head(model: AnalysedModel, tap: str, *, seed: int = 0) -> ExitHead:
 
     Channels that the classifier reads too take its columns; the others are drawn at random, small.
     """
-    layout = model.channels.layouts[tap]
+    units = model.channels.layouts[tap].units
     rng = np.random.default_rng([seed, len(tap), *tap.encode()])
-    weight = rng.normal(0.0, 0.1 / np.sqrt(len(layout.units)), (model.graph.classes, len(layout.units))).astype(
-        np.float32
-    )
     bias = np.zeros(model.graph.classes, dtype=np.float32)
     node = classifier_of(model)
-    if node is None or node.inputs[0] not in model.channels.layouts:
-        return linear_head(weight, bias)
-    columns, own_bias = mix_weights(node, model.graph.constants)
-    columns = columns.reshape(*columns.shape[:2], -1).sum(axis=2)
-    source = model.channels.layouts[node.inputs[0]].units
-    if len(source) != columns.shape[1] or len(columns) != model.graph.classes:
-        return linear_head(weight, bias)
-    if own_bias is not None:
-        bias = own_bias.astype(np.float32)
-    for position, unit in enumerate(layout.units.tolist()):
-        match = np.flatnonzero(source == unit)
-        if unit != FREE and len(match):
-            weight[:, position] = columns[:, match].sum(axis=1) / max(1, int((layout.units == unit).sum()))
+    columns, source = np.zeros((model.graph.classes, 0), np.float32), np.zeros(0, units.dtype)
+    if node is not None and node.inputs[0] in model.channels.layouts:
+        own, own_bias = mix_weights(node, model.graph.constants)
+        read = model.channels.layouts[node.inputs[0]].units
+        if own.shape[:2] == (model.graph.classes, len(read)):
+            columns, source = own.reshape(*own.shape[:2], -1).sum(axis=2), read
+            bias = bias if own_bias is None else own_bias.astype(np.float32)
+    known = np.isin(units, source) & (units != FREE)
+    if known.all():
+        weight = np.empty((model.graph.classes, len(units)), dtype=np.float32)
+    else:
+        weight = rng.normal(0.0, 0.1 / np.sqrt(len(units)), (model.graph.classes, len(units))).astype(np.float32)
+    if known.any():
+        order = source.argsort(kind="stable")
+        keys, starts = np.unique(source[order], return_index=True)
+        total = np.add.reduceat(columns[:, order], starts, axis=1)
+        shared = np.bincount(units[known])[units[known]]
+        weight[:, known] = total[:, np.searchsorted(keys, units[known])] / shared
     return linear_head(weight, bias)

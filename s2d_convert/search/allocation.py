@@ -21,7 +21,7 @@ from s2d_convert.plans.allocation import Allocated
 from s2d_convert.plans.decisions import Actions, random_actions
 from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.space import BLOCKS, CASCADE, LINKED, PlanSpace
-from s2d_convert.plans.weights import Weights
+from s2d_convert.plans.weights import Weights, hollow
 from s2d_convert.slicing.chain import Chain, build_stages
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
@@ -107,6 +107,7 @@ class LatencyModel:
 
     def __init__(self, space: PlanSpace, weights: Weights, meter: LatencyMeter, *, block: int) -> None:
         self.space, self.weights, self.block = space, weights, block
+        self._hollow = hollow(weights, space.model, space.taps)
         self._work = cache(self._work_of)
         plans = [self.space.decode(actions).chains[0] for actions in self._samples()]
         ratios = [meter.measure([self._file(plan)]).ratios[0] for plan in plans]
@@ -126,11 +127,11 @@ class LatencyModel:
         return list(dict.fromkeys([*chains, *((CASCADE, *actions[1:]) for actions in drawn)]))
 
     def _file(self, plan: Plan) -> bytes:
-        return self._stage(plan).SerializeToString()
+        return self._stage(plan, self.weights).SerializeToString()
 
     def _work_of(self, plan: Plan) -> Work:
-        return work_of(self._stage(plan), block=self.block)
+        return work_of(self._stage(plan, self._hollow), block=self.block)
 
-    def _stage(self, plan: Plan) -> onnx.ModelProto:
-        first, *_ = build_stages([Chain(self.space.model, plan, self.weights)])
+    def _stage(self, plan: Plan, weights: Weights) -> onnx.ModelProto:
+        first, *_ = build_stages([Chain(self.space.model, plan, weights)])
         return first.model

@@ -24,7 +24,7 @@ from s2d_convert.channels.macs import PRODUCTS, macs_of, macs_per_weight
 from s2d_convert.channels.pointwise import slice_constant
 from s2d_convert.frontend.graph import Graph, Node
 from s2d_convert.plans.plan import Plan
-from s2d_convert.plans.weights import Weights, initial_head
+from s2d_convert.plans.weights import Hollow, Weights, initial_head
 from s2d_convert.slicing.demand import Demand
 from s2d_convert.slicing.exits import exit_logits
 from s2d_convert.slicing.pieces import Pieces
@@ -49,8 +49,11 @@ def split(
 
 def _taken(weight: Array, index: Array, axis: int) -> Array:
     """Take the positions `index` along an axis of a weight; the weight itself, not a copy, if these are all in order."""
-    whole = len(index) == weight.shape[axis] and bool((index == np.arange(len(index))).all())
-    return weight if whole else weight.take(index, axis=axis)
+    if len(index) == weight.shape[axis] and bool((index == np.arange(len(index))).all()):
+        return weight
+    if isinstance(weight, Hollow):
+        return Hollow.of((*weight.shape[:axis], len(index), *weight.shape[axis + 1 :]))
+    return weight.take(index, axis=axis)
 
 
 class _Cutter:

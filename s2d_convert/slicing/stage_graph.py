@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from s2d_convert.channels.kinds import Array
 from s2d_convert.frontend.graph import RESERVED, SOFTMAXES, Graph, Node
-from s2d_convert.frontend.proto import copy_of, without_weights
+from s2d_convert.frontend.proto import SMALL, copy_of, without_weights
+from s2d_convert.plans.weights import Hollow
 
 OUTPUT, CONFIDENCE, INVERSE_TEMPERATURE = RESERVED
 EXIT = "exit."  # what the names of an exit head's nodes begin with
@@ -112,7 +115,10 @@ class StageGraph:
     def _operand(self, value: str | Array, name: str) -> gs.Tensor:
         if isinstance(value, str):
             return self.tensors[value] if value else gs.Variable.empty()
-        return gs.Constant(self.unique(name), np.asarray(value, order="C"))
+        unique = self.unique(name)
+        if isinstance(value, Hollow) and value.size > SMALL:  # the checker asks for the values of small constants
+            return gs.Constant(unique, _without_values(unique, value))
+        return gs.Constant(unique, np.asarray(value, order="C"))
 
     def cast(self, source: str, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> str:
         """Add a Cast to another type."""
@@ -213,7 +219,7 @@ class StageGraph:
         learned = (
             n for n in self.nodes if n.op != "Expand"
         )  # what is expanded stands for channels that are not computed
-        sizes = (v.size for n in learned for v in map(_constant_values, n.inputs) if v is not None)
+        sizes = (math.prod(x.shape) for n in learned for x in n.inputs if _is_parameter(x))
         return StageModel(
             model=model,
             image=self.image is not None,
@@ -239,8 +245,12 @@ def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     return told
 
 
-def _constant_values(tensor: gs.Tensor) -> Array | None:
-    """Return the values of a float constant that counts as a parameter (scalars do not)."""
-    if isinstance(tensor, gs.Constant) and tensor.values.dtype == np.float32 and tensor.values.ndim:
-        return np.asarray(tensor.values)
-    return None
+def _without_values(name: str, value: Array) -> LazyValues:
+    """Return a constant that is written with its type and shape alone."""
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    return LazyValues(onnx.TensorProto(name=name, data_type=dtype, dims=value.shape))
+
+
+def _is_parameter(tensor: gs.Tensor) -> bool:
+    """Return whether a tensor is a float constant that counts as parameters (scalars do not)."""
+    return isinstance(tensor, gs.Constant) and tensor.dtype == np.float32 and bool(tensor.shape)
