@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -156,11 +156,19 @@ def _explore(
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", hooks=hooks)]
-    timed = replace(hooks, out_of_time=lambda: clock.left(UNTIL) <= 0)
+    timed = replace(hooks, out_of_time=lambda: clock.left(UNTIL) <= 0, starts_over=_halfway(clock))
     learned = controller_search(space, evaluate, total, seed, starts=starts, hooks=timed)
     if not options.work.baselines or options.plan != "search":
         return [learned]
     return [learned, *baselines(space, evaluate, total, seed, hooks)]
+
+
+def _halfway(clock: Clock) -> Callable[[], bool]:
+    """Return what tells whether half of the time of a search that begins now is gone."""
+    if not clock.limited:
+        return lambda: False
+    half = clock.left(UNTIL) / 2
+    return lambda: clock.left(UNTIL) <= half
 
 
 def controller_search(

@@ -72,12 +72,14 @@ class Hooks(Generic[PlanT]):
 
     on_trial: called after every trial. known: evaluations of plans, which are taken from there but count like any other; so
     an interrupted search repeats the same trials when it is started again with the evaluations that it had made. out_of_time:
-    whether to end after the current plan.
+    whether to end after the current plan. starts_over: whether to leave the plans that a search starts from for those that it
+    proposes itself.
     """
 
     on_trial: OnTrial[PlanT] = lambda _trial: None
     known: Mapping[PlanT, Evaluation] = field(default_factory=dict)
     out_of_time: Callable[[], bool] = lambda: False
+    starts_over: Callable[[], bool] = lambda: False
 
 
 def reward(

@@ -77,6 +77,8 @@ def reinforce(
     book.look_ahead(first)
     for actions in first:
         book.visit_if_open(actions)
+        if hooks is not None and hooks.starts_over():
+            break
     for _ in range(settings.lessons if first and settings.imitation else 0):
         learner.learn([], book, explore=settings.explore)
     while not book.closed:

@@ -292,6 +292,18 @@ def test_sequences_to_start_from_come_first_and_count() -> None:
     assert [t.actions for t in short.trials] == starts[:1]
 
 
+def test_starts_that_there_is_no_time_for_make_way_for_the_controller() -> None:
+    problem, made = Knapsack(1, decisions=10, options=3), list[Trial[Actions]]()
+    starts = [(k % 3,) * 9 + (k // 3,) for k in range(9)]
+    hooks = Hooks(made.append, starts_over=lambda: len(made) >= 4)
+    found = reinforce(
+        problem, problem.evaluate, evaluations=12, seed=0, settings=Settings(warm_start=tuple(starts)), hooks=hooks
+    )
+    assert [t.actions for t in found.trials[:4]] == starts[:4]
+    assert found.trials[4].actions not in starts
+    assert sum(not t.repeated for t in found.trials) == 12
+
+
 def test_a_collapsed_policy_explores_again() -> None:
     problem = Knapsack(2, decisions=10, options=4)
     hasty = Settings(learning_rate=1.0, explore=0.0, explore_end=0.0, entropy=0.0)
