@@ -10,8 +10,8 @@ latency of every stage alone relative to the static model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,29 @@ MAX_LOSS = 0.01  # of accuracy (or agreement) that most users take for speed
 NO_GAIN = 0.98  # a mean latency above this share of the static one is no gain that anybody notices
 MARGIN = 0.75  # of the loss that is allowed: the most that the default policy keeps from it for its uncertainty
 SURE = 1.64  # standard errors: 95 % of one side
+
+
+@dataclass(frozen=True)
+class AskedFor:
+    """What the user of a conversion asked for, as far as it says how policies are to be chosen again.
+
+    exact: whether it was in exact mode, where few answers may differ from the static model's. loss: the loss within which the
+    folder was to be as fast as possible; None where a budget or a promise was asked for.
+    """
+
+    exact: bool = False
+    loss: float | None = None
+
+    @classmethod
+    def of(cls, provenance: Mapping[str, Any]) -> AskedFor:
+        """Read the free-form provenance of a manifest; what cannot be read counts as not recorded."""
+        options = provenance.get("options")
+        if not isinstance(options, Mapping):
+            return cls()
+        # A recorded mode of None is the usual one, which is exact mode without data; before there were modes none is recorded.
+        mode = options.get("mode", "train") or ("train" if options.get("data") else "exact")
+        loss = options.get("max_loss") if options.get("budget") is None and options.get("max_drop") is None else None
+        return cls(mode == "exact", loss if isinstance(loss, float) and 0 <= loss < 1 else None)
 
 
 def budget_row(confidence: Array, correct: Array, *, cost: Sequence[float], budget: float) -> list[Policy]:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from s2d_runtime import DispatcherError, Manifest
 from s2d_runtime.dispatcher import check_range, read_typed, refuse
 from s2d_runtime.names import CLASS_NAMES
+from s2d_runtime.policies import AskedFor
 
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
@@ -29,10 +30,8 @@ HASHED_BYTES = 2**20  # read at once
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of a conversion that a manifest records. `mode` None: the usual one; missing: there were no modes.
-
-    `max_loss` is recorded since a budget may be left out; `max_drop` is that of a promise.
-    """
+    """The options of a conversion that a manifest records. `mode`, `budget`, `max_loss` and `max_drop` are those that AskedFor
+    reads."""
 
     size: tuple[int, ...] | None = None
     output: str | None = None
@@ -46,16 +45,6 @@ class _Options:
     def __post_init__(self) -> None:
         _check_size("provenance.options.size", self.size)
         check_range("provenance.options.seed", self.seed, low=0)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the conversion was in exact mode, which is the usual one without data."""
-        return self.mode == "exact" or (self.mode is None and not self.data)
-
-    @property
-    def loss(self) -> float | None:
-        """The loss within which the folder was to be as fast as possible, None for one with a budget or a promise."""
-        return self.max_loss if self.budget is None and self.max_drop is None else None
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ class Origin:
         except DispatcherError as error:
             raise OutputError(f"manifest.json: {error}") from error
         options = recorded.options or _Options()
-        size = options.size or recorded.input_size
+        size, asked_for = options.size or recorded.input_size, AskedFor.of(manifest.provenance)
         return cls(
             model=recorded.model,
             sha256=recorded.model_sha256,
@@ -119,8 +108,8 @@ class Origin:
             parameters=recorded.static_parameters,
             data=options.data,
             seed=options.seed,
-            exact=options.exact,
-            loss=options.loss,
+            exact=asked_for.exact,
+            loss=asked_for.loss,
         )
 
     def find(self, asked: Path | None, folder: Path) -> Path:

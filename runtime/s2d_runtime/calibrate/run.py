@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,7 +17,7 @@ from s2d_runtime.calibrate.folder import publish, restore
 from s2d_runtime.calibrate.record import calibrated_manifest, measured_numbers
 from s2d_runtime.calibrate.timing import Costs, Latency, median_costs, policy_latency, stage_costs
 from s2d_runtime.dispatcher import Dispatcher, DispatcherError, Manifest, Policy
-from s2d_runtime.policies import MAX_LOSS, accurate_row, bounded_row, budget_row, counted
+from s2d_runtime.policies import MAX_LOSS, AskedFor, accurate_row, bounded_row, budget_row, counted
 from s2d_runtime.profile import machine
 from s2d_runtime.thresholds import observed
 
@@ -106,8 +105,9 @@ def undo(folder: Path) -> None:
 def choose(manifest: Manifest, said: Answers, *, cost: Sequence[float], options: Options) -> tuple[list[Policy], float]:
     """Return policies, ascending by budget, and the default budget, chosen as the converter chooses them."""
     confidence, correct, static = said.confidence, said.expected, said.static
-    loss = options.max_loss if options.max_loss is not None or options.budget else _recorded_loss(manifest.provenance)
-    if _exact(manifest.provenance):
+    asked_for = AskedFor.of(manifest.provenance)
+    loss = options.max_loss if options.max_loss is not None or options.budget else asked_for.loss
+    if asked_for.exact:
         before = manifest.default_budget
         asked = options.budget or (before if before < 1 and loss is None else None)
         loss = MAX_LOSS if loss is None else loss
@@ -119,23 +119,6 @@ def choose(manifest: Manifest, said: Answers, *, cost: Sequence[float], options:
         row = budget_row(confidence, correct, cost=cost, budget=default)
     row = counted(row, confidence, said.correct, cost=cost)
     return [observed(policy, confidence, said.as_last) for policy in row], default
-
-
-def _recorded_loss(provenance: Mapping[str, Any]) -> float | None:
-    """Return the loss of a folder that was asked to be as fast as that loss allows, None for one with a budget or a promise."""
-    options = provenance.get("options")
-    if not isinstance(options, Mapping) or options.get("budget") is not None or options.get("max_drop") is not None:
-        return None
-    loss = options.get("max_loss")
-    return loss if isinstance(loss, float) and 0 <= loss < 1 else None
-
-
-def _exact(provenance: Mapping[str, Any]) -> bool:
-    """Return whether the folder was made in exact mode, where few answers may differ from the static model's."""
-    options = provenance.get("options")
-    if not isinstance(options, Mapping) or "mode" not in options:
-        return False
-    return (options["mode"] or ("train" if options.get("data") else "exact")) == "exact"
 
 
 def check(folder: Path, *, data: Data, threads: int) -> None:
