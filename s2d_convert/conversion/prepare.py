@@ -124,12 +124,14 @@ def prepare(options: ConvertOptions, reporter: Reporter) -> Prepared:
 
 
 def changed_copies(static: StaticModel, held_out: Answered, options: ConvertOptions) -> Answered:
-    """Return the images and copies of them that are shifted (and mirrored, where trainings mirror), some WITH_COPIES in all,
-    with the static model's answers on each."""
+    """Return the images and copies of them that are shifted (and mirrored, where trainings mirror), some WITH_COPIES in all or
+    fewer of a large network, with the static model's answers on each."""
     images = held_out.images
     size = max(1, images.raw(slice(0, 1)).nbytes)
     by_work = int(COPY_MACS / max(1, total_macs(static.graph) * len(images)))
     count = max(1, min(MOST_COPIES, WITH_COPIES // len(images), COPY_BYTES // (size * len(images)), by_work))
+    if count == 1:
+        return held_out
     copies = images.with_copies(count, np.random.default_rng(options.seed), flip=options.flip)
     logits = np.concatenate([held_out.logits, static_logits(static, copies.take(slice(len(images), None)))])
     return Answered(copies, logits, static.graph.task.right(copies.labels, logits))

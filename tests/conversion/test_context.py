@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import nets
 import numpy as np
 import pytest
 
 from s2d_convert.calibration.answered import Answered
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import LEAST_HALF, Prepared
+from s2d_convert.conversion.prepare import changed_copies
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
+from s2d_convert.frontend.load import graph_from_proto
+from s2d_convert.frontend.reference import StaticModel
 
 
 def answered(count: int) -> Answered:
@@ -58,3 +64,19 @@ def test_of_few_images_copies_serve_for_thresholds() -> None:
 def test_few_images_serve_both(count: int) -> None:
     ready = prepared(answered(count))
     assert numbers(ready.validation) == numbers(ready.calibration) == set(range(count))
+
+
+@pytest.mark.parametrize(("affordable", "count"), [(1e12, 80), (25, 20), (19, 10), (0, 10)])
+def test_copies_are_fewer_of_a_large_network(affordable: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """affordable: passes of the model over an image, which are counted in multiply-accumulates."""
+    graph = graph_from_proto(nets.export("vgg_bn"))
+    monkeypatch.setattr("s2d_convert.conversion.prepare.COPY_MACS", affordable * total_macs(graph))
+    shape, static = graph.shapes[graph.image], StaticModel(graph)
+    preprocess = make_preprocess("unit", size=(shape[1], shape[2]), channels=3, layout="NCHW", dtype="float32")
+    pixels = np.random.default_rng(0).random((10, *shape), dtype=np.float32)
+    images = Images(pixels, preprocess, np.arange(10), None, "unlabelled")
+    logits = static.logits(images.batch(slice(0, 10)))
+    held_out = Answered(images, logits, graph.task.answers(logits))
+    copies = changed_copies(static, held_out, SimpleNamespace(seed=0, flip=True))  # type: ignore[arg-type]
+    assert len(copies.images) == len(copies.logits) == len(copies.right_classes) == count
+    np.testing.assert_allclose(copies.logits, static.logits(copies.images.batch(slice(None))), rtol=1e-4, atol=1e-5)
