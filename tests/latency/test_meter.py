@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import onnx
 import pytest
 from chain_law import analysed
 from helpers import random_images
@@ -10,7 +13,7 @@ from text_nets import chain
 
 from s2d_convert.base.sessions import Running, make_session
 from s2d_convert.errors import UsageError
-from s2d_convert.latency.meter import MIN_ROUNDS, Meter, Timing, interleave
+from s2d_convert.latency.meter import MIN_ROUNDS, Meter, Timing, interleave, structure
 from s2d_convert.plans.plan import Plan
 from s2d_convert.slicing.split import split
 
@@ -42,19 +45,51 @@ def test_equal_models_are_measured_once(meter: Meter) -> None:
     assert meter.measure(stage_files()[:1]) is not before
 
 
-def test_another_meter_measures_anew(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[bytes]] = []
+class Counted(Meter):
+    """A meter that measures nothing: the first measurement says that a model takes 0.5 of the reference, the next 0.9, 0.6."""
 
-    def fake(self: Meter, models: list[bytes]) -> Timing:
-        asked.append(models)
-        return Timing((1.0,), 2.0, (0.5,))
+    def __init__(self) -> None:
+        model = chain()
+        super().__init__(model.SerializeToString(), random_images(model, 1, 0)["image"])
+        self.asked: list[int] = []  # how many models
 
-    monkeypatch.setattr(Meter, "_measure", fake)
-    model = chain()
-    fresh = Meter(model.SerializeToString(), random_images(model, 1, 0)["image"])
-    for files in ([b"one"], [b"two"], [b"one"], [b"one", b"two"]):
-        fresh.measure(files)
-    assert asked == [[b"one"], [b"two"], [b"one", b"two"]]
+    def _measure(self, models: Sequence[bytes]) -> Timing:
+        self.asked.append(len(models))
+        ratio = (0.5, 0.9, 0.6, 7.0)[len(self.asked) - 1]
+        return Timing((2.0 * ratio,) * len(models), 2.0, (ratio,) * len(models))
+
+
+def other_weights(model: bytes, seed: int) -> bytes:
+    """The same model under other names and with other weights."""
+    proto = onnx.load_model_from_string(model)
+    renamed = {name: f"renamed{seed}.{name}" for node in proto.graph.node for name in (*node.input, *node.output)}
+    renamed |= {value.name: value.name for value in (*proto.graph.input, *proto.graph.output)} | {"": ""}
+    for node in proto.graph.node:
+        node.input[:], node.output[:] = [renamed[n] for n in node.input], [renamed[n] for n in node.output]
+    for constant in proto.graph.initializer:
+        values = onnx.numpy_helper.to_array(constant)
+        name = renamed.get(constant.name, constant.name)
+        constant.CopyFrom(onnx.numpy_helper.from_array(values + seed if values.dtype == np.float32 else values, name))
+    return proto.SerializeToString()
+
+
+def test_models_that_differ_in_their_weights_share_the_median_of_three_measurements() -> None:
+    meter, (first, second) = Counted(), stage_files()
+    assert [meter.measure([other_weights(first, seed)]).ratios[0] for seed in range(5)] == [0.5, 0.7, 0.6, 0.6, 0.6]
+    assert meter.measure([first]).median_ms[0] == pytest.approx(2.0 * 0.6)
+    assert meter.asked == [1, 1, 1]
+    meter.measure([first, second])
+    assert meter.asked == [1, 1, 1, 2]
+
+
+def test_a_structure_is_what_is_computed_and_no_weight() -> None:
+    first, second = stage_files()
+    assert structure(first) == structure(other_weights(first, 1))
+    assert structure(first) != structure(second)
+    wider = onnx.load_model_from_string(first)
+    (conv, *_) = (node for node in wider.graph.node if node.op_type == "Conv")
+    conv.attribute.append(onnx.helper.make_attribute("dilations", [2, 2]))
+    assert structure(first) != structure(wider.SerializeToString())
 
 
 def test_an_unknown_provider_is_a_usage_error_that_lists_what_there_is() -> None:
