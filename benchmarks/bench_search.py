@@ -68,7 +68,7 @@ def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[floa
     job = stand.job("search-s0", 0)
     space = with_slim_lasts(job, space)
     rows = allocate(job, space)
-    starts = allocated(space, rows, round(ALLOCATED_SHARE * total)) if rows else []
+    starts = allocated(space, rows, round(ALLOCATED_SHARE * total), below=options.budget) if rows else []
     evaluate = stand.evaluator(0, options.budget)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform")
     found: dict[str, list[list[float]]] = {name: [] for name in ("reinforce", "neighbours", "random")}

@@ -54,7 +54,8 @@ def search(
     """Return the conversion with the highest reward, and write the trace to the run folder, one line per candidate.
 
     `--plan` restricts the space. A `given` conversion is evaluated and returned without a search. least: the reward that a
-    conversion which is there already has; without a budget, the search does not start from what cannot save as much.
+    conversion which is there already has. The search does not start from first stages that miss the budget or, without one,
+    cannot save as much as that.
     """
     ready, options, run, reporter = job.ready, job.options, job.run, job.reporter
     stored = run.read_plan()
@@ -65,7 +66,7 @@ def search(
         return given
     space = restricted(space, options.plan)
     rows = allocate(job, space) if options.plan in ("search", "cascade", "width") else ()
-    below = 1 - least if options.budget is None else math.inf
+    below = 1 - least if options.budget is None else options.budget
     starts = allocated(space, rows, round(ALLOCATED_SHARE * options.work.evaluations), below=below) if rows else []
     run.rewrite_trace()
     trace = [line for line in run.trace() if line["method"] != DEPTH_METHOD]  # those have trained heads

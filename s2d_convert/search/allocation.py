@@ -39,26 +39,37 @@ def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int, *, below:
 
     Cascades get two parts of them; linked chains, cascades at other scales and those into slimmer last chains one part each,
     as far as the space has them. The kinds take turns, and rows come from coarse to fine, so that a search that is short of
-    time sees something of everything. below: at full scale, rows with a higher latency are left out if others remain.
+    time sees something of everything. below: first stages of a higher latency are of no use (`_useful`).
     """
-    narrow, wide = rows[1:] or rows, rows[: len(rows) // 2 + 1]  # at a smaller scale even the whole network is cheaper
-    narrow = [row for row in narrow if row.latency < below] or narrow
-    shares: list[tuple[int, Sequence[int], Sequence[Allocated]]] = [
-        (2, [kind for kind in space.kinds if kind == CASCADE], narrow),
-        (1, [kind for kind in space.kinds if kind == LINKED], narrow),
-        (1, space.scaled_kinds, wide),
-        (1, space.slim_kinds, narrow),
+    shares: list[tuple[int, Sequence[int]]] = [
+        (2, [kind for kind in space.kinds if kind == CASCADE]),
+        (1, [kind for kind in space.kinds if kind == LINKED]),
+        (1, space.scaled_kinds),
+        (1, space.slim_kinds),
     ]
-    total = sum(parts for parts, kinds, _ in shares if kinds)
-    by_kind: list[list[Actions]] = []
-    for parts, kinds, chosen in shares:
-        if not kinds:
-            continue
+    total = sum(parts for parts, kinds in shares if kinds)
+    starts: list[list[Actions]] = []
+    for parts, kinds in shares:
         wanted = round(count * parts / total)
-        spread = _spread(chosen, -(-wanted // len(kinds)))
-        by_kind.append([_first_stage(space, kind, row) for row in spread for kind in kinds][:wanted])
-    turns = (actions for turn in zip_longest(*by_kind) for actions in turn if actions is not None)
-    return list(dict.fromkeys(turns))
+        by_kind = [
+            [_first_stage(space, kind, row) for row in _spread(_useful(rows, space.scale_of(kind), below), wanted)]
+            for kind in kinds
+        ]
+        starts.append(_in_turn(by_kind)[:wanted])
+    return list(dict.fromkeys(_in_turn(starts)))
+
+
+def _useful(rows: Sequence[Allocated], scale: float, below: float) -> Sequence[Allocated]:
+    """Return the rows that can be of use to a first stage at a scale: those that cost less than `below` there, about, or else the
+    fastest one. At a smaller scale even the whole network is cheaper, and only the wider half of them is worth trying."""
+    usable = rows if scale < 1 else rows[1:] or rows  # the first row is the whole network
+    within = [row for row in usable if row.latency * scale**2 < below] or usable[-1:]
+    return within[: len(within) // 2 + 1] if scale < 1 else within
+
+
+def _in_turn(lists: Sequence[Sequence[Actions]]) -> list[Actions]:
+    """Return the first ones of all lists, then the second ones, and so on."""
+    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
 
 
 def slim_lasts(space: PlanSpace, rows: Sequence[Allocated]) -> list[Plan]:
