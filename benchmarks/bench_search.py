@@ -21,7 +21,7 @@ from benchmarks.picture_options import add_picture_options, picture_options
 from benchmarks.stand import BenchOptions, Stand, told
 from s2d_convert.base.files import write_json
 from s2d_convert.cli.progress import TerminalReporter
-from s2d_convert.conversion.explore import ALLOCATED_SHARE, allocate, controller_search, with_slim_lasts
+from s2d_convert.conversion.explore import allocate, controller_search, starting_points, with_slim_lasts
 from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
 from s2d_convert.exporting.provenance import model_sha256
@@ -29,7 +29,6 @@ from s2d_convert.exporting.timing import machine
 from s2d_convert.plans.decisions import Actions, neighbour
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace
-from s2d_convert.search.allocation import allocated
 from s2d_convert.search.base import GIVE_UP, Book, SearchResult, evaluate_all, random_search
 from s2d_convert.search.reinforce import Settings
 
@@ -61,14 +60,14 @@ def neighbour_search(
 def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[float]]]:
     """Return per search and seed the best rewards so far [MARKS].
 
-    `start` is what the controller begins with (chains of the allocation, then simple plans), as far as it goes.
+    `start` is what the controller begins with, as far as it goes.
     """
     options, space = stand.options, stand.space
     assert options.budget is not None, "the command line has a default"
     job = stand.job("search-s0", 0)
     space = with_slim_lasts(job, space)
     rows = allocate(job, space)
-    starts = allocated(space, rows, round(ALLOCATED_SHARE * total), below=options.budget) if rows else []
+    starts = starting_points(space, rows, total, budget=options.budget) if rows else []
     evaluate = stand.evaluator(0, options.budget)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform")
     found: dict[str, list[list[float]]] = {name: [] for name in ("reinforce", "neighbours", "random")}

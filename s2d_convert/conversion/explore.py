@@ -23,7 +23,7 @@ from s2d_convert.plans.heuristics import simple_chains
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.plan_option import restricted, trainable_plan
 from s2d_convert.plans.space import CASCADE, PlanSpace
-from s2d_convert.search.allocation import LatencyModel, allocated, pairs_of, slim_lasts
+from s2d_convert.search.allocation import LatencyModel, allocated, exits_within, in_turn, pairs_of, slim_lasts
 from s2d_convert.search.base import (
     Evaluation,
     Hooks,
@@ -39,7 +39,8 @@ from s2d_convert.search.evaluate import MAX_IMAGES, Evaluator, SolvedLogits, Sta
 from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import Settings, reinforce
 
-ALLOCATED_SHARE = 0.5  # of the evaluations go to the allocation's plans, at most
+STARTS = 0.5  # share of the evaluations that the plans to start from take, at most
+EXITS = (0.6, 0.3, 0.15)  # shares of the multiply-accumulates that early exits start from where there is no budget
 UNTIL = 0.4  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
@@ -66,8 +67,7 @@ def search(
         return given
     space = restricted(space, options.plan)
     rows = allocate(job, space) if options.plan in ("search", "cascade", "width") else ()
-    below = 1 - least if options.budget is None else options.budget
-    starts = allocated(space, rows, round(ALLOCATED_SHARE * options.work.evaluations), below=below) if rows else []
+    starts = starting_points(space, rows, options.work.evaluations, budget=options.budget, least=least) if rows else []
     run.rewrite_trace()
     trace = [line for line in run.trace() if line["method"] != DEPTH_METHOD]  # those have trained heads
     known = {Conversion.from_json(line["plan"], ready.channels): evaluation_from_json(line) for line in trace}
@@ -172,6 +172,20 @@ def _halfway(clock: Clock) -> Callable[[], bool]:
     return lambda: clock.left(UNTIL) <= half
 
 
+def starting_points(
+    space: PlanSpace, rows: Sequence[Allocated], total: int, *, budget: float | None, least: float = -math.inf
+) -> list[Actions]:
+    """Return what a search of `total` evaluations starts from: allocated chains and early exits in turn.
+
+    least: the reward that a conversion which is there already has; without a budget it is the share of the latency that is
+    saved. No first stage misses the budget, or cannot save as much, as far as it is known.
+    """
+    count = round(STARTS * total)
+    below = 1 - least if budget is None else budget
+    shares = [share for share in EXITS if share < below] if budget is None else [budget]
+    return in_turn([allocated(space, rows, count, below=below), exits_within(space, shares)])[:count]
+
+
 def controller_search(
     space: PlanSpace,
     evaluate: Any,
@@ -181,17 +195,13 @@ def controller_search(
     starts: Sequence[Actions] = (),
     hooks: Hooks[Conversion] | None = None,
 ) -> SearchResult[Conversion]:
-    """Search with the controller.
-
-    The `starts` come first, then simple plans, up to an eighth of the evaluations (a quarter without starts).
-    """
-    simple = space.starts()
-    count = min(len(simple), total // (8 if starts else 4))
-    some = np.unique(np.linspace(0, len(simple) - 1, count).round().astype(int))
-    warm_start = tuple(dict.fromkeys([*starts, *(simple[i] for i in some)]))
-    return reinforce(
-        space, evaluate, evaluations=total, seed=seed, settings=Settings(warm_start=warm_start), hooks=hooks
-    )
+    """Search with the controller. The `starts` come first, or else simple plans, up to a quarter of the evaluations."""
+    if not starts:
+        simple = space.starts()
+        some = np.unique(np.linspace(0, len(simple) - 1, min(len(simple), total // 4)).round().astype(int))
+        starts = [simple[i] for i in some]
+    settings = Settings(warm_start=tuple(dict.fromkeys(starts)))
+    return reinforce(space, evaluate, evaluations=total, seed=seed, settings=settings, hooks=hooks)
 
 
 def baselines(

@@ -214,12 +214,17 @@ class PlanSpace:
                 levels[index] = 0
         return replace(choices, stages=(replace(first, levels=tuple(levels)), *choices.stages[1:])).actions()
 
+    def ending_at(self, kind: int, tap: int, fraction: float) -> tuple[int, ...]:
+        """Return the decisions for a first stage that ends at a tap, with the same fraction of every class; further stages lie
+        between it and the model."""
+        return self.actions(kind, self._spread(tap), self._fractions(fraction))
+
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """Return simple conversions to start from and to compare with: depth splits, uniform widths, fewer blocks."""
         last = len(self.taps) - 1
         options = [(kind, tap, f) for kind in self.kinds for tap in range(len(self.taps)) for f in (1.0, 0.5)]
         options += [(kind, last, f) for kind in self.kinds for f in (0.25, 0.75)]
-        sequences = [self.actions(k, self._spread(tap), self._fractions(f)) for k, tap, f in options]
+        sequences = [self.ending_at(*option) for option in options]
         sequences += [
             self.thinned(kind, keep, f) for kind in self.kinds for keep in BLOCKS for f in (1.0, 0.5)
             if kind == CASCADE or f < 1  # a linked stage 2 could add nothing to channels that stage 1 has whole

@@ -1,4 +1,4 @@
-"""The first chains that an allocation finds for a row of latencies, as decisions to start a search from.
+"""What a search starts from, as decisions: the first chains that an allocation finds for a row of latencies, and early exits.
 
 The latencies that it adds up are predicted: a dozen chains are measured, and what each kind of kernel costs is fitted to them.
 """
@@ -14,11 +14,13 @@ from itertools import zip_longest
 import numpy as np
 import onnx
 
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.latency.kernel_costs import KernelCosts
 from s2d_convert.latency.kernels import Work, work_of
 from s2d_convert.plans.allocation import Allocated
 from s2d_convert.plans.decisions import Actions, random_actions
+from s2d_convert.plans.macs import chain_macs
 from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.space import BLOCKS, CASCADE, LINKED, PlanSpace
 from s2d_convert.plans.weights import Weights, hollow
@@ -48,15 +50,15 @@ def allocated(space: PlanSpace, rows: Sequence[Allocated], count: int, *, below:
         (1, space.slim_kinds),
     ]
     total = sum(parts for parts, kinds in shares if kinds)
-    starts: list[list[Actions]] = []
+    starts: list[Sequence[Actions]] = []
     for parts, kinds in shares:
         wanted = round(count * parts / total)
         by_kind = [
             [_first_stage(space, kind, row) for row in _spread(_useful(rows, space.scale_of(kind), below), wanted)]
             for kind in kinds
         ]
-        starts.append(_in_turn(by_kind)[:wanted])
-    return list(dict.fromkeys(_in_turn(starts)))
+        starts.append(in_turn(by_kind)[:wanted])
+    return in_turn(starts)
 
 
 def _useful(rows: Sequence[Allocated], scale: float, below: float) -> Sequence[Allocated]:
@@ -67,9 +69,30 @@ def _useful(rows: Sequence[Allocated], scale: float, below: float) -> Sequence[A
     return within[: len(within) // 2 + 1] if scale < 1 else within
 
 
-def _in_turn(lists: Sequence[Sequence[Actions]]) -> list[Actions]:
-    """Return the first ones of all lists, then the second ones, and so on."""
-    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
+def exits_within(space: PlanSpace, shares: Sequence[float]) -> list[Actions]:
+    """Return decisions for first stages that end at every tap, for every kind of the space: each as wide as has less than a share
+    of the static model's multiply-accumulates, for each of `shares`. Kinds take turns, smaller images first; taps come from
+    coarse to fine."""
+    pairs, whole = pairs_of(space), max(1, total_macs(space.graph))
+    taps = coarse_to_fine(range(len(space.taps)))
+    options = [(tap, width) for tap in taps for width in sorted(WIDTHS, reverse=True)]
+    macs = {
+        (tap, width): chain_macs(space.model, pairs.decode(pairs.ending_at(CASCADE, tap, width)).chains[0]) / whole
+        for tap, width in options
+    }
+
+    def at(kind: int, share: float) -> list[Actions]:
+        within = [option for option in options if macs[option] * space.scale_of(kind) ** 2 < share]
+        widest = dict(reversed(within))  # the first of every tap
+        return [space.ending_at(kind, tap, widest[tap]) for tap in taps if tap in widest]
+
+    kinds = sorted(space.options_of_kind, key=space.scale_of)
+    return in_turn([at(kind, share) for share in shares for kind in kinds])
+
+
+def in_turn(lists: Sequence[Sequence[Actions]]) -> list[Actions]:
+    """Return the first ones of all lists, then the second ones, and so on, each of them once."""
+    return list(dict.fromkeys(item for turn in zip_longest(*lists) for item in turn if item is not None))
 
 
 def slim_lasts(space: PlanSpace, rows: Sequence[Allocated]) -> list[Plan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_spaces import space_of
 
+from s2d_convert.channels.macs import total_macs
 from s2d_convert.plans.allocation import Allocation, knapsack, level_errors, vanishing
 from s2d_convert.plans.assignment import check_conversion
 from s2d_convert.plans.macs import chain_macs
 from s2d_convert.plans.plan import Plan, identity_plan
-from s2d_convert.plans.space import CASCADE, LINKED
-from s2d_convert.search.allocation import allocated, coarse_to_fine, pairs_of, slim_lasts
+from s2d_convert.plans.space import CASCADE, LINKED, PlanSpace
+from s2d_convert.search.allocation import WIDTHS, allocated, coarse_to_fine, exits_within, pairs_of, slim_lasts
 
 rows = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=1, max_size=4)
 
@@ -112,6 +114,32 @@ def test_slimmer_last_chains_end_in_the_logits_and_cost_less_than_the_model() ->
         "one of each kind"
     )
     assert len({wider.decode(a).chains[0] for a in fastest if a[0] not in (LINKED, *wider.scaled_kinds)}) == 1
+
+
+@pytest.mark.parametrize("share", [0.15, 0.5])
+def test_early_exits_are_as_wide_as_a_share_of_the_work_allows_at_every_image_size(share: float) -> None:
+    plain = space_of("mobilenet_v3", 2)
+    space = PlanSpace(plain.model, plain.divisions, stages=2, scales=(0.75, 0.5))
+    whole = total_macs(space.graph)
+
+    def work(kind: int, tap: int, width: float) -> float:
+        first = space.decode(space.ending_at(kind, tap, width)).chains[0]
+        return (
+            chain_macs(space.model, replace(first, scale=1.0, taps=first.taps[:1])) / whole * space.scale_of(kind) ** 2
+        )
+
+    wanted = {}
+    for kind in (CASCADE, *space.scaled_kinds):
+        for tap in range(len(space.taps)):
+            within = [width for width in WIDTHS if work(kind, tap, width) < share]
+            if within:
+                wanted[kind, tap] = space.ending_at(kind, tap, max(within))
+    found = exits_within(space, [share])
+    assert {a for a in found if a[0] != LINKED} == set(wanted.values())
+    assert {space.scale_of(a[0]) for a in found[:3]} == {0.5, 0.75, 1.0}, "the kinds take turns"
+    assert len(found) == len(set(found))
+    both = exits_within(space, [0.5, 0.15])
+    assert set(both) == set(exits_within(space, [0.5])) | set(exits_within(space, [0.15]))
 
 
 def test_rows_come_from_coarse_to_fine() -> None:
