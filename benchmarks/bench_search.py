@@ -21,7 +21,7 @@ from benchmarks.picture_options import add_picture_options, picture_options
 from benchmarks.stand import BenchOptions, Stand, told
 from s2d_convert.base.files import write_json
 from s2d_convert.cli.progress import TerminalReporter
-from s2d_convert.conversion.explore import allocate, controller_search, starting_points, with_slim_lasts
+from s2d_convert.conversion.explore import allocate, controller_search, latency_model, starting_points, with_slim_lasts
 from s2d_convert.conversion.options import EFFORTS
 from s2d_convert.errors import S2DError
 from s2d_convert.exporting.provenance import model_sha256
@@ -67,7 +67,7 @@ def compare(stand: Stand, *, seeds: int, total: int) -> dict[str, list[list[floa
     job = stand.job("search-s0", 0)
     space = with_slim_lasts(job, space)
     rows = allocate(job, space)
-    starts = starting_points(space, rows, total, budget=options.budget) if rows else []
+    starts = starting_points(space, rows, latency_model(job, space), total, budget=options.budget) if rows else []
     evaluate = stand.evaluator(0, options.budget)
     uniform = evaluate_all(space, evaluate, space.uniform()[:total], method="uniform")
     found: dict[str, list[list[float]]] = {name: [] for name in ("reinforce", "neighbours", "random")}

@@ -15,8 +15,9 @@ from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.conversion.exact import DEPTH_METHOD
 from s2d_convert.conversion.options import NAMED_PLANS, ConvertOptions
-from s2d_convert.conversion.run_folder import ALLOCATED, BASELINES
+from s2d_convert.conversion.run_folder import ALLOCATED, BASELINES, KERNELS
 from s2d_convert.conversion.worst_case import confirmed
+from s2d_convert.latency.kernel_costs import KernelCosts
 from s2d_convert.plans.allocation import Allocated, Allocation, vanishing
 from s2d_convert.plans.decisions import Actions
 from s2d_convert.plans.heuristics import simple_chains
@@ -40,7 +41,7 @@ from s2d_convert.search.ray import on_cluster
 from s2d_convert.search.reinforce import Settings, reinforce
 
 STARTS = 0.5  # share of the evaluations that the plans to start from take, at most
-EXITS = (0.6, 0.3, 0.15)  # shares of the multiply-accumulates that early exits start from where there is no budget
+EXITS = (0.6, 0.3, 0.15)  # latencies of the early exits that a search without a budget starts from
 UNTIL = 0.4  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
@@ -67,7 +68,10 @@ def search(
         return given
     space = restricted(space, options.plan)
     rows = allocate(job, space) if options.plan in ("search", "cascade", "width") else ()
-    starts = starting_points(space, rows, options.work.evaluations, budget=options.budget, least=least) if rows else []
+    starts: list[Actions] = []
+    if rows:
+        latency, total = latency_model(job, space), options.work.evaluations
+        starts = starting_points(space, rows, latency, total, budget=options.budget, least=least)
     run.rewrite_trace()
     trace = [line for line in run.trace() if line["method"] != DEPTH_METHOD]  # those have trained heads
     known = {Conversion.from_json(line["plan"], ready.channels): evaluation_from_json(line) for line in trace}
@@ -129,11 +133,20 @@ def allocate(job: Job, space: PlanSpace) -> tuple[Allocated, ...]:
         alone = {i: pairs.decode(pairs.without(i)).chains[0] for i in vanishing(ready.model, space.divisions)}
         if len(alone) * total_macs(ready.graph) > MOST_LEFT_OUT:
             alone = {}
-        latency = LatencyModel(pairs, ready.weights, job.meter, block=ready.block)
-        left_out = ready.solver.errors(alone)
+        latency, left_out = latency_model(job, space), ready.solver.errors(alone)
         stored = [asdict(row) for row in Allocation(pairs, ready.solver.importance, latency, left_out=left_out).best()]
         run.write_json(ALLOCATED, stored)
     return tuple(Allocated(tuple(row["levels"]), row["latency"], row["error"]) for row in stored)
+
+
+def latency_model(job: Job, space: PlanSpace) -> LatencyModel:
+    """Return what predicts the latency of first chains, and keep its costs in the run folder."""
+    ready, pairs, stored = job.ready, pairs_of(space), job.run.read_json(KERNELS)
+    if stored is not None:
+        return LatencyModel(pairs, ready.weights, KernelCosts(stored), block=ready.block)
+    model = LatencyModel.fitted(pairs, ready.weights, job.meter, block=ready.block)
+    job.run.write_json(KERNELS, dict(model.costs.costs))
+    return model
 
 
 def with_slim_lasts(job: Job, space: PlanSpace) -> PlanSpace:
@@ -173,7 +186,13 @@ def _halfway(clock: Clock) -> Callable[[], bool]:
 
 
 def starting_points(
-    space: PlanSpace, rows: Sequence[Allocated], total: int, *, budget: float | None, least: float = -math.inf
+    space: PlanSpace,
+    rows: Sequence[Allocated],
+    latency: LatencyModel,
+    total: int,
+    *,
+    budget: float | None,
+    least: float = -math.inf,
 ) -> list[Actions]:
     """Return what a search of `total` evaluations starts from: allocated chains and early exits in turn.
 
@@ -182,8 +201,8 @@ def starting_points(
     """
     count = round(STARTS * total)
     below = 1 - least if budget is None else budget
-    shares = [share for share in EXITS if share < below] if budget is None else [budget]
-    return in_turn([allocated(space, rows, count, below=below), exits_within(space, shares)])[:count]
+    budgets = [one for one in EXITS if one < below] if budget is None else [budget]
+    return in_turn([allocated(space, rows, count, below=below), exits_within(space, latency, budgets)])[:count]
 
 
 def controller_search(

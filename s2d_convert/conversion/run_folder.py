@@ -24,6 +24,7 @@ CONFIG = "config.json"  # options and hashes that a resumed run must share
 SECONDS = "seconds.json"  # seconds spent on every step so far
 HEADS, FEATURES, DEPTH = "heads.npz", "features", "depth.json"  # exact mode: heads, their inputs, the chosen taps
 KINDS = "kinds.json"  # the kinds of plan that can keep --max-latency
+KERNELS = "kernels.json"  # what every kind of kernel costs, from which latencies are predicted
 ALLOCATED = "allocated.json"  # first chains that the allocation found, for a row of latencies
 BASELINES = "baselines.json"
 CHOSEN = "chosen.json"  # the evaluation of the plan

@@ -6,27 +6,27 @@ The latencies that it adds up are predicted: a dozen chains are measured, and wh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 
 import numpy as np
 import onnx
 
-from s2d_convert.channels.macs import total_macs
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.latency.kernel_costs import KernelCosts
 from s2d_convert.latency.kernels import Work, work_of
 from s2d_convert.plans.allocation import Allocated
 from s2d_convert.plans.decisions import Actions, random_actions
-from s2d_convert.plans.macs import chain_macs
 from s2d_convert.plans.plan import Plan
 from s2d_convert.plans.space import BLOCKS, CASCADE, LINKED, PlanSpace
 from s2d_convert.plans.weights import Weights, hollow
 from s2d_convert.slicing.chain import Chain, build_stages
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
+EXIT_WIDTHS = (0.5, 1.0, 0.75, 0.25)  # the likeliest first
 RANDOM_CHAINS = 6
 SLIM = (0.85, 0.7, 0.55)
 
@@ -69,25 +69,26 @@ def _useful(rows: Sequence[Allocated], scale: float, below: float) -> Sequence[A
     return within[: len(within) // 2 + 1] if scale < 1 else within
 
 
-def exits_within(space: PlanSpace, shares: Sequence[float]) -> list[Actions]:
-    """Return decisions for first stages that end at every tap, for every kind of the space: each as wide as has less than a share
-    of the static model's multiply-accumulates, for each of `shares`. Kinds take turns, smaller images first; taps come from
-    coarse to fine."""
-    pairs, whole = pairs_of(space), max(1, total_macs(space.graph))
-    taps = coarse_to_fine(range(len(space.taps)))
-    options = [(tap, width) for tap in taps for width in sorted(WIDTHS, reverse=True)]
-    macs = {
-        (tap, width): chain_macs(space.model, pairs.decode(pairs.ending_at(CASCADE, tap, width)).chains[0]) / whole
-        for tap, width in options
-    }
+def exits_within(space: PlanSpace, latency: Callable[[Plan], float], budgets: Sequence[float]) -> list[Actions]:
+    """Return decisions for early exits: per kind of the space, width and budget the first stage that ends at the last tap by
+    which it costs less than the budget. Kinds take turns, those that read smaller images first.
 
-    def at(kind: int, share: float) -> list[Actions]:
-        within = [option for option in options if macs[option] * space.scale_of(kind) ** 2 < share]
-        widest = dict(reversed(within))  # the first of every tap
-        return [space.ending_at(kind, tap, widest[tap]) for tap in taps if tap in widest]
+    latency: predicts that of a chain of one stage, relative to static; it grows with the taps.
+    """
+    pairs = pairs_of(space)
 
-    kinds = sorted(space.options_of_kind, key=space.scale_of)
-    return in_turn([at(kind, share) for share in shares for kind in kinds])
+    def last_within(kind: int, width: float, budget: float) -> int | None:
+        own = kind if kind in space.scaled_kinds else CASCADE
+        cost = [partial(pairs.ending_at, own, tap, width) for tap in range(len(space.taps))]
+        within = bisect_left(cost, budget, key=lambda decisions: latency(pairs.decode(decisions()).chains[0]))
+        return within - 1 if within else None
+
+    def of_kind(kind: int) -> list[Actions]:
+        found = [(width, last_within(kind, width, budget)) for budget in budgets for width in EXIT_WIDTHS]
+        return [space.ending_at(kind, tap, width) for width, tap in found if tap is not None]
+
+    kinds = sorted(space.options_of_kind, key=lambda kind: (space.scale_of(kind), kind != CASCADE))
+    return in_turn([of_kind(kind) for kind in kinds])
 
 
 def in_turn(lists: Sequence[Sequence[Actions]]) -> list[Actions]:
@@ -139,13 +140,19 @@ class LatencyModel:
     space: of pairs (`pairs_of`). block: channels per block of the blocked layout.
     """
 
-    def __init__(self, space: PlanSpace, weights: Weights, meter: LatencyMeter, *, block: int) -> None:
-        self.space, self.weights, self.block = space, weights, block
+    def __init__(self, space: PlanSpace, weights: Weights, costs: KernelCosts, *, block: int) -> None:
+        self.space, self.weights, self.costs, self.block = space, weights, costs, block
         self._hollow = hollow(weights, space.model, space.taps)
         self._work = cache(self._work_of)
-        plans = [self.space.decode(actions).chains[0] for actions in self._samples()]
-        ratios = [meter.measure([self._file(plan)]).ratios[0] for plan in plans]
-        self.costs = KernelCosts.fit([self._work(plan) for plan in plans], ratios)
+
+    @classmethod
+    def fitted(cls, space: PlanSpace, weights: Weights, meter: LatencyMeter, *, block: int) -> LatencyModel:
+        """Measure some chains of the space, and fit the costs to them."""
+        model = cls(space, weights, KernelCosts({}), block=block)
+        plans = [space.decode(actions).chains[0] for actions in model._samples()]
+        ratios = [meter.measure([model._file(plan)]).ratios[0] for plan in plans]
+        model.costs = KernelCosts.fit([model._work(plan) for plan in plans], ratios)
+        return model
 
     def __call__(self, plan: Plan) -> float:
         return self.costs.predict(self._work(plan))

@@ -116,30 +116,28 @@ def test_slimmer_last_chains_end_in_the_logits_and_cost_less_than_the_model() ->
     assert len({wider.decode(a).chains[0] for a in fastest if a[0] not in (LINKED, *wider.scaled_kinds)}) == 1
 
 
-@pytest.mark.parametrize("share", [0.15, 0.5])
-def test_early_exits_are_as_wide_as_a_share_of_the_work_allows_at_every_image_size(share: float) -> None:
+@pytest.mark.parametrize("budget", [0.02, 0.15, 0.5])
+def test_early_exits_lie_as_late_as_the_budget_allows_at_every_image_size(budget: float) -> None:
     plain = space_of("mobilenet_v3", 2)
     space = PlanSpace(plain.model, plain.divisions, stages=2, scales=(0.75, 0.5))
     whole = total_macs(space.graph)
 
-    def work(kind: int, tap: int, width: float) -> float:
-        first = space.decode(space.ending_at(kind, tap, width)).chains[0]
-        return (
-            chain_macs(space.model, replace(first, scale=1.0, taps=first.taps[:1])) / whole * space.scale_of(kind) ** 2
-        )
+    def latency(plan: Plan) -> float:
+        return plan.scale**2 * chain_macs(space.model, replace(plan, scale=1.0)) / whole
 
-    wanted = {}
-    for kind in (CASCADE, *space.scaled_kinds):
-        for tap in range(len(space.taps)):
-            within = [width for width in WIDTHS if work(kind, tap, width) < share]
-            if within:
-                wanted[kind, tap] = space.ending_at(kind, tap, max(within))
-    found = exits_within(space, [share])
-    assert {a for a in found if a[0] != LINKED} == set(wanted.values())
-    assert {space.scale_of(a[0]) for a in found[:3]} == {0.5, 0.75, 1.0}, "the kinds take turns"
+    wanted = set()
+    for kind, width in itertools.product((CASCADE, *space.scaled_kinds), WIDTHS):
+        options = [space.ending_at(kind, tap, width) for tap in range(len(space.taps))]
+        within = [actions for actions in options if latency(space.decode(actions).chains[0]) < budget]
+        wanted |= set(within[-1:])
+    found = exits_within(space, latency, [budget])
+    assert {a for a in found if a[0] != LINKED} == wanted
     assert len(found) == len(set(found))
-    both = exits_within(space, [0.5, 0.15])
-    assert set(both) == set(exits_within(space, [0.5])) | set(exits_within(space, [0.15]))
+    if budget > 0.1:
+        assert [space.scale_of(a[0]) for a in found[:3]] == [0.5, 0.75, 1.0], "the kinds take turns"
+        assert found[2][0] == CASCADE
+    both = exits_within(space, latency, [0.5, 0.15])
+    assert set(both) == {a for one in (0.5, 0.15) for a in exits_within(space, latency, [one])}
 
 
 def test_rows_come_from_coarse_to_fine() -> None:
