@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import zip_longest
 
 import numpy as np
@@ -79,8 +79,11 @@ def exits_within(space: PlanSpace, latency: Callable[[Plan], float], budgets: Se
 
     def last_within(kind: int, width: float, budget: float) -> int | None:
         own = kind if kind in space.scaled_kinds else CASCADE
-        cost = [partial(pairs.ending_at, own, tap, width) for tap in range(len(space.taps))]
-        within = bisect_left(cost, budget, key=lambda decisions: latency(pairs.decode(decisions()).chains[0]))
+
+        def cost(tap: int) -> float:
+            return latency(pairs.decode(pairs.ending_at(own, tap, width)).chains[0])
+
+        within = bisect_left(range(len(space.taps)), budget, key=cost)
         return within - 1 if within else None
 
     def of_kind(kind: int) -> list[Actions]:
