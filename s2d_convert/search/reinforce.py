@@ -22,6 +22,8 @@ from s2d_convert.search.base import GIVE_UP, Book, Evaluate, Hooks, SearchResult
 from s2d_convert.search.controller import LSTMController
 
 CONTROLLER, NEIGHBOURS = 0, 1  # where a proposal comes from
+# Of two proposals of either kind, how many join the best plans, before anything is known (docs/results.md).
+EXPECTED = np.array([0.5, 1.5])
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class _Learner:
         elites = book.elites(self.settings.elites)
         if not elites:
             return []
-        rates = (self._joined + 1) / (self._tried + 2)
+        rates = (self._joined + EXPECTED) / (self._tried + 2)
         share = float(rates[NEIGHBOURS] / rates.sum())
         count = min(max(1, round(share * self.settings.batch)), self.settings.batch - 1)
         weights = np.exp(-np.arange(len(elites)) / self.settings.parent_scale)
