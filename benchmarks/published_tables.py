@@ -29,6 +29,11 @@ HEADLINES: tuple[tuple[str | None, ...], ...] = (
     ("page-orientation/ours", None, "page-orientation/int8-static", "page-orientation/int8-ours"),
     ("open-nsfw/ours", None, "open-nsfw/int8-static", "open-nsfw/int8-ours"),
     ("text-direction/ours", None, "text-direction/int8-static", "text-direction/int8-ours"),
+    ("fashion-wrn-16-2/ours-0.3", None, "fashion-wrn-16-2/int8-static", "fashion-wrn-16-2/int8-ours-0.3"),
+    (
+        *("fashion-mobilenet-v2-half/ours-0.3", None),
+        *("fashion-mobilenet-v2-half/int8-static", "fashion-mobilenet-v2-half/int8-ours-0.3"),
+    ),
     ("fashion-resnet20/ours", None, "fashion-resnet20/int8-static", "fashion-resnet20/int8-ours"),
     ("fashion-methods/ours", "fashion-methods/pruned", "fashion-methods/int8-static", "fashion-methods/int8-ours"),
     ("vgg16-bn/ours-0.35", "vgg16-bn/pruned-0.35", "vgg16-bn/int8-static", "vgg16-bn/int8-ours-0.35"),
@@ -38,7 +43,10 @@ HEADLINES: tuple[tuple[str | None, ...], ...] = (
     ("resnet20/standard-0.6", "resnet20/pruned", "resnet20/int8-bench-int8-static", "resnet20/int8-bench-int8-0.45"),
 )
 OWN = (0, 3)  # columns of HEADLINES
-HALF_HOUR = ("text-direction", "page-orientation", "open-nsfw", "fashion-resnet20")  # files of `benchmarks.half_hour`
+HALF_HOUR = (  # files of `benchmarks.half_hour`
+    *("text-direction", "page-orientation", "open-nsfw"),
+    *("fashion-wrn-16-2", "fashion-mobilenet-v2-half", "fashion-resnet20"),
+)
 
 
 def headline(records: Records) -> str:
