@@ -144,6 +144,7 @@ class Samples:
             self._seeds = seeds[order].split([len(chunk) for chunk in self.chunks])
         self._plan = Effective(net.model, identity_plan(net.model))
         self._rows: dict[str, list[Tensor]] = {}
+        self.foreign: frozenset[str] = frozenset()  # tensors whose values are those of another network
         self._static: Pass | None = None
         self._keep(kept_bytes)
 
@@ -196,6 +197,7 @@ class Samples:
 
     def answer_as(self, other: Samples) -> None:
         """Take the logits of the static model from other samples of the same images, in the same order."""
+        self.foreign = frozenset({self.graph.output})
         logits = torch.cat(other._rows[self.graph.output])
         self._rows[self.graph.output] = list(logits.split([len(chunk) for chunk in self.chunks]))
 

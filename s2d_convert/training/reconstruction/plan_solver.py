@@ -139,9 +139,10 @@ class PlanSolver:
 
     def _is_right(self, node: Node) -> bool:
         """Return whether the weights of a mixing node, or of a norm, are right as they are: before the first cut, unless it is to
-        stand in for a block that is left out behind it."""
+        stand in for a block that is left out behind it, or makes logits that are to be those of another image size."""
         weighted = node.name in self.weights.mix or node.op in NORMS
-        return weighted and node.outputs[0] in self._unchanged and self.targets.of(node).tensor in self._unchanged
+        right = self._unchanged - self.samples.foreign
+        return weighted and node.outputs[0] in right and self.targets.of(node).tensor in right
 
     def _find_pairs(self) -> dict[str, Pair]:
         """Return the pairs of layers by the name of the second; the pass keeps what the first one reads until then."""
