@@ -19,7 +19,7 @@ import torch
 
 from s2d_convert.base.reporting import PlannedStep
 from s2d_convert.conversion.context import Job
-from s2d_convert.conversion.exact import HEAD_SECONDS, HEADS_UNTIL, most_rows
+from s2d_convert.conversion.exact import HEAD_SECONDS, HEADS_UNTIL, images_and_copies
 from s2d_convert.conversion.explore import UNTIL as SEARCHED_UNTIL
 from s2d_convert.conversion.explore import allocate, make_evaluator
 from s2d_convert.conversion.finals import METHOD, ROUNDS
@@ -32,7 +32,7 @@ from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace, depth_taps
 from s2d_convert.search.allocation import allocated, pairs_of
 from s2d_convert.search.base import Evaluation
-from s2d_convert.training.exit_heads import MAX_COPIES, row_bytes
+from s2d_convert.training.exit_heads import row_bytes
 from s2d_convert.training.reconstruction import MAX_COLUMNS, Settings
 from s2d_convert.training.settings import TrainSettings
 
@@ -130,9 +130,8 @@ def _batch_bytes(job: Job) -> int:
 
 def _feature_bytes(job: Job) -> int:
     """Return the bytes of the features from which exit heads learn."""
-    taps, images = depth_taps(job.ready.model), len(job.ready.dataset.train)
-    rows = min(most_rows(job, taps), MAX_COPIES * images)
-    return rows * row_bytes(job.ready.model, taps)
+    taps = depth_taps(job.ready.model)
+    return math.prod(images_and_copies(job, taps)) * row_bytes(job.ready.model, taps)
 
 
 @dataclass(frozen=True)

@@ -109,17 +109,22 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
 def _training_features(job: Job, extractor: Extractor) -> Features:
     """Return the features of the training images. If there are few, further augmented copies are added."""
     ready, options = job.ready, job.options
-    most = most_rows(job, extractor.taps)
-    images = ready.dataset.train.take(slice(0, most))
-    made_up = images.kind == "made-up"
-    copies = 1 if made_up else max(1, min(MAX_COPIES, most // len(images)))
-    level: Level = "strong" if made_up else "light"
+    count, copies = images_and_copies(job, extractor.taps)
+    images = ready.dataset.train.take(slice(0, count))
+    level: Level = "strong" if images.kind == "made-up" else "light"
 
     def show(done: int, total: int) -> None:
         job.reporter.progress(done, total, "images computed", math.nan)
 
     augmented = Copies(copies, level, options.flip, options.seed)
     return extractor.features(images, copies=augmented, store=job.run.path / FEATURES, report=show)
+
+
+def images_and_copies(job: Job, taps: Sequence[str]) -> tuple[int, int]:
+    """Return how many images heads at these taps learn from, and how often each is taken."""
+    most, train = most_rows(job, taps), job.ready.dataset.train
+    images = min(most, len(train))
+    return images, 1 if train.kind == "made-up" else max(1, min(MAX_COPIES, most // images))
 
 
 def most_rows(job: Job, taps: Sequence[str]) -> int:

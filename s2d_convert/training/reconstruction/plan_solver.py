@@ -126,23 +126,23 @@ class PlanSolver:
         return Solved(weights, self.errors)
 
     def _find_unchanged(self) -> frozenset[str]:
-        """Return the tensors that the cut network makes as the static model does: those before the first cut."""
+        """Return the tensors that the cut network makes as they are to be: those before the first cut, but for logits that are to
+        be those of another image size."""
         masks, unchanged = self.cut.masks, {self.graph.image}
         for node in self.graph.nodes:
             whole = masks.mix.get(node.name) is None and node.name not in masks.levels
             if whole and node.name in self.effective.depth and unchanged.issuperset(self.graph.computed(node)):
                 unchanged.update(name for name in node.outputs if self._is_whole(name))
-        return frozenset(unchanged)
+        return frozenset(unchanged - self.samples.foreign)
 
     def _is_whole(self, name: str) -> bool:
         return name not in self.channels.layouts or bool(self.effective.live(name).all())
 
     def _is_right(self, node: Node) -> bool:
         """Return whether the weights of a mixing node, or of a norm, are right as they are: before the first cut, unless it is to
-        stand in for a block that is left out behind it, or makes logits that are to be those of another image size."""
+        stand in for a block that is left out behind it."""
         weighted = node.name in self.weights.mix or node.op in NORMS
-        right = self._unchanged - self.samples.foreign
-        return weighted and node.outputs[0] in right and self.targets.of(node).tensor in right
+        return weighted and node.outputs[0] in self._unchanged and self.targets.of(node).tensor in self._unchanged
 
     def _find_pairs(self) -> dict[str, Pair]:
         """Return the pairs of layers by the name of the second; the pass keeps what the first one reads until then."""
