@@ -9,6 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -41,6 +42,20 @@ class Clock:
     def left(self, share: float = 1.0) -> float:
         """Return the seconds until so large a share of the time is spent, at least 0; infinity without a limit."""
         return max(0.0, share * self.seconds - self.spent()) if self.limited else math.inf
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Until which shares of a limited time the parts of a conversion may go on, in their order.
+
+    first_round: that of the finals. The time that is left after the training is for writing and measuring.
+    """
+
+    heads: float
+    search: float
+    first_round: float
+    finals: float
+    training: float
 
 
 def parse_duration(text: str) -> float | None:

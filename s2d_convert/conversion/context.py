@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from s2d_convert.base.arrays import Array
-from s2d_convert.base.clock import Clock
+from s2d_convert.base.clock import Clock, Timetable
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.base.sessions import Running
 from s2d_convert.calibration.answered import Answered
 from s2d_convert.calibration.task import Task
 from s2d_convert.channels.analysis import AnalysedModel, Channels
-from s2d_convert.conversion.options import ConvertOptions
+from s2d_convert.conversion.options import ConvertOptions, Effort
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.data.images import Dataset, Images
 from s2d_convert.data.preprocess import Preprocess
@@ -37,8 +37,14 @@ from s2d_convert.slicing.own_network import OwnNetwork
 from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
 from s2d_convert.training.lessons import Lessons, views_to_keep
 from s2d_convert.training.loop import exit_logits
+from s2d_convert.training.settings import batch_size, step_seconds
 from s2d_convert.training.solving import Solver
 
+EVEN = Timetable(heads=0.2, search=0.4, first_round=0.5, finals=0.6, training=0.92)
+MORE_TRAINING = Timetable(heads=0.1, search=0.25, first_round=0.34, finals=0.42, training=0.92)
+NO_TRAINING = Timetable(heads=0.2, search=0.6, first_round=0.85, finals=0.85, training=0.85)
+FEW_EPOCHS, FEW_STEPS = 10.0, 60  # of the long training at even shares of the time
+FIRST_CHAIN = 0.5  # of the static model's work, where no budget says more
 LEAST_HALF = 200  # images; with fewer, chance alone would choose the thresholds
 
 
@@ -167,6 +173,27 @@ class Job:
         if ready.table is not None:
             return 0.0, 0.0
         return dispatch_overhead(ready.model, ready.weights, timing_images(ready, running.batch), running)
+
+    @cached_property
+    def timetable(self) -> Timetable:
+        """How a limited time is divided: a training that would see its images only a few times gets more of it, and one of so
+        few steps that solved weights are better off without it gets none."""
+        if not self.clock.limited:
+            return EVEN
+        ready, chain = self.ready, FIRST_CHAIN if self.options.budget is None else self.options.budget
+        batch = batch_size(ready.graph.image_bytes)
+        image = self.meter.measure([]).reference_ms / 1e3 / torch.get_num_threads()
+        seconds = (EVEN.training - EVEN.finals) * self.clock.seconds
+        steps = seconds / step_seconds(batch, image, chain)
+        if steps < FEW_STEPS:
+            return NO_TRAINING
+        return MORE_TRAINING if steps * batch < FEW_EPOCHS * len(ready.dataset.train) else EVEN
+
+    @property
+    def work(self) -> Effort:
+        """The amounts of work of the options, without trainings where the time does not allow them."""
+        work = self.options.work
+        return work.untrained() if self.timetable is NO_TRAINING else work
 
     @cached_property
     def lessons(self) -> Lessons:

@@ -18,26 +18,22 @@ import numpy as np
 import torch
 
 from s2d_convert.base.reporting import PlannedStep
-from s2d_convert.conversion.context import Job
-from s2d_convert.conversion.exact import HEAD_SECONDS, HEADS_UNTIL, images_and_copies
-from s2d_convert.conversion.explore import UNTIL as SEARCHED_UNTIL
+from s2d_convert.conversion.context import FIRST_CHAIN, Job
+from s2d_convert.conversion.exact import HEAD_SECONDS, images_and_copies
 from s2d_convert.conversion.explore import allocate, make_evaluator
 from s2d_convert.conversion.finals import METHOD, ROUNDS
-from s2d_convert.conversion.finals import UNTIL as PLAYED_UNTIL
 from s2d_convert.conversion.finish import Result
-from s2d_convert.conversion.options import FIRST, PLANS, ConvertOptions
+from s2d_convert.conversion.options import FIRST, PLANS, ConvertOptions, Effort
 from s2d_convert.conversion.run_folder import CHOSEN, SECONDS
-from s2d_convert.conversion.training_steps import MOST_PASSES, TRAINED_UNTIL, batch_size, finishing_seconds
+from s2d_convert.conversion.training_steps import MOST_PASSES, finishing_seconds
 from s2d_convert.plans.plan import Conversion
 from s2d_convert.plans.space import PlanSpace, depth_taps
 from s2d_convert.search.allocation import allocated, pairs_of
 from s2d_convert.search.base import Evaluation
 from s2d_convert.training.exit_heads import row_bytes
 from s2d_convert.training.reconstruction import MAX_COLUMNS, Settings
-from s2d_convert.training.settings import TrainSettings
+from s2d_convert.training.settings import TrainSettings, batch_size, step_seconds
 
-STEP = 4.0  # forward and backward in torch, relative to onnxruntime's forward pass of as much work
-FIRST_CHAIN = 0.5  # of the static model's work
 SOLVE, SOLVED_NODE = 3.0, 0.005  # passes of the images through the static model on one thread, and seconds per node
 PREPARING = 12.0  # statistics and allocation, relative to a rough solve
 FULL_SOLVE = 5.0  # relative to a rough one
@@ -49,11 +45,13 @@ SHOWN = 6  # first chains of a forecast
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def steps_ahead(options: ConvertOptions) -> list[str]:
-    """Return the steps of a conversion after the model has shown that it works on the data. A resumed run may leave some out."""
+def steps_ahead(options: ConvertOptions, work: Effort) -> list[str]:
+    """Return the steps of a conversion after the model has shown that it works on the data, with these amounts of work. A
+    resumed run may leave some out."""
     names: list[str] = []
+    training = ["fine-tune"] if work.finetune_epochs or work.finetune_min_steps else []
     if options.exact and options.plan != FIRST:
-        narrow = ["finals", "fine-tune"] if options.data is not None and options.picture is None else []
+        narrow = ["finals", *training] if options.data is not None and options.picture is None else []
         names = ["heads", "search", *narrow]
     elif options.plan != FIRST:
         names = [
@@ -61,8 +59,13 @@ def steps_ahead(options: ConvertOptions) -> list[str]:
             "search",
             *(["finals"] if options.plan in PLANS else []),
         ]
-        names += ["fine-tune"] if options.work.finetune_epochs or options.work.finetune_min_steps else []
+        names += training
     return [*names, "export", "measure", *(["quantize"] if options.quantize else [])]
+
+
+def too_large_to_train(job: Job) -> bool:
+    """Return whether a training is left out only because the time does not allow it."""
+    return steps_ahead(job.options, job.work) != steps_ahead(job.options, job.options.work)
 
 
 def compares_exits(options: ConvertOptions) -> bool:
@@ -75,14 +78,14 @@ def planned(job: Job) -> list[PlannedStep]:
     """Return the steps to come and how long each will take. Of exact mode only what the clock says is known."""
     seconds: dict[str, float] = {"measure": finishing_seconds(job)}
     if job.clock.limited:
-        left = job.clock.left
-        seconds["heads"] = left(HEADS_UNTIL)
-        seconds["search"] = left(SEARCHED_UNTIL) - seconds["heads"]
-        seconds["finals"] = left(PLAYED_UNTIL) - left(SEARCHED_UNTIL)
-        seconds["fine-tune"] = max(0.0, left(TRAINED_UNTIL) - left(PLAYED_UNTIL) - seconds["measure"])
+        left, until = job.clock.left, job.timetable
+        seconds["heads"] = left(until.heads)
+        seconds["search"] = left(until.search) - seconds["heads"]
+        seconds["finals"] = left(until.finals) - left(until.search)
+        seconds["fine-tune"] = max(0.0, left(until.training) - left(until.finals) - seconds["measure"])
     elif not job.options.exact:
         seconds |= _by_effort(job)
-    return [PlannedStep(name, seconds.get(name, math.nan)) for name in steps_ahead(job.options)]
+    return [PlannedStep(name, seconds.get(name, math.nan)) for name in steps_ahead(job.options, job.work)]
 
 
 def _by_effort(job: Job) -> dict[str, float]:
@@ -90,7 +93,7 @@ def _by_effort(job: Job) -> dict[str, float]:
     ready, work = job.ready, job.options.work
     alone = job.meter.measure([]).reference_ms / 1e3
     image = alone / torch.get_num_threads()
-    step = TrainSettings.batch_size * image * (1 + FIRST_CHAIN * STEP)
+    step = step_seconds(TrainSettings.batch_size, image, FIRST_CHAIN)
     solve = SOLVE * ready.solver.rough_images * alone + SOLVED_NODE * len(ready.graph.nodes)
     candidates = work.evaluations * (METHODS if work.baselines and job.options.plan == "search" else 1)
     epochs = round(work.finetune_epochs * len(ready.dataset.train) / TrainSettings.batch_size)
@@ -107,7 +110,7 @@ def _by_effort(job: Job) -> dict[str, float]:
 def memory_bytes(job: Job) -> int:
     """Return about how much memory the conversion will take: what was taken so far, and what its steps keep."""
     unit = 1 if sys.platform == "darwin" else 1024
-    steps = steps_ahead(job.options)
+    steps = steps_ahead(job.options, job.work)
     trains = _batch_bytes(job) if "fine-tune" in steps else 0
     heads = _feature_bytes(job) if "heads" in steps else 0
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _solve_bytes(job) + max(trains, heads)
@@ -125,7 +128,7 @@ def _solve_bytes(job: Job) -> int:
 
 def _batch_bytes(job: Job) -> int:
     """Return the bytes of the values of a training step, which its backward pass needs together."""
-    return batch_size(job.ready) * job.ready.graph.image_bytes
+    return batch_size(job.ready.graph.image_bytes) * job.ready.graph.image_bytes
 
 
 def _feature_bytes(job: Job) -> int:

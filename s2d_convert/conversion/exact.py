@@ -57,7 +57,6 @@ TAPS = "taps"  # the key of a depth trial's taps in the trace, as indices
 BEAM = 6
 LEAST_SHARE = 0.01  # an exit that fewer images take only adds cost
 HEAD_SECONDS, HEAD_BYTES, LEAST_ROWS = 120.0, 1e9, 500  # of the features of heads; training may take as long again
-HEADS_UNTIL = 0.2  # of all time, if there is a limit
 LEAST_MEASURED = 4  # least number of sets of exits whose latency is measured
 
 
@@ -97,7 +96,7 @@ def trained_heads(job: Job) -> tuple[dict[str, ExitHead], Array]:
         heads = train_heads(
             ready.model, features,
             epochs=options.work.head_epochs, seed=options.seed, device=ready.device,
-            seconds=min(HEAD_SECONDS, job.clock.left(HEADS_UNTIL)), on_step=show,
+            seconds=min(HEAD_SECONDS, job.clock.left(job.timetable.heads)), on_step=show,
         )  # fmt: skip
         _write_heads(run.path / HEADS, heads)
     logits = head_logits(ready.model, heads, extractor.features(ready.validation.images))
@@ -129,7 +128,7 @@ def images_and_copies(job: Job, taps: Sequence[str]) -> tuple[int, int]:
 
 def most_rows(job: Job, taps: Sequence[str]) -> int:
     """Return how many rows of features are computed: as many as the effort asks for, and time and memory allow."""
-    seconds = min(HEAD_SECONDS, 0.5 * job.clock.left(HEADS_UNTIL))
+    seconds = min(HEAD_SECONDS, 0.5 * job.clock.left(job.timetable.heads))
     by_time = seconds * torch.get_num_threads() / (job.meter.measure([]).reference_ms / 1e3)
     rows = min(job.options.work.head_images, by_time, HEAD_BYTES / row_bytes(job.ready.model, taps))
     return max(LEAST_ROWS, int(rows))

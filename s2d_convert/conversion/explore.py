@@ -42,7 +42,6 @@ from s2d_convert.search.reinforce import Settings, reinforce
 
 STARTS = 0.5  # share of the evaluations that the plans to start from take, at most
 EXITS = (0.6, 0.3, 0.15)  # latencies of the early exits that a search without a budget starts from
-UNTIL = 0.4  # of all time, if there is a limit
 SCREENING, MOST_SCREENED, SCREENED_BY = 16, 3, "screening"  # first chains in exact mode: tried, kept, and their method
 HARDLY = 0.05
 LEFT_BY_TRAINING = 0.6  # of the answers of roughly solved chains that part from the static model's (docs/search.md)
@@ -88,7 +87,7 @@ def search(
             reporter.progress(met[trial.method], options.work.evaluations, "plans tried", math.nan, detail=detail)
 
     with on_cluster(options.ray, evaluate, threads=options.threads):
-        results = _explore(space, evaluate, starts, options=options, clock=job.clock, hooks=Hooks(on_trial, known))
+        results = _explore(job, space, evaluate, starts, hooks=Hooks(on_trial, known))
     for result in results:
         value = result.best.evaluation
         reporter.detail(
@@ -158,31 +157,27 @@ def with_slim_lasts(job: Job, space: PlanSpace) -> PlanSpace:
 
 
 def _explore(
-    space: PlanSpace,
-    evaluate: Evaluator,
-    starts: Sequence[Actions],
-    *,
-    options: ConvertOptions,
-    clock: Clock,
-    hooks: Hooks[Conversion],
+    job: Job, space: PlanSpace, evaluate: Evaluator, starts: Sequence[Actions], *, hooks: Hooks[Conversion]
 ) -> list[SearchResult[Conversion]]:
     """Return the results of the controller's search and, if requested, of the baselines."""
+    options = job.options
     total, seed = options.work.evaluations, options.seed
     if options.plan == "uniform":
         return [evaluate_all(space, evaluate, space.uniform(), method="uniform", hooks=hooks)]
-    timed = replace(hooks, out_of_time=lambda: clock.left(UNTIL) <= 0, starts_over=_halfway(clock))
+    until = job.timetable.search
+    timed = replace(hooks, out_of_time=lambda: job.clock.left(until) <= 0, starts_over=_halfway(job.clock, until))
     learned = controller_search(space, evaluate, total, seed, starts=starts, hooks=timed)
     if not options.work.baselines or options.plan != "search":
         return [learned]
     return [learned, *baselines(space, evaluate, total, seed, hooks)]
 
 
-def _halfway(clock: Clock) -> Callable[[], bool]:
-    """Return what tells whether half of the time of a search that begins now is gone."""
+def _halfway(clock: Clock, until: float) -> Callable[[], bool]:
+    """Return what tells whether half of the time of a search that begins now, and ends at that share of all time, is gone."""
     if not clock.limited:
         return lambda: False
-    half = clock.left(UNTIL) / 2
-    return lambda: clock.left(UNTIL) <= half
+    half = clock.left(until) / 2
+    return lambda: clock.left(until) <= half
 
 
 def starting_points(
@@ -271,7 +266,7 @@ def make_evaluator(job: Job, *, trained: bool = True) -> Evaluator:
     trained: judge candidates by what they can become where training follows.
     """
     ready = job.ready
-    left = LEFT_BY_TRAINING if trained and job.options.work.trial_steps else 1.0
+    left = LEFT_BY_TRAINING if trained and job.work.trial_steps else 1.0
     by_work = max(LEAST_JUDGED, int(JUDGED_MACS / max(1, total_macs(ready.graph))))
     judged = ready.validation.take(slice(0, min(MAX_IMAGES, by_work)))
     logits = SolvedLogits(ready.model, ready.solver.rough, judged.images, judged.logits, left)

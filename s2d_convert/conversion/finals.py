@@ -35,7 +35,6 @@ from s2d_convert.search.evaluate import StageLatency
 METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
 KEPT = 3  # one in KEPT candidates stays for the next round
-ENTER_UNTIL, UNTIL = 0.5, 0.6  # of all time, if there is a limit: the first round, and all of them
 LEFT_BY_FINETUNING = 0.75  # of the answers of a chain in the finals that part from the static model's
 FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
@@ -99,7 +98,7 @@ class Finals:
 
     def best(self) -> tuple[Conversion, Evaluation, Path]:
         """Return the winner, its evaluation after its last short training, and the file with its weights."""
-        last = len(ROUNDS) if self.job.options.work.trial_steps else 1
+        last = len(ROUNDS) if self.job.work.trial_steps else 1
         winner = halving(self._entered(), lambda c, number: self._merit(c, number + 1), rounds=last)
         return winner, self._value(winner, last), self._file(winner, last)
 
@@ -107,16 +106,15 @@ class Finals:
         """Return the contenders that have played the first round; where time is limited, as many as half of it allows."""
         entered: list[Conversion] = []
         for contender in self.contenders:
-            if not entered or self.job.clock.left(ENTER_UNTIL) > 0:
+            if not entered or self.job.clock.left(self.job.timetable.first_round) > 0:
                 self._value(contender, 1)
                 entered.append(contender)
         return entered
 
     def _seconds(self, number: int) -> float:
         """Return how long the next contender of a round may take, so that all of them end in time."""
-        until, entered = (
-            (ENTER_UNTIL, len(self.contenders)) if number == 1 else (UNTIL, math.ceil(len(self.contenders) / KEPT))
-        )
+        times, most = self.job.timetable, len(self.contenders)
+        until, entered = (times.first_round, most) if number == 1 else (times.finals, math.ceil(most / KEPT))
         played = sum(n == number for _, n in self._known)
         return self.job.clock.left(until) / max(1, entered - played)
 
@@ -138,7 +136,7 @@ class Finals:
         job, started, file = self.job, time.perf_counter(), self._file(conversion, number)
         if not file.exists():
             before = self._file(conversion, number - 1) if number > 1 else None
-            steps = math.ceil(ROUNDS[number - 1] * job.options.work.trial_steps)
+            steps = math.ceil(ROUNDS[number - 1] * job.work.trial_steps)
             self.train(conversion, before, file, steps, self._seconds(number))
         value = self.worth(conversion, file)
         value = replace(value, info={**value.info, "round": number})
@@ -203,7 +201,7 @@ def afford_solves(job: Job, contenders: int) -> None:
         if line["method"] not in (METHOD, DEPTH_METHOD) and line["seconds"] > 0
     ]
     if job.clock.limited and took:
-        seconds = job.clock.left(ENTER_UNTIL) / 2 / contenders
+        seconds = job.clock.left(job.timetable.first_round) / 2 / contenders
         job.ready.solver.afford(seconds, rough_seconds=float(np.median(took)))
 
 
@@ -211,7 +209,7 @@ def finals_of(job: Job, contenders: Mapping[Conversion, Actions], cost: Cost, pl
     """Return finals between these conversions. All trainings start from solved weights."""
 
     def worth(conversion: Conversion, file: Path) -> Evaluation:
-        left = LEFT_BY_FINETUNING if job.options.work.trial_steps else 1.0
+        left = LEFT_BY_FINETUNING if job.work.trial_steps else 1.0
         return trained_worth(job, conversion, tried_out(job, conversion.chains[0], file), cost, left=left)
 
     def train(conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:

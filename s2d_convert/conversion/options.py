@@ -37,6 +37,10 @@ class Effort:
     head_epochs: float
     trial_steps: int
 
+    def untrained(self) -> Effort:
+        """Return the same amounts without trainings of first chains."""
+        return replace(self, finetune_epochs=0.0, finetune_min_steps=0, trial_steps=0)
+
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {

@@ -21,7 +21,15 @@ from s2d_convert.base.clock import Clock, as_duration
 from s2d_convert.base.reporting import Reporter
 from s2d_convert.channels.image_scale import offered_scales
 from s2d_convert.conversion.context import Job, Prepared, Tuned
-from s2d_convert.conversion.estimate import Forecast, closing_notes, compares_exits, forecast, memory_bytes, planned
+from s2d_convert.conversion.estimate import (
+    Forecast,
+    closing_notes,
+    compares_exits,
+    forecast,
+    memory_bytes,
+    planned,
+    too_large_to_train,
+)
 from s2d_convert.conversion.exact import (
     Candidate,
     better,
@@ -63,6 +71,10 @@ def convert(options: ConvertOptions, reporter: Reporter, *, clock: Clock | None 
     if options.plan != FIRST and not candidate_taps(ready.model):
         raise ModelError(NOWHERE)
     reporter.plan(planned(job), memory_bytes=memory_bytes(job))
+    if too_large_to_train(job):
+        reporter.note(
+            "the time is too short to train so large a network: its first stages keep the weights that are solved in closed form"
+        )
     conversion, tuned = best_conversion(job, given)
     provenance = {"model_sha256": hashes["MODEL"], "seconds": run.read_json(SECONDS)}
     with _timed(run, "finish"):

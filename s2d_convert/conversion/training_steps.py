@@ -33,24 +33,22 @@ from s2d_convert.slicing.chain import Chain, build_stages, chain_from_bytes, rea
 from s2d_convert.training.distillation import Hints
 from s2d_convert.training.lessons import EVAL_BATCH, input_batches
 from s2d_convert.training.loop import Learner, exit_logits, save_state, train
-from s2d_convert.training.settings import Progress, TrainSettings, has_bfloat16
+from s2d_convert.training.settings import Progress, TrainSettings, batch_size, has_bfloat16
 
 STATISTICS_IMAGES, LEAST_STATISTICS, STATISTICS_MACS = 2000, 64, 2.5e11
 WORTH_TRAINING, WORTH_TRYING = 10.0, 2.0  # seconds; shorter trainings only disturb solved weights
 FINISHING, FINISHING_PASSES = 10.0, 3.0  # seconds, and passes of the held-out images through the static model
 FINETUNE_RATE, COMPACT_RATE = 0.03, 0.05
-BATCH_BYTES, LEAST_BATCH = 1_500_000_000, 8  # of all values of a batch
 MUON = 0.16  # Muon's learning rate, as a share of these rates
 MOST_PASSES = 3.0
 MACS_PER_THREAD = 1.5e9  # of one batch; with fewer, another thread does not make a training step faster
-TRAINED_UNTIL = 0.92  # of the time; the rest is for writing and measuring, together with `finishing_seconds`
 
 
 def train_settings(
     ready: Prepared, options: ConvertOptions, rate: float, epochs: float, at_least: int
 ) -> TrainSettings:
     """Return the settings for so many passes over the training images, and at least so many steps of a full batch."""
-    batch = batch_size(ready)
+    batch = batch_size(ready.graph.image_bytes)
     share = batch / TrainSettings.batch_size
     steps = max(round(at_least / share), round(epochs * len(ready.dataset.train) / batch))
     rate *= math.sqrt(share)  # a small batch's gradient is the noisier one
@@ -65,15 +63,6 @@ def train_settings(
         flip=options.flip,
         mixed=mixed,
     )
-
-
-def batch_size(ready: Prepared) -> int:
-    """Return how many images a training step takes: as many as usual, or fewer where their values would not fit BATCH_BYTES."""
-    graph = ready.graph
-    size = TrainSettings.batch_size
-    while size > LEAST_BATCH and size * graph.image_bytes > BATCH_BYTES:
-        size //= 2
-    return size
 
 
 def _load_finished(net: StagedNet, done: Path) -> bool:
@@ -257,14 +246,14 @@ def seconds_to_train(job: Job) -> float:
     """Return how long the chosen chain may be trained; infinity without a limit of time."""
     if not job.clock.limited:
         return math.inf
-    return max(0.0, job.clock.left(TRAINED_UNTIL) - finishing_seconds(job))
+    return max(0.0, job.clock.left(job.timetable.training) - finishing_seconds(job))
 
 
 def tried_out(job: Job, plan: Plan, file: Path) -> Chain:
     """Return the first chain that `try_out` has left in a file."""
     if plan.stages == 1:
         return chain_from_bytes(file.read_bytes(), labels=job.ready.graph.labels)
-    return _tried(job.ready, plan, file, norms=job.options.work.trial_steps > 0).trained().chain
+    return _tried(job.ready, plan, file, norms=job.work.trial_steps > 0).trained().chain
 
 
 def _tried(ready: Prepared, plan: Plan, file: Path | None, *, norms: bool) -> _Training:
@@ -284,7 +273,7 @@ def _tried_bytes(ready: Prepared, plan: Plan, file: Path | None) -> bytes:
 
 
 def _finetuning(job: Job, passes: float, *, rate: float = FINETUNE_RATE) -> TrainSettings:
-    work = job.options.work
+    work = job.work
     return train_settings(job.ready, job.options, rate, work.finetune_epochs * passes, work.finetune_min_steps)
 
 

@@ -9,6 +9,10 @@ import torch
 
 from s2d_convert.data.augment import Level
 
+BATCH_BYTES, LEAST_BATCH = 1_500_000_000, 8  # of all values of a batch
+STEP = 4.0  # forward and backward in torch, relative to onnxruntime's forward pass of as much work
+TEACHER = 0.33  # of the images of a training are new to the teacher; the answers to the others are kept
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -42,6 +46,25 @@ class Progress:
     steps: int
     loss: float
     seconds_left: float
+
+
+def batch_size(image_bytes: int) -> int:
+    """Return how many images a training step takes: as many as usual, or fewer where their values would not fit BATCH_BYTES.
+
+    image_bytes: bytes of all values of a network for one image.
+    """
+    size = TrainSettings.batch_size
+    while size > LEAST_BATCH and size * image_bytes > BATCH_BYTES:
+        size //= 2
+    return size
+
+
+def step_seconds(images: int, image_seconds: float, share: float) -> float:
+    """Return about how long a training step takes.
+
+    image_seconds: of the static model in onnxruntime; share: the trained network's part of the static model's work.
+    """
+    return images * image_seconds * (TEACHER + STEP * share)
 
 
 def schedule(progress: float, warmup: float) -> float:

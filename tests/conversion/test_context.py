@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import nets
 import numpy as np
 import pytest
+import torch
 
+from s2d_convert.base.clock import Clock
 from s2d_convert.calibration.answered import Answered
 from s2d_convert.channels.macs import total_macs
-from s2d_convert.conversion.context import LEAST_HALF, Prepared
+from s2d_convert.conversion.context import EVEN, LEAST_HALF, MORE_TRAINING, NO_TRAINING, Job, Prepared
+from s2d_convert.conversion.options import EFFORTS, TIMED
 from s2d_convert.conversion.prepare import changed_copies
 from s2d_convert.data.images import Images
 from s2d_convert.data.preprocess import make_preprocess
@@ -80,3 +84,34 @@ def test_copies_are_fewer_of_a_large_network(affordable: float, count: int, monk
     copies = changed_copies(static, held_out, SimpleNamespace(seed=0, flip=True))  # type: ignore[arg-type]
     assert len(copies.images) == len(copies.logits) == len(copies.right_classes) == count
     np.testing.assert_allclose(copies.logits, static.logits(copies.images.batch(slice(None))), rtol=1e-4, atol=1e-5)
+
+
+def job_of(seconds: float | None, *, image_ms: float, images: int) -> Job:
+    """A job of which the time, the static model's latency and the number of training images count."""
+    options = SimpleNamespace(budget=0.5, work=TIMED if seconds else EFFORTS["quick"], running=None)
+    ready = SimpleNamespace(graph=SimpleNamespace(image_bytes=10**6), dataset=SimpleNamespace(train=range(images)))
+    meter = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=image_ms * torch.get_num_threads()))
+    unused: Any = None
+    return Job(options, ready, unused, unused, lambda *_: meter, Clock(seconds))  # type: ignore[arg-type]
+
+
+def test_the_time_goes_where_it_helps() -> None:
+    assert job_of(600, image_ms=1, images=2000).timetable is EVEN
+    assert job_of(600, image_ms=1, images=50_000).timetable is MORE_TRAINING
+    assert job_of(6000, image_ms=1, images=50_000).timetable is EVEN
+    assert job_of(600, image_ms=100, images=50_000).timetable is NO_TRAINING
+    assert job_of(None, image_ms=100, images=50_000).timetable is EVEN, "without a limit everything has its time"
+
+
+def test_where_time_does_not_suffice_nothing_is_trained() -> None:
+    short, long = (job_of(seconds, image_ms=100, images=700).work for seconds in (300, 9000))
+    assert long is TIMED
+    assert (short.trial_steps, short.finetune_epochs, short.finetune_min_steps) == (0, 0, 0)
+    assert (short.evaluations, short.head_epochs) == (TIMED.evaluations, TIMED.head_epochs)
+
+
+def test_the_parts_of_a_timetable_follow_each_other() -> None:
+    for times in (EVEN, MORE_TRAINING, NO_TRAINING):
+        parts = [times.heads, times.search, times.first_round, times.finals, times.training]
+        assert parts == sorted(parts)
+        assert 0 < parts[0] < parts[-1] < 1

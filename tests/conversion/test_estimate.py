@@ -30,7 +30,7 @@ def test_a_dry_run_tells_every_step_and_writes_nothing(place: Path) -> None:
     before = sorted(place.rglob("*"))
     forecast = dry_run(ask(place), Listener())
     assert sorted(place.rglob("*")) == before
-    assert [step.name for step in forecast.steps] == steps_ahead(ask(place))
+    assert [step.name for step in forecast.steps] == steps_ahead(ask(place), ask(place).work)
     timed = {step.name: step.seconds for step in forecast.steps}
     assert all(timed[name] > 0 for name in ("search", "finals", "fine-tune", "measure"))
     assert 2**20 < forecast.memory < 2**40

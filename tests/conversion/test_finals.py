@@ -23,7 +23,7 @@ from s2d_convert.base.clock import Clock
 from s2d_convert.channels.analysis import AnalysedModel
 from s2d_convert.channels.macs import total_macs
 from s2d_convert.conversion import finals, pipeline
-from s2d_convert.conversion.context import Job, Tuned
+from s2d_convert.conversion.context import EVEN, Job, Tuned
 from s2d_convert.conversion.finals import FAVOURITES, KEPT, METHOD, ROUNDS, Finals, favourites, halving
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.run_folder import RunFolder
@@ -132,11 +132,17 @@ def test_plans_that_cannot_save_as_much_as_what_is_there_do_not_take_part(
 ) -> None:
     space = by_hand(2)
     work, channels = SimpleNamespace(trial_steps=8), space.channels
-    options = SimpleNamespace(plan="search", budget=budget, max_latency=None, work=work)
+    options = SimpleNamespace(plan="search", budget=budget, max_latency=None)
     tried = RunFolder(tmp_path / "out")
     tried.path.mkdir()
     job: Any = SimpleNamespace(
-        options=options, ready=SimpleNamespace(channels=channels), run=tried, reporter=Listener(), clock=Clock()
+        options=options,
+        work=work,
+        timetable=EVEN,
+        ready=SimpleNamespace(channels=channels),
+        run=tried,
+        reporter=Listener(),
+        clock=Clock(),
     )
     latency: Any = lambda _conversion: (0.8, 1.0)  # noqa: E731 - at most a fifth can be saved
     first = next(iter(simple_chains(space, 1.0)))
@@ -164,9 +170,11 @@ class Played:
         self.dies_at = dies_at
         self.run = RunFolder(folder / "out")
         self.run.path.mkdir(exist_ok=True)
-        options = SimpleNamespace(work=SimpleNamespace(trial_steps=8))
+        work = SimpleNamespace(trial_steps=8)
         ready = SimpleNamespace(channels=space.channels, target="accuracy")
-        job: Any = SimpleNamespace(options=options, ready=ready, run=self.run, reporter=Listener(), clock=Clock())
+        job: Any = SimpleNamespace(
+            work=work, timetable=EVEN, ready=ready, run=self.run, reporter=Listener(), clock=Clock()
+        )
         self.finals = Finals(job, simple_chains(space, 1.0), train=self.train, worth=self.worth)
 
     def train(self, conversion: Conversion, before: Path | None, after: Path, steps: int, seconds: float) -> None:
