@@ -112,7 +112,7 @@ class ConvertResult(OnFolder, Result):
             missed = f"budget {policy.budget:g} was not reached: expected latency {policy.expected_latency:.3f}"
             yield promise_cost(self.manifest) or missed
         if not self.within_max_latency:
-            yield f"max_latency was not kept: an image that needs every stage costs {self.measured.worst_latency:.3f}"
+            yield f"max_latency was not kept: an image that needs every stage costs {self.worst_latency:.3f}"
 
     def outcomes(self) -> Sequence[Outcome]:
         return self.measured.outcomes

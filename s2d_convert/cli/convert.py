@@ -293,7 +293,7 @@ def show(result: conversion.Result, asked: ConvertOptions) -> None:
     if not result.within_max_latency:
         click.echo(
             f"--max-latency {asked.max_latency:g} was not kept: an image that needs every stage costs "
-            f"{result.measured.worst_latency:.3f} of static ({measured['latency']} from the exported files); "
+            f"{result.worst_latency:.3f} of static ({measured['latency']} from the exported files); "
             "the best effort was exported",
             err=True,
         )

@@ -44,6 +44,7 @@ EVEN = Timetable(heads=0.2, search=0.4, first_round=0.5, finals=0.6, training=0.
 MORE_TRAINING = Timetable(heads=0.1, search=0.25, first_round=0.34, finals=0.42, training=0.92)
 NO_TRAINING = Timetable(heads=0.2, search=0.6, first_round=0.85, finals=0.85, training=0.85)
 FEW_EPOCHS, FEW_STEPS = 10.0, 60  # of the long training at even shares of the time
+FEW_SOLVES = 30  # rough ones: the statistics, and the first plans of a search
 FIRST_CHAIN = 0.5  # of the static model's work, where no budget says more
 LEAST_HALF = 200  # images; with fewer, chance alone would choose the thresholds
 
@@ -176,18 +177,19 @@ class Job:
 
     @cached_property
     def timetable(self) -> Timetable:
-        """How a limited time is divided: a training that would see its images only a few times gets more of it, and one of so
-        few steps that solved weights are better off without it gets none."""
+        """How a limited time is divided: a training that would see its images only a few times gets more of it, if the search
+        can do with less, and one of so few steps that solved weights are better off without it gets none."""
         if not self.clock.limited:
             return EVEN
         ready, chain = self.ready, FIRST_CHAIN if self.options.budget is None else self.options.budget
-        batch = batch_size(ready.graph.image_bytes)
-        image = self.meter.measure([]).reference_ms / 1e3 / torch.get_num_threads()
-        seconds = (EVEN.training - EVEN.finals) * self.clock.seconds
-        steps = seconds / step_seconds(batch, image, chain)
+        batch, alone = batch_size(ready.graph.image_bytes), self.meter.measure([]).reference_ms / 1e3
+        step = step_seconds(batch, alone / torch.get_num_threads(), chain)
+        steps = (EVEN.training - EVEN.finals) * self.clock.seconds / step
         if steps < FEW_STEPS:
             return NO_TRAINING
-        return MORE_TRAINING if steps * batch < FEW_EPOCHS * len(ready.dataset.train) else EVEN
+        searched = (MORE_TRAINING.search - MORE_TRAINING.heads) * self.clock.seconds
+        hurried = searched < FEW_SOLVES * ready.solver.rough_seconds(alone)
+        return MORE_TRAINING if not hurried and steps * batch < FEW_EPOCHS * len(ready.dataset.train) else EVEN
 
     @property
     def work(self) -> Effort:

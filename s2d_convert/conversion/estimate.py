@@ -34,7 +34,6 @@ from s2d_convert.training.exit_heads import row_bytes
 from s2d_convert.training.reconstruction import MAX_COLUMNS, Settings
 from s2d_convert.training.settings import TrainSettings, batch_size, step_seconds
 
-SOLVE, SOLVED_NODE = 3.0, 0.005  # passes of the images through the static model on one thread, and seconds per node
 PREPARING = 12.0  # statistics and allocation, relative to a rough solve
 FULL_SOLVE = 5.0  # relative to a rough one
 GRAMS = 4  # float64 matrices of the widest layer at a time
@@ -94,7 +93,7 @@ def _by_effort(job: Job) -> dict[str, float]:
     alone = job.meter.measure([]).reference_ms / 1e3
     image = alone / torch.get_num_threads()
     step = step_seconds(TrainSettings.batch_size, image, FIRST_CHAIN)
-    solve = SOLVE * ready.solver.rough_images * alone + SOLVED_NODE * len(ready.graph.nodes)
+    solve = ready.solver.rough_seconds(alone)
     candidates = work.evaluations * (METHODS if work.baselines and job.options.plan == "search" else 1)
     epochs = round(work.finetune_epochs * len(ready.dataset.train) / TrainSettings.batch_size)
     trials = (CONTENDERS * ROUNDS[0] + math.ceil(CONTENDERS / 3) * ROUNDS[1]) * work.trial_steps

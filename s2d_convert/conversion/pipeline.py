@@ -156,8 +156,8 @@ def _finished(job: Job, tuned: Tuned, conversion: Conversion, *, provenance: Map
         static=job.timed_static,
         note=job.reporter.note,
     )
-    within = options.max_latency is None or measured.worst_latency <= options.max_latency
-    return Result(options.out, manifest, measured, manifest.default_policy.reached, within, options.max_loss)
+    reached = manifest.default_policy.reached
+    return Result(options.out, manifest, measured, reached, options.max_latency, options.max_loss)
 
 
 def best_conversion(job: Job, given: Conversion | None) -> tuple[Conversion, Tuned]:

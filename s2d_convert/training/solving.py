@@ -31,6 +31,7 @@ SKETCH = Settings(positions=8, rounds=0, pair_steps=0)
 LEAST_IMAGES = 64
 ROUGH_MACS, FULL_MACS = 8e10, 5e11  # limits of the static model's MACs over the images of a solve
 FULL_COST = 6  # seconds that an image takes in a full solve, relative to those in a rough one, about
+SOLVE, SOLVED_NODE = 3.0, 0.005  # passes of the images through the static model on one thread, and seconds per node
 IMAGE_BYTES = 2**30  # limit of the memory for the images of a solve
 
 
@@ -58,6 +59,10 @@ class Solver:
     def rough_images(self) -> int:
         """How many images the rough reconstruction is made of."""
         return min(len(self.images), ROUGH_IMAGES, self._images_within(ROUGH_MACS, LEAST_IMAGES))
+
+    def rough_seconds(self, image_seconds: float) -> float:
+        """Return about how long a rough solve takes. image_seconds: of the static model in onnxruntime on one thread."""
+        return SOLVE * self.rough_images * image_seconds + SOLVED_NODE * len(self.model.graph.nodes)
 
     @cached_property
     def rough(self) -> Reconstruction:

@@ -89,7 +89,9 @@ def test_copies_are_fewer_of_a_large_network(affordable: float, count: int, monk
 def job_of(seconds: float | None, *, image_ms: float, images: int) -> Job:
     """A job of which the time, the static model's latency and the number of training images count."""
     options = SimpleNamespace(budget=0.5, work=TIMED if seconds else EFFORTS["quick"], running=None)
-    ready = SimpleNamespace(graph=SimpleNamespace(image_bytes=10**6), dataset=SimpleNamespace(train=range(images)))
+    solver = SimpleNamespace(rough_seconds=lambda image_seconds: 1000 * image_seconds)
+    dataset = SimpleNamespace(train=range(images))
+    ready = SimpleNamespace(graph=SimpleNamespace(image_bytes=10**6), dataset=dataset, solver=solver)
     meter = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=image_ms * torch.get_num_threads()))
     unused: Any = None
     return Job(options, ready, unused, unused, lambda *_: meter, Clock(seconds))  # type: ignore[arg-type]
@@ -99,6 +101,7 @@ def test_the_time_goes_where_it_helps() -> None:
     assert job_of(600, image_ms=1, images=2000).timetable is EVEN
     assert job_of(600, image_ms=1, images=50_000).timetable is MORE_TRAINING
     assert job_of(6000, image_ms=1, images=50_000).timetable is EVEN
+    assert job_of(600, image_ms=10, images=50_000).timetable is EVEN, "the search needs its time"
     assert job_of(600, image_ms=100, images=50_000).timetable is NO_TRAINING
     assert job_of(None, image_ms=100, images=50_000).timetable is EVEN, "without a limit everything has its time"
 

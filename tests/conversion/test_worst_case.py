@@ -14,6 +14,7 @@ from s2d_convert.calibration.thresholds import ALWAYS_LEAVES, NEVER_LEAVES
 from s2d_convert.cli import convert as cli_convert
 from s2d_convert.cli.main import main
 from s2d_convert.conversion.context import Job
+from s2d_convert.conversion.finish import Result
 from s2d_convert.conversion.pipeline import plan_space
 from s2d_convert.conversion.prepare import prepare
 from s2d_convert.conversion.run_folder import RunFolder
@@ -132,3 +133,12 @@ def test_a_bound_that_nothing_keeps_is_told(
 
 def plan_kind(line: dict[str, Any]) -> int:
     return CASCADE if len(line["plan"]["chains"]) > 1 else LINKED
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, True), (1.05, True), (1.03, False)])
+def test_the_bound_is_judged_by_both_measurements_of_the_folder(limit: float | None, kept: bool) -> None:
+    manifest: Any = SimpleNamespace(stages=[SimpleNamespace(latency_ratio=ratio) for ratio in (0.4, 0.6)])
+    measured: Any = SimpleNamespace(worst_latency=1.08)
+    result = Result(Path("out"), manifest, measured, reached=True, max_latency=limit)
+    assert result.worst_latency == pytest.approx(1.04)
+    assert result.within_max_latency is kept
