@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -168,6 +168,16 @@ class Job:
         return self.new_meter(self.ready, self.options.running)
 
     @cached_property
+    def image_seconds(self) -> float:
+        """How long the static model takes for an image on this machine, for whatever device the plans are."""
+        here = (
+            self.meter
+            if self.ready.table is None
+            else make_meter(replace(self.ready, table=None), self.options.running)
+        )
+        return here.measure([]).reference_ms / 1e3 / self.options.batch
+
+    @cached_property
     def overhead_ms(self) -> tuple[float, float]:
         """What the dispatcher adds to the first stage and to every further one; a device's table does not contain it."""
         ready, running = self.ready, self.options.running
@@ -182,13 +192,13 @@ class Job:
         if not self.clock.limited:
             return EVEN
         ready, chain = self.ready, FIRST_CHAIN if self.options.budget is None else self.options.budget
-        batch, alone = batch_size(ready.graph.image_bytes), self.meter.measure([]).reference_ms / 1e3
-        step = step_seconds(batch, alone / torch.get_num_threads(), chain)
+        batch = batch_size(ready.graph.image_bytes)
+        step = step_seconds(batch, self.image_seconds / torch.get_num_threads(), chain)
         steps = (EVEN.training - EVEN.finals) * self.clock.seconds / step
         if steps < FEW_STEPS:
             return NO_TRAINING
         searched = (MORE_TRAINING.search - MORE_TRAINING.heads) * self.clock.seconds
-        hurried = searched < FEW_SOLVES * ready.solver.rough_seconds(alone)
+        hurried = searched < FEW_SOLVES * ready.solver.rough_seconds(self.image_seconds)
         return MORE_TRAINING if not hurried and steps * batch < FEW_EPOCHS * len(ready.dataset.train) else EVEN
 
     @property

@@ -90,10 +90,9 @@ def planned(job: Job) -> list[PlannedStep]:
 def _by_effort(job: Job) -> dict[str, float]:
     """Return the seconds that the steps take at the requested effort."""
     ready, work = job.ready, job.options.work
-    alone = job.meter.measure([]).reference_ms / 1e3
-    image = alone / torch.get_num_threads()
+    image = job.image_seconds / torch.get_num_threads()
     step = step_seconds(TrainSettings.batch_size, image, FIRST_CHAIN)
-    solve = ready.solver.rough_seconds(alone)
+    solve = ready.solver.rough_seconds(job.image_seconds)
     candidates = work.evaluations * (METHODS if work.baselines and job.options.plan == "search" else 1)
     epochs = round(work.finetune_epochs * len(ready.dataset.train) / TrainSettings.batch_size)
     trials = (CONTENDERS * ROUNDS[0] + math.ceil(CONTENDERS / 3) * ROUNDS[1]) * work.trial_steps

@@ -129,7 +129,7 @@ def images_and_copies(job: Job, taps: Sequence[str]) -> tuple[int, int]:
 def most_rows(job: Job, taps: Sequence[str]) -> int:
     """Return how many rows of features are computed: as many as the effort asks for, and time and memory allow."""
     seconds = min(HEAD_SECONDS, 0.5 * job.clock.left(job.timetable.heads))
-    by_time = seconds * torch.get_num_threads() / (job.meter.measure([]).reference_ms / 1e3)
+    by_time = seconds * torch.get_num_threads() / job.image_seconds
     rows = min(job.options.work.head_images, by_time, HEAD_BYTES / row_bytes(job.ready.model, taps))
     return max(LEAST_ROWS, int(rows))
 

@@ -239,7 +239,7 @@ def finishing_seconds(job: Job) -> float:
     """Return about how long writing and measuring the folder will take."""
     ready = job.ready
     images = len(ready.dataset.calib) + len(ready.dataset.test)
-    return FINISHING + FINISHING_PASSES * images * job.meter.measure([]).reference_ms / 1e3
+    return FINISHING + FINISHING_PASSES * images * job.image_seconds
 
 
 def seconds_to_train(job: Job) -> float:

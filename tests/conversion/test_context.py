@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import nets
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from s2d_convert.base.clock import Clock
 from s2d_convert.calibration.answered import Answered
 from s2d_convert.channels.macs import total_macs
+from s2d_convert.conversion import context
 from s2d_convert.conversion.context import EVEN, LEAST_HALF, MORE_TRAINING, NO_TRAINING, Job, Prepared
 from s2d_convert.conversion.options import EFFORTS, TIMED
 from s2d_convert.conversion.prepare import changed_copies
@@ -88,13 +89,23 @@ def test_copies_are_fewer_of_a_large_network(affordable: float, count: int, monk
 
 def job_of(seconds: float | None, *, image_ms: float, images: int) -> Job:
     """A job of which the time, the static model's latency and the number of training images count."""
-    options = SimpleNamespace(budget=0.5, work=TIMED if seconds else EFFORTS["quick"], running=None)
+    options = SimpleNamespace(budget=0.5, work=TIMED if seconds else EFFORTS["quick"], running=None, batch=1)
     solver = SimpleNamespace(rough_seconds=lambda image_seconds: 1000 * image_seconds)
     dataset = SimpleNamespace(train=range(images))
-    ready = SimpleNamespace(graph=SimpleNamespace(image_bytes=10**6), dataset=dataset, solver=solver)
+    ready = SimpleNamespace(graph=SimpleNamespace(image_bytes=10**6), dataset=dataset, solver=solver, table=None)
     meter = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=image_ms * torch.get_num_threads()))
     unused: Any = None
     return Job(options, ready, unused, unused, lambda *_: meter, Clock(seconds))  # type: ignore[arg-type]
+
+
+def test_steps_are_timed_on_this_machine_for_whatever_device_the_plans_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    board: Any = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=5000.0))
+    here = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=4.0))
+    monkeypatch.setattr(context, "make_meter", lambda ready, _running: here if ready.table is None else board)
+    options, unused = SimpleNamespace(running=None, batch=2), cast("Any", None)
+    ready = replace(prepared(answered(10)), table=board)
+    job = Job(cast("Any", options), ready, unused, unused, lambda *_: board)
+    assert job.image_seconds == pytest.approx(0.002)
 
 
 def test_the_time_goes_where_it_helps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -200,6 +201,20 @@ def test_a_limit_of_time_is_a_conversion_like_any_other(place: Path) -> None:
     assert result.manifest.provenance["options"].get("time") is None, (
         "it hangs on the machine, so it makes no other run"
     )
+
+
+@pytest.mark.slow
+def test_a_network_that_is_too_large_to_train_in_the_time_is_solved_and_not_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s2d_convert.conversion.context.FEW_STEPS", math.inf)
+    listener = Listener()
+    result = convert(ask(place, time=40.0), listener)
+    assert any("too short to train" in text for text in listener.texts)
+    assert listener.steps == listener.planned
+    assert "fine-tune" not in listener.steps
+    with Dispatcher(result.out) as model:
+        assert model(quadrants(20, 3)[0]).output.shape[0] == 20
 
 
 def test_a_resumed_run_must_ask_for_the_same(place: Path) -> None:

@@ -52,6 +52,18 @@ def test_with_a_limit_of_time_the_steps_fill_it(place: Path) -> None:
     assert 0.8 * 600 < sum(step.seconds for step in steps if math.isfinite(step.seconds)) <= 600
 
 
+def test_where_time_does_not_suffice_for_a_training_none_is_announced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = dry_run(ask(place, time=600.0), Listener())
+    monkeypatch.setattr("s2d_convert.conversion.context.FEW_STEPS", math.inf)
+    untrained = dry_run(ask(place, time=600.0), Listener())
+    assert {s.name for s in trained.steps} - {s.name for s in untrained.steps} == {"fine-tune"}
+    assert 0.8 * 600 < sum(step.seconds for step in untrained.steps if math.isfinite(step.seconds)) <= 600
+    searched, before = (next(s.seconds for s in f.steps if s.name == "search") for f in (untrained, trained))
+    assert searched > before
+
+
 def test_a_time_that_preparing_takes_already_is_refused_before_anything_is_written(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
