@@ -37,13 +37,13 @@ from s2d_convert.slicing.own_network import OwnNetwork
 from s2d_convert.training.distillation import Teacher, teacher_in_onnxruntime, teacher_in_torch
 from s2d_convert.training.lessons import Lessons, views_to_keep
 from s2d_convert.training.loop import exit_logits
-from s2d_convert.training.settings import batch_size, step_seconds
+from s2d_convert.training.settings import step_seconds
 from s2d_convert.training.solving import Solver
 
 EVEN = Timetable(heads=0.2, search=0.4, first_round=0.5, finals=0.6, training=0.92)
 MORE_TRAINING = Timetable(heads=0.1, search=0.25, first_round=0.34, finals=0.42, training=0.92)
 NO_TRAINING = Timetable(heads=0.2, search=0.6, first_round=0.85, finals=0.85, training=0.85)
-FEW_EPOCHS, FEW_STEPS = 10.0, 60  # of the long training at even shares of the time
+FEW_EPOCHS, FEW_SEEN = 10.0, 8000  # of the long training at even shares of the time: epochs; images seen in all
 FEW_SOLVES = 30  # rough ones: the statistics, and the first plans of a search
 FIRST_CHAIN = 0.5  # of the static model's work, where no budget says more
 LEAST_HALF = 200  # images; with fewer, chance alone would choose the thresholds
@@ -188,18 +188,17 @@ class Job:
     @cached_property
     def timetable(self) -> Timetable:
         """How a limited time is divided: a training that would see its images only a few times gets more of it, if the search
-        can do with less, and one of so few steps that solved weights are better off without it gets none."""
+        can do with less, and one that would see so few that solved weights are better off without it gets none."""
         if not self.clock.limited:
             return EVEN
         ready, chain = self.ready, FIRST_CHAIN if self.options.budget is None else self.options.budget
-        batch = batch_size(ready.graph.image_bytes)
-        step = step_seconds(batch, self.image_seconds / torch.get_num_threads(), chain)
-        steps = (EVEN.training - EVEN.finals) * self.clock.seconds / step
-        if steps < FEW_STEPS:
+        image = step_seconds(1, self.image_seconds / torch.get_num_threads(), chain)
+        seen = (EVEN.training - EVEN.finals) * self.clock.seconds / image
+        if seen < FEW_SEEN:
             return NO_TRAINING
         searched = (MORE_TRAINING.search - MORE_TRAINING.heads) * self.clock.seconds
         hurried = searched < FEW_SOLVES * ready.solver.rough_seconds(self.image_seconds)
-        return MORE_TRAINING if not hurried and steps * batch < FEW_EPOCHS * len(ready.dataset.train) else EVEN
+        return MORE_TRAINING if not hurried and seen < FEW_EPOCHS * len(ready.dataset.train) else EVEN
 
     @property
     def work(self) -> Effort:

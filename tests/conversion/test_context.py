@@ -92,7 +92,7 @@ def job_of(seconds: float | None, *, image_ms: float, images: int) -> Job:
     options = SimpleNamespace(budget=0.5, work=TIMED if seconds else EFFORTS["quick"], running=None, batch=1)
     solver = SimpleNamespace(rough_seconds=lambda image_seconds: 1000 * image_seconds)
     dataset = SimpleNamespace(train=range(images))
-    ready = SimpleNamespace(graph=SimpleNamespace(image_bytes=10**6), dataset=dataset, solver=solver, table=None)
+    ready = SimpleNamespace(dataset=dataset, solver=solver, table=None)
     meter = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=image_ms * torch.get_num_threads()))
     unused: Any = None
     return Job(options, ready, unused, unused, lambda *_: meter, Clock(seconds))  # type: ignore[arg-type]

@@ -207,9 +207,9 @@ def test_a_limit_of_time_is_a_conversion_like_any_other(place: Path) -> None:
 def test_a_network_that_is_too_large_to_train_in_the_time_is_solved_and_not_trained(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s2d_convert.conversion.context.FEW_STEPS", math.inf)
+    monkeypatch.setattr("s2d_convert.conversion.context.FEW_SEEN", math.inf)
     listener = Listener()
-    result = convert(ask(place, time=40.0), listener)
+    result = convert(ask(place, time=60.0), listener)
     assert any("too short to train" in text for text in listener.texts)
     assert listener.steps == listener.planned
     assert "fine-tune" not in listener.steps

@@ -56,7 +56,7 @@ def test_where_time_does_not_suffice_for_a_training_none_is_announced(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = dry_run(ask(place, time=600.0), Listener())
-    monkeypatch.setattr("s2d_convert.conversion.context.FEW_STEPS", math.inf)
+    monkeypatch.setattr("s2d_convert.conversion.context.FEW_SEEN", math.inf)
     untrained = dry_run(ask(place, time=600.0), Listener())
     assert {s.name for s in trained.steps} - {s.name for s in untrained.steps} == {"fine-tune"}
     assert 0.8 * 600 < sum(step.seconds for step in untrained.steps if math.isfinite(step.seconds)) <= 600
