@@ -211,7 +211,7 @@ def test_a_network_that_is_too_large_to_train_in_the_time_is_solved_and_not_trai
     listener = Listener()
     result = convert(ask(place, time=60.0), listener)
     assert any("too short to train" in text for text in listener.texts)
-    assert listener.steps == listener.planned
+    assert [step for step in listener.steps if step in listener.planned] == listener.planned
     assert "fine-tune" not in listener.steps
     with Dispatcher(result.out) as model:
         assert model(quadrants(20, 3)[0]).output.shape[0] == 20
