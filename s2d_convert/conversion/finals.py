@@ -35,6 +35,7 @@ from s2d_convert.search.evaluate import StageLatency
 METHOD = "finals"
 ROUNDS = (0.25, 1.0)  # steps of each round, as shares of a short training's
 KEPT = 3  # one in KEPT candidates stays for the next round
+SOLVED_BEFORE_TRAINING, SOLVED_ALONE = 0.5, 0.8  # of the first round's time: full solves, where trainings follow or not
 LEFT_BY_FINETUNING = 0.75  # of the answers of a chain in the finals that part from the static model's
 FAVOURITES = 2  # plans of every kind that enter from the search
 ChainT = TypeVar("ChainT")
@@ -194,14 +195,15 @@ def play_finals(
 
 
 def afford_solves(job: Job, contenders: int) -> None:
-    """Let the full solves of so many contenders take half of the first round's time, where time is limited."""
+    """Let the full solves of so many contenders take their share of the first round's time, where time is limited."""
     took = [
         line["seconds"] - line["info"].get("measure_s", 0.0)
         for line in job.run.trace()
         if line["method"] not in (METHOD, DEPTH_METHOD) and line["seconds"] > 0
     ]
     if job.clock.limited and took:
-        seconds = job.clock.left(job.timetable.first_round) / 2 / contenders
+        share = SOLVED_BEFORE_TRAINING if job.work.trial_steps else SOLVED_ALONE
+        seconds = share * job.clock.left(job.timetable.first_round) / contenders
         job.ready.solver.afford(seconds, rough_seconds=float(np.median(took)))
 
 
