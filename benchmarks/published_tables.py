@@ -31,8 +31,8 @@ HEADLINES: tuple[tuple[str | None, ...], ...] = (
     ("text-direction/ours", None, "text-direction/int8-static", "text-direction/int8-ours"),
     ("fashion-wrn-16-2/ours-0.3", None, "fashion-wrn-16-2/int8-static", "fashion-wrn-16-2/int8-ours-0.3"),
     (
-        *("fashion-mobilenet-v2-half/ours-0.3", None),
-        *("fashion-mobilenet-v2-half/int8-static", "fashion-mobilenet-v2-half/int8-ours-0.3"),
+        *("fashion-mobilenet-v2-half/ours-0.4", None),
+        *("fashion-mobilenet-v2-half/int8-static", "fashion-mobilenet-v2-half/int8-ours-0.4"),
     ),
     ("fashion-resnet20/ours", None, "fashion-resnet20/int8-static", "fashion-resnet20/int8-ours"),
     ("fashion-methods/ours", "fashion-methods/pruned", "fashion-methods/int8-static", "fashion-methods/int8-ours"),
