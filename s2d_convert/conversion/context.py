@@ -234,10 +234,10 @@ class Tuned:
         return Tuned(chain, lambda images: exit_logits(net, images, masks))
 
 
-def goal_of(job: Job) -> Goal:
-    """Return the goal of the search."""
+def goal_of(job: Job, judged: Answered | None = None) -> Goal:
+    """Return the goal of the search. judged: the images on which it counts, None for those on which plans are compared."""
     options, ready = job.options, job.ready
-    judged = ready.validation
+    judged = ready.validation if judged is None else judged
     static = float(judged.static_right(ready.task).mean())
     worst = math.inf if options.max_latency is None else options.max_latency
     # In exact mode no budget makes thresholds lose more (`careful`), so it is not searched for either.

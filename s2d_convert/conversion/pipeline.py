@@ -211,13 +211,19 @@ def train_and_compare(job: Job, given: Conversion | None) -> tuple[Conversion, T
         choose(job, exits.conversion, exits.evaluation)
         job.reporter.note("no other plan can be faster than exits on the unchanged model; none is trained")
         return exits.conversion, exits.tuned
-    conversion, tuned = made
-    trained = Candidate(conversion, tuned, trained_worth(job, conversion, tuned.chain, partial(dispatched_costs, job)))
-    best = better(exits, trained)
-    if best is exits:
-        choose(job, exits.conversion, exits.evaluation)
-        job.reporter.note("exits on the unchanged model are worth more than what was trained")
-    return best.conversion, best.tuned
+    by_exits, by_made = (fair_reward(job, *candidate) for candidate in ((exits.conversion, exits.tuned), made))
+    if by_made > by_exits:
+        return made
+    choose(job, exits.conversion, exits.evaluation)
+    job.reporter.note("exits on the unchanged model are worth more than what was trained")
+    return exits.conversion, exits.tuned
+
+
+def fair_reward(job: Job, conversion: Conversion, tuned: Tuned) -> float:
+    """Return the reward of a finished conversion on the images for thresholds. On those for plans the best of many sets of exits
+    and the best of many chains look better than they are, and not equally so."""
+    cost = partial(dispatched_costs, job)
+    return trained_worth(job, conversion, tuned.chain, cost, judged=job.ready.calibration).reward
 
 
 def train_everything(

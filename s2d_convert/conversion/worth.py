@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from s2d_convert.base.arrays import Array
+from s2d_convert.calibration.answered import Answered
 from s2d_convert.calibration.confidence_floor import above, floors, sure_rows
 from s2d_convert.conversion.context import Job, Prepared, goal_of
 from s2d_convert.data.labels import groups
@@ -22,9 +23,9 @@ from s2d_convert.slicing.split import StageModel
 Cost = Callable[[Sequence[StageModel]], Sequence[float]]  # the latency of each stage, relative to static
 
 
-def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
-    """Evaluate stages by their logits [S, B, K] on the validation images and their costs [S]."""
-    judged, task = job.ready.validation, job.ready.task
+def worth(job: Job, logits: Array, cost: Sequence[float], *, judged: Answered | None = None) -> Evaluation:
+    """Evaluate stages by their logits [S, B, K] on the `judged` images (None: the validation images) and their costs [S]."""
+    judged, task = job.ready.validation if judged is None else judged, job.ready.task
     confidence = task.confidences(logits, task.fit_temperatures(logits, judged.right_classes))
     correct = judged.expected(task, logits)
     exit_accuracy = [round(float(a), 4) for a in correct.mean(axis=1)]
@@ -33,7 +34,7 @@ def worth(job: Job, logits: Array, cost: Sequence[float]) -> Evaluation:
         lowest = floors(confidence, correct, groups(static), classes=task.kinds(logits.shape[2]))
         confidence = above(confidence, lowest)[:, rows]
         correct = correct[:, rows]
-    value = goal_of(job).value(confidence, correct, cost)
+    value = goal_of(job, judged).value(confidence, correct, cost)
     return replace(value, info={**value.info, "exit_accuracy": exit_accuracy})
 
 
@@ -67,24 +68,28 @@ def later_chains(ready: Prepared, conversion: Conversion) -> list[Chain]:
     ]
 
 
-def _logits(ready: Prepared, chain: Chain) -> Array:
-    """Return the logits [S, B, K] of a later chain on the validation images; those of the whole model are known."""
+def _logits(ready: Prepared, chain: Chain, judged: Answered) -> Array:
+    """Return the logits [S, B, K] of a later chain on the judged images; those of the whole model are known."""
     if is_untouched(ready.graph, chain.plan):
-        return ready.validation.logits[None]
-    return stage_logits(ready.graph, build_stages([chain]), ready.validation.images)
+        return judged.logits[None]
+    return stage_logits(ready.graph, build_stages([chain]), judged.images)
 
 
-def trained_worth(job: Job, conversion: Conversion, first: Chain, cost: Cost, *, left: float = 1.0) -> Evaluation:
+def trained_worth(
+    job: Job, conversion: Conversion, first: Chain, cost: Cost, *, left: float = 1.0, judged: Answered | None = None
+) -> Evaluation:
     """Evaluate a conversion with a trained first chain. cost: measures the latencies of stages, relative to static.
 
     left: the share that further training is taken to leave of the first chain's answers that part from the static model's.
+    judged: the images that count, None for the validation images.
     """
     ready = job.ready
+    judged = ready.validation if judged is None else judged
     later = later_chains(ready, conversion)
     models = build_stages([first, *later])
     costs, measuring = timed_costs(cost, models)
-    first_logits = stage_logits(ready.graph, models[: first.plan.stages], ready.validation.images)
-    first_logits = mended(first_logits, ready.validation.logits, left=left, task=ready.task)
-    logits = np.concatenate([first_logits, *(_logits(ready, chain) for chain in later)])
-    value = worth(job, logits, costs)
+    first_logits = stage_logits(ready.graph, models[: first.plan.stages], judged.images)
+    first_logits = mended(first_logits, judged.logits, left=left, task=ready.task)
+    logits = np.concatenate([first_logits, *(_logits(ready, chain, judged) for chain in later)])
+    value = worth(job, logits, costs, judged=judged)
     return replace(value, info={**value.info, "measure_s": measuring})

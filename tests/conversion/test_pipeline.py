@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny import Listener, ask
 
+from s2d_convert.conversion import pipeline
 from s2d_convert.conversion.estimate import measuring_seconds, predicted_latency, time_shares
 from s2d_convert.conversion.pipeline import convert
 from s2d_convert.conversion.run_folder import RunFolder
 from s2d_convert.errors import OutputError
+from s2d_convert.search.base import Evaluation
 
 
 def test_the_predicted_latency_is_the_mean_over_the_exits() -> None:
@@ -48,3 +53,42 @@ def test_a_folder_that_is_there_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         convert(options, Listener())
     assert list(options.out.iterdir()) == []
+
+
+@pytest.mark.parametrize("trained", [0.3, 0.2, 0.1])
+def test_exits_and_what_was_trained_are_compared_on_images_that_chose_neither(
+    trained: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ties go to the exits, which leave the model as it is."""
+    exits, made = Made("exits", 0.9, 0.2), Made("trained", 0.4, trained)
+    ready = SimpleNamespace(
+        dataset=SimpleNamespace(kind="labelled"), model=None, calibration="for thresholds", target="accuracy"
+    )
+    listener, chosen = Listener(), list[str]()
+    job: Any = SimpleNamespace(options=None, ready=ready, run=None, meter=None, reporter=listener)
+    replaced: dict[str, Any] = {
+        "compares_exits": lambda _options: True,
+        "depth_taps": lambda _model: ["tap"],
+        "_timed": lambda _run, _step: nullcontext(),
+        "trained_heads": lambda _job: ({}, None),
+        "depth_candidate": lambda *_: exits,
+        "train_everything": lambda _job, _given, least: (made.conversion, made.tuned) if least == 0.9 else None,
+        "trained_worth": lambda _job, _plan, chain, _cost, judged: chain.on[judged],
+        "choose": lambda _job, conversion, _evaluation: chosen.append(conversion),
+    }
+    for name, value in replaced.items():
+        monkeypatch.setattr(pipeline, name, value)
+    conversion, tuned = pipeline.train_and_compare(job, None)
+    best = made if trained > 0.2 else exits
+    assert (conversion, tuned) == (best.conversion, best.tuned)
+    assert chosen == ([] if best is made else ["exits"])
+    assert len(listener.texts) == len(chosen)
+
+
+class Made:
+    """A finished conversion: its rewards on the images for plans, and on those for thresholds."""
+
+    def __init__(self, name: str, before: float, fair: float) -> None:
+        self.conversion: Any = name
+        self.evaluation = Evaluation(0.9, 0.5, before, {})
+        self.tuned: Any = SimpleNamespace(chain=SimpleNamespace(on={"for thresholds": Evaluation(0.9, 0.5, fair, {})}))
