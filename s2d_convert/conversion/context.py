@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from s2d_convert.frontend.reference import StaticModel
 from s2d_convert.latency import LatencyMeter
 from s2d_convert.latency.device_table import Table
 from s2d_convert.latency.layout import layout_block
-from s2d_convert.latency.meter import Meter
+from s2d_convert.latency.meter import Meter, interleave
 from s2d_convert.network.masks import Masks
 from s2d_convert.network.staged_net import StagedNet
 from s2d_convert.plans.weights import Weights
@@ -46,6 +46,7 @@ NO_TRAINING = Timetable(heads=0.2, search=0.6, first_round=0.85, finals=0.85, tr
 FEW_EPOCHS, FEW_SEEN = 10.0, 8000  # of the long training at even shares of the time: epochs; images seen in all
 FEW_SOLVES = 30  # rough ones: the statistics, and the first plans of a search
 FIRST_CHAIN = 0.5  # of the static model's work, where no budget says more
+IMAGE_SECONDS = 0.2  # for timing the static model on this machine where latencies are another device's
 LEAST_HALF = 200  # images; with fewer, chance alone would choose the thresholds
 
 
@@ -170,12 +171,11 @@ class Job:
     @cached_property
     def image_seconds(self) -> float:
         """How long the static model takes for an image on this machine, for whatever device the plans are."""
-        here = (
-            self.meter
-            if self.ready.table is None
-            else make_meter(replace(self.ready, table=None), self.options.running)
-        )
-        return here.measure([]).reference_ms / 1e3 / self.options.batch
+        batch = self.options.batch
+        if self.ready.table is None:
+            return self.meter.measure([]).reference_ms / 1e3 / batch
+        whole = partial(self.timed_static.outputs, timing_images(self.ready, batch))
+        return float(np.median(interleave([whole], IMAGE_SECONDS))) / batch
 
     @cached_property
     def overhead_ms(self) -> tuple[float, float]:

@@ -100,12 +100,13 @@ def job_of(seconds: float | None, *, image_ms: float, images: int) -> Job:
 
 def test_steps_are_timed_on_this_machine_for_whatever_device_the_plans_are(monkeypatch: pytest.MonkeyPatch) -> None:
     board: Any = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=5000.0))
-    here = SimpleNamespace(measure=lambda _models: SimpleNamespace(reference_ms=4.0))
-    monkeypatch.setattr(context, "make_meter", lambda ready, _running: here if ready.table is None else board)
+    monkeypatch.setattr(context, "interleave", lambda calls, _seconds: np.array([[calls[0]()]] * 9))
+    monkeypatch.setattr(context, "timing_images", lambda _ready, batch: 0.003 * batch)
     options, unused = SimpleNamespace(running=None, batch=2), cast("Any", None)
     ready = replace(prepared(answered(10)), table=board)
     job = Job(cast("Any", options), ready, unused, unused, lambda *_: board)
-    assert job.image_seconds == pytest.approx(0.002)
+    vars(job)["timed_static"] = SimpleNamespace(outputs=lambda seconds: seconds)
+    assert job.image_seconds == pytest.approx(0.003)
 
 
 def test_the_time_goes_where_it_helps() -> None:
