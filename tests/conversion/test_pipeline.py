@@ -1,4 +1,4 @@
-"""Notes of the pipeline: the predicted latency, how the time was spent; and the folders that it refuses."""
+"""The pipeline: its notes on the predicted latency and on the time, the folders that it refuses, and what it compares."""
 
 from __future__ import annotations
 
